@@ -1,0 +1,95 @@
+"""From an environment's name to a batch of environments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+import gymnasium
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
+from gymnasium.wrappers import RecordEpisodeStatistics
+
+from ..errors import EnvironmentFailure
+from .serial import SerialVectorEnv
+from .vector import VectorEnv
+
+Wrapper = Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]
+
+
+def make_vector_env(
+    id: str,  # noqa: A002
+    num_envs: int = 1,
+    *,
+    wrappers: Sequence[Wrapper] = (),
+    **kwargs: Any,
+) -> VectorEnv:
+    """A batch of Gymnasium environments in this process.
+
+    Args:
+        id: a registered name, or `module:Name` to import the module that registers it.
+        num_envs: how many, at least 1.
+        wrappers: for each environment, the first one innermost.
+        kwargs: for `gymnasium.make`.
+
+    Raises:
+        EnvironmentFailure: if it does not exist, lacks a package, or cannot be made as asked.
+
+    """
+    maker = partial(make_env, id, wrappers=wrappers, **kwargs)
+    return VectorEnv(SerialVectorEnv([maker] * num_envs))
+
+
+def make_atari_env(id: str, num_envs: int = 1, *, num_threads: int = 0, **kwargs: Any) -> VectorEnv:  # noqa: A002
+    """A batch of Atari games in ale-py's native vector environment: grey 84x84, 4 frames stacked, 4 skipped.
+
+    Args:
+        id: `ALE/<Game>-v5`; of the name only the game counts, every option is a keyword.
+        num_envs: how many, at least 1.
+        num_threads: of the emulator; 0 chooses.
+        kwargs: for `ale_py.vector_env.AtariVectorEnv`; rewards are not clipped unless asked for.
+
+    Raises:
+        EnvironmentFailure: if ale-py or the game is missing.
+
+    """
+    try:
+        from ale_py.vector_env import AtariVectorEnv
+    except ImportError as error:
+        raise EnvironmentFailure(f"environment {id!r} needs ale-py: pip install 'torchppo[atari]'") from error
+    spec = gymnasium.registry.get(id)
+    if spec is None or "game" not in spec.kwargs:
+        games = [name for name in gymnasium.registry if name.startswith("ALE/")]
+        raise EnvironmentFailure(f"there is no Atari game {id!r}{_nearest(id, games)}")
+    kwargs = {"reward_clipping": False, **kwargs}
+    game = spec.kwargs["game"]
+    vector = AtariVectorEnv(game, num_envs, num_threads=num_threads, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
+    return VectorEnv(vector)
+
+
+def make_env(id: str, *, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa: A002
+    """One Gymnasium environment with its wrappers, the first one innermost.
+
+    Raises:
+        EnvironmentFailure: if it does not exist, lacks a package, or cannot be made as asked.
+
+    """
+    try:
+        env = gymnasium.make(id, disable_env_checker=True, **kwargs)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise EnvironmentFailure(f"environment {id!r} needs a package that is missing: {error}") from error
+    except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
+        hint = _nearest(id, gymnasium.registry) if isinstance(error, gymnasium.error.UnregisteredEnv) else ""
+        raise EnvironmentFailure(f"environment {id!r} cannot be made: {' '.join(str(error).split())}{hint}") from error
+    if wrappers:
+        env = RecordEpisodeStatistics(env)  # innermost: the environment's own reward, whatever wrappers make of it
+    for wrapper in wrappers:
+        env = wrapper(env)
+    return env
+
+
+def _nearest(name: str, candidates: Iterable[str]) -> str:
+    matches = get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

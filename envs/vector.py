@@ -1,0 +1,142 @@
+"""A Gymnasium vector environment as a TorchRL environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
+from numpy.typing import NDArray
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from ..errors import EnvironmentFailure
+from .spaces import action_spec, observation_spec
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class VectorEnv(EnvBase):  # type: ignore[misc]
+    """TorchRL's view of a Gymnasium vector environment that does not reset by itself.
+
+    `step_arrays` and `reset_arrays` are the same steps on NumPy arrays, for a collector that cannot pay
+    for a TensorDict at every step. Actions outside a bounded space are clipped on their way to the
+    environment; the action in the data stays the policy's own. `episode_reward` (raw, also under
+    reward-changing wrappers) and `step_count` are what TorchRL's `RewardSum` and `StepCounter` write.
+
+    Args:
+        vector: an environment in `AutoresetMode.DISABLED`, so that the last observation of an episode is
+            the true one and the next episode starts when it is asked to.
+
+    Raises:
+        EnvironmentFailure: if a space has no spec, or the vector environment resets by itself.
+
+    """
+
+    def __init__(self, vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:
+        """Read the specs from the spaces."""
+        super().__init__(device="cpu", batch_size=[vector.num_envs])
+        mode = vector.metadata.get("autoreset_mode")
+        if mode is not AutoresetMode.DISABLED:
+            raise EnvironmentFailure(f"{vector} resets by itself ({mode}); make it with AutoresetMode.DISABLED")
+        self.vector = vector
+        self.num_envs: int = vector.num_envs
+        space = vector.single_action_space
+        self._bounds = (space.low, space.high) if isinstance(space, spaces.Box) else None
+        self._start = space.start if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) else None
+        self._dtype = space.dtype
+        self._seeds: NDArray[np.int64] | None = None
+        self._episode_reward = np.zeros(self.num_envs)
+        self._step_count = np.zeros(self.num_envs, np.int64)
+        batch = (self.num_envs,)
+        observation, action = observation_spec(vector.single_observation_space), action_spec(space)
+        self.observation_spec = Composite(
+            observation=observation.expand(*batch, *observation.shape),
+            episode_reward=Unbounded((*batch, 1)),
+            step_count=Unbounded((*batch, 1), dtype=torch.int64),
+            shape=batch,
+        )
+        self.action_spec = action.expand(*batch, *action.shape)
+        self.reward_spec = Unbounded((*batch, 1))
+        self.done_spec = Composite(
+            {key: Categorical(2, (*batch, 1), dtype=torch.bool) for key in ("done", "terminated", "truncated")},
+            shape=batch,
+        )
+
+    def reset_arrays(self, mask: NDArray[np.bool_] | None = None) -> NDArray[Any]:
+        """Start new episodes everywhere, or where `mask` (`[num_envs]`) is set.
+
+        Returns:
+            The current observations of all environments, `[num_envs, *observation]`; the next step may
+            overwrite them.
+
+        """
+        seeds, self._seeds = self._seeds, None
+        self._episode_reward[... if mask is None else mask] = 0.0
+        self._step_count[... if mask is None else mask] = 0
+        observation, _ = self.vector.reset(seed=seeds, options=None if mask is None else {"reset_mask": mask})
+        return observation
+
+    def step_arrays(self, action: NDArray[Any]) -> Arrays:
+        """Step every environment once.
+
+        Args:
+            action: `[num_envs, *action]`, as the policy chose it.
+
+        Returns:
+            Arrays `[num_envs, ...]` under TorchRL's names: the true next `observation`, `reward`,
+            `terminated`, `truncated`, `done`, `episode_reward`, `step_count`. The next step may overwrite
+            them.
+
+        """
+        if self._bounds is not None:
+            action = np.clip(action, *self._bounds)
+        elif self._start is not None:
+            action = action + self._start
+        observation, reward, terminated, truncated, info = self.vector.step(action.astype(self._dtype, copy=False))
+        self._episode_reward += reward
+        self._step_count += 1
+        for index, episode in info.get("episode", {}).items():
+            self._episode_reward[index] = episode["r"]
+        return {
+            "observation": observation,
+            "reward": reward,
+            "terminated": terminated,
+            "truncated": truncated,
+            "done": terminated | truncated,
+            "episode_reward": self._episode_reward,
+            "step_count": self._step_count,
+        }
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        arrays = {
+            "observation": self.reset_arrays(None if mask is None else mask.squeeze(-1).numpy()),
+            "episode_reward": self._episode_reward,
+            "step_count": self._step_count,
+        }
+        return self._as_tensordict(arrays)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return self._as_tensordict(self.step_arrays(tensordict["action"].numpy()))
+
+    def _as_tensordict(self, arrays: Arrays) -> TensorDictBase:
+        specs = {**self.observation_spec, **self.done_spec, "reward": self.reward_spec}
+        tensors = {
+            key: torch.tensor(array, dtype=specs[key].dtype).reshape(specs[key].shape) for key, array in arrays.items()
+        }
+        return TensorDict(tensors, self.batch_size)
+
+    def _set_seed(self, seed: int | None) -> None:
+        """Give every environment a seed of its own at the next full reset."""
+        self._seeds = np.random.SeedSequence(seed).generate_state(self.num_envs).astype(np.int64) >> 1
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Close the environments."""
+        if not self.is_closed:
+            self.vector.close()
+        super().close(raise_if_closed=raise_if_closed)

@@ -1,0 +1,1 @@
+"""Networks, heads, normalisers, objectives and schedules: torch alone."""

@@ -1,0 +1,106 @@
+"""Bodies: from one observation's shape to a module that turns observations into features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchrl.modules import MLP as TorchRLMLP
+from torchrl.modules import ConvNet
+
+from ..errors import ConfigurationError
+
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU}
+
+
+def orthogonal_(module: nn.Module, gain: float) -> nn.Module:
+    """Initialise every linear and convolutional layer: orthogonal weights of `gain`, zero biases.
+
+    Source: Saxe et al. 2014; the gains of Engstrom et al. 2020 are sqrt(2) for bodies, 0.01 for the
+    policy's last layer, 1 for the critic's.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.orthogonal_(layer.weight, gain)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return module
+
+
+def mlp(
+    shape: torch.Size,
+    num_cells: Sequence[int] = (64, 64),
+    activation: str = "tanh",
+    layer_norm: bool = False,
+) -> nn.Module:
+    """A multilayer perceptron over a flattened observation.
+
+    Args:
+        shape: of one observation.
+        num_cells: width of every layer, at least one.
+        activation: after every layer, one of `ACTIVATIONS`.
+        layer_norm: whether to normalise before every activation.
+
+    Returns:
+        A module `[*, *shape] -> [*, num_cells[-1]]`.
+
+    Raises:
+        ConfigurationError: if the activation is unknown or there is no layer.
+
+    """
+    if activation not in ACTIVATIONS:
+        raise ConfigurationError(f"activation={activation!r} is unknown; one of {', '.join(ACTIVATIONS)}")
+    if not num_cells:
+        raise ConfigurationError("num_cells=[] has no layer; give at least one width")
+    body = TorchRLMLP(
+        in_features=math.prod(shape),
+        out_features=num_cells[-1],
+        num_cells=list(num_cells[:-1]),
+        activation_class=ACTIVATIONS[activation],
+        norm_class=nn.LayerNorm if layer_norm else None,
+        norm_kwargs=[{"normalized_shape": width} for width in num_cells] if layer_norm else None,
+        activate_last_layer=True,
+    )
+    flatten = nn.Flatten(-len(shape)) if len(shape) > 1 else nn.Identity()
+    return nn.Sequential(flatten, orthogonal_(body, math.sqrt(2)))
+
+
+class Scale(nn.Module):
+    """Bytes to floats in [0, 1]."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`uint8 [*] -> float32 [*]`."""
+        return image / 255.0
+
+
+def nature_cnn(shape: torch.Size, num_features: int = 512) -> nn.Module:
+    """The convolutional network of Mnih et al. 2015 over stacked byte images, channels first.
+
+    Args:
+        shape: of one observation, `[channels, height, width]`, at least 36 pixels each way.
+        num_features: width of the layer after the convolutions.
+
+    Returns:
+        A module `[*, *shape] -> [*, num_features]`.
+
+    Raises:
+        ConfigurationError: if the observation is no such image.
+
+    """
+    if len(shape) != 3 or min(shape[1:]) < 36:
+        raise ConfigurationError(
+            f"policy=cnn reads images [channels, height, width] of at least 36x36 pixels, not observations of "
+            f"shape {list(shape)}; use policy=mlp, or wrappers that bring the channels to the front"
+        )
+    convolutions = ConvNet(
+        in_features=shape[0],
+        num_cells=[32, 64, 64],
+        kernel_sizes=[8, 4, 3],
+        strides=[4, 2, 1],
+        activation_class=nn.ReLU,
+    )
+    width = convolutions(torch.zeros(1, *shape)).shape[-1]
+    body = nn.Sequential(convolutions, nn.Linear(width, num_features), nn.ReLU())
+    return nn.Sequential(Scale(), orthogonal_(body, math.sqrt(2)))

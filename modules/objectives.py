@@ -1,0 +1,264 @@
+"""The losses of proximal policy optimisation.
+
+Our own, because TorchRL's report the biased estimate of the KL (k1), adapt the penalty in every forward,
+and take twice as long; its `ClipPPOLoss(functional=False)` keeps the same contract and can be put here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol, runtime_checkable
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase, TensorDictSequential
+from torch import Tensor, nn
+from torch import distributions as D  # noqa: N812
+
+from ..errors import ConfigurationError
+from .normalizers import Reduce, alone
+
+LOSS_PREFIX = "loss_"
+
+
+@runtime_checkable
+class Adaptive(Protocol):
+    """An objective with a coefficient that the measured KL moves, once per rollout."""
+
+    def adapt(self, rollout: TensorDictBase, reduce: Reduce) -> None:
+        """Change the coefficient after the last epoch on `rollout`."""
+
+
+def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_epsilon: Tensor) -> Tensor:
+    """L_clip(theta) = min(r A, clip(r, 1 - epsilon, 1 + epsilon) A), with r = exp(log_ratio).
+
+    Source: Schulman et al. 2017, eq. 7. Shapes: `[batch], [batch], [] -> [batch]`, to be maximised.
+    """
+    ratio = log_ratio.exp()
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon) * advantage)
+
+
+def kl_estimate(log_ratio: Tensor) -> Tensor:
+    """KL(old || new) from samples of the old policy: r - 1 - log r >= 0, with r = new / old.
+
+    Source: Schulman 2020, "Approximating KL divergence", k3. Shapes: `[batch] -> [batch]`.
+    """
+    return log_ratio.expm1() - log_ratio
+
+
+def kl_between(old: D.Distribution, new: D.Distribution, log_ratio: Tensor) -> Tensor:
+    """KL(old || new) in every state, analytic where PyTorch knows it, else `kl_estimate`: `[batch]`."""
+    if isinstance(new, D.TransformedDistribution):
+        return kl_estimate(log_ratio)
+    return D.kl_divergence(old, new)
+
+
+def squared_error(value: Tensor, target: Tensor, old_value: Tensor, clip_value: float | None) -> Tensor:
+    """(V - R)^2, or with `clip_value` max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2).
+
+    Source: the value clipping of OpenAI Baselines' ppo2. Shapes: all `[batch, 1]`.
+
+    Raises:
+        ValueError: if the shapes differ; broadcasting would compare every value with every target.
+
+    """
+    if value.shape != target.shape:
+        raise ValueError(f"state_value {list(value.shape)} and value_target {list(target.shape)} differ in shape")
+    error = (value - target).square()
+    if clip_value is None:
+        return error
+    clipped = old_value + (value - old_value).clamp(-clip_value, clip_value)
+    return torch.maximum(error, (clipped - target).square())
+
+
+class PPOLoss(nn.Module, ABC):
+    """What both objectives share: the value loss, the entropy bonus and the KL monitor.
+
+    Args:
+        actor_network: writes the distribution of `action`.
+        critic_network: writes `state_value` `[batch, 1]`.
+        entropy_coeff: weight of the entropy bonus (c2).
+        critic_coeff: weight of the value loss (c1).
+        clip_value: largest change of a value that is not clipped, in units of the value; none: no clipping.
+
+    `forward` reads `action`, `action_log_prob`, `advantage`, `value_target`, `state_value`, the
+    distribution's parameters and what the networks read, all `[batch, ...]`, and returns scalars:
+    `loss_objective`, `loss_critic`, `loss_entropy` (their sum is minimised) and the metrics `kl_approx`,
+    `entropy`, `clip_fraction`.
+
+    """
+
+    entropy_coeff: Tensor
+    critic_coeff: Tensor
+
+    def __init__(
+        self,
+        actor_network: ProbabilisticTensorDictSequential,
+        critic_network: TensorDictModuleBase,
+        *,
+        entropy_coeff: float,
+        critic_coeff: float,
+        clip_value: float | None,
+    ) -> None:
+        """Keep the networks and the coefficients."""
+        super().__init__()
+        self.actor_network = actor_network
+        self.critic_network = critic_network
+        self.clip_value = clip_value
+        # Buffers, so that a compiled graph sees a schedule move them; not saved: the configuration owns them.
+        self.register_buffer("entropy_coeff", torch.tensor(float(entropy_coeff)), persistent=False)
+        self.register_buffer("critic_coeff", torch.tensor(float(critic_coeff)), persistent=False)
+        self._value_head = (after_shared_trunk(actor_network, critic_network),)  # a tuple: not registered twice
+
+    @abstractmethod
+    def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
+        """The loss of the policy in every sample: `[batch]` each."""
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Losses and metrics of one minibatch `[batch]`."""
+        data = tensordict.copy()
+        old = self.actor_network.build_dist_from_params(data)
+        new = self.actor_network.get_dist(data)
+        log_ratio = new.log_prob(data["action"]) - data["action_log_prob"]
+        kl = kl_between(old, new, log_ratio)
+        entropy = entropy_of(new).mean()
+        value = self._value_head[0](data)["state_value"]
+        error = squared_error(value, data["value_target"], tensordict["state_value"], self.clip_value)
+        return TensorDict(
+            {
+                "loss_objective": self.policy_loss(log_ratio, data["advantage"].squeeze(-1), kl).mean(),
+                "loss_critic": self.critic_coeff * error.mean(),
+                "loss_entropy": -self.entropy_coeff * entropy,
+                "kl_approx": kl.detach().mean(),
+                "entropy": entropy.detach(),
+                "clip_fraction": self.clip_fraction(log_ratio.detach()),
+            }
+        )
+
+    def clip_fraction(self, log_ratio: Tensor) -> Tensor:
+        """Part of the samples whose ratio is outside of the clip range: `[batch] -> []`."""
+        return torch.zeros_like(log_ratio).mean()
+
+
+class ClipPPOLoss(PPOLoss):
+    """The clipped objective (Schulman et al. 2017, eq. 7 and 9).
+
+    Args:
+        actor_network: see `PPOLoss`.
+        critic_network: see `PPOLoss`.
+        clip_epsilon: distance from 1 at which the ratio stops counting.
+        entropy_coeff: see `PPOLoss`.
+        critic_coeff: see `PPOLoss`.
+        clip_value: see `PPOLoss`.
+
+    """
+
+    clip_epsilon: Tensor
+
+    def __init__(
+        self,
+        actor_network: ProbabilisticTensorDictSequential,
+        critic_network: TensorDictModuleBase,
+        *,
+        clip_epsilon: float = 0.2,
+        entropy_coeff: float = 0.0,
+        critic_coeff: float = 0.5,
+        clip_value: float | None = None,
+    ) -> None:
+        """Add the clip range."""
+        super().__init__(
+            actor_network, critic_network, entropy_coeff=entropy_coeff, critic_coeff=critic_coeff, clip_value=clip_value
+        )
+        if clip_epsilon <= 0:
+            raise ConfigurationError(f"objective.clip_epsilon={clip_epsilon} must be positive; 0.2 is usual")
+        self.register_buffer("clip_epsilon", torch.tensor(float(clip_epsilon)), persistent=False)
+
+    def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
+        """The negative of `clipped_surrogate`."""
+        return -clipped_surrogate(log_ratio, advantage, self.clip_epsilon)
+
+    def clip_fraction(self, log_ratio: Tensor) -> Tensor:
+        """Part of the samples with |r - 1| > epsilon."""
+        return (log_ratio.expm1().abs() > self.clip_epsilon).float().mean()
+
+
+class KLPENPPOLoss(PPOLoss):
+    """The objective with an adaptive KL penalty (Schulman et al. 2017, eq. 8).
+
+    `beta` changes in `adapt` alone, once per rollout: doubled where the KL over the whole rollout is above
+    1.5 x `dtarg`, halved where it is below `dtarg` / 1.5, and kept within bounds.
+
+    Args:
+        actor_network: see `PPOLoss`.
+        critic_network: see `PPOLoss`.
+        beta: initial weight of the penalty.
+        dtarg: target of the KL per rollout, in nats.
+        beta_min: smallest weight.
+        beta_max: largest weight.
+        entropy_coeff: see `PPOLoss`.
+        critic_coeff: see `PPOLoss`.
+        clip_value: see `PPOLoss`.
+
+    """
+
+    beta: Tensor
+
+    def __init__(
+        self,
+        actor_network: ProbabilisticTensorDictSequential,
+        critic_network: TensorDictModuleBase,
+        *,
+        beta: float = 1.0,
+        dtarg: float = 0.01,
+        beta_min: float = 1e-3,
+        beta_max: float = 1e3,
+        entropy_coeff: float = 0.0,
+        critic_coeff: float = 0.5,
+        clip_value: float | None = None,
+    ) -> None:
+        """Add the penalty; `beta` is a state of the training and saved with it."""
+        super().__init__(
+            actor_network, critic_network, entropy_coeff=entropy_coeff, critic_coeff=critic_coeff, clip_value=clip_value
+        )
+        if not 0 < beta_min <= beta <= beta_max:
+            raise ConfigurationError(
+                f"objective.beta={beta} must lie within beta_min={beta_min} and beta_max={beta_max}, both positive"
+            )
+        self.dtarg = dtarg
+        self.beta_min = beta_min
+        self.beta_max = beta_max
+        self.register_buffer("beta", torch.tensor(float(beta)))
+
+    def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
+        """-(r A - beta KL(old || new))."""
+        return self.beta * kl - log_ratio.exp() * advantage
+
+    @torch.no_grad()
+    def adapt(self, rollout: TensorDictBase, reduce: Reduce = alone) -> None:
+        """Move `beta` by the mean KL over all states of `rollout`, `[*]`, and all ranks."""
+        data = rollout.copy()
+        old = self.actor_network.build_dist_from_params(data)
+        new = self.actor_network.get_dist(data)
+        kl = kl_between(old, new, new.log_prob(data["action"]) - data["action_log_prob"])
+        total, count = reduce(torch.stack([kl.sum(), kl.new_tensor(float(kl.numel()))]))
+        self.beta.copy_(self.adapted(total / count))
+
+    def adapted(self, kl: Tensor) -> Tensor:
+        """The next `beta` after a rollout whose mean KL was `kl`: `[] -> []`."""
+        factor = torch.where(kl > 1.5 * self.dtarg, 2.0, torch.where(kl < self.dtarg / 1.5, 0.5, 1.0))
+        return (self.beta * factor).clamp(self.beta_min, self.beta_max)
+
+
+def entropy_of(distribution: D.Distribution) -> Tensor:
+    """Analytic entropy, or minus the log-probability of one sample where there is none: `[batch]`."""
+    if isinstance(distribution, D.TransformedDistribution):
+        return -distribution.log_prob(distribution.rsample())
+    return distribution.entropy()
+
+
+def after_shared_trunk(actor: ProbabilisticTensorDictSequential, critic: TensorDictModuleBase) -> TensorDictModuleBase:
+    """What of the critic is left to run where the actor has already run: all, or all but a shared trunk."""
+    if not isinstance(critic, TensorDictSequential):
+        return critic
+    done = set(actor.modules())
+    return TensorDictSequential(*[module for module in critic.module if module not in done])

@@ -1,0 +1,25 @@
+"""Factors of a coefficient over a training: `progress` runs from 0 to 1."""
+
+from __future__ import annotations
+
+import math
+
+
+def constant(progress: float) -> float:
+    """1 throughout."""
+    return 1.0
+
+
+def linear(progress: float, final: float = 0.0) -> float:
+    """A straight line from 1 to `final`."""
+    return 1.0 + (final - 1.0) * progress
+
+
+def cosine(progress: float, final: float = 0.0) -> float:
+    """Half a cosine wave from 1 to `final` (Loshchilov and Hutter 2017, eq. 5)."""
+    return final + (1.0 - final) * (1.0 + math.cos(math.pi * progress)) / 2.0
+
+
+def step(progress: float, gamma: float = 0.5, num_steps: int = 4) -> float:
+    """Multiplied by `gamma` at the end of every `num_steps`-th part of the training."""
+    return gamma ** min(int(progress * num_steps), num_steps - 1)

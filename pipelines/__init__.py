@@ -1,0 +1,1 @@
+"""What runs: collectors, the LightningModule, training, evaluation, the command line."""

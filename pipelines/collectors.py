@@ -1,0 +1,151 @@
+"""From an environment and a policy to rollouts of a fixed length."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
+
+from ..envs import VectorEnv
+from ..errors import ConfigurationError, NumericalError
+from .policy_step import PolicyStep
+
+
+class Collector:
+    """Rollouts `[num_envs, frames_per_env]` from a batched environment, the policy acting as it is now.
+
+    A sized iterable, so it is a Trainer's dataloader as it stands; Lightning does not prefetch from sized
+    loaders, and each rollout therefore sees the weights of the last update. Episodes run on from one
+    rollout into the next.
+
+    A rollout holds `observation`, `is_init`, what the policy writes (`action`, `action_log_prob`, the
+    parameters of the distribution), and under `next` the true next `observation` (also where an episode
+    ends), `reward`, `terminated`, `truncated`, `done`, `episode_reward` (raw) and `step_count`.
+
+    Args:
+        env: a batched environment; a `VectorEnv` is stepped on NumPy arrays, any other through TorchRL.
+        policy: reads observations, writes `action` and `action_log_prob`.
+        frames_per_env: length of a rollout.
+        total_frames: environment steps over all environments and ranks after which iteration ends.
+        compile: whether to compile the policy's step.
+
+    Raises:
+        ConfigurationError: if the numbers are not positive.
+        NumericalError: while iterating, at the first observation or reward that is not finite.
+
+    """
+
+    def __init__(
+        self,
+        env: EnvBase,
+        policy: TensorDictModuleBase,
+        *,
+        frames_per_env: int,
+        total_frames: int,
+        compile: bool = False,  # noqa: A002
+    ) -> None:
+        """Nothing is stepped before the first rollout is asked for."""
+        for name, value in (("collector.frames_per_env", frames_per_env), ("total_frames", total_frames)):
+            if value < 1:
+                raise ConfigurationError(f"{name}={value} must be at least 1")
+        self.env = env
+        self.frames_per_env = frames_per_env
+        self.total_frames = total_frames
+        self.seconds = 0.0
+        self._act = PolicyStep(policy, compile=compile)
+        self._rollout = self._rollout_of_arrays if isinstance(env, VectorEnv) else self._rollout_of_tensordicts
+        self._carrier: Any = None
+
+    @property
+    def frames_per_batch(self) -> int:
+        """Environment steps in one rollout of this rank."""
+        return int(self.env.batch_size.numel()) * self.frames_per_env
+
+    def __len__(self) -> int:
+        """The number of rollouts on each rank."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        num_ranks = torch.distributed.get_world_size() if distributed else 1
+        return -(-self.total_frames // (self.frames_per_batch * num_ranks))
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        """Collect, rollout by rollout."""
+        for _ in range(len(self)):
+            start = time.perf_counter()
+            with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+                rollout = checked(self._rollout())
+            self.seconds = time.perf_counter() - start
+            yield rollout
+
+    def _rollout_of_arrays(self) -> TensorDictBase:
+        env, act, steps = self.env, self._act, self.frames_per_env
+        if self._carrier is None:
+            self._carrier = np.array(env.reset_arrays()), np.ones(env.num_envs, np.bool_)
+        observation, is_init = self._carrier
+        act.begin(steps)
+        observations = np.empty((steps, *observation.shape), observation.dtype)
+        inits = np.empty((steps, env.num_envs), np.bool_)
+        following: dict[str, NDArray[Any]] = {}
+        for step in range(steps):
+            observations[step] = observation
+            inits[step] = is_init
+            arrays = env.step_arrays(act(step, observations[step]))
+            if not following:
+                following = {key: np.empty((steps, *array.shape), array.dtype) for key, array in arrays.items()}
+            for key, array in arrays.items():
+                following[key][step] = array
+            is_init = following["done"][step]
+            observation = env.reset_arrays(is_init) if is_init.any() else arrays["observation"]
+        self._carrier = np.array(observation), is_init
+        return batch_major(observations, inits, act.stored(), following)
+
+    def _rollout_of_tensordicts(self) -> TensorDictBase:
+        carrier = self.env.reset() if self._carrier is None else self._carrier
+        if "is_init" not in carrier:
+            carrier["is_init"] = torch.ones_like(carrier["done"])
+        steps = []
+        for _ in range(self.frames_per_env):
+            stepped, carrier = self.env.step_and_maybe_reset(self._act.policy(carrier))
+            carrier["is_init"] = stepped["next", "done"]
+            steps.append(stepped)
+        self._carrier = carrier
+        return torch.stack(steps, dim=-1)
+
+
+def batch_major(
+    observations: NDArray[Any], inits: NDArray[np.bool_], written: dict[Any, Tensor], following: dict[str, NDArray[Any]]
+) -> TensorDictBase:
+    """Time-major storage `[time, num_envs, ...]` as a TensorDict `[num_envs, time]`, without a copy of observations."""
+    scalars = {key: torch.from_numpy(array).unsqueeze(-1) for key, array in following.items() if key != "observation"}
+    scalars["reward"] = scalars["reward"].float()
+    data = {
+        "observation": torch.from_numpy(observations),
+        "is_init": torch.from_numpy(inits).unsqueeze(-1),
+        **written,
+        "next": {"observation": torch.from_numpy(following["observation"]), **scalars},
+    }
+    return TensorDict(data, batch_size=inits.shape).transpose(0, 1)
+
+
+def checked(rollout: TensorDictBase) -> TensorDictBase:
+    """The rollout, if every observation and reward in it is finite.
+
+    Raises:
+        NumericalError: naming the environment, the step of the rollout and the key.
+
+    """
+    for key in (("next", "observation"), ("next", "reward")):
+        values = rollout[key]
+        if values.is_floating_point() and not values.sum().isfinite() and not values.isfinite().all():
+            env, step = (~values.isfinite()).flatten(2).any(-1).nonzero()[0].tolist()
+            bad = values[env, step]
+            first = bad[~bad.isfinite()][0].item()
+            raise NumericalError(f"{key[1]} of environment {env} is {first} at step {step} of the rollout; mend the environment")
+    return rollout

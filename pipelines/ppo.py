@@ -1,0 +1,217 @@
+"""The binding: estimator, objective, update and schedules inside a LightningModule."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchrl.objectives.value import ValueEstimatorBase
+
+from ..errors import NumericalError
+from ..modules.normalizers import ObservationNormalizer
+from ..modules.objectives import Adaptive
+from .optimization import CompiledStep, EagerStep
+from .ranks import normalized, num_ranks, summed
+from .updates import MinibatchUpdate
+
+Schedule = Callable[[float], float]
+
+
+class PPO(LightningModule):
+    """Proximal policy optimisation: one Lightning batch is one rollout, and optimisation is manual inside.
+
+    Args:
+        objective: `td -> td` of `loss_*` and metrics, with `actor_network` and `critic_network`; ours, or
+            a TorchRL `LossModule` made with `functional=False`.
+        estimator: `td -> td`, writes `advantage` and `value_target` from `state_value` and
+            `("next", "state_value")`.
+        update: epochs, minibatches and early stop.
+        optimizer: makes the optimiser from the parameters.
+        total_frames: environment steps of the whole training, over which the schedules run.
+        schedules: factors of `lr`, `clip_epsilon` or `entropy_coeff` over the training's progress.
+        reward_normalizer: what learning sees of the rewards; none: the rewards themselves.
+        max_grad_norm: limit of the gradients' global norm.
+        normalize_advantage: to mean 0 and standard deviation 1 over each rollout and all ranks.
+        value_pretraining: the number of first rollouts that train the critic alone.
+        compile: whether an optimiser step is one compiled graph.
+        config: a plain dictionary to keep in every checkpoint, from which the command line rebuilds.
+
+    """
+
+    grad_norm: Tensor
+    policy_weight: Tensor
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        estimator: ValueEstimatorBase,
+        update: MinibatchUpdate,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        *,
+        total_frames: int,
+        schedules: Mapping[str, Schedule] | None = None,
+        reward_normalizer: nn.Module | None = None,
+        max_grad_norm: float = 0.5,
+        normalize_advantage: bool = True,
+        value_pretraining: int = 0,
+        compile: bool = False,  # noqa: A002
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        """Keep the parts; nothing is allocated before the training starts."""
+        super().__init__()
+        self.automatic_optimization = False
+        self.objective = objective
+        self.estimator = estimator
+        self.update = update
+        self.total_frames = total_frames
+        self.reward_normalizer = reward_normalizer
+        self.max_grad_norm = max_grad_norm
+        self.normalize_advantage = normalize_advantage
+        self.value_pretraining = value_pretraining
+        self.compile_step = compile
+        self.config = config or {}
+        self.frames = 0
+        self.num_rollouts = 0
+        self.episodes: deque[tuple[float, int]] = deque(maxlen=100)
+        self.num_episodes = 0
+        self.seconds = {"estimate": 0.0, "update": 0.0}
+        self.register_buffer("policy_weight", torch.ones(()), persistent=False)
+        self.register_buffer("grad_norm", torch.zeros(()), persistent=False)
+        self._make_optimizer = optimizer
+        self._schedules = dict(schedules or {})
+        self._initial = {name: float(getattr(objective, name)) for name in self._schedules if name != "lr"}
+        self._step: EagerStep | CompiledStep | None = None
+
+    @property
+    def actor(self) -> Any:
+        """The policy."""
+        return self.objective.actor_network
+
+    @property
+    def critic(self) -> TensorDictModuleBase:
+        """The value function."""
+        return self.objective.critic_network
+
+    def configure_optimizers(self) -> Optimizer:
+        """One optimiser over all parameters."""
+        return self._make_optimizer(self.objective.parameters())
+
+    def on_train_start(self) -> None:
+        """Choose how a step is taken, now that devices and optimiser exist."""
+        self._step = (CompiledStep if self.compile_step else EagerStep)(self, self.update.kl_limit)
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+
+    def training_step(self, rollout: TensorDictBase) -> None:
+        """Learn from one rollout `[num_envs, time]`."""
+        start = time.perf_counter()
+        self._apply_schedules()
+        data, metrics = self.estimate(rollout)
+        estimated = time.perf_counter()
+        means, num_steps = self.update(data, self._step)
+        self._count_steps(num_steps)
+        if isinstance(self.objective, Adaptive):
+            self.objective.adapt(rollout, summed)
+        for module in self.modules():
+            if isinstance(module, ObservationNormalizer):
+                module.update(rollout[module.key], summed)
+        self.seconds["estimate"] += estimated - start
+        self.seconds["update"] += time.perf_counter() - estimated
+        self._count_frames(rollout)
+        metrics.update({f"train/{name}": value for name, value in zip(self._step.names, means.tolist(), strict=False)})
+        self._report(metrics, num_steps)
+
+    @torch.no_grad()
+    def estimate(self, rollout: TensorDictBase) -> tuple[dict[Any, Tensor], dict[str, float]]:
+        """Advantages and value targets, and the tensors `[frames, ...]` that the update reads.
+
+        Every state is valued once: a next observation that is not the end of an episode is the
+        observation after it, and only true final ones, and the last, are valued apart.
+        """
+        following = rollout["next"]
+        if self.reward_normalizer is not None:
+            reward, done = following["reward"], following["done"]
+            self.reward_normalizer.update(reward, done, summed)
+            following["reward"] = self.reward_normalizer(reward)
+        values = self.critic(rollout.select(*self.critic.in_keys))["state_value"]
+        apart = following["done"].squeeze(-1).clone()
+        apart[:, -1] = True
+        next_values = values.roll(-1, dims=1)
+        next_values[apart] = self.critic(following.select(*self.critic.in_keys)[apart])["state_value"]
+        rollout["state_value"], following["state_value"] = values, next_values
+        self.estimator(rollout)
+        explained = 1 - (rollout["value_target"] - values).var() / (rollout["value_target"].var() + 1e-8)
+        if self.normalize_advantage:
+            rollout["advantage"] = normalized(rollout["advantage"])
+        keys = {*self.actor.in_keys, *self.critic.in_keys, *self.actor.out_keys, "state_value", "advantage", "value_target"}
+        flat = rollout.select(*sorted(keys)).transpose(0, 1).flatten()
+        return dict(flat.items()), {"train/explained_variance": explained.item()}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the gradients, once the precision plugin has taken a loss scale back."""
+        self.grad_norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.max_grad_norm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what resuming and rebuilding need: the configuration and the counters."""
+        checkpoint["torchppo"] = {
+            "config": self.config,
+            "frames": self.frames,
+            "num_rollouts": self.num_rollouts,
+            "num_episodes": self.num_episodes,
+            "episodes": list(self.episodes),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the counters back."""
+        state = checkpoint["torchppo"]
+        self.frames, self.num_rollouts, self.num_episodes = state["frames"], state["num_rollouts"], state["num_episodes"]
+        self.episodes.extend(tuple(episode) for episode in state["episodes"])
+
+    def _apply_schedules(self) -> None:
+        progress = min(self.frames / self.total_frames, 1.0)
+        for name, schedule in self._schedules.items():
+            if name == "lr":
+                for group in self.optimizers(use_pl_optimizer=False).param_groups:
+                    group["lr"] = group["initial_lr"] * schedule(progress)
+            else:
+                getattr(self.objective, name).fill_(self._initial[name] * schedule(progress))
+        self.policy_weight.fill_(float(self.num_rollouts >= self.value_pretraining))
+
+    def _count_steps(self, num_steps: int) -> None:
+        """Make `trainer.global_step` true where steps are taken outside of Lightning's optimiser."""
+        if isinstance(self._step, CompiledStep):
+            progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+            progress.total.ready += num_steps
+            progress.total.completed += num_steps
+
+    def _count_frames(self, rollout: TensorDictBase) -> None:
+        done = rollout["next", "done"]
+        rewards, lengths = (rollout["next", key][done] for key in ("episode_reward", "step_count"))
+        self.episodes.extend(zip(rewards.tolist(), lengths.tolist(), strict=True))
+        self.num_episodes += len(rewards)
+        self.num_rollouts += 1
+        self.frames += rollout.numel() * num_ranks()
+
+    def _report(self, metrics: dict[str, float], num_steps: int) -> None:
+        if self.episodes:
+            rewards, lengths = zip(*self.episodes, strict=True)
+            metrics["rollout/ep_rew_mean"] = sum(rewards) / len(rewards)
+            metrics["rollout/ep_len_mean"] = sum(lengths) / len(lengths)
+        metrics["train/lr"] = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]
+        metrics["train/num_steps"] = float(num_steps)
+        bad = [name for name, value in metrics.items() if value != value or value in (float("inf"), float("-inf"))]
+        if bad:
+            raise NumericalError(
+                f"{bad[0]}={metrics[bad[0]]} after {self.frames} frames; lower optimizer.lr, or look for extreme "
+                "observations and rewards"
+            )
+        self.log_dict({**metrics, "step": float(self.frames)}, batch_size=1)
