@@ -1,7 +1,7 @@
 """What an environment is here: anything steppable, as one batched TorchRL environment."""
 
-from .make import make_atari_env, make_env, make_vector_env
+from .make import make_env, make_vector_env
 from .serial import SerialVectorEnv
 from .vector import VectorEnv
 
-__all__ = ["SerialVectorEnv", "VectorEnv", "make_atari_env", "make_env", "make_vector_env"]
+__all__ = ["SerialVectorEnv", "VectorEnv", "make_env", "make_vector_env"]

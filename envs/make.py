@@ -12,7 +12,8 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics
 
-from ..errors import EnvironmentFailure
+from ..errors import ConfigurationError, EnvironmentFailure
+from .same_step import ResetWhenTold
 from .serial import SerialVectorEnv
 from .vector import VectorEnv
 
@@ -24,35 +25,44 @@ def make_vector_env(
     num_envs: int = 1,
     *,
     wrappers: Sequence[Wrapper] = (),
+    render_mode: str | None = None,
     **kwargs: Any,
 ) -> VectorEnv:
     """A batch of Gymnasium environments in this process.
 
     Args:
-        id: a registered name, or `module:Name` to import the module that registers it.
+        id: a registered name, or `module:Name` to import the module that registers it; `ALE/<Game>-v5`
+            makes ale-py's native vector environment (see `make_atari_vector`).
         num_envs: how many, at least 1.
         wrappers: for each environment, the first one innermost.
-        kwargs: for `gymnasium.make`.
+        render_mode: of `gymnasium.make`.
+        kwargs: further ones for `gymnasium.make`.
 
     Raises:
         EnvironmentFailure: if it does not exist, lacks a package, or cannot be made as asked.
+        ConfigurationError: if there is to be no environment.
 
     """
-    maker = partial(make_env, id, wrappers=wrappers, **kwargs)
+    if num_envs < 1:
+        raise ConfigurationError(f"env.num_envs={num_envs} must be at least 1")
+    if id.startswith("ALE/"):
+        if wrappers:
+            raise ConfigurationError(f"env.wrappers do not apply to {id}: its environments run in C++; use transforms")
+        return VectorEnv(make_atari_vector(id, num_envs, **kwargs))
+    maker = partial(make_env, id, wrappers=wrappers, render_mode=render_mode, **kwargs)
     return VectorEnv(SerialVectorEnv([maker] * num_envs))
 
 
-def make_atari_env(id: str, num_envs: int = 1, *, num_threads: int = 0, **kwargs: Any) -> VectorEnv:  # noqa: A002
+def make_atari_vector(id: str, num_envs: int, **kwargs: Any) -> GymnasiumVectorEnv[Any, Any, Any]:  # noqa: A002
     """A batch of Atari games in ale-py's native vector environment: grey 84x84, 4 frames stacked, 4 skipped.
 
     Args:
-        id: `ALE/<Game>-v5`; of the name only the game counts, every option is a keyword.
-        num_envs: how many, at least 1.
-        num_threads: of the emulator; 0 chooses.
+        id: `ALE/<Game>-v5`; only the game is taken from it, every option is a keyword.
+        num_envs: how many.
         kwargs: for `ale_py.vector_env.AtariVectorEnv`; rewards are not clipped unless asked for.
 
     Raises:
-        EnvironmentFailure: if ale-py or the game is missing.
+        EnvironmentFailure: if ale-py or the game is missing, or an option is unknown.
 
     """
     try:
@@ -63,10 +73,11 @@ def make_atari_env(id: str, num_envs: int = 1, *, num_threads: int = 0, **kwargs
     if spec is None or "game" not in spec.kwargs:
         games = [name for name in gymnasium.registry if name.startswith("ALE/")]
         raise EnvironmentFailure(f"there is no Atari game {id!r}{_nearest(id, games)}")
-    kwargs = {"reward_clipping": False, **kwargs}
-    game = spec.kwargs["game"]
-    vector = AtariVectorEnv(game, num_envs, num_threads=num_threads, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
-    return VectorEnv(vector)
+    options = {"reward_clipping": False, "autoreset_mode": AutoresetMode.SAME_STEP, **kwargs}
+    try:
+        return ResetWhenTold(AtariVectorEnv(spec.kwargs["game"], num_envs, **options))
+    except TypeError as error:
+        raise EnvironmentFailure(f"environment {id!r} cannot be made: {error}") from error
 
 
 def make_env(id: str, *, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa: A002

@@ -59,6 +59,20 @@ class StateIndependentScale(nn.Module):
         return loc, self.log_std.exp().expand_as(loc)
 
 
+class FullPrecision(nn.Module):
+    """Runs a head in float32, also under mixed precision: a log-probability of 8 bits is no basis for a ratio."""
+
+    def __init__(self, head: nn.Module) -> None:
+        """Wrap a head."""
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Tensor) -> Any:
+        """What the head makes of `features`."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features.float())
+
+
 def make_actor_critic(
     observation_spec: Composite,
     action_spec: TensorSpec,
@@ -104,14 +118,14 @@ def make_actor_critic(
         trunks[1] = trunks[0]
     value = orthogonal_(nn.Linear(width, 1), gain=1.0)
     actor = ProbabilisticActor(
-        TensorDictSequential(trunks[0], TensorDictModule(network, in_keys=trunks[0].out_keys, out_keys=head.out_keys)),
+        TensorDictSequential(trunks[0], TensorDictModule(FullPrecision(network), in_keys=trunks[0].out_keys, out_keys=head.out_keys)),
         in_keys=head.out_keys,
         distribution_class=head.distribution_class,
         distribution_kwargs={"validate_args": False},
         return_log_prob=True,
     )
     actor.select_out_keys(*head.out_keys, "action", "action_log_prob")
-    critic = TensorDictSequential(trunks[1], TensorDictModule(value, in_keys=trunks[1].out_keys, out_keys=["state_value"]))
+    critic = TensorDictSequential(trunks[1], TensorDictModule(FullPrecision(value), in_keys=trunks[1].out_keys, out_keys=["state_value"]))
     return ActorCritic(actor, critic)
 
 

@@ -67,12 +67,23 @@ def mlp(
     return nn.Sequential(flatten, orthogonal_(body, math.sqrt(2)))
 
 
-class Scale(nn.Module):
-    """Bytes to floats in [0, 1]."""
+class OverImages(nn.Module):
+    """Runs a convolutional network over byte images with any number of batch dimensions.
+
+    Images lie channels last in memory, which convolutions are faster on.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        """Wrap a network `float32 [batch, channels, height, width] -> [batch, features]`."""
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, image: Tensor) -> Tensor:
-        """`uint8 [*] -> float32 [*]`."""
-        return image / 255.0
+        """`uint8 [*, channels, height, width] -> [*, features]`, from floats in [0, 1]."""
+        batch = image.shape[:-3]
+        flat = (image.reshape(-1, *image.shape[-3:]) / 255.0).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.network(flat)
+        return features.reshape(*batch, features.shape[-1])
 
 
 def nature_cnn(shape: torch.Size, num_features: int = 512) -> nn.Module:
@@ -103,4 +114,4 @@ def nature_cnn(shape: torch.Size, num_features: int = 512) -> nn.Module:
     )
     width = convolutions(torch.zeros(1, *shape)).shape[-1]
     body = nn.Sequential(convolutions, nn.Linear(width, num_features), nn.ReLU())
-    return nn.Sequential(Scale(), orthogonal_(body, math.sqrt(2)))
+    return OverImages(orthogonal_(body, math.sqrt(2)))

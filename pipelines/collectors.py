@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ class Collector:
         self.frames_per_env = frames_per_env
         self.total_frames = total_frames
         self.seconds = 0.0
+        self.precision: Callable[[], AbstractContextManager[Any]] = nullcontext  # set by PPO to the Trainer's
         self._act = PolicyStep(policy, compile=compile)
         self._rollout = self._rollout_of_arrays if isinstance(env, VectorEnv) else self._rollout_of_tensordicts
         self._carrier: Any = None
@@ -79,9 +81,9 @@ class Collector:
         """Collect, rollout by rollout."""
         for _ in range(len(self)):
             start = time.perf_counter()
-            with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+            with torch.no_grad(), self.precision(), set_exploration_type(ExplorationType.RANDOM):
                 rollout = checked(self._rollout())
-            self.seconds = time.perf_counter() - start
+            self.seconds += time.perf_counter() - start
             yield rollout
 
     def _rollout_of_arrays(self) -> TensorDictBase:

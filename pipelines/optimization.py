@@ -84,6 +84,13 @@ class CompiledStep:
         self._state = {
             key: [optimizer.state[param][key] for param in self._params] for key in ("exp_avg", "exp_avg_sq", "step")
         }
+        # Every place once: with ties, `functional_call` would not give a module under two names its parameters back.
+        index_of = {param: index for index, param in enumerate(self._params)}
+        self._places = {
+            f"{path}.{name}" if path else name: index_of[param]
+            for path, module in ppo.objective.named_modules()
+            for name, param in module.named_parameters(recurse=False)
+        }
         self._decoupled = isinstance(optimizer, torch.optim.AdamW)
         self._lr = torch.tensor(0.0, device=self._params[0].device)
         self._num_ranks = num_ranks()
@@ -115,17 +122,15 @@ class CompiledStep:
     def _gradients(self, minibatch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """All gradients in one flat tensor, and the metrics."""
         ppo = self.ppo
-        name_of = {param: name for name, param in ppo.objective.named_parameters()}
-        names = [name_of[param] for param in self._params]
 
-        def loss(point: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        def loss(point: list[Tensor]) -> tuple[Tensor, Tensor]:
             data = TensorDict(minibatch, minibatch["advantage"].shape[:1])
-            losses = functional_call(ppo.objective, point, (data,))
+            places = {name: point[index] for name, index in self._places.items()}
+            losses = functional_call(ppo.objective, places, (data,), tie_weights=False)
             return total_loss(losses, ppo.policy_weight), torch.stack([value.float() for value in losses.values()])
 
-        point = {name: param.detach() for name, param in zip(names, self._params, strict=True)}
-        gradients, (_, metrics) = grad_and_value(loss, has_aux=True)(point)
-        return torch.cat([gradients[name].reshape(-1) for name in names]), metrics.detach()
+        gradients, (_, metrics) = grad_and_value(loss, has_aux=True)([param.detach() for param in self._params])
+        return torch.cat([gradient.reshape(-1) for gradient in gradients]), metrics.detach()
 
     @torch.no_grad()
     def _apply(self, flat: Tensor) -> Tensor:

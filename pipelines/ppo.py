@@ -18,6 +18,7 @@ from torchrl.objectives.value import ValueEstimatorBase
 from ..errors import NumericalError
 from ..modules.normalizers import ObservationNormalizer
 from ..modules.objectives import Adaptive
+from .collectors import Collector
 from .optimization import CompiledStep, EagerStep
 from .ranks import normalized, num_ranks, summed
 from .updates import MinibatchUpdate
@@ -106,6 +107,8 @@ class PPO(LightningModule):
 
     def on_train_start(self) -> None:
         """Choose how a step is taken, now that devices and optimiser exist."""
+        if isinstance(self.trainer.train_dataloader, Collector):
+            self.trainer.train_dataloader.precision = self.trainer.precision_plugin.forward_context
         self._step = (CompiledStep if self.compile_step else EagerStep)(self, self.update.kl_limit)
         optimizer = self.optimizers(use_pl_optimizer=False)
         for group in optimizer.param_groups:

@@ -1,0 +1,132 @@
+"""From a configuration to the objects it names: every `instantiate` of the project stands here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from torchrl.envs import Compose, EnvBase, RewardSum, SerialEnv, StepCounter, TransformedEnv
+
+from ..envs import VectorEnv
+from ..errors import ConfigurationError, TorchPPOError
+from .collectors import Collector
+from .ppo import PPO
+
+COMPILE_PAYS_AFTER = 30_000
+"""Optimiser and environment steps, from which the seconds of compilation are won back on a CPU."""
+
+
+EVALUATION_RANK = 1_000_000
+"""A rank that no training has, for the seeds of evaluation and video."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training run consists of."""
+
+    ppo: PPO
+    collector: Collector
+
+
+def build_training(cfg: DictConfig, rank: int) -> Training:
+    """Environment, model, objective, estimator, update and collector of one rank.
+
+    Raises:
+        TorchPPOError: naming the key, the value and the way out.
+
+    """
+    env = build_env(cfg, seed=seed_of(cfg.seed, rank))
+    ppo = build_ppo(cfg, env)
+    collector = call(cfg.collector, env=env, policy=ppo.actor, total_frames=cfg.total_frames, compile=ppo.compile_step)
+    ppo.update.check(collector.frames_per_batch)
+    return Training(ppo, collector)
+
+
+def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
+    """The LightningModule for an environment's specs."""
+    actor, critic = call(cfg.policy, observation_spec=env.observation_spec, action_spec=env.action_spec)
+    return call(
+        cfg.ppo,
+        objective=call(cfg.objective, actor_network=actor, critic_network=critic),
+        estimator=call(cfg.estimator),
+        update=call(cfg["update"]),
+        optimizer=call(cfg.optimizer),
+        schedules=schedules_of(cfg),
+        total_frames=cfg.total_frames,
+        compile=compile_pays(cfg, env) if cfg.compile == "auto" else cfg.compile,
+        config=OmegaConf.to_container(cfg, resolve=True),
+    )
+
+
+def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
+    """The batched environment with its transforms; `changes` replace the keys of `cfg.env` that it has."""
+    env = call(cfg.env, **{key: value for key, value in changes.items() if key in cfg.env})
+    if not env.batch_size:
+        env = SerialEnv(1, lambda: env)
+    transforms = [call(transform) for transform in cfg.transforms]
+    if not isinstance(env, VectorEnv):
+        transforms = [RewardSum(), StepCounter(), *transforms]  # what a VectorEnv writes by itself
+    if transforms:
+        env = TransformedEnv(env, Compose(*transforms))
+    env.set_seed(seed)
+    return env
+
+
+def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
+    """Lightning's Trainer with the configured loggers."""
+    loggers: list[Logger] = [call(logger) for logger in cfg.logger.values()]
+    return call(cfg.trainer, logger=loggers, callbacks=callbacks)
+
+
+def schedules_of(cfg: DictConfig) -> dict[str, Callable[[float], float]]:
+    """The schedules of the coefficients that the objective has."""
+    return {name: call(node) for name, node in cfg.schedule.items() if name == "lr" or name in cfg.objective}
+
+
+def seed_of(seed: int, rank: int) -> int:
+    """A seed for one rank that no other rank, nor another run's rank, shares."""
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+
+
+def env_name(cfg: DictConfig) -> str:
+    """What a person calls the environment."""
+    return str(cfg.env.get("id", cfg.env._target_))
+
+
+def compile_pays(cfg: DictConfig, env: EnvBase) -> bool:
+    """Whether the run is long enough to win back what compilation costs."""
+    env_steps = cfg.total_frames / env.batch_size.numel()
+    return env_steps + cfg["update"].epochs * cfg.total_frames / cfg["update"].minibatch_size > COMPILE_PAYS_AFTER
+
+
+def call(node: DictConfig, **arguments: Any) -> Any:
+    """Instantiate one node with further arguments, and turn a user's mistake into one line.
+
+    Raises:
+        TorchPPOError: as the target raised it, or for a target that does not exist or take these keys.
+
+    """
+    if "_target_" not in node:
+        raise ConfigurationError(f"{node!r} is no part: it has no _target_; choose one with group=choice")
+    try:
+        # Hydra would copy objects passed to `instantiate` into a configuration; a partial takes them as they are.
+        part = instantiate(node, _convert_="all", **({"_partial_": True} if arguments else {}))
+        return part(**arguments) if arguments else part
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, TorchPPOError):
+            cause = cause.__cause__
+        if cause is not None:
+            raise cause from None
+        raise ConfigurationError(f"{node._target_}: {' '.join(str(error).split())}") from error
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise  # not the call itself: a bug inside of the part
+        raise ConfigurationError(f"{node._target_}: {error}") from error

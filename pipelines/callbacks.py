@@ -1,0 +1,128 @@
+"""What happens around the updates: evaluation, checkpoints, progress and stopping on a signal."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .evaluation import Evaluation, evaluate
+
+
+class EvaluateAndSave(Callback):
+    """Evaluates every so many frames and at the end, and keeps the best and the last checkpoint.
+
+    Args:
+        run_evaluation: plays the evaluation's episodes with a policy.
+        directory: of `best.ckpt` and `last.ckpt`.
+        every_frames: between evaluations; none: only at the end.
+
+    """
+
+    def __init__(self, run_evaluation: Callable[[Any], Evaluation], directory: Path, every_frames: int | None) -> None:
+        """Nothing has been evaluated."""
+        self.run_evaluation = run_evaluation
+        self.directory = directory
+        self.every_frames = every_frames
+        self.best = float("-inf")
+        self.last: Evaluation | None = None
+        self._evaluated_at = 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Evaluate when enough frames have passed."""
+        if self.every_frames is not None and pl_module.frames - self._evaluated_at >= self.every_frames:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Evaluate the final policy and keep it."""
+        if self._evaluated_at != pl_module.frames:
+            self._evaluate(trainer, pl_module)
+        trainer.save_checkpoint(self.directory / "last.ckpt")
+
+    def _evaluate(self, trainer: Trainer, ppo: Any) -> None:
+        self._evaluated_at = ppo.frames
+        result = self.run_evaluation(ppo.actor) if trainer.is_global_zero else None
+        self.last = trainer.strategy.broadcast(result)
+        for logger in trainer.loggers:
+            logger.log_metrics({"eval/mean_reward": self.last.mean, "eval/std_reward": self.last.std}, step=ppo.frames)
+            logger.save()
+        if self.last.mean > self.best:
+            self.best = self.last.mean
+            trainer.save_checkpoint(self.directory / "best.ckpt")
+
+
+class ProgressBar(Callback):
+    """Frames, frames per second, return, KL and the time left, on the terminal."""
+
+    def __init__(self) -> None:
+        """Nothing is drawn before the training starts."""
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        self._progress = Progress(*columns)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Draw the bar on the first rank."""
+        self._task = self._progress.add_task("frames", total=pl_module.total_frames, text="")
+        if trainer.is_global_zero:
+            self._progress.start()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Move the bar."""
+        metrics = trainer.callback_metrics
+        shown = {"frames/s": "time/fps", "return": "rollout/ep_rew_mean", "KL": "train/kl_approx"}
+        text = "  ".join(f"{name} {float(metrics[key]):.4g}" for name, key in shown.items() if key in metrics)
+        self._progress.update(self._task, completed=pl_module.frames, text=text)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the last state of the bar on the terminal."""
+        self._progress.stop()
+
+
+class StopOnSignal(Callback):
+    """Ctrl-C and SIGTERM end the training after the rollout at work, on every rank; a second one at once."""
+
+    def __init__(self) -> None:
+        """No signal has come."""
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals over from Lightning, which would exit with 0 or 1."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._receive)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let all ranks stop together."""
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+class Stopwatch(Callback):
+    """Wall time of the training, its evaluations included."""
+
+    def __init__(self) -> None:
+        """Not started."""
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start."""
+        self._start = time.perf_counter()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop."""
+        self.seconds = time.perf_counter() - self._start

@@ -1,0 +1,90 @@
+"""From a checkpoint back to a policy: nothing but the file is needed."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torchrl.envs import EnvBase
+
+from ..errors import CheckpointError
+from .build import build_env, build_ppo, env_name
+from .evaluation import evaluate
+from .ppo import PPO
+from .report import Summary
+from .video import try_to_film
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint, without running code from it.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or no checkpoint of torchppo.
+
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; checkpoints are runs/<name>/<run>/checkpoints/*.ckpt")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not look at the checksums
+        if damaged is not None:
+            raise CheckpointError(f"{path} is damaged (in {damaged}); use another checkpoint")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path} is no checkpoint: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(checkpoint, dict) or "torchppo" not in checkpoint:
+        raise CheckpointError(f"{path} is a checkpoint of something else; torchppo's are made by torchppo train")
+    return checkpoint
+
+
+def restore(path: Path, *, seed: int, num_envs: int) -> tuple[PPO, DictConfig, EnvBase]:
+    """The trained module, its configuration and an environment it can act in.
+
+    Raises:
+        CheckpointError: if the file is no checkpoint, or has no configuration to build a model from.
+
+    """
+    checkpoint = load_checkpoint(path)
+    config = checkpoint["torchppo"]["config"]
+    if not config:
+        raise CheckpointError(f"{path} has no configuration; it was trained from Python: load it with PPO(...) there")
+    cfg = OmegaConf.create({**config, "compile": False})
+    env = build_env(cfg, seed=seed, num_envs=num_envs)
+    ppo = build_ppo(cfg, env)
+    try:
+        ppo.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit its configuration: {' '.join(str(error).split())[:200]}") from error
+    return ppo, cfg, env
+
+
+def evaluate_checkpoint(path: Path, *, episodes: int, seed: int, video: Path | None) -> Summary:
+    """Play whole episodes with a checkpoint's deterministic policy, and film one.
+
+    Args:
+        path: of the checkpoint.
+        episodes: how many.
+        seed: of the environments.
+        video: where to film; none: nowhere.
+
+    Raises:
+        TorchPPOError: if the checkpoint cannot be used, or its environment not be made.
+
+    """
+    ppo, cfg, env = restore(path, seed=seed, num_envs=max(1, min(episodes, 20)))
+    result = evaluate(ppo.actor, env, episodes)
+    env.close()
+    filmed = try_to_film(cfg, ppo.actor, video, seed) if video else None
+    return {
+        "env": env_name(cfg),
+        "checkpoint": str(path),
+        "eval_return_mean": result.mean,
+        "eval_return_std": result.std,
+        "eval_length_mean": sum(result.lengths) / len(result.lengths),
+        "eval_episodes": episodes,
+        "video": str(filmed) if filmed else None,
+    }

@@ -1,0 +1,148 @@
+"""The command line: `torchppo train | eval | list`. Nothing here imports torch before it must."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from ..errors import TorchPPOError
+from . import configuration
+
+EXAMPLES = """\
+examples:
+  torchppo train env=cartpole
+  torchppo train env.id=LunarLander-v3 total_frames=1_000_000
+  torchppo train experiment=halfcheetah policy.body.num_cells=[256,256] -m seed=0,1,2
+  torchppo train env.id=my_package:MyEnv-v0 --config-dir my_conf
+  torchppo eval runs/cartpole/<run>/checkpoints/best.ckpt --json
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (see ARCHITECTURE: 0, 1, 2, 3, 4, 5, 6, 74, 130, 143)."""
+    arguments = parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except TorchPPOError as error:
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 74)
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    top = _Parser(prog="torchppo", description="PPO as interchangeable parts.", epilog=EXAMPLES, formatter_class=formatter)
+    commands = top.add_subparsers(metavar="train | eval | list", required=True)
+    train = commands.add_parser(
+        "train",
+        help="train a policy",
+        description="Train a policy. Overrides are Hydra's: group=choice, key=value, +new_key=value.",
+        epilog=f"groups:\n{describe_groups()}\n\n{EXAMPLES}",
+        formatter_class=formatter,
+    )
+    train.add_argument("overrides", nargs="*", metavar="override")
+    train.add_argument("-m", "--multirun", action="store_true", help="one run for every combination of a,b,c values")
+    train.add_argument("-cd", "--config-dir", type=Path, help="a folder of your own groups, searched first")
+    train.add_argument("--cfg", action="store_true", help="print the configuration instead of training")
+    train.set_defaults(run=_train)
+    evaluate = commands.add_parser("eval", help="evaluate a checkpoint", description="Evaluate a checkpoint and film it.")
+    evaluate.add_argument("checkpoint", type=Path)
+    evaluate.add_argument("--episodes", type=int, default=20)
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluate.add_argument("--video", type=Path, help="where to film one episode; beside the run if not given")
+    evaluate.add_argument("--no-video", action="store_true", help="do not film")
+    evaluate.set_defaults(run=_evaluate)
+    listing = commands.add_parser("list", help="show environments, policies, objectives, experiments")
+    listing.set_defaults(run=_list)
+    return top
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, with the nearest command or option."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise SystemExit(_fail(f"{message}; see {self.prog} --help", 2))
+
+    def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+        """Take options between overrides as well."""
+        namespace, rest = self.parse_known_args(args)
+        if any(word.startswith("-") for word in rest):
+            self.error(f"unknown option {next(word for word in rest if word.startswith('-'))!r}")
+        namespace.overrides = [*getattr(namespace, "overrides", []), *rest]
+        return namespace
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    if arguments.multirun:
+        return _multirun(arguments)
+    cfg = configuration.compose(arguments.overrides, arguments.config_dir)
+    if arguments.cfg:
+        print(OmegaConf.to_yaml(cfg), end="")
+        return 0
+    from .train import train
+
+    return train(cfg, arguments.overrides)
+
+
+def _multirun(arguments: argparse.Namespace) -> int:
+    """Run every combination in a process of its own, so that none inherits another's state."""
+    command = [sys.executable, "-m", "torchppo", "train"]
+    if arguments.config_dir:
+        command += ["--config-dir", str(arguments.config_dir)]
+    combinations = configuration.combinations(arguments.overrides)
+    for overrides in combinations:
+        configuration.compose(overrides, arguments.config_dir)
+    for number, overrides in enumerate(combinations, 1):
+        print(f"[{number}/{len(combinations)}] torchppo train {' '.join(overrides)}", flush=True)
+        code = subprocess.run([*command, *overrides], check=False).returncode
+        if code:
+            return code
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from .checkpoint import evaluate_checkpoint
+    from .report import print_evaluation
+
+    video = None if arguments.no_video else arguments.video or default_video(arguments.checkpoint)
+    report = evaluate_checkpoint(arguments.checkpoint, episodes=arguments.episodes, seed=arguments.seed, video=video)
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        print_evaluation(report)
+    return 0
+
+
+def default_video(checkpoint: Path) -> Path:
+    """Beside the run that the checkpoint belongs to, or beside the file where there is none."""
+    folder = checkpoint.resolve().parent
+    return (folder.parent / "videos" if folder.name == "checkpoints" else folder) / f"{checkpoint.stem}.mp4"
+
+
+def describe_groups() -> str:
+    """A line for every group with its choices."""
+    return "\n".join(f"  {group + '=':<12}{' | '.join(names)}" for group, names in configuration.options_by_group().items())
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    groups = configuration.options_by_group()
+    for group in ("env", "policy", "objective", "experiment"):
+        print(f"{group}=")
+        for name, description in groups[group].items():
+            print(f"  {name:<16}{description}")
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"torchppo: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,154 @@
+"""The configuration: composed by Hydra from `conf/`, every mistake told in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..errors import ConfigurationError
+
+CONF = Path(__file__).parents[1] / "conf"
+
+def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+    """The configuration of one run, its `run_dir` chosen.
+
+    Args:
+        overrides: Hydra's, such as `policy=mlp` or `optimizer.lr=1e-3`.
+        config_dir: a folder of further groups.
+
+    Raises:
+        ConfigurationError: naming the override and the nearest name that exists.
+
+    """
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigurationError(f"--config-dir {config_dir} is not a folder")
+    parsed = parse(overrides)
+    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    choices = [override.input_line for override in parsed if is_group(override.key_or_group)]
+    with one_line_errors():
+        default = _compose([*choices, *search])
+        cfg = _compose([*overrides, *search])
+    check_types(cfg, default, parsed)
+    chosen = cfg.hydra.runtime.choices
+    del cfg.hydra
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigurationError(f"{missing[0]} has no value; add {missing[0]}=... to the command")
+    if cfg.run_dir is None:
+        moment = datetime.now().strftime("%Y%m%d-%H%M%S")  # noqa: DTZ005 - a folder's name, in the user's time
+        cfg.run_dir = str(Path("runs") / (chosen.experiment or chosen.env) / f"{moment}-s{cfg.seed}")
+    return cfg
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    with initialize_config_module("torchppo.conf", version_base="1.3"):
+        cfg = hydra.compose("train", list(overrides), return_hydra_config=True)
+    OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Hydra's overrides, understood.
+
+    Raises:
+        ConfigurationError: for a word that is none.
+
+    """
+    for word in overrides:
+        try:
+            OverridesParser.create().parse_override(word)
+        except HydraException:
+            raise ConfigurationError(f"{word!r} is not an override; write key=value or group=choice") from None
+    return list(OverridesParser.create().parse_overrides(list(overrides)))
+
+
+def combinations(overrides: Sequence[str]) -> list[list[str]]:
+    """One list of overrides for every combination of swept values."""
+    values = []
+    for override in parse(overrides):
+        key = override.get_key_element()
+        swept = override.is_sweep_override()
+        values.append([f"{key}={value}" for value in override.sweep_string_iterator()] if swept else [override.input_line])
+    return [list(combination) for combination in product(*values)]
+
+
+def is_group(key: str) -> bool:
+    """Whether `key` (possibly `group@package`) names a folder of `conf/`, or one that only the user has."""
+    return key.split("@")[0] in options_by_group()
+
+
+def options_by_group() -> dict[str, dict[str, str]]:
+    """The built-in choices of every group, with the first comment of their file."""
+    groups: dict[str, dict[str, str]] = {}
+    for path in sorted(CONF.glob("*/*.yaml")):
+        comments = [line[2:] for line in path.read_text().splitlines() if line.startswith("# ") and "@package" not in line]
+        groups.setdefault(path.parent.name, {})[path.stem] = comments[0]
+    return groups
+
+
+def check_types(cfg: DictConfig, default: DictConfig, overrides: Iterable[Override]) -> None:
+    """Refuse a word where the default is a number or a truth value, and a part replaced by a word."""
+    for override in overrides:
+        key = override.key_or_group
+        before, after = OmegaConf.select(default, key), OmegaConf.select(cfg, key)
+        if is_group(key) or after is None or before is None or type(after) is type(before):
+            continue
+        wanted = {bool: "true or false", int: "a whole number", float: "a number", DictConfig: "a group of keys"}.get(type(before))
+        if wanted and not (isinstance(before, float) and type(after) is int):
+            raise ConfigurationError(f"{key}={override.value()} is not {wanted} (the default is {before})")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what Hydra says into one line with the nearest name."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError(explain(str(error))) from error
+
+
+def explain(message: str) -> str:
+    """One line for one of Hydra's messages."""
+    if unknown := re.search(r"Could not override '([^']+)'|Could not delete from config. '([^']+)'", message):
+        key = unknown.group(1) or unknown.group(2)
+        return f"unknown key {key!r}{nearest(key, known_keys())}; a key of your own is added with +{key}=..."
+    if choice := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", message):
+        group, name = choice.groups()
+        names = options_by_group().get(group, {})
+        return f"unknown choice {group}={name}{nearest(name, names)}; there is {', '.join(names) or 'none'}"
+    return " ".join(message.split("See https")[0].split())
+
+
+def known_keys() -> list[str]:
+    """Every dotted key and every group of the default configuration."""
+    cfg = _compose([])
+    del cfg.hydra
+
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for key in node:
+            yield f"{prefix}{key}"
+            value = node._get_node(key)
+            if isinstance(value, DictConfig):
+                yield from walk(value, f"{prefix}{key}.")
+
+    return [*walk(cfg, ""), *options_by_group()]
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """A suggestion to append to a message, or nothing."""
+    matches = get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,71 @@
+"""How good a policy is: deterministic, with frozen statistics, on environments of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
+
+from ..errors import ConfigurationError
+
+
+class Evaluation(NamedTuple):
+    """Raw returns and lengths of whole episodes."""
+
+    returns: list[float]
+    lengths: list[int]
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns over episodes."""
+        return float(np.std(self.returns))
+
+
+def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int) -> Evaluation:
+    """Play whole episodes with the most probable actions.
+
+    Every environment plays the same number of episodes, so that short ones do not count more often.
+
+    Args:
+        actor: the policy.
+        env: a batched environment that writes `episode_reward` and `step_count`.
+        episodes: how many, at least 1.
+
+    """
+    if episodes < 1:
+        raise ConfigurationError(f"eval.episodes={episodes} must be at least 1")
+    quota = np.full(env.batch_size.numel(), episodes // env.batch_size.numel())
+    quota[: episodes % env.batch_size.numel()] += 1
+    returns: list[float] = []
+    lengths: list[int] = []
+    for stepped in play(actor, env):
+        following = stepped["next"]
+        for index in following["done"].reshape(-1).nonzero().reshape(-1).tolist():
+            if quota[index] > 0:
+                quota[index] -= 1
+                returns.append(following["episode_reward"].reshape(-1)[index].item())
+                lengths.append(following["step_count"].reshape(-1)[index].item())
+        if not quota.any():
+            break
+    return Evaluation(returns, lengths)
+
+
+def play(actor: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase]:
+    """Steps of a deterministic policy, without end: each a TensorDict `[num_envs]` with its `next`."""
+    device = next(actor.parameters()).device
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        carrier = env.reset()
+        while True:
+            acted = actor(carrier.to(device)).to(env.device or "cpu")
+            stepped, carrier = env.step_and_maybe_reset(acted)
+            yield stepped

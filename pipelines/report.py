@@ -1,0 +1,87 @@
+"""What a run leaves behind: summary, table and learning curve."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+Summary = dict[str, Any]
+
+
+def write_summary(summary: Summary, path: Path) -> None:
+    """Write a summary as JSON; a figure that does not exist is null."""
+    path.write_text(json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The same with null for every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_summary(summary: Summary, files: dict[str, Path]) -> None:
+    """Show a table of what was reached and where the files are."""
+    table = Table(title=f"{summary['env']}, seed {summary['seed']}: {summary['exit']}", show_header=False)
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in summary["time"].items())
+    rows = {
+        "frames": f"{summary['frames']:,} in {summary['wall_seconds']:.1f} s ({summary['frames_per_second']:,.0f}/s)",
+        "time": shares,
+        "return in training": shown(summary["train_return_mean"], f"mean of the last {min(summary['train_episodes'], 100)} episodes"),
+        "return in evaluation": shown(
+            summary["eval_return_mean"], f"+- {summary['eval_return_std']:.1f} over {summary['eval_episodes']} episodes"
+        ),
+        **{name: str(path) for name, path in files.items()},
+    }
+    for name, text in rows.items():
+        table.add_row(name, text)
+    Console().print(table)
+
+
+def print_evaluation(report: Summary) -> None:
+    """Show what `torchppo eval` found as a table."""
+    table = Table(title=f"{report['env']}, {report['checkpoint']}", show_header=False)
+    table.add_row("return", f"{report['eval_return_mean']:.1f} +- {report['eval_return_std']:.1f}")
+    table.add_row("length", f"{report['eval_length_mean']:.1f}")
+    table.add_row("episodes", str(report["eval_episodes"]))
+    if report["video"]:
+        table.add_row("video", report["video"])
+    Console().print(table)
+
+
+def shown(value: float | None, detail: str) -> str:
+    """A figure and what it is, or that there is none."""
+    return "no episode ended" if value is None else f"{value:.1f} {detail}"
+
+
+def read_curve(metrics: Path, key: str) -> tuple[list[float], list[float]]:
+    """Frames and values of one column of a metrics.csv, where it has a value."""
+    with metrics.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get(key)]
+    return [float(row["step"]) for row in rows], [float(row[key]) for row in rows]
+
+
+def plot_learning_curve(metrics: Path, path: Path, title: str) -> None:
+    """Draw the returns of training and evaluation over frames."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for key, label, style in (
+        ("rollout/ep_rew_mean", "training (mean of 100 episodes)", "-"),
+        ("eval/mean_reward", "evaluation (deterministic)", "o-"),
+    ):
+        frames, values = read_curve(metrics, key)
+        axes.plot(frames, values, style, label=label, markersize=4)
+    axes.set(xlabel="frames", ylabel="return", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

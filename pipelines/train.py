@@ -1,0 +1,133 @@
+"""One training run, from its configuration to its summary."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from lightning import seed_everything
+from omegaconf import DictConfig, OmegaConf
+
+from .. import __version__
+from ..errors import ConfigurationError, RunLockedError
+from .build import EVALUATION_RANK, Training, build_env, build_trainer, build_training, env_name, seed_of
+from .callbacks import EvaluateAndSave, ProgressBar, StopOnSignal, Stopwatch
+from .evaluation import Evaluation, evaluate
+from .video import try_to_film
+from .report import Summary, plot_learning_curve, print_summary, write_summary
+
+def train(cfg: DictConfig, overrides: list[str]) -> int:
+    """Run a training and leave everything behind in `cfg.run_dir`.
+
+    Args:
+        cfg: the composed configuration, `run_dir` set.
+        overrides: the command line's changes, kept beside the configuration.
+
+    Returns:
+        The exit code: 0, or 128 and the signal's number if one stopped the training.
+
+    Raises:
+        TorchPPOError: naming the key, the value and the way out.
+
+    """
+    quieten_lightning()
+    torch.set_num_threads(cfg.num_threads)
+    run_dir = Path(cfg.run_dir)
+    stop, stopwatch = StopOnSignal(), Stopwatch()
+    evaluation = EvaluateAndSave(evaluator(cfg), run_dir / "checkpoints", cfg.eval.every_frames)
+    trainer = build_trainer(cfg, [stopwatch, stop, ProgressBar(), evaluation])
+    seed_everything(seed_of(cfg.seed, trainer.global_rank), verbose=False)
+    training = build_training(cfg, trainer.global_rank)
+    with owned(run_dir) if trainer.is_global_zero else nullcontext():
+        if trainer.is_global_zero:
+            OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+            (run_dir / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+        trainer.fit(training.ppo, train_dataloaders=training.collector)
+        if trainer.is_global_zero:
+            leave_behind(cfg, training, summary_of(cfg, training, stopwatch.seconds, evaluation.last, stop.received))
+    return 0 if stop.received is None else 128 + stop.received
+
+
+def quieten_lightning() -> None:
+    """Silence what a person who trains can do nothing about."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware found, tips
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # by config.yaml
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
+
+
+@contextmanager
+def owned(run_dir: Path) -> Iterator[None]:
+    """A new run directory that belongs to this process alone.
+
+    Raises:
+        RunLockedError: if another process trains in it.
+        ConfigurationError: if it already holds a run.
+
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RunLockedError(f"run_dir={run_dir} is in use by another training; choose another run_dir") from None
+    with lock:
+        if (run_dir / "config.yaml").exists():
+            raise ConfigurationError(f"run_dir={run_dir} already holds a run; choose another, or remove it")
+        yield
+
+
+def evaluator(cfg: DictConfig) -> Callable[[Any], Evaluation]:
+    """A function that plays the evaluation's episodes with a policy, the same ones each time."""
+
+    def run(actor: Any) -> Evaluation:
+        env = build_env(cfg, seed=seed_of(cfg.seed, EVALUATION_RANK), num_envs=min(cfg.eval.episodes, 20))
+        result = evaluate(actor, env, cfg.eval.episodes)
+        env.close()
+        return result
+
+    return run
+
+
+def summary_of(
+    cfg: DictConfig, training: Training, seconds: float, evaluation: Evaluation | None, signal_number: int | None
+) -> Summary:
+    """The figures of a run, as `summary.json` holds them."""
+    ppo = training.ppo
+    returns = [episode[0] for episode in ppo.episodes]
+    shares = {"collect": training.collector.seconds / seconds, **{k: v / seconds for k, v in ppo.seconds.items()}}
+    return {
+        "env": env_name(cfg),
+        "seed": cfg.seed,
+        "frames": ppo.frames,
+        "wall_seconds": seconds,
+        "frames_per_second": ppo.frames / seconds,
+        "train_return_mean": sum(returns) / len(returns) if returns else None,
+        "train_episodes": ppo.num_episodes,
+        "eval_return_mean": evaluation.mean if evaluation else None,
+        "eval_return_std": evaluation.std if evaluation else None,
+        "eval_episodes": len(evaluation.returns) if evaluation else 0,
+        "time": {**shares, "other": 1 - sum(shares.values())},
+        "exit": "completed" if signal_number is None else "interrupted",
+        "version": __version__,
+    }
+
+
+def leave_behind(cfg: DictConfig, training: Training, summary: Summary) -> None:
+    """Write the summary, the learning curve and the video, and say where everything is."""
+    run_dir = Path(cfg.run_dir)
+    write_summary(summary, run_dir / "summary.json")
+    files = {"checkpoint": run_dir / "checkpoints" / "last.ckpt"}
+    if "csv" in cfg.logger:
+        files["picture"] = run_dir / "learning_curve.png"
+        plot_learning_curve(run_dir / "metrics.csv", files["picture"], f"{summary['env']}, seed {summary['seed']}")
+    if cfg.eval.video and summary["exit"] == "completed":
+        video = try_to_film(cfg, training.ppo.actor, run_dir / "videos" / "last.mp4", seed_of(cfg.seed, EVALUATION_RANK))
+        files |= {"video": video} if video else {}
+    print_summary(summary, files)

@@ -1,0 +1,77 @@
+"""A film of one episode."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from rich.console import Console
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
+
+from .build import build_env
+from .evaluation import play
+
+
+def try_to_film(cfg: DictConfig, actor: Any, path: Path, seed: int) -> Path | None:
+    """Record a video, or say in one line why there is none: a machine without graphics still trains."""
+    if "render_mode" not in cfg.env:
+        Console(stderr=True).print("no video: only Gymnasium environments are filmed")
+        return None
+    if "DISPLAY" not in os.environ:  # draw without a screen
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        record_video(actor, build_env(cfg, seed=seed, num_envs=1, render_mode="rgb_array"), path)
+    except Exception as error:  # noqa: BLE001 - whatever a graphics driver raises must not cost a finished run
+        Console(stderr=True).print(f"no video: {type(error).__name__}: {error}")
+        return None
+    return path
+
+
+def record_video(actor: TensorDictModuleBase, env: EnvBase, path: Path, max_steps: int = 5000) -> None:
+    """Film one episode of the deterministic policy as an mp4.
+
+    Args:
+        actor: the policy.
+        env: one environment that renders `rgb_array`, or shows images; closed afterwards.
+        path: of the video.
+        max_steps: the film ends here if the episode does not.
+
+    """
+    frames = film(actor, env, max_steps)
+    first = next(frames)
+    fps = env.vector.metadata.get("render_fps", 30)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Even sizes are what the codec takes; macro_block_size 2 scales odd ones.
+    writer = imageio_ffmpeg.write_frames(
+        str(path), first.shape[1::-1], fps=fps, macro_block_size=2, ffmpeg_log_level="error"
+    )
+    writer.send(None)
+    for frame in (first, *frames):
+        writer.send(np.ascontiguousarray(frame))
+    writer.close()
+    env.close()
+
+
+def film(actor: TensorDictModuleBase, env: EnvBase, max_steps: int) -> Iterator[NDArray[np.uint8]]:
+    """Frames `[height, width, 3]` of one episode."""
+    for step, stepped in enumerate(play(actor, env)):
+        yield frame_of(env, stepped)
+        if stepped["next", "done"].any() or step + 1 >= max_steps:
+            return
+
+
+def frame_of(env: Any, stepped: TensorDictBase) -> NDArray[np.uint8]:
+    """What the environment renders, or where it renders nothing the newest image of the observation, enlarged."""
+    if env.vector.render_mode == "rgb_array":
+        return np.asarray(env.vector.render()[0], np.uint8)
+    image = stepped["observation"][0, -1].numpy()
+    return np.repeat(np.kron(image, np.ones((4, 4), np.uint8))[..., None], 3, axis=-1)

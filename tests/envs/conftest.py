@@ -1,0 +1,77 @@
+"""A scripted environment whose every observation says which episode and which step it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+
+class CountingEnv(gymnasium.Env[NDArray[Any], Any]):
+    """Observations are `[episode, step]`, episodes from 1 and steps from 0; rewards are `reward`.
+
+    An episode ends after `length` steps, terminated or truncated as `ends` says. What reaches the
+    environment is kept: `actions`, `seeds`, `closed`.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(
+        self,
+        length: int = 3,
+        ends: str = "terminated",
+        reward: float = 1.0,
+        action_space: spaces.Space[Any] | None = None,
+        observation_space: spaces.Space[Any] | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self.length, self.ends, self.reward, self.render_mode = length, ends, reward, render_mode
+        self.action_space = action_space or spaces.Discrete(2)
+        self.observation_space = observation_space or spaces.Box(-np.inf, np.inf, (2,))
+        self.episode = self.num_steps = 0
+        self.actions: list[Any] = []
+        self.seeds: list[int | None] = []
+        self.closed = False
+
+    def observe(self) -> NDArray[Any]:
+        return np.array([self.episode, self.num_steps], self.observation_space.dtype)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        super().reset(seed=seed, options=options)
+        self.seeds.append(seed)
+        self.episode += 1
+        self.num_steps = 0
+        return self.observe(), {}
+
+    def step(self, action: Any) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        assert self.num_steps < self.length, "stepped after the end of an episode"
+        self.actions.append(action)
+        self.num_steps += 1
+        end = self.num_steps == self.length
+        return self.observe(), self.reward, end and self.ends == "terminated", end and self.ends == "truncated", {}
+
+    def render(self) -> Any:
+        return np.full((2, 2, 3), self.num_steps, np.uint8)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def counting_env() -> Callable[..., Any]:
+    return CountingEnv
+
+
+@pytest.fixture
+def counting_id() -> Iterator[str]:
+    """The scripted environment under a name that Gymnasium knows for the length of a test."""
+    gymnasium.register("Counting-v0", entry_point=CountingEnv)  # type: ignore[arg-type]
+    yield "Counting-v0"
+    del gymnasium.registry["Counting-v0"]

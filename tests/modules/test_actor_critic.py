@@ -1,0 +1,322 @@
+"""Actors and critics, built from specs alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
+from torchrl.envs import ExplorationType, set_exploration_type
+
+from torchppo.errors import ConfigurationError
+from torchppo.modules.actor_critic import ActorCritic, make_actor_critic
+from torchppo.modules.networks import mlp, nature_cnn
+from torchppo.modules.normalizers import ObservationNormalizer
+from torchppo.modules.objectives import ClipPPOLoss
+
+NUM_ENVS = 6
+LOW, HIGH = torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 0.5])
+
+ACTION_SPECS: dict[str, TensorSpec] = {
+    "discrete": Categorical(4, dtype=torch.int64),
+    "multi-discrete": MultiCategorical(torch.tensor([2, 5, 3]), dtype=torch.int64),
+    "multi-binary": Binary(3, dtype=torch.int8),
+    "box": Bounded(LOW, HIGH, (2,), dtype=torch.float32),
+    "unbounded box": Unbounded((2,), dtype=torch.float32),
+    "squashed box": Bounded(LOW, HIGH, (2,), dtype=torch.float32),
+}
+# the parameters of the distribution, and the shape of one of them for one observation
+PARAMETERS = {
+    "discrete": {"logits": 4},
+    "multi-discrete": {"logits": 10},
+    "multi-binary": {"logits": 3},
+    "box": {"loc": 2, "scale": 2},
+    "unbounded box": {"loc": 2, "scale": 2},
+    "squashed box": {"loc": 2, "scale": 2},
+}
+every_action_space = pytest.mark.parametrize("space", ACTION_SPECS)
+Build = Callable[..., ActorCritic]
+
+
+def batched(spec: TensorSpec) -> TensorSpec:
+    return spec.expand(NUM_ENVS, *spec.shape)
+
+
+@pytest.fixture(autouse=True)
+def _sampled_actions() -> Iterator[None]:
+    """As in a collector; outside of one, TorchRL takes the deterministic action."""
+    with set_exploration_type(ExplorationType.RANDOM):
+        yield
+
+
+@pytest.fixture
+def build() -> Build:
+    """Makes an actor and a critic for three floats and the action space of a name in `ACTION_SPECS`."""
+
+    def make(space: str, observation: TensorSpec | None = None, **options: Any) -> ActorCritic:
+        torch.manual_seed(0)
+        observation = Unbounded((3,)) if observation is None else observation
+        defaults = {"body": partial(mlp, num_cells=(16, 16)), "squash": space == "squashed box"}
+        specs = Composite(observation=batched(observation), shape=(NUM_ENVS,)), batched(ACTION_SPECS[space])
+        return make_actor_critic(*specs, **{**defaults, **options})
+
+    return make
+
+
+@pytest.fixture
+def observations() -> TensorDict:
+    generator = torch.Generator().manual_seed(1)
+    return TensorDict({"observation": torch.randn(NUM_ENVS, 3, generator=generator)}, [NUM_ENVS])
+
+
+def heads(networks: ActorCritic) -> tuple[nn.Linear, nn.Linear]:
+    """The last linear layers of the actor and of the critic."""
+    actor, critic = ([m for m in network.modules() if isinstance(m, nn.Linear)][-1] for network in networks)
+    return actor, critic
+
+
+def gram(layer: nn.Linear) -> np.ndarray:
+    weight = layer.weight.detach().double().numpy()
+    return np.asarray(weight @ weight.T)
+
+
+def is_in(spec: TensorSpec, value: Tensor) -> bool:
+    return bool(torch.as_tensor(spec.is_in(value)).all())
+
+
+class TestEveryActionSpace:
+    @every_action_space
+    def test_the_actor_writes_the_action_its_log_prob_and_the_parameters(
+        self, space: str, build: Build, observations: TensorDict
+    ) -> None:
+        actor = build(space).actor
+        data = actor(observations)
+        assert set(actor.out_keys) == {"action", "action_log_prob", *PARAMETERS[space]}
+        assert data["action"].shape == batched(ACTION_SPECS[space]).shape
+        assert data["action"].dtype == ACTION_SPECS[space].dtype
+        assert data["action_log_prob"].shape == (NUM_ENVS,)
+        assert {key: data[key].shape for key in PARAMETERS[space]} == {
+            key: (NUM_ENVS, width) for key, width in PARAMETERS[space].items()
+        }
+
+    @every_action_space
+    @pytest.mark.parametrize("batch", [(1,), (5, 7)])
+    def test_the_batch_need_not_be_the_environments(self, space: str, batch: tuple[int, ...], build: Build) -> None:
+        networks = build(space)
+        data = networks.critic(networks.actor(TensorDict({"observation": torch.randn(*batch, 3)}, batch)))
+        assert data["action"].shape == (*batch, *ACTION_SPECS[space].shape)
+        assert data["action_log_prob"].shape == batch
+        assert data["state_value"].shape == (*batch, 1)
+
+    @pytest.mark.parametrize("space", [name for name in ACTION_SPECS if name != "box"])
+    @pytest.mark.parametrize("how", [ExplorationType.RANDOM, ExplorationType.DETERMINISTIC])
+    def test_the_actor_stays_inside_the_action_space(self, space: str, how: ExplorationType, build: Build) -> None:
+        networks = build(space, log_std=2.0)
+        with torch.no_grad(), set_exploration_type(how):
+            for _ in range(20):
+                data = networks.actor(TensorDict({"observation": 50 * torch.randn(NUM_ENVS, 3)}, [NUM_ENVS]))
+                assert is_in(batched(ACTION_SPECS[space]), data["action"])
+
+    @every_action_space
+    def test_the_stored_log_prob_is_that_of_the_stored_parameters_and_action(
+        self, space: str, build: Build, observations: TensorDict
+    ) -> None:
+        actor = build(space).actor
+        data = actor(observations)
+        recomputed = actor.build_dist_from_params(data).log_prob(data["action"])
+        torch.testing.assert_close(recomputed, data["action_log_prob"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(actor.get_dist(data).log_prob(data["action"]), recomputed, rtol=1e-4, atol=1e-5)
+
+    @every_action_space
+    def test_the_deterministic_action_is_repeatable(self, space: str, build: Build, observations: TensorDict) -> None:
+        actor = build(space).actor
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            first, second = (actor(observations.copy())["action"] for _ in range(2))
+        assert torch.equal(first, second)
+
+    @every_action_space
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_gradients_reach_every_parameter(
+        self, space: str, shared: bool, build: Build, observations: TensorDict
+    ) -> None:
+        networks = build(space, shared=shared)
+        data = networks.critic(networks.actor(observations))
+        log_prob = networks.actor.get_dist(data).log_prob(data["action"])
+        (log_prob.sum() + data["state_value"].sum()).backward()
+        for network in networks:
+            for name, parameter in network.named_parameters():
+                assert parameter.grad is not None, name
+                assert parameter.grad.isfinite().all(), name
+
+
+class TestSharedTrunkInAnObjective:
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_the_body_of_every_network_runs_once(self, shared: bool, build: Build, observations: TensorDict) -> None:
+        calls: list[nn.Module] = []
+
+        def counted(shape: torch.Size) -> nn.Module:
+            body = mlp(shape, num_cells=(8,))
+            body.register_forward_hook(lambda module, *_: calls.append(module))
+            return body
+
+        networks = build("discrete", shared=shared, body=counted)
+        with torch.no_grad():
+            data = networks.critic(networks.actor(observations))
+        data.update(dict.fromkeys(("advantage", "value_target"), torch.ones(NUM_ENVS, 1)))
+        calls.clear()
+        ClipPPOLoss(*networks)(data)
+        assert len(calls) == len(set(calls)) == (1 if shared else 2)
+
+
+@every_action_space
+def test_mixed_precision_ends_before_the_heads(space: str, build: Build, observations: TensorDict) -> None:
+    networks = build(space)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        data = networks.critic(networks.actor(observations))
+    assert data["actor_features"].dtype == data["critic_features"].dtype == torch.bfloat16
+    for key in (*PARAMETERS[space], "action_log_prob", "state_value"):
+        assert data[key].dtype == torch.float32
+
+
+class TestContinuousActions:
+    def test_a_clipped_policy_may_leave_the_box_and_its_log_prob_is_the_gaussians(
+        self, build: Build, observations: TensorDict
+    ) -> None:
+        data = build("box", log_std=1.5).actor(observations)
+        action, loc, scale = (data[key].detach().double().numpy() for key in ("action", "loc", "scale"))
+        assert not is_in(batched(ACTION_SPECS["box"]), data["action"])
+        expected = -0.5 * ((action - loc) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+        np.testing.assert_allclose(data["action_log_prob"].detach().numpy(), expected.sum(-1), rtol=1e-5)
+
+    def test_a_squashed_policys_log_prob_is_the_gaussians_minus_the_logarithm_of_the_slope(
+        self, build: Build, observations: TensorDict
+    ) -> None:
+        data = build("squashed box", log_std=-0.5).actor(observations)
+        low, high = LOW.double().numpy(), HIGH.double().numpy()
+        action, loc, scale = (data[key].detach().double().numpy() for key in ("action", "loc", "scale"))
+        unit = 2 * (action - low) / (high - low) - 1
+        slope = (1 - unit**2) * (high - low) / 2
+        gaussian = -0.5 * ((np.arctanh(unit) - loc) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+        expected = (gaussian - np.log(slope)).sum(-1)
+        np.testing.assert_allclose(data["action_log_prob"].detach().numpy(), expected, rtol=1e-3, atol=1e-3)
+
+    def test_a_squashed_policy_reaches_both_bounds_of_every_action(self, build: Build) -> None:
+        actor = build("squashed box", log_std=2.0).actor
+        with torch.no_grad():
+            action = actor(TensorDict({"observation": torch.zeros(2000, 3)}, [2000]))["action"]
+        torch.testing.assert_close(action.amin(0), LOW, rtol=0, atol=0.05)
+        torch.testing.assert_close(action.amax(0), HIGH, rtol=0, atol=0.05)
+
+    @pytest.mark.parametrize("space", ["unbounded box", "discrete", "multi-discrete", "multi-binary"])
+    def test_squashing_needs_finite_bounds(self, space: str, build: Build) -> None:
+        with pytest.raises(ConfigurationError, match=r"policy\.squash=true needs .* finite bounds"):
+            build(space, squash=True)
+
+    @pytest.mark.parametrize("space", ["box", "squashed box"])
+    def test_the_scale_is_one_number_for_each_action_in_all_states(
+        self, space: str, build: Build, observations: TensorDict
+    ) -> None:
+        networks = build(space, log_std=-0.7)
+        scale = networks.actor(observations)["scale"]
+        np.testing.assert_allclose(scale.detach().numpy(), np.full((NUM_ENVS, 2), math.exp(-0.7)), rtol=1e-6)
+        assert [p.shape for name, p in networks.actor.named_parameters() if name.endswith("log_std")] == [(2,)]
+
+
+class TestInitialPolicy:
+    @every_action_space
+    def test_the_policy_head_is_orthogonal_with_gain_a_hundredth_and_the_critics_with_gain_one(
+        self, space: str, build: Build
+    ) -> None:
+        actor, critic = heads(build(space))
+        np.testing.assert_allclose(gram(actor), 1e-4 * np.eye(actor.out_features), atol=1e-9)
+        np.testing.assert_allclose(gram(critic), [[1.0]], rtol=1e-5)
+        assert not actor.bias.any()
+        assert not critic.bias.any()
+
+    @pytest.mark.parametrize("space", ["discrete", "multi-discrete", "multi-binary"])
+    def test_the_first_policy_is_nearly_uniform(self, space: str, build: Build, observations: TensorDict) -> None:
+        data = build(space).actor(observations)
+        num_actions = {"discrete": 4, "multi-discrete": 30, "multi-binary": 8}[space]
+        np.testing.assert_allclose(data["action_log_prob"].detach().numpy(), -np.log(num_actions), atol=0.15)
+        np.testing.assert_allclose(data["logits"].detach().numpy(), 0, atol=0.05)
+
+    def test_the_first_gaussian_is_nearly_centred(self, build: Build, observations: TensorDict) -> None:
+        np.testing.assert_allclose(build("box").actor(observations)["loc"].detach().numpy(), 0, atol=0.05)
+
+
+class TestSharing:
+    def test_shared_networks_have_one_body_and_separate_heads(self, build: Build) -> None:
+        networks = build("discrete", shared=True)
+        actor, critic = (set(network.parameters()) for network in networks)
+        assert len(actor & critic) == 4  # two layers of the body
+        assert len(actor - critic) == len(critic - actor) == 2
+
+    def test_networks_share_nothing_unless_asked_to(self, build: Build) -> None:
+        actor, critic = (set(network.parameters()) for network in build("discrete"))
+        assert not actor & critic
+        assert len(actor) == len(critic) == 6
+
+    def test_separate_bodies_start_from_different_weights(self, build: Build) -> None:
+        first, second = (next(network.parameters()) for network in build("discrete"))
+        assert not torch.equal(first, second)
+
+    def test_a_critic_of_a_shared_body_works_alone(self, build: Build, observations: TensorDict) -> None:
+        networks = build("discrete", shared=True)
+        alone = networks.critic(observations.copy())["state_value"]
+        torch.testing.assert_close(alone, networks.critic(networks.actor(observations.copy()))["state_value"])
+
+
+class TestObservations:
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_one_normalizer_stands_in_front_of_both_bodies(
+        self, shared: bool, build: Build, observations: TensorDict
+    ) -> None:
+        normalized = build("discrete", shared=shared, normalize_observation=True)
+        plain = build("discrete", shared=shared)
+        found = [[m for m in network.modules() if isinstance(m, ObservationNormalizer)] for network in normalized]
+        assert len(found[0]) == len(found[1]) == 1
+        assert found[0][0] is found[1][0]
+        data = torch.from_numpy(np.random.default_rng(0).normal(3, 2, (100, 3)))
+        found[0][0].update(data)
+        scaled = ((observations["observation"] - data.mean(0)) / data.std(0, correction=0)).float()
+        expected = TensorDict({"observation": scaled}, [NUM_ENVS])
+        for network, reference, key in zip(normalized, plain, ("logits", "state_value"), strict=True):
+            actual = network(observations.copy())[key]
+            torch.testing.assert_close(actual, reference(expected.copy())[key], rtol=1e-4, atol=1e-5)
+
+    def test_the_body_is_chosen_by_the_caller_and_told_the_shape_of_one_observation(self, build: Build) -> None:
+        shapes: list[torch.Size] = []
+
+        def body(shape: torch.Size) -> nn.Module:
+            shapes.append(shape)
+            return nature_cnn(shape, num_features=8)
+
+        image = Bounded(0, 255, (4, 36, 40), dtype=torch.uint8)
+        networks = build("discrete", observation=image, body=body)
+        data = networks.critic(networks.actor(TensorDict({"observation": batched(image).rand()}, [NUM_ENVS])))
+        assert set(shapes) == {torch.Size([4, 36, 40])}
+        assert data["action"].shape == (NUM_ENVS,)
+        assert data["state_value"].shape == (NUM_ENVS, 1)
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+    @pytest.mark.parametrize("normalize_observation", [False, True])
+    def test_a_multilayer_perceptron_reads_integers(
+        self, dtype: torch.dtype, normalize_observation: bool, build: Build
+    ) -> None:
+        spec = Bounded(0, 200, (3,), dtype=dtype)
+        networks = build("discrete", observation=spec, normalize_observation=normalize_observation)
+        data = networks.critic(networks.actor(TensorDict({"observation": batched(spec).rand()}, [NUM_ENVS])))
+        assert data["state_value"].dtype == torch.float32
+
+    def test_the_critic_reads_observations_alone(self, build: Build, observations: TensorDict) -> None:
+        critic: TensorDictModule = build("discrete").critic
+        assert list(critic.in_keys) == ["observation"]
+        assert critic(observations)["state_value"].shape == (NUM_ENVS, 1)

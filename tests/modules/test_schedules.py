@@ -1,0 +1,78 @@
+"""Schedules: end points, hand values, direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torchppo.modules.schedules import constant, cosine, linear, step
+
+Schedule = Callable[[float], float]
+
+SCHEDULES: dict[str, Schedule] = {
+    "constant": constant,
+    "linear": linear,
+    "linear to 0.1": partial(linear, final=0.1),
+    "cosine": cosine,
+    "cosine to 0.1": partial(cosine, final=0.1),
+    "step": step,
+    "ten steps of 0.9": partial(step, gamma=0.9, num_steps=10),
+}
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+
+
+@every_schedule
+def test_every_schedule_starts_at_one(schedule: Schedule) -> None:
+    assert schedule(0.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("constant", 1.0),
+        ("linear", 0.0),
+        ("linear to 0.1", 0.1),
+        ("cosine", 0.0),
+        ("cosine to 0.1", 0.1),
+        ("step", 0.125),
+        ("ten steps of 0.9", 0.387420489),
+    ],
+)
+def test_every_schedule_ends_at_its_final_value(name: str, end: float) -> None:
+    assert SCHEDULES[name](1.0) == pytest.approx(end, abs=1e-15)
+
+
+@every_schedule
+@settings(deadline=None)
+@given(progress=st.lists(st.floats(0.0, 1.0), min_size=2, max_size=20))
+def test_no_schedule_ever_rises_or_leaves_zero_to_one(schedule: Schedule, progress: list[float]) -> None:
+    factors = [schedule(point) for point in sorted(progress)]
+    assert all(0.0 <= factor <= 1.0 for factor in factors)
+    assert all(later <= earlier + 1e-15 for earlier, later in pairwise(factors))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "progress", "factor"),
+    [
+        (constant, 0.37, 1.0),
+        (linear, 0.25, 0.75),
+        (partial(linear, final=0.2), 0.5, 0.6),
+        (cosine, 1 / 3, 0.75),  # (1 + cos 60 degrees) / 2
+        (cosine, 0.5, 0.5),
+        (cosine, 2 / 3, 0.25),
+        (partial(cosine, final=0.5), 1 / 3, 0.875),
+        (step, 0.2499, 1.0),
+        (step, 0.25, 0.5),
+        (step, 0.6, 0.25),
+        (step, 0.75, 0.125),
+        (step, 0.9999, 0.125),
+        (partial(step, gamma=0.1, num_steps=2), 0.5, 0.1),
+    ],
+)
+def test_a_schedule_has_the_value_worked_out_by_hand(schedule: Schedule, progress: float, factor: float) -> None:
+    assert schedule(progress) == pytest.approx(factor, rel=1e-12)
