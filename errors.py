@@ -13,7 +13,7 @@ class ConfigurationError(TorchPPOError, ValueError):
     exit_code = 2
 
 
-class EnvironmentFailure(TorchPPOError):
+class EnvironmentFailure(TorchPPOError):  # noqa: N818 - EnvironmentError is Python's own
     """An environment that does not exist, is not supported, or failed while it ran."""
 
     exit_code = 3

@@ -1,0 +1,1 @@
+"""Hydra's configuration groups, one folder for every part that can be swapped."""

@@ -25,9 +25,7 @@ class ResetWhenTold(VectorWrapper[Any, Any, Any, Any]):
         self._first: NDArray[Any] = np.empty(0)
         self._ended = np.zeros(env.num_envs, np.bool_)
 
-    def reset(
-        self, *, seed: Any = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[Any], dict[str, Any]]:
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
         """Reset all environments, or hand out the new episodes of those in `options["reset_mask"]`.
 
         Raises:

@@ -30,7 +30,7 @@ class SerialVectorEnv(VectorEnv[Any, Any, Any]):
         self.render_mode = self.envs[0].render_mode
         self.spec = self.envs[0].spec
         self.metadata = {**self.envs[0].metadata, "autoreset_mode": AutoresetMode.DISABLED}
-        observations = create_empty_array(self.single_observation_space, self.num_envs)
+        observations: NDArray[Any] = np.asarray(create_empty_array(self.single_observation_space, self.num_envs))
         # float64, as MuJoCo's, would only be converted again at every use
         self._observations = observations.astype(np.float32) if observations.dtype == np.float64 else observations
 
@@ -55,7 +55,9 @@ class SerialVectorEnv(VectorEnv[Any, Any, Any]):
         truncated = np.empty(self.num_envs, np.bool_)
         infos: dict[str, Any] = {}
         for index, env in enumerate(self.envs):
-            self._observations[index], rewards[index], terminated[index], truncated[index], info = env.step(actions[index])
+            self._observations[index], rewards[index], terminated[index], truncated[index], info = env.step(
+                actions[index]
+            )
             if "episode" in info:
                 infos.setdefault("episode", {})[index] = info["episode"]
         return self._observations, rewards, terminated, truncated, infos

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -10,7 +12,7 @@ from torchrl.data import Binary, Bounded, Categorical, MultiCategorical, TensorS
 from ..errors import EnvironmentFailure
 
 
-def action_spec(space: spaces.Space) -> TensorSpec:
+def action_spec(space: spaces.Space[Any]) -> TensorSpec:
     """The TorchRL spec of one environment's actions, counted from zero.
 
     TorchRL's own conversion stacks a homogeneous `MultiDiscrete` into one-dimensional specs.
@@ -34,7 +36,7 @@ def action_spec(space: spaces.Space) -> TensorSpec:
     )
 
 
-def observation_spec(space: spaces.Space) -> TensorSpec:
+def observation_spec(space: spaces.Space[Any]) -> TensorSpec:
     """The TorchRL spec of one environment's observations.
 
     Raises:
@@ -42,7 +44,7 @@ def observation_spec(space: spaces.Space) -> TensorSpec:
 
     """
     if isinstance(space, spaces.Box) and space.shape:
-        return box_spec(space if space.dtype != np.float64 else spaces.Box(space.low, space.high, dtype=np.float32))
+        return box_spec(space)
     raise EnvironmentFailure(
         f"observation space {space} is not supported; supported is Box of at least one dimension "
         "(env.wrappers=[...] takes gymnasium.wrappers.FlattenObservation to make one)"
@@ -50,8 +52,10 @@ def observation_spec(space: spaces.Space) -> TensorSpec:
 
 
 def box_spec(space: spaces.Box) -> TensorSpec:
-    """Bounded where every bound is finite, else unbounded."""
-    dtype = torch.from_numpy(np.empty(0, space.dtype)).dtype
+    """Bounded where every bound is finite, else unbounded; float64 becomes float32."""
+    dtype = torch.float32 if space.dtype == np.float64 else torch.from_numpy(np.empty(0, space.dtype)).dtype
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         return Unbounded(space.shape, dtype=dtype)
-    return Bounded(torch.as_tensor(space.low), torch.as_tensor(space.high), space.shape, dtype=dtype)
+    return Bounded(
+        torch.as_tensor(space.low, dtype=dtype), torch.as_tensor(space.high, dtype=dtype), space.shape, dtype=dtype
+    )

@@ -20,7 +20,7 @@ from .spaces import action_spec, observation_spec
 Arrays = dict[str, NDArray[Any]]
 
 
-class VectorEnv(EnvBase):  # type: ignore[misc]
+class VectorEnv(EnvBase):
     """TorchRL's view of a Gymnasium vector environment that does not reset by itself.
 
     `step_arrays` and `reset_arrays` are the same steps on NumPy arrays, for a collector that cannot pay
@@ -75,7 +75,8 @@ class VectorEnv(EnvBase):  # type: ignore[misc]
             overwrite them.
 
         """
-        seeds, self._seeds = self._seeds, None
+        seeds: Any = self._seeds
+        self._seeds = None
         self._episode_reward[... if mask is None else mask] = 0.0
         self._step_count[... if mask is None else mask] = 0
         observation, _ = self.vector.reset(seed=seeds, options=None if mask is None else {"reset_mask": mask})

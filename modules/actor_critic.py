@@ -60,7 +60,7 @@ class StateIndependentScale(nn.Module):
 
 
 class FullPrecision(nn.Module):
-    """Runs a head in float32, also under mixed precision: a log-probability of 8 bits is no basis for a ratio."""
+    """Runs a head in its own precision, also under autocast: 8 bits of a log-probability are no basis for a ratio."""
 
     def __init__(self, head: nn.Module) -> None:
         """Wrap a head."""
@@ -70,7 +70,7 @@ class FullPrecision(nn.Module):
     def forward(self, features: Tensor) -> Any:
         """What the head makes of `features`."""
         with torch.autocast(features.device.type, enabled=False):
-            return self.head(features.float())
+            return self.head(features.to(next(self.head.parameters()).dtype))
 
 
 def make_actor_critic(
@@ -118,14 +118,17 @@ def make_actor_critic(
         trunks[1] = trunks[0]
     value = orthogonal_(nn.Linear(width, 1), gain=1.0)
     actor = ProbabilisticActor(
-        TensorDictSequential(trunks[0], TensorDictModule(FullPrecision(network), in_keys=trunks[0].out_keys, out_keys=head.out_keys)),
+        TensorDictSequential(
+            trunks[0], TensorDictModule(FullPrecision(network), in_keys=trunks[0].out_keys, out_keys=head.out_keys)
+        ),
         in_keys=head.out_keys,
         distribution_class=head.distribution_class,
-        distribution_kwargs={"validate_args": False},
         return_log_prob=True,
     )
     actor.select_out_keys(*head.out_keys, "action", "action_log_prob")
-    critic = TensorDictSequential(trunks[1], TensorDictModule(FullPrecision(value), in_keys=trunks[1].out_keys, out_keys=["state_value"]))
+    critic = TensorDictSequential(
+        trunks[1], TensorDictModule(FullPrecision(value), in_keys=trunks[1].out_keys, out_keys=["state_value"])
+    )
     return ActorCritic(actor, critic)
 
 
@@ -136,14 +139,14 @@ def make_head(action_spec: TensorSpec, num_batch: int, squash: bool) -> Head:
         raise ConfigurationError(f"policy.squash=true needs an action space with finite bounds, not {action_spec}")
     if isinstance(action_spec, MultiCategorical):
         nvec = [int(n) for n in action_spec.nvec.reshape(-1, action_spec.shape[-1])[0]]
-        return Head(sum(nvec), ["logits"], partial(distributions.MultiCategorical, nvec=nvec))
+        return Head(sum(nvec), ["logits"], partial(distributions.MultiCategorical, nvec=nvec, validate_args=False))
     if isinstance(action_spec, Categorical):
-        return Head(action_spec.n, ["logits"], D.Categorical)
+        return Head(action_spec.n, ["logits"], partial(D.Categorical, validate_args=False))
     num_actions = action_spec.shape[num_batch:].numel()
     if isinstance(action_spec, Binary):
-        return Head(num_actions, ["logits"], distributions.IndependentBernoulli)
-    bounds: dict[str, Any] = {}
+        return Head(num_actions, ["logits"], partial(distributions.IndependentBernoulli, validate_args=False))
+    distribution: Callable[..., D.Distribution] = partial(IndependentNormal, validate_args=False)
     if squash:
-        bounds = {name: getattr(action_spec.space, name).reshape(-1, num_actions)[0] for name in ("low", "high")}
-    distribution = partial(TanhNormal, **bounds) if squash else IndependentNormal
+        low, high = (bound.reshape(-1, num_actions)[0] for bound in (action_spec.space.low, action_spec.space.high))
+        distribution = partial(TanhNormal, low=low, high=high)
     return Head(num_actions, ["loc", "scale"], distribution, has_scale=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch import distributions as D  # noqa: N812
 
 
-class MultiCategorical(D.Independent):  # type: ignore[misc]
+class MultiCategorical(D.Independent[D.Categorical]):
     """Independent categorical choices, the i-th among `nvec[i]`.
 
     Args:
@@ -34,7 +34,7 @@ class MultiCategorical(D.Independent):  # type: ignore[misc]
         return self.base_dist.logits.argmax(-1)
 
 
-class IndependentBernoulli(D.Independent):  # type: ignore[misc]
+class IndependentBernoulli(D.Independent[D.Bernoulli]):
     """Independent coin flips with `logits` `[*, n]`; actions are int8 `[*, n]`."""
 
     def __init__(self, logits: Tensor, **kwargs: Any) -> None:

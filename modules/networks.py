@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchrl.modules import MLP as TorchRLMLP
-from torchrl.modules import ConvNet
+from torchrl.modules import MLP, ConvNet
 
 from ..errors import ConfigurationError
 
@@ -54,7 +53,7 @@ def mlp(
         raise ConfigurationError(f"activation={activation!r} is unknown; one of {', '.join(ACTIVATIONS)}")
     if not num_cells:
         raise ConfigurationError("num_cells=[] has no layer; give at least one width")
-    body = TorchRLMLP(
+    body = MLP(
         in_features=math.prod(shape),
         out_features=num_cells[-1],
         num_cells=list(num_cells[:-1]),

@@ -69,7 +69,8 @@ def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
     """The batched environment with its transforms; `changes` replace the keys of `cfg.env` that it has."""
     env = call(cfg.env, **{key: value for key, value in changes.items() if key in cfg.env})
     if not env.batch_size:
-        env = SerialEnv(1, lambda: env)
+        single = env
+        env = SerialEnv(1, lambda: single)
     transforms = [call(transform) for transform in cfg.transforms]
     if not isinstance(env, VectorEnv):
         transforms = [RewardSum(), StepCounter(), *transforms]  # what a VectorEnv writes by itself

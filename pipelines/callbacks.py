@@ -12,7 +12,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation
 
 
 class EvaluateAndSave(Callback):
@@ -48,12 +48,15 @@ class EvaluateAndSave(Callback):
     def _evaluate(self, trainer: Trainer, ppo: Any) -> None:
         self._evaluated_at = ppo.frames
         result = self.run_evaluation(ppo.actor) if trainer.is_global_zero else None
-        self.last = trainer.strategy.broadcast(result)
+        evaluation: Evaluation = trainer.strategy.broadcast(result)
+        self.last = evaluation
         for logger in trainer.loggers:
-            logger.log_metrics({"eval/mean_reward": self.last.mean, "eval/std_reward": self.last.std}, step=ppo.frames)
+            logger.log_metrics(
+                {"eval/mean_reward": evaluation.mean, "eval/std_reward": evaluation.std}, step=ppo.frames
+            )
             logger.save()
-        if self.last.mean > self.best:
-            self.best = self.last.mean
+        if evaluation.mean > self.best:
+            self.best = evaluation.mean
             trainer.save_checkpoint(self.directory / "best.ckpt")
 
 

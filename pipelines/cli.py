@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     formatter = argparse.RawDescriptionHelpFormatter
-    top = _Parser(prog="torchppo", description="PPO as interchangeable parts.", epilog=EXAMPLES, formatter_class=formatter)
+    top = _Parser(
+        prog="torchppo", description="PPO as interchangeable parts.", epilog=EXAMPLES, formatter_class=formatter
+    )
     commands = top.add_subparsers(metavar="train | eval | list", required=True)
     train = commands.add_parser(
         "train",
@@ -54,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("-cd", "--config-dir", type=Path, help="a folder of your own groups, searched first")
     train.add_argument("--cfg", action="store_true", help="print the configuration instead of training")
     train.set_defaults(run=_train)
-    evaluate = commands.add_parser("eval", help="evaluate a checkpoint", description="Evaluate a checkpoint and film it.")
+    evaluate = commands.add_parser(
+        "eval", help="evaluate a checkpoint", description="Evaluate a checkpoint and film it."
+    )
     evaluate.add_argument("checkpoint", type=Path)
     evaluate.add_argument("--episodes", type=int, default=20)
     evaluate.add_argument("--seed", type=int, default=0)
@@ -131,10 +135,12 @@ def default_video(checkpoint: Path) -> Path:
 
 def describe_groups() -> str:
     """A line for every group with its choices."""
-    return "\n".join(f"  {group + '=':<12}{' | '.join(names)}" for group, names in configuration.options_by_group().items())
+    return "\n".join(
+        f"  {group + '=':<12}{' | '.join(names)}" for group, names in configuration.options_by_group().items()
+    )
 
 
-def _list(arguments: argparse.Namespace) -> int:
+def _list(arguments: argparse.Namespace) -> int:  # noqa: ARG001
     groups = configuration.options_by_group()
     for group in ("env", "policy", "objective", "experiment"):
         print(f"{group}=")

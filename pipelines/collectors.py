@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,7 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from ..envs import VectorEnv
 from ..errors import ConfigurationError, NumericalError
 from .policy_step import PolicyStep
+from .ranks import num_ranks
 
 
 class Collector:
@@ -73,9 +75,7 @@ class Collector:
 
     def __len__(self) -> int:
         """The number of rollouts on each rank."""
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        num_ranks = torch.distributed.get_world_size() if distributed else 1
-        return -(-self.total_frames // (self.frames_per_batch * num_ranks))
+        return math.ceil(self.total_frames / (self.frames_per_batch * num_ranks()))
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         """Collect, rollout by rollout."""
@@ -149,5 +149,7 @@ def checked(rollout: TensorDictBase) -> TensorDictBase:
             env, step = (~values.isfinite()).flatten(2).any(-1).nonzero()[0].tolist()
             bad = values[env, step]
             first = bad[~bad.isfinite()][0].item()
-            raise NumericalError(f"{key[1]} of environment {env} is {first} at step {step} of the rollout; mend the environment")
+            raise NumericalError(
+                f"{key[1]} of environment {env} is {first} at step {step} of the rollout; mend the environment"
+            )
     return rollout

@@ -23,6 +23,7 @@ from ..errors import ConfigurationError
 
 CONF = Path(__file__).parents[1] / "conf"
 
+
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
     """The configuration of one run, its `run_dir` chosen.
 
@@ -38,7 +39,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
         raise ConfigurationError(f"--config-dir {config_dir} is not a folder")
     parsed = parse(overrides)
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
-    choices = [override.input_line for override in parsed if is_group(override.key_or_group)]
+    choices = [str(override.input_line) for override in parsed if is_group(override.key_or_group)]
     with one_line_errors():
         default = _compose([*choices, *search])
         cfg = _compose([*overrides, *search])
@@ -49,7 +50,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
     if missing:
         raise ConfigurationError(f"{missing[0]} has no value; add {missing[0]}=... to the command")
     if cfg.run_dir is None:
-        moment = datetime.now().strftime("%Y%m%d-%H%M%S")  # noqa: DTZ005 - a folder's name, in the user's time
+        moment = datetime.now().strftime("%Y%m%d-%H%M%S")
         cfg.run_dir = str(Path("runs") / (chosen.experiment or chosen.env) / f"{moment}-s{cfg.seed}")
     return cfg
 
@@ -82,20 +83,24 @@ def combinations(overrides: Sequence[str]) -> list[list[str]]:
     for override in parse(overrides):
         key = override.get_key_element()
         swept = override.is_sweep_override()
-        values.append([f"{key}={value}" for value in override.sweep_string_iterator()] if swept else [override.input_line])
+        values.append(
+            [f"{key}={value}" for value in override.sweep_string_iterator()] if swept else [str(override.input_line)]
+        )
     return [list(combination) for combination in product(*values)]
 
 
 def is_group(key: str) -> bool:
     """Whether `key` (possibly `group@package`) names a folder of `conf/`, or one that only the user has."""
-    return key.split("@")[0] in options_by_group()
+    return key.split("@", maxsplit=1)[0] in options_by_group()
 
 
 def options_by_group() -> dict[str, dict[str, str]]:
     """The built-in choices of every group, with the first comment of their file."""
     groups: dict[str, dict[str, str]] = {}
     for path in sorted(CONF.glob("*/*.yaml")):
-        comments = [line[2:] for line in path.read_text().splitlines() if line.startswith("# ") and "@package" not in line]
+        comments = [
+            line[2:] for line in path.read_text().splitlines() if line.startswith("# ") and "@package" not in line
+        ]
         groups.setdefault(path.parent.name, {})[path.stem] = comments[0]
     return groups
 
@@ -107,7 +112,9 @@ def check_types(cfg: DictConfig, default: DictConfig, overrides: Iterable[Overri
         before, after = OmegaConf.select(default, key), OmegaConf.select(cfg, key)
         if is_group(key) or after is None or before is None or type(after) is type(before):
             continue
-        wanted = {bool: "true or false", int: "a whole number", float: "a number", DictConfig: "a group of keys"}.get(type(before))
+        wanted = {bool: "true or false", int: "a whole number", float: "a number", DictConfig: "a group of keys"}.get(
+            type(before)
+        )
         if wanted and not (isinstance(before, float) and type(after) is int):
             raise ConfigurationError(f"{key}={override.value()} is not {wanted} (the default is {before})")
 
@@ -130,7 +137,9 @@ def explain(message: str) -> str:
         group, name = choice.groups()
         names = options_by_group().get(group, {})
         return f"unknown choice {group}={name}{nearest(name, names)}; there is {', '.join(names) or 'none'}"
-    return " ".join(message.split("See https")[0].split())
+    if ambiguous := re.search(r"Ambiguous value for argument '([^']+)'", message):
+        return f"{ambiguous.group(1)} has several values; add -m for one run each, or write key=[a,b] for a list"
+    return " ".join(message.split("See https", maxsplit=1)[0].split())
 
 
 def known_keys() -> list[str]:
@@ -151,4 +160,4 @@ def known_keys() -> list[str]:
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """A suggestion to append to a message, or nothing."""
     matches = get_close_matches(name, list(candidates), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -47,12 +47,12 @@ class EagerStep:
         losses = ppo.objective(TensorDict(minibatch, minibatch["advantage"].shape[:1]))
         if self.kl_limit is not None and exceeds(losses["kl_approx"], self.kl_limit):
             return None
-        optimizer = ppo.optimizers()
+        optimizer: Any = ppo.optimizers()
         optimizer.zero_grad()
         ppo.manual_backward(total_loss(losses, ppo.policy_weight))
         optimizer.step()  # ppo.on_before_optimizer_step clips, after a loss scale is taken back
         self.names = [*losses.keys(), "grad_norm"]
-        return torch.stack([*(value.detach().float() for value in losses.values()), ppo.grad_norm])
+        return torch.stack([*(value.detach().float().reshape(()) for value in losses.values()), ppo.grad_norm])
 
 
 class CompiledStep:
@@ -69,7 +69,7 @@ class CompiledStep:
 
     def __init__(self, ppo: PPO, kl_limit: float | None) -> None:
         """Allocate the optimiser's state where it has none yet."""
-        optimizer = ppo.optimizers(use_pl_optimizer=False)
+        optimizer = ppo.optimizer
         if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or len(optimizer.param_groups) != 1:
             raise ConfigurationError(f"compile=true needs Adam or AdamW with one parameter group, not {optimizer}")
         self.ppo = ppo
@@ -127,7 +127,9 @@ class CompiledStep:
             data = TensorDict(minibatch, minibatch["advantage"].shape[:1])
             places = {name: point[index] for name, index in self._places.items()}
             losses = functional_call(ppo.objective, places, (data,), tie_weights=False)
-            return total_loss(losses, ppo.policy_weight), torch.stack([value.float() for value in losses.values()])
+            return total_loss(losses, ppo.policy_weight), torch.stack(
+                [value.float().reshape(()) for value in losses.values()]
+            )
 
         gradients, (_, metrics) = grad_and_value(loss, has_aux=True)([param.detach() for param in self._params])
         return torch.cat([gradient.reshape(-1) for gradient in gradients]), metrics.detach()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -97,6 +98,11 @@ class PPO(LightningModule):
         return self.objective.actor_network
 
     @property
+    def optimizer(self) -> Optimizer:
+        """The one optimiser, without Lightning's wrapper."""
+        return cast(Optimizer, self.optimizers(use_pl_optimizer=False))
+
+    @property
     def critic(self) -> TensorDictModuleBase:
         """The value function."""
         return self.objective.critic_network
@@ -107,11 +113,11 @@ class PPO(LightningModule):
 
     def on_train_start(self) -> None:
         """Choose how a step is taken, now that devices and optimiser exist."""
+        self._reported_at = time.perf_counter()
         if isinstance(self.trainer.train_dataloader, Collector):
             self.trainer.train_dataloader.precision = self.trainer.precision_plugin.forward_context
         self._step = (CompiledStep if self.compile_step else EagerStep)(self, self.update.kl_limit)
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        for group in optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
 
     def training_step(self, rollout: TensorDictBase) -> None:
@@ -129,9 +135,9 @@ class PPO(LightningModule):
                 module.update(rollout[module.key], summed)
         self.seconds["estimate"] += estimated - start
         self.seconds["update"] += time.perf_counter() - estimated
-        self._count_frames(rollout)
         metrics.update({f"train/{name}": value for name, value in zip(self._step.names, means.tolist(), strict=False)})
-        self._report(metrics, num_steps)
+        metrics["train/num_steps"] = float(num_steps)
+        self._report(metrics, self._count_frames(rollout))
 
     @torch.no_grad()
     def estimate(self, rollout: TensorDictBase) -> tuple[dict[Any, Tensor], dict[str, float]]:
@@ -155,7 +161,14 @@ class PPO(LightningModule):
         explained = 1 - (rollout["value_target"] - values).var() / (rollout["value_target"].var() + 1e-8)
         if self.normalize_advantage:
             rollout["advantage"] = normalized(rollout["advantage"])
-        keys = {*self.actor.in_keys, *self.critic.in_keys, *self.actor.out_keys, "state_value", "advantage", "value_target"}
+        keys = {
+            *self.actor.in_keys,
+            *self.critic.in_keys,
+            *self.actor.out_keys,
+            "state_value",
+            "advantage",
+            "value_target",
+        }
         flat = rollout.select(*sorted(keys)).transpose(0, 1).flatten()
         return dict(flat.items()), {"train/explained_variance": explained.item()}
 
@@ -176,14 +189,18 @@ class PPO(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the counters back."""
         state = checkpoint["torchppo"]
-        self.frames, self.num_rollouts, self.num_episodes = state["frames"], state["num_rollouts"], state["num_episodes"]
+        self.frames, self.num_rollouts, self.num_episodes = (
+            state["frames"],
+            state["num_rollouts"],
+            state["num_episodes"],
+        )
         self.episodes.extend(tuple(episode) for episode in state["episodes"])
 
     def _apply_schedules(self) -> None:
         progress = min(self.frames / self.total_frames, 1.0)
         for name, schedule in self._schedules.items():
             if name == "lr":
-                for group in self.optimizers(use_pl_optimizer=False).param_groups:
+                for group in self.optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * schedule(progress)
             else:
                 getattr(self.objective, name).fill_(self._initial[name] * schedule(progress))
@@ -196,25 +213,32 @@ class PPO(LightningModule):
             progress.total.ready += num_steps
             progress.total.completed += num_steps
 
-    def _count_frames(self, rollout: TensorDictBase) -> None:
+    def _count_frames(self, rollout: TensorDictBase) -> int:
         done = rollout["next", "done"]
         rewards, lengths = (rollout["next", key][done] for key in ("episode_reward", "step_count"))
         self.episodes.extend(zip(rewards.tolist(), lengths.tolist(), strict=True))
         self.num_episodes += len(rewards)
         self.num_rollouts += 1
-        self.frames += rollout.numel() * num_ranks()
+        num_frames: int = rollout.numel() * num_ranks()
+        self.frames += num_frames
+        return num_frames
 
-    def _report(self, metrics: dict[str, float], num_steps: int) -> None:
+    def _report(self, metrics: dict[str, float], num_frames: int) -> None:
         if self.episodes:
             rewards, lengths = zip(*self.episodes, strict=True)
             metrics["rollout/ep_rew_mean"] = sum(rewards) / len(rewards)
             metrics["rollout/ep_len_mean"] = sum(lengths) / len(lengths)
-        metrics["train/lr"] = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]
-        metrics["train/num_steps"] = float(num_steps)
-        bad = [name for name, value in metrics.items() if value != value or value in (float("inf"), float("-inf"))]
+        metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise NumericalError(
                 f"{bad[0]}={metrics[bad[0]]} after {self.frames} frames; lower optimizer.lr, or look for extreme "
                 "observations and rewards"
             )
-        self.log_dict({**metrics, "step": float(self.frames)}, batch_size=1)
+        now = time.perf_counter()
+        metrics["time/fps"] = num_frames / (now - self._reported_at)
+        self._reported_at = now
+        self.log_dict(metrics, logger=False, batch_size=1)  # for callbacks; a step logged there would be a float32
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.frames)
+            logger.save()

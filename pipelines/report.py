@@ -37,7 +37,9 @@ def print_summary(summary: Summary, files: dict[str, Path]) -> None:
     rows = {
         "frames": f"{summary['frames']:,} in {summary['wall_seconds']:.1f} s ({summary['frames_per_second']:,.0f}/s)",
         "time": shares,
-        "return in training": shown(summary["train_return_mean"], f"mean of the last {min(summary['train_episodes'], 100)} episodes"),
+        "return in training": shown(
+            summary["train_return_mean"], f"mean of the last {min(summary['train_episodes'], 100)} episodes"
+        ),
         "return in evaluation": shown(
             summary["eval_return_mean"], f"+- {summary['eval_return_std']:.1f} over {summary['eval_episodes']} episodes"
         ),

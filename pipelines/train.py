@@ -20,8 +20,9 @@ from ..errors import ConfigurationError, RunLockedError
 from .build import EVALUATION_RANK, Training, build_env, build_trainer, build_training, env_name, seed_of
 from .callbacks import EvaluateAndSave, ProgressBar, StopOnSignal, Stopwatch
 from .evaluation import Evaluation, evaluate
-from .video import try_to_film
 from .report import Summary, plot_learning_curve, print_summary, write_summary
+from .video import try_to_film
+
 
 def train(cfg: DictConfig, overrides: list[str]) -> int:
     """Run a training and leave everything behind in `cfg.run_dir`.
@@ -128,6 +129,8 @@ def leave_behind(cfg: DictConfig, training: Training, summary: Summary) -> None:
         files["picture"] = run_dir / "learning_curve.png"
         plot_learning_curve(run_dir / "metrics.csv", files["picture"], f"{summary['env']}, seed {summary['seed']}")
     if cfg.eval.video and summary["exit"] == "completed":
-        video = try_to_film(cfg, training.ppo.actor, run_dir / "videos" / "last.mp4", seed_of(cfg.seed, EVALUATION_RANK))
+        video = try_to_film(
+            cfg, training.ppo.actor, run_dir / "videos" / "last.mp4", seed_of(cfg.seed, EVALUATION_RANK)
+        )
         files |= {"video": video} if video else {}
     print_summary(summary, files)

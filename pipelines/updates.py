@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError, NumericalError
+from ..errors import ConfigurationError
 
 Step = Callable[[dict[str, Tensor]], Tensor | None]
 
@@ -45,7 +45,11 @@ class MinibatchUpdate:
             divisors = [n for n in range(1, frames + 1) if frames % n == 0]
             below = max((n for n in divisors if n <= size), default=1)
             above = min((n for n in divisors if n >= size), default=frames)
-            problem = f"is larger than the rollout of {frames}" if size > frames else f"does not divide the rollout of {frames}"
+            problem = (
+                f"is larger than the rollout of {frames}"
+                if size > frames
+                else f"does not divide the rollout of {frames}"
+            )
             nearest = f"{below}" if below == above or size > frames else f"{below} or {above}"
             raise ConfigurationError(
                 f"update.minibatch_size={size} {problem} frames (env.num_envs x collector.frames_per_env); "

@@ -12,6 +12,7 @@ import pytest
 import torch
 from gymnasium.wrappers import FlattenObservation, TimeLimit, TransformReward
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import check_env_specs
 
 from torchppo.envs import VectorEnv, make_env, make_vector_env
@@ -138,10 +139,13 @@ class TestFailures:
         assert EnvironmentFailure.exit_code == 3
 
 
-def roll(env: VectorEnv, steps: int, seed: int) -> TensorDict:
-    env.set_seed(seed)
-    torch.manual_seed(seed)
-    return env.rollout(steps, break_when_any_done=False)
+def roll(env: VectorEnv, steps: int) -> TensorDict:
+    """Without ever touching the controls, which loses a ball of Breakout in about twenty steps."""
+    still = TensorDictModule(
+        lambda pixels: pixels.new_zeros(len(pixels), dtype=torch.int64), ["observation"], ["action"]
+    )
+    env.set_seed(0)
+    return env.rollout(steps, still, break_when_any_done=False)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +159,7 @@ def pong() -> Iterator[VectorEnv]:
 
 @pytest.fixture(scope="module")
 def pong_rollout(pong: VectorEnv) -> TensorDict:
-    return roll(pong, 25, seed=0)
+    return roll(pong, 25)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +167,7 @@ def breakout_rollout() -> TensorDict:
     """Two games whose episodes terminate with the loss of a life, one here and one there."""
     pytest.importorskip("ale_py")
     env = make_vector_env("ALE/Breakout-v5", 2, episodic_life=True, num_threads=1)
-    rollout = roll(env, 30, seed=0)
+    rollout = roll(env, 30)
     env.close()
     return rollout
 
@@ -214,7 +218,7 @@ class TestAtari:
             assert torch.equal(counts, time - previous_end)
 
     def test_a_seed_repeats_a_rollout(self, pong: VectorEnv, pong_rollout: TensorDict) -> None:
-        again = roll(pong, 12, seed=0)
+        again = roll(pong, 12)
         for key in ("observation", "action", ("next", "observation"), ("next", "reward"), ("next", "done")):
             assert torch.equal(again[key], pong_rollout[:, :12][key]), key
 

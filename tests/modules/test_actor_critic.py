@@ -181,7 +181,7 @@ def test_mixed_precision_ends_before_the_heads(space: str, build: Build, observa
     networks = build(space)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         data = networks.critic(networks.actor(observations))
-    assert data["actor_features"].dtype == data["critic_features"].dtype == torch.bfloat16
+    assert data["critic_features"].dtype == torch.bfloat16
     for key in (*PARAMETERS[space], "action_log_prob", "state_value"):
         assert data[key].dtype == torch.float32
 

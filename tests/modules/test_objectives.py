@@ -152,19 +152,13 @@ class Case(NamedTuple):
 
     def networks_with_hidden_layers(self, *hidden: nn.Module) -> ActorCritic:
         """Modules for the same spaces with one body for both or one for each, in float64."""
-        trunks = [
-            TensorDictModule(body, in_keys=["observation"], out_keys=[f"features{i}"]) for i, body in enumerate(hidden)
-        ]
-        head = self.family.head()
+        family, keys = self.family, list(self.family.keys)
+        trunks = [TensorDictModule(body, ["observation"], [f"features_{i}"]) for i, body in enumerate(hidden)]
+        head = TensorDictModule(family.head(), trunks[0].out_keys, keys)
+        value = TensorDictModule(nn.Linear(NUM_FEATURES, 1), trunks[-1].out_keys, ["state_value"])
         actor = ProbabilisticActor(
-            TensorDictSequential(
-                trunks[0], TensorDictModule(head, in_keys=trunks[0].out_keys, out_keys=self.family.keys)
-            ),
-            in_keys=self.family.keys,
-            distribution_class=self.family.distribution,
-            return_log_prob=True,
+            TensorDictSequential(trunks[0], head), keys, distribution_class=family.distribution, return_log_prob=True
         )
-        value = TensorDictModule(nn.Linear(NUM_FEATURES, 1), in_keys=trunks[-1].out_keys, out_keys=["state_value"])
         return ActorCritic(actor.double(), TensorDictSequential(trunks[-1], value).double())
 
     def data(self) -> TensorDict:

@@ -1,0 +1,226 @@
+"""The LightningModule binds its parts without changing what they compute."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import LightningModule, Trainer, seed_everything
+from tensordict import TensorDictBase
+from torch import nn
+from torchrl.objectives.value import GAE
+
+from torchppo.envs import VectorEnv, make_vector_env
+from torchppo.errors import NumericalError
+from torchppo.modules import schedules
+from torchppo.modules.actor_critic import make_actor_critic
+from torchppo.modules.networks import mlp
+from torchppo.modules.normalizers import ObservationNormalizer, RewardNormalizer
+from torchppo.modules.objectives import ClipPPOLoss, KLPENPPOLoss, PPOLoss
+from torchppo.pipelines.collectors import Collector
+from torchppo.pipelines.ppo import PPO
+from torchppo.pipelines.updates import MinibatchUpdate
+
+GAMMA, LMBDA = 0.9, 0.8
+
+
+def make(
+    env_id: str = "CartPole-v1",
+    *,
+    num_envs: int = 2,
+    frames_per_env: int = 16,
+    rollouts: int = 2,
+    objective: type[PPOLoss] = ClipPPOLoss,
+    update: MinibatchUpdate | None = None,
+    normalize_observation: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[PPO, Collector]:
+    """A small training, everything seeded."""
+    seed_everything(seed, verbose=False)
+    env: VectorEnv = make_vector_env(env_id, num_envs)
+    env.set_seed(seed)
+    body = partial(mlp, num_cells=[16])
+    actor, critic = make_actor_critic(
+        env.observation_spec, env.action_spec, body=body, normalize_observation=normalize_observation
+    )
+    total_frames = num_envs * frames_per_env * rollouts
+    ppo = PPO(
+        objective(actor, critic),
+        GAE(gamma=GAMMA, lmbda=LMBDA, value_network=None),
+        update or MinibatchUpdate(epochs=2, minibatch_size=8),
+        partial(torch.optim.Adam, lr=1e-3, eps=1e-5),
+        total_frames=total_frames,
+        **options,
+    )
+    return ppo, Collector(env, actor, frames_per_env=frames_per_env, total_frames=total_frames)
+
+
+def fit(ppo: LightningModule, collector: Collector, **options: Any) -> None:
+    """Train to the end on this CPU, in silence."""
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(max_epochs=1, accelerator="cpu", devices=1, log_every_n_steps=1, **quiet, **options)
+    trainer.fit(ppo, train_dataloaders=collector)
+
+
+def weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def gae(rollout: TensorDictBase, values: np.ndarray, next_values: np.ndarray) -> np.ndarray:
+    """Errata 3, as a plain loop."""
+    reward, done, terminated = (
+        rollout["next", key].squeeze(-1).double().numpy() for key in ("reward", "done", "terminated")
+    )
+    advantage = np.zeros_like(reward)
+    for env in range(reward.shape[0]):
+        trace = 0.0
+        for step in reversed(range(reward.shape[1])):
+            alive = 1 - terminated[env, step]
+            delta = reward[env, step] + GAMMA * alive * next_values[env, step] - values[env, step]
+            trace = delta + GAMMA * LMBDA * (1 - done[env, step]) * trace
+            advantage[env, step] = trace
+    return advantage
+
+
+class TestEstimate:
+    def test_advantages_equal_a_plain_loop_over_the_true_next_observations(self) -> None:
+        ppo, collector = make(frames_per_env=64, normalize_advantage=False)
+        rollout = next(iter(collector))
+        assert rollout["next", "done"].any()
+        data, _ = ppo.estimate(rollout)
+        with torch.no_grad():
+            values = ppo.critic(rollout.select("observation"))["state_value"].squeeze(-1).double().numpy()
+            next_values = ppo.critic(rollout["next"].select("observation"))["state_value"].squeeze(-1).double().numpy()
+        expected = gae(rollout, values, next_values)
+        np.testing.assert_allclose(data["advantage"].view(64, 2).T.numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(data["value_target"].view(64, 2).T.numpy(), expected + values, atol=1e-5)
+
+    def test_a_truncated_episode_bootstraps_from_its_own_last_observation(self) -> None:
+        ppo, collector = make("Pendulum-v1", num_envs=1, frames_per_env=250, normalize_advantage=False)
+        rollout = next(iter(collector))
+        (ends,) = rollout["next", "truncated"][0, :, 0].nonzero(as_tuple=True)
+        assert ends.tolist() == [199]
+        ppo.estimate(rollout)
+        last, first = rollout["next", "observation"][0, 199], rollout["observation"][0, 200]
+        assert not torch.allclose(last, first)
+        with torch.no_grad():
+            value = ppo.critic(rollout["next"].select("observation")[0, 199])["state_value"]
+        torch.testing.assert_close(rollout["next", "state_value"][0, 199], value)
+        delta = rollout["next", "reward"][0, 199] + GAMMA * value - rollout["state_value"][0, 199]
+        torch.testing.assert_close(rollout["advantage"][0, 199], delta)
+
+    def test_advantages_are_normalised_over_the_whole_rollout(self) -> None:
+        ppo, collector = make()
+        data, _ = ppo.estimate(next(iter(collector)))
+        assert data["advantage"].mean().abs() < 1e-6
+        assert abs(data["advantage"].std(correction=0).item() - 1) < 1e-4
+
+    @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+    @pytest.mark.parametrize("objective", [ClipPPOLoss, KLPENPPOLoss])
+    def test_the_ratio_in_the_first_minibatch_is_one(self, env_id: str, objective: type[PPOLoss]) -> None:
+        ppo, collector = make(env_id, objective=objective, normalize_observation=True, rollouts=3)
+        rollouts = iter(collector)
+        for _ in range(2):  # statistics have moved once before the second rollout
+            rollout = next(rollouts)
+            data, _ = ppo.estimate(rollout)
+            distribution = ppo.actor.get_dist(rollout.copy())
+            ratio = (distribution.log_prob(rollout["action"]) - rollout["action_log_prob"]).exp()
+            torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-6, rtol=0)
+            for module in ppo.modules():
+                if isinstance(module, ObservationNormalizer):
+                    module.update(rollout["observation"])
+            assert data["advantage"].shape[0] == rollout.numel()
+
+
+class TestTraining:
+    def test_two_runs_with_one_seed_are_bitwise_equal(self) -> None:
+        results = []
+        for _ in range(2):
+            ppo, collector = make("Pendulum-v1", normalize_observation=True, reward_normalizer=RewardNormalizer(GAMMA))
+            fit(ppo, collector)
+            results.append(weights(ppo))
+        assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+    def test_another_seed_gives_another_policy(self) -> None:
+        results = []
+        for seed in (0, 1):
+            ppo, collector = make(seed=seed)
+            fit(ppo, collector)
+            results.append(weights(ppo))
+        assert any(not torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+    def test_frames_and_optimiser_steps_are_counted(self) -> None:
+        ppo, collector = make(num_envs=2, frames_per_env=16, rollouts=3)
+        fit(ppo, collector)
+        assert ppo.frames == 96
+        assert ppo.trainer.global_step == 3 * 2 * 4
+
+    def test_value_pretraining_moves_the_critic_alone(self) -> None:
+        ppo, collector = make(rollouts=2, value_pretraining=2)
+        actor, critic = weights(ppo.actor), weights(ppo.critic)
+        fit(ppo, collector)
+        assert all(torch.equal(value, actor[name]) for name, value in weights(ppo.actor).items())
+        assert any(not torch.equal(value, critic[name]) for name, value in weights(ppo.critic).items())
+
+    def test_observation_statistics_move_once_per_rollout_after_the_update(self) -> None:
+        ppo, collector = make(normalize_observation=True, rollouts=2)
+        fit(ppo, collector)
+        (normalizer,) = {module for module in ppo.modules() if isinstance(module, ObservationNormalizer)}
+        assert normalizer.moments.count == 2 * 2 * 16
+
+    def test_schedules_move_learning_rate_and_clip_range_to_zero(self) -> None:
+        seen: list[tuple[float, float]] = []
+
+        class Watch(PPO):
+            def training_step(self, rollout: TensorDictBase) -> None:
+                super().training_step(rollout)
+                group = self.optimizers(use_pl_optimizer=False).param_groups[0]
+                seen.append((group["lr"], float(self.objective.clip_epsilon)))
+
+        ppo, collector = make(rollouts=4, schedules={"lr": schedules.linear, "clip_epsilon": schedules.linear})
+        ppo.__class__ = Watch
+        fit(ppo, collector)
+        expected = [(1e-3 * (1 - k / 4), 0.2 * (1 - k / 4)) for k in range(4)]
+        np.testing.assert_allclose(seen, expected, rtol=1e-6)
+
+    def test_beta_changes_at_most_once_per_rollout(self) -> None:
+        ppo, collector = make(objective=KLPENPPOLoss, rollouts=3)
+        fit(ppo, collector)
+        assert float(ppo.objective.beta) in {2.0**k for k in range(-3, 4)}
+
+    def test_bf16_mixed_precision_trains(self) -> None:
+        ppo, collector = make("Pendulum-v1", rollouts=2)
+        before = weights(ppo)
+        fit(ppo, collector, precision="bf16-mixed")
+        after = weights(ppo)
+        assert all(value.isfinite().all() for value in after.values())
+        assert any(not torch.equal(after[name], before[name]) for name in after)
+
+    def test_a_loss_that_is_not_finite_stops_the_training(self) -> None:
+        ppo, collector = make()
+        with torch.no_grad():
+            ppo.critic.module[-1].module.head.bias.fill_(float("inf"))
+        with pytest.raises(NumericalError, match="train/.*lower optimizer.lr"):
+            fit(ppo, collector)
+
+
+class TestCheckpoint:
+    def test_weights_statistics_and_counters_come_back(self, tmp_path: Any) -> None:
+        ppo, collector = make(normalize_observation=True)
+        fit(ppo, collector)
+        ppo.trainer.save_checkpoint(tmp_path / "last.ckpt")
+        checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+        other, _ = make(normalize_observation=True, seed=5)
+        other.load_state_dict(checkpoint["state_dict"])
+        other.on_load_checkpoint(checkpoint)
+        assert all(torch.equal(value, weights(ppo)[name]) for name, value in weights(other).items())
+        assert (other.frames, other.num_episodes, other.episodes) == (ppo.frames, ppo.num_episodes, ppo.episodes)
