@@ -117,19 +117,16 @@ def make_actor_critic(
     if shared:
         trunks[1] = trunks[0]
     value = orthogonal_(nn.Linear(width, 1), gain=1.0)
+    policy_head = TensorDictModule(FullPrecision(network), in_keys=trunks[0].out_keys, out_keys=head.out_keys)
+    value_head = TensorDictModule(FullPrecision(value), in_keys=trunks[1].out_keys, out_keys=["state_value"])
     actor = ProbabilisticActor(
-        TensorDictSequential(
-            trunks[0], TensorDictModule(FullPrecision(network), in_keys=trunks[0].out_keys, out_keys=head.out_keys)
-        ),
+        TensorDictSequential(trunks[0], policy_head),
         in_keys=head.out_keys,
         distribution_class=head.distribution_class,
         return_log_prob=True,
     )
     actor.select_out_keys(*head.out_keys, "action", "action_log_prob")
-    critic = TensorDictSequential(
-        trunks[1], TensorDictModule(FullPrecision(value), in_keys=trunks[1].out_keys, out_keys=["state_value"])
-    )
-    return ActorCritic(actor, critic)
+    return ActorCritic(actor, TensorDictSequential(trunks[1], value_head))
 
 
 def make_head(action_spec: TensorSpec, num_batch: int, squash: bool) -> Head:

@@ -18,6 +18,7 @@ from ..envs import VectorEnv
 from ..errors import ConfigurationError, TorchPPOError
 from .collectors import Collector
 from .ppo import PPO
+from .updates import MinibatchUpdate
 
 COMPILE_PAYS_AFTER = 30_000
 """Optimiser and environment steps, from which the seconds of compilation are won back on a CPU."""
@@ -52,15 +53,16 @@ def build_training(cfg: DictConfig, rank: int) -> Training:
 def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     """The LightningModule for an environment's specs."""
     actor, critic = call(cfg.policy, observation_spec=env.observation_spec, action_spec=env.action_spec)
+    update = call(cfg["update"])
     return call(
         cfg.ppo,
         objective=call(cfg.objective, actor_network=actor, critic_network=critic),
         estimator=call(cfg.estimator),
-        update=call(cfg["update"]),
+        update=update,
         optimizer=call(cfg.optimizer),
         schedules=schedules_of(cfg),
         total_frames=cfg.total_frames,
-        compile=compile_pays(cfg, env) if cfg.compile == "auto" else cfg.compile,
+        compile=compile_pays(cfg, env, update) if cfg.compile == "auto" else cfg.compile,
         config=OmegaConf.to_container(cfg, resolve=True),
     )
 
@@ -101,10 +103,11 @@ def env_name(cfg: DictConfig) -> str:
     return str(cfg.env.get("id", cfg.env._target_))
 
 
-def compile_pays(cfg: DictConfig, env: EnvBase) -> bool:
+def compile_pays(cfg: DictConfig, env: EnvBase, update: MinibatchUpdate) -> bool:
     """Whether the run is long enough to win back what compilation costs."""
-    env_steps = cfg.total_frames / env.batch_size.numel()
-    return env_steps + cfg["update"].epochs * cfg.total_frames / cfg["update"].minibatch_size > COMPILE_PAYS_AFTER
+    frames = env.batch_size.numel() * cfg.collector.frames_per_env
+    steps_per_rollout = cfg.collector.frames_per_env + update.num_steps(frames)
+    return bool(cfg.total_frames / frames * steps_per_rollout > COMPILE_PAYS_AFTER)
 
 
 def call(node: DictConfig, **arguments: Any) -> Any:

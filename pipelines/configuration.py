@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigurationError
 
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", DictConfig: "a group of keys"}
 CONF = Path(__file__).parents[1] / "conf"
 
 
@@ -112,9 +113,7 @@ def check_types(cfg: DictConfig, default: DictConfig, overrides: Iterable[Overri
         before, after = OmegaConf.select(default, key), OmegaConf.select(cfg, key)
         if is_group(key) or after is None or before is None or type(after) is type(before):
             continue
-        wanted = {bool: "true or false", int: "a whole number", float: "a number", DictConfig: "a group of keys"}.get(
-            type(before)
-        )
+        wanted = KINDS.get(type(before))
         if wanted and not (isinstance(before, float) and type(after) is int):
             raise ConfigurationError(f"{key}={override.value()} is not {wanted} (the default is {before})")
 

@@ -41,20 +41,16 @@ class MinibatchUpdate:
 
         """
         size = self.minibatch_size
-        if size < 1 or size > frames or frames % size:
-            divisors = [n for n in range(1, frames + 1) if frames % n == 0]
-            below = max((n for n in divisors if n <= size), default=1)
-            above = min((n for n in divisors if n >= size), default=frames)
-            problem = (
-                f"is larger than the rollout of {frames}"
-                if size > frames
-                else f"does not divide the rollout of {frames}"
-            )
-            nearest = f"{below}" if below == above or size > frames else f"{below} or {above}"
-            raise ConfigurationError(
-                f"update.minibatch_size={size} {problem} frames (env.num_envs x collector.frames_per_env); "
-                f"the nearest that does is {nearest}"
-            )
+        if 1 <= size <= frames and frames % size == 0:
+            return
+        divisors = [n for n in range(1, frames + 1) if frames % n == 0]
+        below = max((n for n in divisors if n <= size), default=1)
+        above = min((n for n in divisors if n >= size), default=frames)
+        problem = "is larger than" if size > frames else "does not divide"
+        raise ConfigurationError(
+            f"update.minibatch_size={size} {problem} the rollout of {frames} frames (env.num_envs x "
+            f"collector.frames_per_env); the nearest that fits is {' or '.join(str(n) for n in sorted({below, above}))}"
+        )
 
     def num_steps(self, frames: int) -> int:
         """Optimiser steps for a rollout of `frames` if none is dropped."""
@@ -72,6 +68,7 @@ class MinibatchUpdate:
 
         """
         frames = len(data["advantage"])
+        self.check(frames)
         metrics: list[Tensor] = []
         for _ in range(self.epochs):
             order = torch.randperm(frames).to(data["advantage"].device)

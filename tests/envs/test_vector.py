@@ -242,7 +242,7 @@ class TestObservations:
         "space",
         [
             spaces.Discrete(16),
-            spaces.Tuple([spaces.Discrete(2), spaces.Discrete(3)]),
+            spaces.Tuple([spaces.Discrete(2), spaces.Box(-1, 1, (3,))]),
             spaces.Dict({"camera": spaces.Box(0, 255, (4, 84, 84), np.uint8)}),
         ],
         ids=["discrete", "tuple", "dict"],

@@ -1,0 +1,34 @@
+"""Your own network in front of the heads, chosen by its name: policy=residual.
+
+A body is any function from one observation's shape to a module `[*, *shape] -> [*, features]`.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from torchppo.modules.networks import orthogonal_
+from torchppo.pipelines.cli import main
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.inner(features)
+
+
+def residual(shape: torch.Size, width: int = 64, depth: int = 2) -> nn.Module:
+    blocks = [Block(width) for _ in range(depth)]
+    network = nn.Sequential(nn.Linear(math.prod(shape), width), *blocks, nn.LayerNorm(width))
+    return orthogonal_(network, math.sqrt(2))
+
+
+if __name__ == "__main__":
+    conf = Path(__file__).parent / "conf"  # policy/residual.yaml names the function above
+    sys.exit(main(["train", "experiment=cartpole", "policy=residual", "--config-dir", str(conf), *sys.argv[1:]]))

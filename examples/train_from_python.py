@@ -1,0 +1,38 @@
+"""Train from Python, with your own lightning.Trainer."""
+
+from functools import partial
+
+import torch
+from lightning import Trainer, seed_everything
+from torchrl.objectives.value import GAE
+
+from torchppo.envs import make_vector_env
+from torchppo.modules.actor_critic import make_actor_critic
+from torchppo.modules.networks import mlp
+from torchppo.modules.objectives import ClipPPOLoss
+from torchppo.pipelines.collectors import Collector
+from torchppo.pipelines.ppo import PPO
+from torchppo.pipelines.updates import MinibatchUpdate
+
+
+def main(total_frames: int = 50_000) -> PPO:
+    seed_everything(0)
+    env = make_vector_env("CartPole-v1", num_envs=8)
+    env.set_seed(0)
+    actor, critic = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
+    ppo = PPO(
+        objective=ClipPPOLoss(actor, critic, clip_epsilon=0.2, entropy_coeff=0.0),
+        estimator=GAE(gamma=0.98, lmbda=0.8, value_network=None),
+        update=MinibatchUpdate(epochs=20, minibatch_size=256),
+        optimizer=partial(torch.optim.Adam, lr=1e-3, eps=1e-5),
+        total_frames=total_frames,
+    )
+    collector = Collector(env, actor, frames_per_env=32, total_frames=total_frames)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(ppo, train_dataloaders=collector)
+    return ppo
+
+
+if __name__ == "__main__":
+    trained = main()
+    print("mean return in training:", float(trained.trainer.callback_metrics["rollout/ep_rew_mean"]))

@@ -1,0 +1,97 @@
+"""A small training, everything seeded, and a way to run it in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer, seed_everything
+from torch.optim import Optimizer
+from torchrl.objectives.value import GAE
+
+from torchppo.envs import VectorEnv, make_vector_env
+from torchppo.modules.actor_critic import make_actor_critic
+from torchppo.modules.networks import mlp
+from torchppo.modules.objectives import ClipPPOLoss, PPOLoss
+from torchppo.pipelines.collectors import Collector
+from torchppo.pipelines.ppo import PPO
+from torchppo.pipelines.updates import MinibatchUpdate
+
+GAMMA, LMBDA = 0.9, 0.8
+ADAM = partial(torch.optim.Adam, lr=1e-3, eps=1e-5)
+
+
+class Make(Protocol):
+    """Makes a module and its collector."""
+
+    def __call__(self, env_id: str = ..., **options: Any) -> tuple[PPO, Collector]: ...
+
+
+class Fit(Protocol):
+    """Trains to the end."""
+
+    def __call__(self, ppo: LightningModule, collector: Collector, **options: Any) -> Trainer: ...
+
+
+@pytest.fixture
+def make() -> Make:
+    return make_training
+
+
+@pytest.fixture
+def fit() -> Fit:
+    return run
+
+
+def make_training(
+    env_id: str = "CartPole-v1",
+    *,
+    num_envs: int = 2,
+    frames_per_env: int = 16,
+    rollouts: int = 2,
+    objective: type[PPOLoss] = ClipPPOLoss,
+    update: MinibatchUpdate | None = None,
+    normalize_observation: bool = False,
+    shared: bool = False,
+    optimizer: Callable[..., Optimizer] = ADAM,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[PPO, Collector]:
+    """A small training, everything seeded."""
+    seed_everything(seed, verbose=False)
+    env: VectorEnv = make_vector_env(env_id, num_envs)
+    env.set_seed(seed)
+    body = partial(mlp, num_cells=[16])
+    actor, critic = make_actor_critic(
+        env.observation_spec,
+        env.action_spec,
+        body=body,
+        shared=shared,
+        normalize_observation=normalize_observation,
+    )
+    total_frames = num_envs * frames_per_env * rollouts
+    ppo = PPO(
+        objective(actor, critic),
+        GAE(gamma=GAMMA, lmbda=LMBDA, value_network=None),
+        update or MinibatchUpdate(epochs=2, minibatch_size=8),
+        optimizer,
+        total_frames=total_frames,
+        **options,
+    )
+    return ppo, Collector(env, actor, frames_per_env=frames_per_env, total_frames=total_frames)
+
+
+def run(ppo: LightningModule, collector: Collector, **options: Any) -> Trainer:
+    """Train to the end on this CPU, in silence."""
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(max_epochs=1, accelerator="cpu", devices=1, log_every_n_steps=1, **quiet, **options)
+    trainer.fit(ppo, train_dataloaders=collector)
+    return trainer
