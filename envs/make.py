@@ -10,11 +10,9 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
-from gymnasium.wrappers import RecordEpisodeStatistics
 
 from ..errors import ConfigurationError, EnvironmentFailure
-from .same_step import ResetWhenTold
-from .serial import SerialVectorEnv
+from .serial import RawEpisodeReward, SerialVectorEnv
 from .vector import VectorEnv
 
 Wrapper = Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]
@@ -49,7 +47,9 @@ def make_vector_env(
         if wrappers:
             raise ConfigurationError(f"env.wrappers do not apply to {id}: its environments run in C++; use transforms")
         return VectorEnv(make_atari_vector(id, num_envs, **kwargs))
-    maker = partial(make_env, id, wrappers=wrappers, render_mode=render_mode, **kwargs)
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
+    maker = partial(make_env, id, wrappers=wrappers, **kwargs)
     return VectorEnv(SerialVectorEnv([maker] * num_envs))
 
 
@@ -73,11 +73,14 @@ def make_atari_vector(id: str, num_envs: int, **kwargs: Any) -> GymnasiumVectorE
     if spec is None or "game" not in spec.kwargs:
         games = [name for name in gymnasium.registry if name.startswith("ALE/")]
         raise EnvironmentFailure(f"there is no Atari game {id!r}{_nearest(id, games)}")
-    options = {"reward_clipping": False, "autoreset_mode": AutoresetMode.SAME_STEP, **kwargs}
+    options = {"reward_clipping": False, **kwargs}
     try:
-        return ResetWhenTold(AtariVectorEnv(spec.kwargs["game"], num_envs, **options))
+        vector = AtariVectorEnv(spec.kwargs["game"], num_envs, **options)
     except TypeError as error:
         raise EnvironmentFailure(f"environment {id!r} cannot be made: {error}") from error
+    # It would reset in the step after the last one, and does not where it has been told to before.
+    vector.metadata = {**vector.metadata, "autoreset_mode": AutoresetMode.DISABLED}
+    return vector
 
 
 def make_env(id: str, *, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa: A002
@@ -95,7 +98,7 @@ def make_env(id: str, *, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gym
         hint = _nearest(id, gymnasium.registry) if isinstance(error, gymnasium.error.UnregisteredEnv) else ""
         raise EnvironmentFailure(f"environment {id!r} cannot be made: {' '.join(str(error).split())}{hint}") from error
     if wrappers:
-        env = RecordEpisodeStatistics(env)  # innermost: the environment's own reward, whatever wrappers make of it
+        env = RawEpisodeReward(env)  # innermost: the environment's own reward, whatever wrappers make of it
     for wrapper in wrappers:
         env = wrapper(env)
     return env

@@ -12,11 +12,26 @@ from gymnasium.vector.utils import batch_space, create_empty_array
 from numpy.typing import NDArray
 
 
+class RawEpisodeReward(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Sums an environment's own rewards into `info["raw_episode_reward"]`, whatever outer wrappers make of them."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Start a sum."""
+        self._total = 0.0
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Add a reward."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._total += float(reward)
+        return observation, reward, terminated, truncated, {**info, "raw_episode_reward": self._total}
+
+
 class SerialVectorEnv(VectorEnv[Any, Any, Any]):
     """Steps its environments in turn and resets those it is told to (`AutoresetMode.DISABLED`).
 
     Gymnasium's `SyncVectorEnv` merges the `info` of all environments at every step, which costs more
-    than a small environment; here `info` is dropped, except `episode` (of `RecordEpisodeStatistics`).
+    than a small environment; here `info` is dropped, except `raw_episode_reward`.
     """
 
     def __init__(self, makers: Sequence[Callable[[], gymnasium.Env[Any, Any]]]) -> None:
@@ -30,9 +45,10 @@ class SerialVectorEnv(VectorEnv[Any, Any, Any]):
         self.render_mode = self.envs[0].render_mode
         self.spec = self.envs[0].spec
         self.metadata = {**self.envs[0].metadata, "autoreset_mode": AutoresetMode.DISABLED}
-        observations: NDArray[Any] = np.asarray(create_empty_array(self.single_observation_space, self.num_envs))
+        observations: Any = create_empty_array(self.single_observation_space, self.num_envs)
         # float64, as MuJoCo's, would only be converted again at every use
-        self._observations = observations.astype(np.float32) if observations.dtype == np.float64 else observations
+        convert = isinstance(observations, np.ndarray) and observations.dtype == np.float64
+        self._observations = observations.astype(np.float32) if convert else observations
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
@@ -58,8 +74,8 @@ class SerialVectorEnv(VectorEnv[Any, Any, Any]):
             self._observations[index], rewards[index], terminated[index], truncated[index], info = env.step(
                 actions[index]
             )
-            if "episode" in info:
-                infos.setdefault("episode", {})[index] = info["episode"]
+            if "raw_episode_reward" in info:
+                infos.setdefault("raw_episode_reward", {})[index] = info["raw_episode_reward"]
         return self._observations, rewards, terminated, truncated, infos
 
     def render(self) -> tuple[Any, ...]:

@@ -31,8 +31,8 @@ def action_spec(space: spaces.Space[Any]) -> TensorSpec:
         case spaces.Box(shape=(_,)) if np.issubdtype(space.dtype, np.floating):
             return box_spec(space)
     raise EnvironmentFailure(
-        f"action space {space} is not supported; supported are Discrete, MultiDiscrete and MultiBinary "
-        "of one dimension, and Box of floats of one dimension"
+        f"action space {' '.join(str(space).split())} is not supported; supported are Discrete, MultiDiscrete and "
+        "MultiBinary of one dimension, and Box of floats of one dimension"
     )
 
 
@@ -46,8 +46,8 @@ def observation_spec(space: spaces.Space[Any]) -> TensorSpec:
     if isinstance(space, spaces.Box) and space.shape:
         return box_spec(space)
     raise EnvironmentFailure(
-        f"observation space {space} is not supported; supported is Box of at least one dimension "
-        "(env.wrappers=[...] takes gymnasium.wrappers.FlattenObservation to make one)"
+        f"observation space {' '.join(str(space).split())} is not supported; supported is Box of one dimension or "
+        "more (env.wrappers=[...] takes gymnasium.wrappers.FlattenObservation to make one)"
     )
 
 

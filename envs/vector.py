@@ -44,12 +44,13 @@ class VectorEnv(EnvBase):
         if mode is not AutoresetMode.DISABLED:
             raise EnvironmentFailure(f"{vector} resets by itself ({mode}); make it with AutoresetMode.DISABLED")
         self.vector = vector
+        self.is_closed = False  # TorchRL's own start is closed
         self.num_envs: int = vector.num_envs
         space = vector.single_action_space
         self._bounds = (space.low, space.high) if isinstance(space, spaces.Box) else None
         self._start = space.start if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) else None
         self._dtype = space.dtype
-        self._seeds: NDArray[np.int64] | None = None
+        self._seed: int | None = None
         self._episode_reward = np.zeros(self.num_envs)
         self._step_count = np.zeros(self.num_envs, np.int64)
         batch = (self.num_envs,)
@@ -75,11 +76,12 @@ class VectorEnv(EnvBase):
             overwrite them.
 
         """
-        seeds: Any = self._seeds
-        self._seeds = None
+        seed = None
+        if mask is None:
+            seed, self._seed = self._seed, None
         self._episode_reward[... if mask is None else mask] = 0.0
         self._step_count[... if mask is None else mask] = 0
-        observation, _ = self.vector.reset(seed=seeds, options=None if mask is None else {"reset_mask": mask})
+        observation, _ = self.vector.reset(seed=seed, options=None if mask is None else {"reset_mask": mask})
         return observation
 
     def step_arrays(self, action: NDArray[Any]) -> Arrays:
@@ -101,8 +103,8 @@ class VectorEnv(EnvBase):
         observation, reward, terminated, truncated, info = self.vector.step(action.astype(self._dtype, copy=False))
         self._episode_reward += reward
         self._step_count += 1
-        for index, episode in info.get("episode", {}).items():
-            self._episode_reward[index] = episode["r"]
+        for index, total in info.get("raw_episode_reward", {}).items():
+            self._episode_reward[index] = total
         return {
             "observation": observation,
             "reward": reward,
@@ -134,7 +136,7 @@ class VectorEnv(EnvBase):
 
     def _set_seed(self, seed: int | None) -> None:
         """Give every environment a seed of its own at the next full reset."""
-        self._seeds = np.random.SeedSequence(seed).generate_state(self.num_envs).astype(np.int64) >> 1
+        self._seed = int(np.random.SeedSequence(seed).generate_state(1)[0] >> 2)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Close the environments."""

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from tensordict.nn import TensorDictModule, TensorDictSequential, set_composite_lp_aggregate
+from tensordict.nn import InteractionType, TensorDictModule, TensorDictSequential, set_composite_lp_aggregate
 from torch import Tensor, nn
 from torch import distributions as D  # noqa: N812
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, TensorSpec
@@ -124,6 +124,7 @@ def make_actor_critic(
         in_keys=head.out_keys,
         distribution_class=head.distribution_class,
         return_log_prob=True,
+        default_interaction_type=InteractionType.RANDOM,
     )
     actor.select_out_keys(*head.out_keys, "action", "action_log_prob")
     return ActorCritic(actor, TensorDictSequential(trunks[1], value_head))
@@ -137,11 +138,11 @@ def make_head(action_spec: TensorSpec, num_batch: int, squash: bool) -> Head:
     if isinstance(action_spec, MultiCategorical):
         nvec = [int(n) for n in action_spec.nvec.reshape(-1, action_spec.shape[-1])[0]]
         return Head(sum(nvec), ["logits"], partial(distributions.MultiCategorical, nvec=nvec, validate_args=False))
+    num_actions = action_spec.shape[num_batch:].numel()
+    if isinstance(action_spec, Binary):  # before Categorical, of which TorchRL derives it
+        return Head(num_actions, ["logits"], partial(distributions.IndependentBernoulli, validate_args=False))
     if isinstance(action_spec, Categorical):
         return Head(action_spec.n, ["logits"], partial(D.Categorical, validate_args=False))
-    num_actions = action_spec.shape[num_batch:].numel()
-    if isinstance(action_spec, Binary):
-        return Head(num_actions, ["logits"], partial(distributions.IndependentBernoulli, validate_args=False))
     distribution: Callable[..., D.Distribution] = partial(IndependentNormal, validate_args=False)
     if squash:
         low, high = (bound.reshape(-1, num_actions)[0] for bound in (action_spec.space.low, action_spec.space.high))

@@ -28,6 +28,14 @@ def orthogonal_(module: nn.Module, gain: float) -> nn.Module:
     return module
 
 
+class Float(nn.Module):
+    """Integers to floats."""
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """`[*] -> floating [*]`."""
+        return observation if observation.is_floating_point() else observation.float()
+
+
 def mlp(
     shape: torch.Size,
     num_cells: Sequence[int] = (64, 64),
@@ -63,7 +71,7 @@ def mlp(
         activate_last_layer=True,
     )
     flatten = nn.Flatten(-len(shape)) if len(shape) > 1 else nn.Identity()
-    return nn.Sequential(flatten, orthogonal_(body, math.sqrt(2)))
+    return nn.Sequential(Float(), flatten, orthogonal_(body, math.sqrt(2)))
 
 
 class OverImages(nn.Module):

@@ -48,9 +48,10 @@ def kl_estimate(log_ratio: Tensor) -> Tensor:
 
 def kl_between(old: D.Distribution, new: D.Distribution, log_ratio: Tensor) -> Tensor:
     """KL(old || new) in every state, analytic where PyTorch knows it, else `kl_estimate`: `[batch]`."""
-    if isinstance(new, D.TransformedDistribution):
+    try:
+        return D.kl_divergence(old, new)
+    except NotImplementedError:
         return kl_estimate(log_ratio)
-    return D.kl_divergence(old, new)
 
 
 def squared_error(value: Tensor, target: Tensor, old_value: Tensor, clip_value: float | None) -> Tensor:
@@ -251,9 +252,10 @@ class KLPENPPOLoss(PPOLoss):
 
 def entropy_of(distribution: D.Distribution) -> Tensor:
     """Analytic entropy, or minus the log-probability of one sample where there is none: `[batch]`."""
-    if isinstance(distribution, D.TransformedDistribution):
+    try:
+        return distribution.entropy()
+    except NotImplementedError:
         return -distribution.log_prob(distribution.rsample())
-    return distribution.entropy()
 
 
 def after_shared_trunk(actor: ProbabilisticTensorDictSequential, critic: TensorDictModuleBase) -> TensorDictModuleBase:

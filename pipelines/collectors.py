@@ -98,7 +98,7 @@ class Collector:
         for step in range(steps):
             observations[step] = observation
             inits[step] = is_init
-            arrays = env.step_arrays(act(step, observations[step]))
+            arrays = env.step_arrays(self._acting(step, observations))
             if not following:
                 following = {key: np.empty((steps, *array.shape), array.dtype) for key, array in arrays.items()}
             for key, array in arrays.items():
@@ -107,6 +107,13 @@ class Collector:
             observation = env.reset_arrays(is_init) if is_init.any() else arrays["observation"]
         self._carrier = np.array(observation), is_init
         return batch_major(observations, inits, act.stored(), following)
+
+    def _acting(self, step: int, observations: NDArray[Any]) -> NDArray[Any]:
+        try:
+            return self._act(step, observations[step])
+        except RuntimeError:  # of a distribution whose parameters are not finite: look for the reason
+            refuse_not_finite("observation", torch.from_numpy(observations[: step + 1]).transpose(0, 1), first_step=-1)
+            raise
 
     def _rollout_of_tensordicts(self) -> TensorDictBase:
         carrier = self.env.reset() if self._carrier is None else self._carrier
@@ -126,7 +133,7 @@ def batch_major(
 ) -> TensorDictBase:
     """Time-major storage `[time, num_envs, ...]` as a TensorDict `[num_envs, time]`, without a copy of observations."""
     scalars = {key: torch.from_numpy(array).unsqueeze(-1) for key, array in following.items() if key != "observation"}
-    scalars["reward"] = scalars["reward"].float()
+    scalars |= {key: scalars[key].float() for key in ("reward", "episode_reward")}
     data = {
         "observation": torch.from_numpy(observations),
         "is_init": torch.from_numpy(inits).unsqueeze(-1),
@@ -143,13 +150,18 @@ def checked(rollout: TensorDictBase) -> TensorDictBase:
         NumericalError: naming the environment, the step of the rollout and the key.
 
     """
-    for key in (("next", "observation"), ("next", "reward")):
-        values = rollout[key]
-        if values.is_floating_point() and not values.sum().isfinite() and not values.isfinite().all():
-            env, step = (~values.isfinite()).flatten(2).any(-1).nonzero()[0].tolist()
-            bad = values[env, step]
-            first = bad[~bad.isfinite()][0].item()
-            raise NumericalError(
-                f"{key[1]} of environment {env} is {first} at step {step} of the rollout; mend the environment"
-            )
+    refuse_not_finite("observation", rollout["next", "observation"])
+    refuse_not_finite("reward", rollout["next", "reward"])
     return rollout
+
+
+def refuse_not_finite(key: str, values: Tensor, first_step: int = 0) -> None:
+    """Raise a NumericalError for the first entry of `[num_envs, time, ...]` that is not finite."""
+    if not values.is_floating_point() or values.sum().isfinite() or values.isfinite().all():
+        return
+    step, env = values.isfinite().flatten(2).all(-1).T.logical_not().nonzero()[0].tolist()
+    bad = values[env, step]
+    raise NumericalError(
+        f"{key} of environment {env} is {bad[~bad.isfinite()][0].item()} at step {step + first_step} of the rollout; "
+        "mend the environment"
+    )

@@ -1,0 +1,148 @@
+"""Rollouts hold what happened, in both ways of collecting them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs import Compose, RewardSum, StepCounter, TransformedEnv
+
+from torchppo.envs import VectorEnv, make_vector_env
+from torchppo.errors import ConfigurationError, NumericalError
+from torchppo.modules.actor_critic import make_actor_critic
+from torchppo.modules.networks import mlp
+from torchppo.pipelines.collectors import Collector
+
+
+class Broken(gymnasium.Env[np.ndarray, int]):
+    """Returns `value` as a reward or an observation in its fifth step."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, where: str, value: float, render_mode: str | None = None) -> None:
+        self.where, self.value, self.render_mode = where, value, render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.steps += 1
+        bad = self.value if self.steps == 5 else 0.0
+        observation = np.full(2, bad if self.where == "observation" else 0.0, np.float32)
+        return observation, bad if self.where == "reward" else 0.0, False, False, {}
+
+
+gymnasium.register("Broken-v0", Broken)
+
+
+def collector_of(
+    env: VectorEnv | TransformedEnv, frames_per_env: int = 40, rollouts: int = 2, seed: int = 0
+) -> Collector:
+    torch.manual_seed(seed)
+    env.set_seed(seed)
+    actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]))
+    num_envs = env.batch_size.numel()
+    return Collector(env, actor, frames_per_env=frames_per_env, total_frames=frames_per_env * num_envs * rollouts)
+
+
+def through_torchrl(env_id: str, num_envs: int) -> TransformedEnv:
+    """The same environment behind a transform, which takes the path of any TorchRL environment."""
+    return TransformedEnv(make_vector_env(env_id, num_envs), Compose())
+
+
+@pytest.fixture
+def rollouts() -> list[TensorDictBase]:
+    return list(collector_of(make_vector_env("CartPole-v1", 3)))
+
+
+class TestContract:
+    def test_is_sized_and_counts_frames(self) -> None:
+        collector = collector_of(make_vector_env("CartPole-v1", 3), frames_per_env=8, rollouts=5)
+        assert len(collector) == 5
+        assert [tuple(rollout.shape) for rollout in collector] == [(3, 8)] * 5
+
+    def test_a_next_observation_is_the_following_one_unless_the_episode_ended(
+        self, rollouts: list[TensorDictBase]
+    ) -> None:
+        for rollout in rollouts:
+            done = rollout["next", "done"][:, :-1, 0]
+            following, after = rollout["observation"][:, 1:], rollout["next", "observation"][:, :-1]
+            assert done.any()
+            assert torch.equal(following[~done], after[~done])
+            assert (after[done][:, 2].abs() > 0.2).all(), "the pole has fallen in the true last observation"
+            assert (following[done].abs() <= 0.05).all(), "and stands in the first of the next episode"
+
+    def test_episodes_run_on_from_one_rollout_into_the_next(self, rollouts: list[TensorDictBase]) -> None:
+        first, second = rollouts
+        running = ~first["next", "done"][:, -1, 0]
+        assert torch.equal(second["observation"][:, 0][running], first["next", "observation"][:, -1][running])
+        assert torch.equal(second["is_init"][:, 0], first["next", "done"][:, -1])
+
+    def test_is_init_marks_the_first_step_of_every_episode(self, rollouts: list[TensorDictBase]) -> None:
+        first = rollouts[0]
+        assert first["is_init"][:, 0].all()
+        assert torch.equal(first["is_init"][:, 1:], first["next", "done"][:, :-1])
+
+    def test_episode_returns_and_lengths_are_those_of_the_rewards(self, rollouts: list[TensorDictBase]) -> None:
+        reward = torch.cat([rollout["next", "reward"] for rollout in rollouts], 1)[..., 0].numpy()
+        done = torch.cat([rollout["next", "done"] for rollout in rollouts], 1)[..., 0].numpy()
+        returns = torch.cat([rollout["next", "episode_reward"] for rollout in rollouts], 1)[..., 0].numpy()
+        lengths = torch.cat([rollout["next", "step_count"] for rollout in rollouts], 1)[..., 0].numpy()
+        for env in range(reward.shape[0]):
+            start = 0
+            for end in np.flatnonzero(done[env]):
+                assert returns[env, end] == reward[env, start : end + 1].sum()
+                assert lengths[env, end] == end + 1 - start
+                start = end + 1
+
+    def test_the_policy_acts_with_its_newest_weights(self) -> None:
+        collector = collector_of(make_vector_env("CartPole-v1", 2))
+        iterator = iter(collector)
+        next(iterator)
+        policy = collector._act.policy
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.add_(0.5)
+        rollout = next(iterator)
+        again = policy.get_dist(rollout.copy()).log_prob(rollout["action"])
+        torch.testing.assert_close(again, rollout["action_log_prob"])
+
+    @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+    def test_both_ways_of_stepping_give_the_same_data(self, env_id: str) -> None:
+        ours = list(collector_of(make_vector_env(env_id, 2), frames_per_env=220))
+        theirs = list(collector_of(through_torchrl(env_id, 2), frames_per_env=220))
+        for mine, other in zip(ours, theirs, strict=True):
+            for key in mine.keys(include_nested=True, leaves_only=True):
+                torch.testing.assert_close(mine[key], other[key].to(mine[key].dtype), rtol=0, atol=0)
+
+    def test_torchrl_transforms_write_the_same_episode_figures(self) -> None:
+        env = TransformedEnv(
+            make_vector_env("CartPole-v1", 2),
+            Compose(RewardSum(in_keys=["reward"], out_keys=["sum"]), StepCounter(step_count_key="count")),
+        )
+        rollout = next(iter(collector_of(env)))
+        assert torch.equal(rollout["next", "sum"], rollout["next", "episode_reward"])
+        assert torch.equal(rollout["next", "count"], rollout["next", "step_count"])
+
+
+class TestErrors:
+    @pytest.mark.parametrize("where", ["reward", "observation"])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_number_that_is_not_finite_is_named_with_its_place(self, where: str, value: float) -> None:
+        collector = collector_of(make_vector_env("Broken-v0", 2, where=where, value=value), frames_per_env=8)
+        with pytest.raises(NumericalError, match=rf"{where} of environment 0 is {value} at step 4"):
+            next(iter(collector))
+
+    @pytest.mark.parametrize(("frames_per_env", "total_frames"), [(0, 10), (8, 0)])
+    def test_counts_must_be_positive(self, frames_per_env: int, total_frames: int) -> None:
+        env = make_vector_env("CartPole-v1", 1)
+        actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
+        with pytest.raises(ConfigurationError, match="must be at least 1"):
+            Collector(env, actor, frames_per_env=frames_per_env, total_frames=total_frames)

@@ -1,0 +1,45 @@
+"""Two processes train one policy on data of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from torchppo.pipelines.ranks import normalized, num_ranks, summed
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+
+
+def test_one_process_is_one_rank_whose_sum_is_its_own() -> None:
+    assert num_ranks() == 1
+    assert summed(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
+
+
+def test_normalized_equals_numpy() -> None:
+    values = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)) * 5 + 2
+    expected = (values.double().numpy() - values.double().numpy().mean()) / values.double().numpy().std()
+    np.testing.assert_allclose(normalized(values).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "target_kl"), [("eager", "0"), ("compiled", "0.02")])
+def test_two_processes_share_weights_and_statistics_after_every_step(mode: str, target_kl: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), mode, target_kl], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout.strip().splitlines()[-1])
+    both = np.concatenate([np.arange(4.0), np.arange(4.0) + 10])
+    expected = (both - both.mean()) / both.std()
+    assert report["frames"] == 256, "frames count over all ranks"
+    assert report["steps"] >= 2
+    assert report["largest_difference"] == 0.0
+    assert report["same_data"] is False
+    assert report["same_statistics"]
+    assert report["same_beta"]
+    np.testing.assert_allclose(report["normalized"], expected[:4], rtol=1e-5)

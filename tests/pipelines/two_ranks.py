@@ -1,0 +1,88 @@
+"""Run by test_ranks.py: trains with two processes and reports what differs between them after every step."""
+
+import json
+import sys
+from functools import partial
+from typing import Any
+
+import torch
+from lightning import Trainer, seed_everything
+from torch import Tensor, distributed
+from torchrl.objectives.value import GAE
+
+from torchppo.envs import make_vector_env
+from torchppo.modules.actor_critic import make_actor_critic
+from torchppo.modules.networks import mlp
+from torchppo.modules.normalizers import ObservationNormalizer
+from torchppo.modules.objectives import KLPENPPOLoss
+from torchppo.pipelines.build import seed_of
+from torchppo.pipelines.collectors import Collector
+from torchppo.pipelines.ppo import PPO
+from torchppo.pipelines.ranks import normalized
+from torchppo.pipelines.updates import MinibatchUpdate
+
+
+def gathered(tensor: Tensor) -> list[Tensor]:
+    parts = [torch.empty_like(tensor) for _ in range(2)]
+    distributed.all_gather(parts, tensor.contiguous())
+    return parts
+
+
+class Watched(PPO):
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        take = self._step
+        names = take
+
+        class Step:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(names, name)
+
+            def __call__(_, minibatch: dict[str, Tensor]) -> Tensor | None:  # noqa: N805
+                result = take(minibatch)
+                mine, other = gathered(torch.cat([param.detach().reshape(-1) for param in self.parameters()]))
+                report["steps"] += 1
+                report["largest_difference"] = max(report["largest_difference"], float((mine - other).abs().max()))
+                return result
+
+        self._step = Step()
+
+    def training_step(self, rollout: Any) -> None:
+        mine, other = gathered(rollout["observation"])
+        report["same_data"] |= bool(torch.equal(mine, other))
+        super().training_step(rollout)
+        for module in self.modules():
+            if isinstance(module, ObservationNormalizer):
+                mine, other = gathered(module.moments.mean)
+                report["same_statistics"] &= bool(torch.equal(mine, other))
+        mine, other = gathered(self.objective.beta)
+        report["same_beta"] &= bool(torch.equal(mine, other))
+
+
+report: dict[str, Any] = {
+    "steps": 0,
+    "largest_difference": 0.0,
+    "same_data": False,
+    "same_statistics": True,
+    "same_beta": True,
+}
+torch.set_num_threads(1)
+quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", log_every_n_steps=1, **quiet)
+seed_everything(seed_of(0, trainer.global_rank), verbose=False)
+env = make_vector_env("CartPole-v1", 2)
+env.set_seed(seed_of(0, trainer.global_rank))
+actor, critic = make_actor_critic(
+    env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[16]), normalize_observation=True
+)
+update = MinibatchUpdate(epochs=2, minibatch_size=16, target_kl=float(sys.argv[2]) or None)
+adam = partial(torch.optim.Adam, lr=3e-3)
+estimator = GAE(gamma=0.99, lmbda=0.95, value_network=None)
+objective = KLPENPPOLoss(actor, critic)
+ppo = Watched(objective, estimator, update, adam, total_frames=256, compile=sys.argv[1] == "compiled")
+trainer.fit(ppo, train_dataloaders=Collector(env, actor, frames_per_env=32, total_frames=256))
+values = torch.arange(4.0) + 10 * trainer.global_rank
+report["normalized"] = normalized(values).tolist()
+report["frames"] = ppo.frames
+if trainer.is_global_zero:
+    print(json.dumps(report))
