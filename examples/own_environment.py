@@ -31,9 +31,22 @@ class Reach(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         return self.state.copy(), -distance, distance < 0.01, False, {}
 
 
-gymnasium.register("Reach-v0", Reach, max_episode_steps=50)
+gymnasium.register("Reach-v0", entry_point=Reach, max_episode_steps=50)  # type: ignore[arg-type]
 
 if __name__ == "__main__":
     conf = Path(__file__).parent / "conf"  # env/reach.yaml lists the wrapper
     clip = "transforms=[{_target_: torchrl.envs.RewardClipping, clamp_min: -1.0, clamp_max: 0.0}]"
-    sys.exit(main(["train", "env=reach", clip, "eval.video=false", "--config-dir", str(conf), *sys.argv[1:]]))
+    sys.exit(
+        main(
+            [
+                "train",
+                "env=reach",
+                "env.id=Reach-v0",
+                clip,
+                "eval.video=false",
+                "--config-dir",
+                str(conf),
+                *sys.argv[1:],
+            ]
+        )
+    )

@@ -41,13 +41,13 @@ class IndependentBernoulli(D.Independent[D.Bernoulli]):
         """One coin for every logit."""
         super().__init__(D.Bernoulli(logits=logits, **kwargs), 1, **kwargs)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         """Zeros and ones, int8."""
         return super().sample(sample_shape).to(torch.int8)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """`[*, n] -> [*]`."""
-        return super().log_prob(value.to(self.base_dist.logits.dtype))
+        return super().log_prob(value.to(self.base_dist.logits.dtype))  # type: ignore[no-untyped-call]
 
     @property
     def deterministic_sample(self) -> Tensor:

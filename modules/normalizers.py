@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,17 @@ Reduce = Callable[[Tensor], Tensor]
 def alone(tensor: Tensor) -> Tensor:
     """The sum over the only rank."""
     return tensor
+
+
+class RewardTransform(Protocol):
+    """What learning sees of the rewards."""
+
+    def update(self, reward: Tensor, done: Tensor, reduce: Reduce) -> None:
+        """Take a rollout's `[num_envs, time, 1]` into the statistics."""
+
+    def __call__(self, reward: Tensor) -> Tensor:
+        """`[*] -> [*]`."""
+        ...
 
 
 class RunningMoments(nn.Module):

@@ -48,6 +48,8 @@ def kl_estimate(log_ratio: Tensor) -> Tensor:
 
 def kl_between(old: D.Distribution, new: D.Distribution, log_ratio: Tensor) -> Tensor:
     """KL(old || new) in every state, analytic where PyTorch knows it, else `kl_estimate`: `[batch]`."""
+    if isinstance(new, D.TransformedDistribution):  # PyTorch would compare the transforms' values, not in a graph
+        return kl_estimate(log_ratio)
     try:
         return D.kl_divergence(old, new)
     except NotImplementedError:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import Compose, EnvBase, RewardSum, SerialEnv, StepCounter, TransformedEnv
 
 from ..envs import VectorEnv
-from ..errors import ConfigurationError, TorchPPOError
+from ..errors import ConfigurationError
 from .collectors import Collector
 from .ppo import PPO
 from .updates import MinibatchUpdate
@@ -124,12 +124,12 @@ def call(node: DictConfig, **arguments: Any) -> Any:
         part = instantiate(node, _convert_="all", **({"_partial_": True} if arguments else {}))
         return part(**arguments) if arguments else part
     except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, TorchPPOError):
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        if cause is not None:
-            raise cause from None
-        raise ConfigurationError(f"{node._target_}: {' '.join(str(error).split())}") from error
+        if isinstance(cause, InstantiationException | ImportError) or "argument" in str(cause):
+            raise ConfigurationError(f"{node._target_}: {' '.join(str(error).split())}") from error
+        raise cause from None
     except TypeError as error:
         if error.__traceback__ is None or error.__traceback__.tb_next is not None:
             raise  # not the call itself: a bug inside of the part

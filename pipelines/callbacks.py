@@ -47,8 +47,8 @@ class EvaluateAndSave(Callback):
 
     def _evaluate(self, trainer: Trainer, ppo: Any) -> None:
         self._evaluated_at = ppo.frames
-        result = self.run_evaluation(ppo.actor) if trainer.is_global_zero else None
-        evaluation: Evaluation = trainer.strategy.broadcast(result)
+        played: Any = self.run_evaluation(ppo.actor) if trainer.is_global_zero else None
+        evaluation: Evaluation = trainer.strategy.broadcast(played)
         self.last = evaluation
         for logger in trainer.loggers:
             logger.log_metrics(

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torchrl.objectives.value import ValueEstimatorBase
 
 from ..errors import NumericalError
-from ..modules.normalizers import ObservationNormalizer
+from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from ..modules.objectives import Adaptive
 from .collectors import Collector
 from .optimization import CompiledStep, EagerStep
@@ -60,7 +60,7 @@ class PPO(LightningModule):
         *,
         total_frames: int,
         schedules: Mapping[str, Schedule] | None = None,
-        reward_normalizer: nn.Module | None = None,
+        reward_normalizer: RewardTransform | None = None,
         max_grad_norm: float = 0.5,
         normalize_advantage: bool = True,
         value_pretraining: int = 0,
@@ -126,7 +126,10 @@ class PPO(LightningModule):
         self._apply_schedules()
         data, metrics = self.estimate(rollout)
         estimated = time.perf_counter()
-        means, num_steps = self.update(data, self._step)
+        step = self._step
+        if step is None:
+            raise RuntimeError("training_step belongs to trainer.fit, which calls on_train_start first")
+        means, num_steps = self.update(data, step)
         self._count_steps(num_steps)
         if isinstance(self.objective, Adaptive):
             self.objective.adapt(rollout, summed)
@@ -135,7 +138,7 @@ class PPO(LightningModule):
                 module.update(rollout[module.key], summed)
         self.seconds["estimate"] += estimated - start
         self.seconds["update"] += time.perf_counter() - estimated
-        metrics.update({f"train/{name}": value for name, value in zip(self._step.names, means.tolist(), strict=False)})
+        metrics.update({f"train/{name}": value for name, value in zip(step.names, means.tolist(), strict=False)})
         metrics["train/num_steps"] = float(num_steps)
         self._report(metrics, self._count_frames(rollout))
 

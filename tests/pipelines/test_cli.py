@@ -22,6 +22,7 @@ from torchppo.errors import (
     TorchPPOError,
 )
 from torchppo.pipelines.cli import default_video, main
+from torchppo.pipelines.configuration import compose
 
 CONF = Path(__file__).parents[2] / "conf"
 SHOWN_GROUPS = ("env", "policy", "objective", "experiment")
@@ -243,12 +244,10 @@ class TestList:
         """What is shown: of every group, its choices with their descriptions."""
         shown: dict[str, dict[str, str]] = {}
         for line in torchppo("list").out.splitlines():
-            if line.startswith(" "):
-                name, description = line.split(maxsplit=1)
-                shown[group][name] = description
+            if line.endswith("="):
+                section = shown.setdefault(line.removesuffix("="), {})
             else:
-                group = line.removesuffix("=")
-                shown[group] = {}
+                name, section[name] = line.split(maxsplit=1)
         return shown
 
     @pytest.mark.parametrize("group", SHOWN_GROUPS)
@@ -287,10 +286,11 @@ class TestSweeps:
         self, torchppo: Torchppo, processes: Callable[[str], Runs]
     ) -> None:
         runs = processes("exit 0")
-        code, out, _, trained = torchppo("train -m env=pendulum seed=0,1 optimizer.lr=1e-3,1e-4")
+        code, out, _, trained = torchppo("train -m seed=0,1 optimizer.lr=1e-3,1e-4 env=pendulum")
         assert (code, trained) == (0, [])
-        expected = [{"env=pendulum", f"seed={seed}", f"optimizer.lr={lr}"} for seed in "01" for lr in ("1e-3", "1e-4")]
-        assert sorted(map(sorted, runs.overrides())) == sorted(map(sorted, expected))
+        started = [compose(sorted(words)) for words in runs.overrides()]
+        assert [cfg.env.id for cfg in started] == ["Pendulum-v1"] * 4
+        assert {(cfg.seed, cfg.optimizer.lr) for cfg in started} == {(0, 1e-3), (0, 1e-4), (1, 1e-3), (1, 1e-4)}
         assert all(f"[{number}/4]" in out for number in range(1, 5))
 
     def test_pass_the_users_folder_on(

@@ -1,0 +1,215 @@
+"""Configurations are composed, completed and swept; only what can work is let through."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from torchppo.errors import ConfigurationError
+from torchppo.pipelines.configuration import combinations, compose, options_by_group
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def seeds_and_rates(overrides: list[str]) -> list[tuple[int, float]]:
+    """Of every run of a sweep, in order."""
+    cfgs = [compose(combination) for combination in combinations(overrides)]
+    return [(cfg.seed, cfg.optimizer.lr) for cfg in cfgs]
+
+
+@pytest.fixture
+def user_conf(tmp_path: Path) -> Path:
+    """A folder of a user's own: a policy, a replaced optimiser, an experiment that uses them, a group of its own."""
+    files = {
+        "policy/ours.yaml": "# Ours.\n_target_: ours.make\nwidth: 7\n",
+        "optimizer/adam.yaml": "# Adam as we like it.\n_target_: torch.optim.Adam\n_partial_: true\nlr: 0.5\n",
+        "experiment/ours.yaml": "# @package _global_\n# Ours.\ndefaults: [override /policy: ours]\nseed: 9\n",
+        "extra/thing.yaml": "# A thing.\nsize: 3\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+class TestComposition:
+    def test_a_plain_training_is_cartpole_with_the_clipped_objective(self) -> None:
+        cfg = compose([])
+        assert cfg.env.id == "CartPole-v1"
+        assert cfg.objective._target_.endswith(".ClipPPOLoss")
+        assert (cfg.seed, cfg.total_frames, cfg.compile) == (0, 100_000, "auto")
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            *("seed", "total_frames", "run_dir", "compile", "env.id", "env.num_envs", "collector.frames_per_env"),
+            *("policy", "objective.clip_epsilon", "objective.entropy_coeff", "objective.critic_coeff"),
+            *("estimator.gamma", "estimator.lmbda", "update.epochs", "update.minibatch_size", "update.target_kl"),
+            *("optimizer.lr", "schedule", "eval.every_frames", "eval.episodes", "trainer.devices"),
+        ],
+    )
+    def test_the_main_keys_are_there(self, key: str) -> None:
+        *parents, name = key.split(".")
+        cfg = compose([])
+        assert name in (OmegaConf.select(cfg, ".".join(parents)) if parents else cfg)
+
+    def test_holds_nothing_of_hydras_own(self) -> None:
+        assert "hydra" not in compose([])
+
+    def test_a_part_is_swapped_by_one_word(self) -> None:
+        cfg = compose(["objective=kl_penalty", "schedule@schedule.lr=cosine", "reward=clipped"])
+        assert cfg.objective._target_.endswith(".KLPENPPOLoss")
+        assert cfg.schedule.lr._target_.endswith(".cosine")
+        assert cfg.schedule.clip_epsilon._target_.endswith(".constant")
+        assert cfg.ppo.reward_normalizer._target_.endswith(".RewardClipper")
+
+    def test_an_override_wins_over_an_experiment_wherever_it_stands(self) -> None:
+        for words in (["estimator.gamma=0.5", "experiment=pendulum"], ["experiment=pendulum", "estimator.gamma=0.5"]):
+            cfg = compose(words)
+            assert (cfg.env.id, cfg.estimator.gamma, cfg.optimizer.lr) == ("Pendulum-v1", 0.5, 1e-3)
+
+    def test_an_experiment_builds_on_another(self) -> None:
+        cfg = compose(["experiment=hopper"])
+        assert (cfg.env.id, cfg.collector.frames_per_env) == ("Hopper-v5", 2048)
+
+    def test_the_reward_normaliser_discounts_as_the_estimator_does(self) -> None:
+        assert compose(["reward=normalized", "estimator.gamma=0.9"]).ppo.reward_normalizer.gamma == 0.9
+
+    def test_a_later_word_wins(self) -> None:
+        assert compose(["seed=1", "seed=2"]).seed == 2
+
+    def test_keys_are_added_with_a_plus_and_removed_with_a_tilde(self) -> None:
+        cfg = compose(["+env.max_episode_steps=7", "~eval.video"])
+        assert cfg.env.max_episode_steps == 7
+        assert "video" not in cfg.eval
+
+    def test_loggers_can_be_chosen_or_left_out(self) -> None:
+        assert set(compose(["logger=csv"]).logger) == {"csv"}
+        assert set(compose(["logger=[]"]).get("logger") or {}) == set()
+
+
+class TestRunDir:
+    @pytest.mark.parametrize(
+        ("overrides", "parent", "seed"),
+        [([], "cartpole", 0), (["env=acrobot", "seed=3"], "acrobot", 3), (["experiment=hopper"], "hopper", 0)],
+        ids=["env", "another env", "experiment"],
+    )
+    def test_is_named_after_the_experiment_or_the_environment(
+        self, overrides: list[str], parent: str, seed: int
+    ) -> None:
+        assert re.fullmatch(rf"runs/{parent}/\d{{8}}-\d{{6}}-s{seed}", compose(overrides).run_dir)
+
+    @pytest.mark.parametrize("name", ["here", "/somewhere/else", "20260101"])
+    def test_is_what_the_user_says(self, name: str) -> None:
+        assert compose([f"run_dir={name}"]).run_dir == name
+
+    def test_reaches_the_loggers(self) -> None:
+        assert compose(["run_dir=here"]).logger.csv.save_dir == "here"
+
+
+class TestUserConf:
+    def test_adds_choices(self, user_conf: Path) -> None:
+        assert compose(["policy=ours"], user_conf).policy.width == 7
+
+    def test_wins_over_a_choice_of_the_same_name(self, user_conf: Path) -> None:
+        assert compose([], user_conf).optimizer.lr == 0.5
+
+    def test_can_hold_experiments(self, user_conf: Path) -> None:
+        cfg = compose(["experiment=ours"], user_conf)
+        assert (cfg.policy.width, cfg.seed) == (7, 9)
+        assert Path(cfg.run_dir).parent == Path("runs/ours")
+
+    def test_can_hold_groups_of_its_own(self, user_conf: Path) -> None:
+        assert compose(["+extra=thing"], user_conf).extra.size == 3
+
+    def test_types_are_those_of_the_users_choice(self, user_conf: Path) -> None:
+        with pytest.raises(ConfigurationError, match=r"policy\.width=wide is not a whole number \(the default is 7\)"):
+            compose(["policy=ours", "policy.width=wide"], user_conf)
+
+    def test_takes_nothing_away(self, user_conf: Path) -> None:
+        assert compose(["policy=mlp"], user_conf).policy.body.num_cells == [64, 64]
+
+
+class TestTypes:
+    @pytest.mark.parametrize(
+        ("override", "key", "value"),
+        [
+            ("optimizer.lr=1", "optimizer.lr", 1),
+            ("optimizer.lr=1e-3", "optimizer.lr", 1e-3),
+            ("total_frames=1_000", "total_frames", 1000),
+            ("seed=7", "seed", 7),
+            ("eval.every_frames=null", "eval.every_frames", None),
+            ("update.target_kl=0.02", "update.target_kl", 0.02),
+            ("eval.video=false", "eval.video", False),
+            ("compile=true", "compile", True),
+            ("compile=false", "compile", False),
+            ("trainer.devices=2", "trainer.devices", 2),
+            ("policy.body.num_cells=[256,256]", "policy.body.num_cells", [256, 256]),
+            ("transforms=[{_target_: ours.T, size: 3}]", "transforms", [{"_target_": "ours.T", "size": 3}]),
+            ("+env.anything=abc", "env.anything", "abc"),
+        ],
+    )
+    def test_let_through_what_can_work(self, override: str, key: str, value: Any) -> None:
+        assert OmegaConf.select(compose([override]), key) == value
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            (["seed=true"], "seed=True is not a whole number (the default is 0)"),
+            (["update.epochs=few"], "update.epochs=few is not a whole number (the default is 4)"),
+            (
+                ["experiment=cartpole", "update.epochs=few"],
+                "update.epochs=few is not a whole number (the default is 20)",
+            ),
+            (["optimizer.lr=[1]"], "optimizer.lr=[1] is not a number (the default is 0.0003)"),
+            (["eval.video=1"], "eval.video=1 is not true or false (the default is True)"),
+        ],
+        ids=repr,
+    )
+    def test_refuse_the_rest_with_the_default_of_the_chosen_parts(self, overrides: list[str], message: str) -> None:
+        with pytest.raises(ConfigurationError, match=rf"^{re.escape(message)}$"):
+            compose(overrides)
+
+
+class TestSweeps:
+    @pytest.mark.parametrize(
+        ("overrides", "expected"),
+        [
+            (["seed=0,1", "optimizer.lr=1e-3,1e-4"], [(0, 1e-3), (0, 1e-4), (1, 1e-3), (1, 1e-4)]),
+            (["seed=range(0,3)"], [(0, 3e-4), (1, 3e-4), (2, 3e-4)]),
+            (["seed=3", "optimizer.lr=1"], [(3, 1)]),
+            ([], [(0, 3e-4)]),
+            (["seed=3", "seed=0,1,2"], [(0, 3e-4), (1, 3e-4), (2, 3e-4)]),
+            (["seed=0,1,2", "seed=3"], [(3, 3e-4)]),
+            (["seed=0,1", "seed=2,3"], [(2, 3e-4), (3, 3e-4)]),
+        ],
+        ids=["two keys", "a range", "no swept value", "nothing", "over a value", "under a value", "over a sweep"],
+    )
+    def test_are_every_combination_of_the_last_values_given(
+        self, overrides: list[str], expected: list[tuple[int, float]]
+    ) -> None:
+        assert seeds_and_rates(overrides) == expected
+
+    def test_of_parts_and_of_lists(self) -> None:
+        swept = combinations(
+            ["policy.body.num_cells=[8,8],[4]", "objective=clip,kl_penalty", "+env.max_episode_steps=7"]
+        )
+        cfgs = [compose(combination) for combination in swept]
+        assert [cfg.policy.body.num_cells for cfg in cfgs] == [[8, 8], [8, 8], [4], [4]]
+        assert [cfg.objective._target_.split(".")[-1] for cfg in cfgs] == ["ClipPPOLoss", "KLPENPPOLoss"] * 2
+        assert {cfg.env.max_episode_steps for cfg in cfgs} == {7}
+
+
+def test_options_are_the_files_of_the_folders() -> None:
+    expected = {(path.parent.name, path.stem) for path in CONF.glob("*/*.yaml")}
+    assert {(group, name) for group, names in options_by_group().items() for name in names} == expected
+
+
+def test_a_configuration_is_plain_data() -> None:
+    cfg = compose([])
+    assert isinstance(cfg, DictConfig)
+    assert OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)) == OmegaConf.to_container(cfg, resolve=True)
