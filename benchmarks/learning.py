@@ -1,0 +1,87 @@
+"""Train experiments over seeds with their presets and keep figures and curves, every seed, the final policy.
+
+    python benchmarks/learning.py cartpole --seeds 0 1 2 3 4
+    python benchmarks/learning.py cartpole --seeds 0 1 2 3 4 --name cartpole_kl -- objective=kl_penalty
+    python benchmarks/learning.py halfcheetah hopper walker2d --seeds 0 1 2 --name mujoco
+
+Runs that are complete under runs/benchmarks/ are not repeated. Writes <name>.csv, <name>.png and, for the curves,
+<name>_curves.csv beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from datetime import date
+from itertools import product
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+from torchppo.pipelines.report import read_curve
+
+HERE = Path(__file__).parent
+FIGURES = ("env", "seed", "frames", "eval_return_mean", "eval_return_std", "train_return_mean", "frames_per_second")
+CURVE_POINTS = 100
+
+
+def run(experiment: str, seed: int, overrides: list[str], folder: Path) -> dict[str, float | str]:
+    run_dir = folder / f"{experiment}-s{seed}"
+    if not (run_dir / "summary.json").exists():
+        command = ["train", f"experiment={experiment}", f"seed={seed}", f"run_dir={run_dir}", *overrides]
+        print("torchppo", *command, flush=True)
+        subprocess.run([sys.executable, "-m", "torchppo", *command], check=True)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    return {"date": date.today().isoformat(), "experiment": experiment} | {key: summary[key] for key in FIGURES}
+
+
+def curve(experiment: str, seed: int, folder: Path) -> list[tuple[str, int, float, float]]:
+    frames, returns = read_curve(folder / f"{experiment}-s{seed}" / "metrics.csv", "rollout/ep_rew_mean")
+    every = max(1, len(frames) // CURVE_POINTS)
+    points = list(zip(frames, returns, strict=True))
+    return [(experiment, seed, frame, value) for frame, value in (*points[::every], points[-1])]
+
+
+def plot(curves: list[tuple[str, int, float, float]], experiments: list[str], path: Path) -> None:
+    figure, panels = plt.subplots(1, len(experiments), figsize=(5 * len(experiments), 3.5), layout="constrained")
+    for axes, experiment in zip([panels] if len(experiments) == 1 else panels, experiments, strict=True):
+        for seed in sorted({row[1] for row in curves if row[0] == experiment}):
+            rows = [row for row in curves if row[:2] == (experiment, seed)]
+            axes.plot([row[2] for row in rows], [row[3] for row in rows], label=f"seed {seed}")
+        axes.set(title=experiment, xlabel="frames", ylabel="return in training")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=100)
+
+
+def write(path: Path, header: list[str], rows: list[list[object]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="+")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--name", help="of the files; the first experiment if not given")
+    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments = parser.parse_args(sys.argv[1:at])
+    overrides = sys.argv[at + 1 :]
+    name = arguments.name or arguments.experiments[0]
+    folder = Path("runs") / "benchmarks" / name
+    pairs = [(experiment, seed) for seed, experiment in product(arguments.seeds, arguments.experiments)]
+    results = [run(experiment, seed, overrides, folder) for experiment, seed in pairs]
+    curves = [point for experiment, seed in pairs for point in curve(experiment, seed, folder)]
+    write(HERE / f"{name}.csv", list(results[0]), [list(result.values()) for result in results])
+    write(HERE / f"{name}_curves.csv", ["experiment", "seed", "frames", "return"], [list(point) for point in curves])
+    plot(curves, arguments.experiments, HERE / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()
