@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("overrides", nargs="*", metavar="override")
     train.add_argument("-m", "--multirun", action="store_true", help="one run for every combination of a,b,c values")
-    train.add_argument("-cd", "--config-dir", type=Path, help="a folder of your own groups, searched first")
+    train.add_argument("-cd", "--config-dir", type=Path, help="a folder with groups of your own")
     train.add_argument("--cfg", action="store_true", help="print the configuration instead of training")
     train.set_defaults(run=_train)
     evaluate = commands.add_parser(

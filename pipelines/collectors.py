@@ -119,9 +119,11 @@ class Collector:
         carrier = self.env.reset() if self._carrier is None else self._carrier
         if "is_init" not in carrier:
             carrier["is_init"] = torch.ones_like(carrier["done"])
+        device = next(self._act.policy.parameters()).device
         steps = []
         for _ in range(self.frames_per_env):
-            stepped, carrier = self.env.step_and_maybe_reset(self._act.policy(carrier))
+            acted = self._act.policy(carrier.to(device)).to(self.env.device or "cpu")
+            stepped, carrier = self.env.step_and_maybe_reset(acted)
             carrier["is_init"] = stepped["next", "done"]
             steps.append(stepped)
         self._carrier = carrier

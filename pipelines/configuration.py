@@ -30,7 +30,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
 
     Args:
         overrides: Hydra's, such as `policy=mlp` or `optimizer.lr=1e-3`.
-        config_dir: a folder of further groups.
+        config_dir: a folder of further groups, which add to the built-in ones.
 
     Raises:
         ConfigurationError: naming the override and the nearest name that exists.

@@ -35,6 +35,7 @@ class PolicyStep:
         """Forget the stored steps and make room for `num_steps` new ones."""
         self._storage = [np.empty((num_steps, *array.shape[1:]), array.dtype) for array in self._storage]
         self._num_steps = num_steps
+        self._device = next(self.policy.parameters()).device
 
     def __call__(self, step: int, observation: NDArray[Any]) -> NDArray[Any]:
         """Act on `observation` `[num_envs, ...]` and store as `step`.
@@ -43,7 +44,8 @@ class PolicyStep:
             The action, `[num_envs, ...]`.
 
         """
-        outputs = [output.numpy() for output in self._call(torch.from_numpy(observation))]
+        written = self._call(torch.from_numpy(observation).to(self._device))
+        outputs = [output.cpu().numpy() for output in written]
         if not self._storage:
             self._storage = [np.empty((self._num_steps, *output.shape), output.dtype) for output in outputs]
         for array, output in zip(self._storage, outputs, strict=True):

@@ -23,10 +23,9 @@ def seeds_and_rates(overrides: list[str]) -> list[tuple[int, float]]:
 
 @pytest.fixture
 def user_conf(tmp_path: Path) -> Path:
-    """A folder of a user's own: a policy, a replaced optimiser, an experiment that uses them, a group of its own."""
+    """A folder of a user's own: a policy, an experiment that uses it, and another group."""
     files = {
         "policy/ours.yaml": "# Ours.\n_target_: ours.make\nwidth: 7\n",
-        "optimizer/adam.yaml": "# Adam as we like it.\n_target_: torch.optim.Adam\n_partial_: true\nlr: 0.5\n",
         "experiment/ours.yaml": "# @package _global_\n# Ours.\ndefaults: [override /policy: ours]\nseed: 9\n",
         "extra/thing.yaml": "# A thing.\nsize: 3\n",
     }
@@ -114,9 +113,6 @@ class TestRunDir:
 class TestUserConf:
     def test_adds_choices(self, user_conf: Path) -> None:
         assert compose(["policy=ours"], user_conf).policy.width == 7
-
-    def test_wins_over_a_choice_of_the_same_name(self, user_conf: Path) -> None:
-        assert compose([], user_conf).optimizer.lr == 0.5
 
     def test_can_hold_experiments(self, user_conf: Path) -> None:
         cfg = compose(["experiment=ours"], user_conf)

@@ -1,0 +1,505 @@
+"""A training leaves behind what it says, and says in one line why there is none."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from csv import DictReader
+from io import StringIO
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+from gymnasium import spaces
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import torchppo
+from torchppo.pipelines import train as train_module
+from torchppo.pipelines.cli import main
+from torchppo.pipelines.configuration import compose
+from torchppo.pipelines.evaluation import Evaluation
+
+TINY = (
+    *("experiment=cartpole", "total_frames=512", "collector.frames_per_env=32", "eval.episodes=2"),
+    *("eval.video=false", "compile=false", "update.epochs=2", "trainer.accelerator=cpu"),
+)
+"""Two rollouts of 256 frames each."""
+
+SUMMARY = {
+    *("env", "seed", "frames", "wall_seconds", "frames_per_second", "train_return_mean", "train_episodes"),
+    *("eval_return_mean", "eval_return_std", "eval_episodes", "time", "exit", "version"),
+}
+METRICS = {
+    *("rollout/ep_rew_mean", "rollout/ep_len_mean", "train/approx_kl", "train/clip_fraction", "time/fps"),
+    *("train/explained_variance", "train/entropy", "train/grad_norm", "eval/mean_reward"),
+}
+
+
+class Scripted(gymnasium.Env[Any, Any]):
+    """Episodes of `length` steps of which each pays `reward`; `at` the given step of its life, `event` happens."""
+
+    def __init__(
+        self,
+        length: int = 4,
+        reward: float = 3.0,
+        at: int = 0,
+        event: Callable[[], None] | None = None,
+        broken: str | None = None,
+        value: float = math.nan,
+        observation_space: spaces.Space[Any] | None = None,
+        action_space: spaces.Space[Any] | None = None,
+        **_: Any,
+    ) -> None:
+        self.observation_space = observation_space or spaces.Box(-1, 1, (2,))
+        self.action_space = action_space or spaces.Discrete(2)
+        self.length, self.reward, self.at, self.event, self.broken, self.value = length, reward, at, event, broken, value
+        self.steps = self.age = 0
+
+    def observe(self) -> Any:
+        value = self.value if self.broken == "observation" and self.age == self.at else 0.0
+        return np.full(2, value, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.steps = 0
+        return self.observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        self.age += 1
+        if self.event is not None and self.age == self.at:
+            self.event()
+        reward = self.value if self.broken == "reward" and self.age == self.at else self.reward
+        return self.observe(), reward, self.steps == self.length, False, {}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Other tests of this process keep their own number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., list[str]]]:
+    """Registers a scripted environment and gives the overrides that train in it; `only` one copy is out of order."""
+
+    def register(*, only: int | None = None, **options: Any) -> list[str]:
+        number = count()
+
+        def make(**keywords: Any) -> Scripted:
+            return Scripted(**(options if only is None or next(number) == only else {}), **keywords)
+
+        gymnasium.register("Scripted-v0", entry_point=make)  # type: ignore[arg-type]
+        return ["env.id=Scripted-v0", "env.num_envs=4", "total_frames=64", "collector.frames_per_env=8", *UPDATE]
+
+    UPDATE = ["update.minibatch_size=16"]
+    yield register
+    gymnasium.registry.pop("Scripted-v0", None)
+
+
+def run(*overrides: str, run_dir: Path | str = "run") -> int:
+    return main(["train", *TINY, f"run_dir={run_dir}", *overrides])
+
+
+def refused(code: int, words: list[str], overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The training ends with a code, and with one line that holds all the words."""
+    assert run(*overrides) == code
+    err = capsys.readouterr().err
+    assert err.startswith("torchppo: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    for word in words:
+        assert word in err
+
+
+def summary(run_dir: Path | str = "run") -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in summary.json")
+
+    return json.loads((Path(run_dir) / "summary.json").read_text(), parse_constant=refuse)
+
+
+def rows(run_dir: Path | str = "run") -> list[dict[str, str]]:
+    with (Path(run_dir) / "metrics.csv").open(newline="") as file:
+        return list(DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of one whole training, and what it printed."""
+    run_dir, out = tmp_path_factory.mktemp("finished") / "run", StringIO()
+    with redirect_stdout(out):
+        assert run("seed=3", run_dir=run_dir) == 0
+    return run_dir, out.getvalue()
+
+
+class TestWhatARunLeavesBehind:
+    def test_is_what_the_architecture_names(self, finished: tuple[Path, str]) -> None:
+        run_dir, _ = finished
+        assert {path.name for path in run_dir.iterdir() if path.name != ".lock"} == {
+            *("config.yaml", "overrides.yaml", "metrics.csv", "tensorboard"),
+            *("checkpoints", "learning_curve.png", "summary.json"),
+        }
+        assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+
+    def test_the_summary_has_the_documented_figures(self, finished: tuple[Path, str]) -> None:
+        figures = summary(finished[0])
+        assert set(figures) == SUMMARY
+        assert (figures["env"], figures["seed"], figures["frames"]) == ("CartPole-v1", 3, 512)
+        assert (figures["exit"], figures["version"]) == ("completed", torchppo.__version__)
+        assert 0 < figures["wall_seconds"] < 100
+        assert figures["frames_per_second"] == pytest.approx(512 / figures["wall_seconds"])
+        assert figures["eval_episodes"] == 2
+        assert figures["train_episodes"] >= 1
+        assert 1 <= figures["train_return_mean"] <= 500
+        assert 1 <= figures["eval_return_mean"] <= 500
+        assert 0 <= figures["eval_return_std"] <= 250
+
+    def test_the_shares_of_time_are_all_of_it(self, finished: tuple[Path, str]) -> None:
+        shares = summary(finished[0])["time"]
+        assert set(shares) == {"collect", "estimate", "update", "other"}
+        assert all(0 < share < 1 for share in shares.values())
+        assert sum(shares.values()) == pytest.approx(1)
+
+    def test_the_configuration_is_resolved_and_is_that_of_the_overrides(self, finished: tuple[Path, str]) -> None:
+        run_dir, _ = finished
+        text, overrides = (run_dir / "config.yaml").read_text(), yaml.safe_load((run_dir / "overrides.yaml").read_text())
+        assert "${" not in text
+        assert overrides == [*TINY, f"run_dir={run_dir}", "seed=3"]
+        again = OmegaConf.to_container(compose(overrides), resolve=True)
+        assert yaml.safe_load(text) == again
+
+    def test_metrics_have_their_usual_names_over_frames(self, finished: tuple[Path, str]) -> None:
+        table = rows(finished[0])
+        assert set(table[0]) >= METRICS
+        learning = [row for row in table if row["train/entropy"]]
+        assert [float(row["step"]) for row in learning] == [256, 512]
+        assert [float(row["step"]) for row in table if row["eval/mean_reward"]] == [512]
+        assert all(math.isfinite(float(value)) for row in table for value in row.values() if value)
+        assert all(float(row["time/fps"]) > 1 for row in learning)
+
+    def test_metrics_agree_with_the_summary(self, finished: tuple[Path, str]) -> None:
+        figures, table = summary(finished[0]), rows(finished[0])
+        (evaluated,) = (float(row["eval/mean_reward"]) for row in table if row["eval/mean_reward"])
+        assert evaluated == figures["eval_return_mean"]
+        returns = [float(row["rollout/ep_rew_mean"]) for row in table if row["rollout/ep_rew_mean"]]
+        assert returns[-1] == pytest.approx(figures["train_return_mean"], rel=1e-6)
+
+    def test_tensorboard_has_the_same_metrics_over_frames(self, finished: tuple[Path, str]) -> None:
+        events = EventAccumulator(str(finished[0] / "tensorboard")).Reload()
+        assert set(events.Tags()["scalars"]) >= METRICS
+        assert [event.step for event in events.Scalars("train/entropy")] == [256, 512]
+
+    @pytest.mark.parametrize("name", ["last", "best"])
+    def test_checkpoints_are_data_without_code(self, name: str, finished: tuple[Path, str]) -> None:
+        checkpoint = torch.load(finished[0] / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert checkpoint["torchppo"]["frames"] == 512
+        assert checkpoint["torchppo"]["config"]["env"]["id"] == "CartPole-v1"
+        assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+    def test_the_terminal_shows_the_figures_and_where_the_files_are(self, finished: tuple[Path, str]) -> None:
+        _, out = finished
+        for words in ("CartPole-v1, seed 3: completed", "last.ckpt", "learning_curve.png", "+-"):
+            assert words in out
+
+    def test_the_learning_curve_is_a_picture(self, finished: tuple[Path, str]) -> None:
+        assert (finished[0] / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_a_video_on_demand(self) -> None:
+        assert run("eval.video=true", "total_frames=256") == 0
+        (film,) = (Path("run") / "videos").iterdir()
+        assert film.suffix == ".mp4"
+        assert film.read_bytes()[4:8] == b"ftyp"
+
+    @pytest.mark.parametrize(
+        ("logger", "there", "absent"),
+        [
+            ("csv", {"metrics.csv", "learning_curve.png"}, {"tensorboard"}),
+            ("tensorboard", {"tensorboard"}, {"metrics.csv", "learning_curve.png"}),
+            ("[]", set(), {"metrics.csv", "learning_curve.png", "tensorboard"}),
+        ],
+    )
+    def test_other_loggers_leave_other_files(
+        self, logger: str, there: set[str], absent: set[str], scripted: Callable[..., list[str]]
+    ) -> None:
+        assert run(*scripted(), f"logger={logger}") == 0
+        names = {path.name for path in Path("run").iterdir()}
+        assert names >= {"summary.json", "checkpoints", *there}
+        assert not names & absent
+
+
+class TestFigures:
+    def test_returns_are_raw_whatever_learning_sees(self, scripted: Callable[..., list[str]]) -> None:
+        transforms = "transforms=[{_target_: torchrl.envs.RewardScaling, loc: 0, scale: 0.1}]"
+        assert run(*scripted(length=4, reward=3.0), "reward=normalized", transforms) == 0
+        figures = summary()
+        assert (figures["train_return_mean"], figures["train_episodes"]) == (12.0, 16)
+        assert (figures["eval_return_mean"], figures["eval_return_std"]) == (12.0, 0.0)
+
+    def test_those_that_do_not_exist_are_null(self, scripted: Callable[..., list[str]]) -> None:
+        assert run(*scripted(length=100)) == 0
+        figures = summary()
+        assert (figures["train_return_mean"], figures["train_episodes"]) == (None, 0)
+        assert figures["eval_return_mean"] == 300.0
+
+    def test_training_ends_with_the_rollout_that_reaches_the_frames(self, scripted: Callable[..., list[str]]) -> None:
+        assert run(*scripted(), "total_frames=65") == 0
+        assert summary()["frames"] == 96
+
+    def test_are_the_same_for_the_same_seed(self) -> None:
+        results = []
+        for number, seed in enumerate((5, 5, 6)):
+            run(f"seed={seed}", "logger=csv", "policy.normalize_observation=true", run_dir=f"run{number}")
+            results.append([{**row, "time/fps": None} for row in rows(f"run{number}")])
+        assert results[0] == results[1]
+        assert results[0] != results[2]
+
+
+class TestEvaluation:
+    @pytest.fixture
+    def means(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """What the evaluations to come find."""
+        left: list[float] = []
+        monkeypatch.setattr(train_module, "evaluate", lambda *_: Evaluation([left.pop(0)], [1]))
+        return left
+
+    def test_takes_place_every_so_many_frames_and_at_the_end(
+        self, means: list[float], scripted: Callable[..., list[str]]
+    ) -> None:
+        means.extend([1.0, 2.0, 3.0])
+        assert run(*scripted(), "total_frames=160", "eval.every_frames=64") == 0
+        evaluated = [(float(row["step"]), float(row["eval/mean_reward"])) for row in rows() if row["eval/mean_reward"]]
+        assert evaluated == [(64, 1.0), (128, 2.0), (160, 3.0)]
+
+    def test_keeps_the_best_and_the_last(self, means: list[float], scripted: Callable[..., list[str]]) -> None:
+        means.extend([5.0, 9.0, 7.0])
+        assert run(*scripted(), "total_frames=96", "eval.every_frames=32") == 0
+        frames = {
+            name: torch.load(f"run/checkpoints/{name}.ckpt", weights_only=True)["torchppo"]["frames"]
+            for name in ("best", "last")
+        }
+        assert frames == {"best": 64, "last": 96}
+        assert summary()["eval_return_mean"] == 7.0
+
+    def test_that_fails_does_not_cost_the_training(
+        self, scripted: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any) -> Evaluation:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(train_module, "evaluate", fail)
+        with pytest.raises(ZeroDivisionError):
+            run(*scripted())
+        assert Path("run/checkpoints/last.ckpt").is_file()
+
+    def test_does_not_disturb_the_training(self, scripted: Callable[..., list[str]]) -> None:
+        """Not even its random numbers."""
+        weights = []
+        for every in ("null", "32"):
+            assert run(*scripted(), f"eval.every_frames={every}", run_dir=every) == 0
+            weights.append(torch.load(f"{every}/checkpoints/last.ckpt", weights_only=True)["state_dict"])
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("overrides", "code", "words"),
+        [
+            (["env.id=CartPol-v1"], 3, ["CartPol-v1", "'CartPole-v1'"]),
+            (["env.id=no_such_module:Env-v0"], 3, ["no_such_module"]),
+            (["+env.nonsense=1"], 3, ["nonsense", "CartPole-v1"]),
+            (["update.minibatch_size=512"], 2, ["minibatch_size=512", "larger", "256"]),
+            (["update.minibatch_size=100"], 2, ["minibatch_size=100", "256", "64", "128"]),
+            (["policy=cnn"], 2, ["policy=cnn", "policy=mlp"]),
+            (["policy.squash=true"], 2, ["policy.squash=true", "bounds"]),
+            (["policy.body.activation=tan"], 2, ["'tan'", "tanh"]),
+            (["policy._target_=torchppo.modules.nothing"], 2, ["torchppo.modules.nothing"]),
+            (["+policy.foo=1"], 2, ["foo", "make_actor_critic"]),
+            (["+policy.body.foo=1"], 2, ["foo", "mlp"]),
+            (["+optimizer.foo=1"], 2, ["foo", "Adam"]),
+            (["+schedule.lr.foo=1"], 2, ["foo", "linear"]),
+            (["+trainer.foo=1"], 2, ["foo", "Trainer"]),
+            (["trainer.precision=8"], 2, ["precision", "8"]),
+            (["trainer.accelerator=abacus"], 2, ["abacus", "cpu"]),
+            (["compile=maybe"], 2, ["compile=maybe", "auto"]),
+            (["compile=true", "+optimizer.amsgrad=true"], 2, ["amsgrad"]),
+            (["seed=-1"], 2, ["seed=-1"]),
+            (["num_threads=0"], 2, ["num_threads=0"]),
+            (["env.num_envs=0"], 2, ["env.num_envs=0"]),
+            (["collector.frames_per_env=0"], 2, ["collector.frames_per_env=0"]),
+            (["total_frames=0"], 2, ["total_frames=0"]),
+            (["update.epochs=0"], 2, ["update.epochs=0"]),
+            (["eval.episodes=0"], 2, ["eval.episodes=0"]),
+            (["transforms=[3]"], 2, ["3", "_target_"]),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+    )
+    def test_is_refused_before_a_folder_is_made(
+        self, overrides: list[str], code: int, words: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        refused(code, words, overrides, capsys)
+        assert not Path("run").exists()
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"observation_space": spaces.Dict(a=spaces.Discrete(2))}, ["observation space Dict", "Box"]),
+            ({"observation_space": spaces.Tuple([spaces.Discrete(2)])}, ["observation space Tuple", "Box"]),
+            ({"observation_space": spaces.Discrete(5)}, ["observation space Discrete(5)", "FlattenObservation"]),
+            ({"action_space": spaces.Dict(a=spaces.Discrete(2))}, ["action space Dict", "Discrete, MultiDiscrete"]),
+            ({"action_space": spaces.Box(-1, 1, (2, 2))}, ["action space Box", "(2, 2)", "one dimension"]),
+            ({"action_space": spaces.Box(-np.arange(9.0), np.arange(9.0), dtype=np.int64)}, ["action space Box", "float"]),
+        ],
+        ids=lambda value: str(next(iter(value.values()))) if isinstance(value, dict) else None,
+    )
+    def test_an_unsupported_space_is_named_with_the_supported_ones(
+        self,
+        options: dict[str, Any],
+        words: list[str],
+        scripted: Callable[..., list[str]],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        refused(3, [*words, "not supported; supported"], scripted(**options), capsys)
+
+    @pytest.mark.parametrize("action_space", [spaces.Discrete(2), spaces.Box(-1, 1, (1,))], ids=["discrete", "continuous"])
+    @pytest.mark.parametrize(
+        ("broken", "value", "at", "step"),
+        [
+            *(("observation", math.nan, 3, 2), ("observation", math.inf, 9, 0), ("observation", math.nan, 8, 7)),
+            *(("reward", math.nan, 3, 2), ("reward", -math.inf, 9, 0)),
+        ],
+    )
+    def test_a_number_that_is_not_finite_is_traced_to_its_environment_and_step(
+        self,
+        broken: str,
+        value: float,
+        at: int,
+        step: int,
+        action_space: spaces.Space[Any],
+        scripted: Callable[..., list[str]],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """Rollouts are of 8 steps: the ninth step of an environment's life is the second rollout's first."""
+        overrides = scripted(only=2, length=50, broken=broken, value=value, at=at, action_space=action_space)
+        refused(4, [f"{broken} of environment 2 is {value}", f"step {step} of the rollout"], overrides, capsys)
+
+    @pytest.mark.parametrize("action_space", [spaces.Discrete(2), spaces.Box(-1, 1, (1,))], ids=["discrete", "continuous"])
+    def test_a_first_observation_that_is_not_finite_is_traced_to_its_environment(
+        self, action_space: spaces.Space[Any], scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        overrides = scripted(only=2, broken="observation", at=0, action_space=action_space)
+        refused(4, ["observation of environment 2 is nan"], overrides, capsys)
+
+    def test_weights_that_explode_are_told_with_the_remedy(self, capsys: pytest.CaptureFixture[str]) -> None:
+        refused(4, ["frames", "optimizer.lr"], ["optimizer.lr=1e30"], capsys)
+
+    def test_without_ale_py_an_atari_game_names_the_command(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "ale_py.vector_env", None)
+        refused(3, ["pip install 'torchppo[atari]'"], ["env=pong", "policy=cnn"], capsys)
+
+    @pytest.mark.parametrize(("logger", "package"), [("wandb", "wandb"), ("mlflow", "mlflow")])
+    def test_without_its_package_a_logger_names_the_command(
+        self, logger: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name in (package, f"{package}_skinny"):
+            monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.setattr(f"lightning.pytorch.loggers.{logger}._{package.upper()}_AVAILABLE", False)
+        refused(2, [f"pip install 'torchppo[{logger}]'"], [f"logger={logger}"], capsys)
+
+
+class TestRunDir:
+    def test_that_holds_a_run_is_left_alone(
+        self, scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        overrides = scripted()
+        assert run(*overrides) == 0
+        before = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*") if path.is_file()}
+        capsys.readouterr()
+        refused(2, ["run_dir=run", "already holds a run"], overrides, capsys)
+        assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*") if path.name != ".lock"}.items() >= {
+            path: moment for path, moment in before.items() if path.name != ".lock"
+        }.items()
+
+    def test_that_is_locked_is_left_alone(
+        self, scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Path("run").mkdir()
+        with FileLock("run/.lock"):
+            refused(6, ["run_dir=run", "in use"], scripted(), capsys)
+        assert not Path("run/config.yaml").exists()
+
+    def test_may_exist_if_it_is_empty(self, scripted: Callable[..., list[str]]) -> None:
+        Path("run").mkdir()
+        assert run(*scripted()) == 0
+
+    def test_that_cannot_be_made_is_a_failure_of_input_and_output(
+        self, scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Path("file").write_text("in the way")
+        assert run(*scripted(), run_dir="file/run") == 74
+        err = capsys.readouterr().err
+        assert re.fullmatch(r"torchppo: Not a directory: .*\n", err)
+
+
+class TestSignals:
+    def test_sigterm_ends_the_training_after_its_rollout_with_everything_saved(
+        self, scripted: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        handler = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody took the signal"))
+        try:
+            overrides = scripted(only=0, at=12, event=lambda: signal.raise_signal(signal.SIGTERM))
+            assert run(*overrides, "total_frames=320") == 143
+            assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        figures = summary()
+        assert (figures["exit"], figures["frames"]) == ("interrupted", 64)
+        assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["torchppo"]["frames"] == 64
+
+    def test_ctrl_c_in_a_terminal_ends_a_long_training_the_same_way(self, tmp_path: Path) -> None:
+        words = [*TINY, "total_frames=100_000_000", "logger=csv", "run_dir=run"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "torchppo", "train", *words],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "metrics.csv").exists():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 130, err
+        assert "Traceback" not in err
+        assert "interrupted" in out
+        figures = summary(tmp_path / "run")
+        assert figures["exit"] == "interrupted"
+        checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+        assert checkpoint["torchppo"]["frames"] == figures["frames"] > 0
