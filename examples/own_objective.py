@@ -31,6 +31,9 @@ class DualClipPPOLoss(PPOLoss):
         surrogate = clipped_surrogate(log_ratio, advantage, self.clip_epsilon)
         return -torch.where(advantage < 0, torch.maximum(surrogate, self.dual_clip * advantage), surrogate)
 
+    def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
+        return {"bounded_fraction": (log_ratio.exp() > self.dual_clip).float().mean()}
+
 
 if __name__ == "__main__":
     conf = Path(__file__).parent / "conf"  # objective/dual_clip.yaml names the class above

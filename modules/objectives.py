@@ -87,7 +87,7 @@ class PPOLoss(nn.Module, ABC):
     `forward` reads `action`, `action_log_prob`, `advantage`, `value_target`, `state_value`, the
     distribution's parameters and what the networks read, all `[batch, ...]`, and returns scalars:
     `loss_objective`, `loss_critic`, `loss_entropy` (their sum is minimised) and the metrics `kl_approx`,
-    `entropy`, `clip_fraction`.
+    `entropy` and those of `metrics`.
 
     """
 
@@ -134,13 +134,13 @@ class PPOLoss(nn.Module, ABC):
                 "loss_entropy": -self.entropy_coeff * entropy,
                 "kl_approx": kl.detach().mean(),
                 "entropy": entropy.detach(),
-                "clip_fraction": self.clip_fraction(log_ratio.detach()),
+                **self.metrics(log_ratio.detach()),
             }
         )
 
-    def clip_fraction(self, log_ratio: Tensor) -> Tensor:
-        """Part of the samples whose ratio is outside of the clip range: `[batch] -> []`."""
-        return torch.zeros_like(log_ratio).mean()
+    @abstractmethod
+    def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
+        """What else to log of a minibatch: `[batch] -> []` each."""
 
 
 class ClipPPOLoss(PPOLoss):
@@ -180,9 +180,9 @@ class ClipPPOLoss(PPOLoss):
         """The negative of `clipped_surrogate`."""
         return -clipped_surrogate(log_ratio, advantage, self.clip_epsilon)
 
-    def clip_fraction(self, log_ratio: Tensor) -> Tensor:
-        """Part of the samples with |r - 1| > epsilon."""
-        return (log_ratio.expm1().abs() > self.clip_epsilon).float().mean()
+    def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
+        """`clip_fraction`: part of the samples with |r - 1| > epsilon."""
+        return {"clip_fraction": (log_ratio.expm1().abs() > self.clip_epsilon).float().mean()}
 
 
 class KLPENPPOLoss(PPOLoss):
@@ -235,6 +235,10 @@ class KLPENPPOLoss(PPOLoss):
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
         """-(r A - beta KL(old || new))."""
         return self.beta * kl - log_ratio.exp() * advantage
+
+    def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
+        """`beta`, the weight of the penalty."""
+        return {"beta": self.beta.clone()}
 
     @torch.no_grad()
     def adapt(self, rollout: TensorDictBase, reduce: Reduce = alone) -> None:

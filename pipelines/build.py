@@ -20,7 +20,7 @@ from .collectors import Collector
 from .ppo import PPO
 from .updates import MinibatchUpdate
 
-COMPILE_PAYS_AFTER = 30_000
+COMPILE_PAYS_AFTER = 15_000
 """Optimiser and environment steps, from which the seconds of compilation are won back on a CPU."""
 
 

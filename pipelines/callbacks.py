@@ -77,7 +77,7 @@ class ProgressBar(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the bar."""
         metrics = trainer.callback_metrics
-        shown = {"frames/s": "time/fps", "return": "rollout/ep_rew_mean", "KL": "train/kl_approx"}
+        shown = {"frames/s": "time/fps", "return": "rollout/ep_rew_mean", "KL": "train/approx_kl"}
         text = "  ".join(f"{name} {float(metrics[key]):.4g}" for name, key in shown.items() if key in metrics)
         self._progress.update(self._task, completed=pl_module.frames, text=text)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -14,8 +14,24 @@ from ..errors import ConfigurationError
 from .compilation import one_graph
 from .ranks import num_ranks, summed
 
-if TYPE_CHECKING:
-    from .ppo import PPO
+
+class Learner(Protocol):
+    """What a step needs of the LightningModule."""
+
+    objective: nn.Module
+    policy_weight: Tensor
+    grad_norm: Tensor
+    max_grad_norm: float
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser itself."""
+
+    def optimizers(self) -> Any:
+        """The optimiser, wrapped by Lightning."""
+
+    def manual_backward(self, loss: Tensor) -> None:
+        """Backward through the strategy and the precision plugin."""
 
 
 def total_loss(losses: TensorDictBase, policy_weight: Tensor) -> Tensor:
@@ -27,7 +43,7 @@ def total_loss(losses: TensorDictBase, policy_weight: Tensor) -> Tensor:
 class EagerStep:
     """Loss, backward and step through Lightning, so that every strategy, precision and hook takes part."""
 
-    def __init__(self, ppo: PPO, kl_limit: float | None) -> None:
+    def __init__(self, ppo: Learner, kl_limit: float | None) -> None:
         """Take no step where the KL is above `kl_limit`."""
         self.ppo = ppo
         self.kl_limit = kl_limit
@@ -67,7 +83,7 @@ class CompiledStep:
 
     """
 
-    def __init__(self, ppo: PPO, kl_limit: float | None) -> None:
+    def __init__(self, ppo: Learner, kl_limit: float | None) -> None:
         """Allocate the optimiser's state where it has none yet."""
         optimizer = ppo.optimizer
         if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or len(optimizer.param_groups) != 1:

@@ -138,7 +138,8 @@ class PPO(LightningModule):
                 module.update(rollout[module.key], summed)
         self.seconds["estimate"] += estimated - start
         self.seconds["update"] += time.perf_counter() - estimated
-        metrics.update({f"train/{name}": value for name, value in zip(step.names, means.tolist(), strict=False)})
+        names = ("approx_kl" if name == "kl_approx" else name for name in step.names)  # TorchRL's key, users' metric
+        metrics.update({f"train/{name}": value for name, value in zip(names, means.tolist(), strict=False)})
         metrics["train/num_steps"] = float(num_steps)
         self._report(metrics, self._count_frames(rollout))
 

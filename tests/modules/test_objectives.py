@@ -44,7 +44,7 @@ CLIP_EPSILON, CLIP_VALUE, ENTROPY_COEFF, CRITIC_COEFF, BETA = 0.25, 0.5, 0.125, 
 CLIPPED = {"entropy_coeff": ENTROPY_COEFF, "critic_coeff": CRITIC_COEFF, "clip_epsilon": CLIP_EPSILON}
 PENALISED = {"entropy_coeff": ENTROPY_COEFF, "critic_coeff": CRITIC_COEFF, "beta": BETA}
 LOSSES = ["loss_objective", "loss_critic", "loss_entropy"]
-METRICS = ["kl_approx", "entropy", "clip_fraction"]
+METRICS = {ClipPPOLoss: "clip_fraction", KLPENPPOLoss: "beta"}
 
 
 # --- policies that are linear in the observation, in NumPy ------------------------------------------------------
@@ -232,7 +232,7 @@ def numpy_losses(case: Case, theta: Parameters, *, penalty: bool, clip_value: fl
         "loss_entropy": -ENTROPY_COEFF * entropy,
         "kl_approx": kl.mean(),
         "entropy": entropy,
-        "clip_fraction": 0.0 if penalty else (np.abs(ratio - 1) > CLIP_EPSILON).mean(),
+        **({"beta": BETA} if penalty else {"clip_fraction": (np.abs(ratio - 1) > CLIP_EPSILON).mean()}),
     }
 
 
@@ -484,11 +484,11 @@ class TestClipFraction:
     def test_it_is_the_part_of_the_ratios_outside_the_range(self) -> None:
         loss = ClipPPOLoss(*at_zero("discrete").networks(), clip_epsilon=0.2)
         ratios = torch.tensor([1.0, 1.19, 1.21, 0.81, 0.79, 3.0, 0.1, 1.0], dtype=torch.float64)
-        assert loss.clip_fraction(ratios.log()).item() == 0.5
+        assert loss.metrics(ratios.log())["clip_fraction"].item() == 0.5
 
-    def test_an_objective_without_clipping_reports_none(self) -> None:
-        loss = KLPENPPOLoss(*at_zero("discrete").networks())
-        assert loss.clip_fraction(torch.tensor([0.0, 5.0])).item() == 0.0
+    def test_an_objective_without_clipping_reports_its_penalty_instead(self) -> None:
+        loss = KLPENPPOLoss(*at_zero("discrete").networks(), beta=0.5)
+        assert {key: value.item() for key, value in loss.metrics(torch.tensor([0.0, 5.0])).items()} == {"beta": 0.5}
 
 
 # --- the penalty ------------------------------------------------------------------------------------------------
@@ -655,7 +655,7 @@ class TestEveryObjective:
         output = objective(*case.networks(), **options)(case.data())
         assert {key for key, value in output.items() if value.requires_grad} == set(LOSSES)
         assert {key for key in output.keys() if key.startswith(LOSS_PREFIX)} == set(LOSSES)  # noqa: SIM118
-        assert set(output.keys()) == {*LOSSES, *METRICS}
+        assert set(output.keys()) == {*LOSSES, "kl_approx", "entropy", METRICS[objective]}
 
     def test_the_rollout_is_left_as_it_was(
         self, objective: type[PPOLoss], options: dict[str, float], case: Case

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from torchppo.pipelines.build import (
 from torchppo.pipelines.configuration import compose
 
 CONF = Path(__file__).parents[2] / "conf"
+NUMBERS = count()
 GYM_ENV = ("env=torchrl", "env._target_=torchrl.envs.GymEnv", "+env.env_name=CartPole-v1", "total_frames=32")
 SMALL = (
     *("total_frames=64", "env.num_envs=2", "collector.frames_per_env=16", "update.epochs=2"),
@@ -115,7 +117,7 @@ class Rates(Callback):
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """As `torchppo train` has it: with more, networks this small take ten times as long."""
     before = torch.get_num_threads()
@@ -135,8 +137,9 @@ def parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 def small(*overrides: str) -> DictConfig:
-    torchrl = any(override.startswith("env=torchrl") for override in overrides)
-    return compose([word for word in SMALL if not (torchrl and word.startswith("env."))] + list(overrides))
+    """A configuration with a folder of its own; TorchRL's environments have no `num_envs`."""
+    words = [word for word in SMALL if "env=torchrl" not in overrides or not word.startswith("env.")]
+    return compose([*words, f"run_dir=run{next(NUMBERS)}", *overrides])
 
 
 def learn(cfg: DictConfig, *callbacks: Callback) -> Training:
@@ -145,6 +148,7 @@ def learn(cfg: DictConfig, *callbacks: Callback) -> Training:
     training = build_training(cfg, rank=0)
     before = [param.detach().clone() for param in training.ppo.parameters()]
     build_trainer(cfg, list(callbacks)).fit(training.ppo, train_dataloaders=training.collector)
+    training.collector.env.close()  # or TorchRL's would take more threads whenever it is thrown away
     after = list(training.ppo.parameters())
     assert training.ppo.num_rollouts == 2
     assert training.ppo.frames == 2 * training.collector.frames_per_batch
@@ -309,7 +313,10 @@ class TestSeeds:
     @pytest.mark.parametrize("words", [(), GYM_ENV], ids=["gymnasium", "torchrl"])
     def test_make_the_environments_of_every_rank_others_and_each_repeatable(self, words: tuple[str, ...]) -> None:
         cfg = small(*words)
-        first, again, other = (build_training(cfg, rank).collector.env.reset()["observation"] for rank in (0, 0, 1))
+        envs = [build_training(cfg, rank).collector.env for rank in (0, 0, 1)]
+        first, again, other = (env.reset()["observation"] for env in envs)
+        for env in envs:
+            env.close()
         assert torch.equal(first, again)
         assert not torch.isclose(first, other).any()
 
@@ -323,13 +330,14 @@ class TestSeeds:
 
 
 class TestMinibatches:
+    @pytest.mark.parametrize("compile_", ["auto", "false"])
     @pytest.mark.parametrize(
         ("size", "nearest"),
         [(64, ["larger", "32"]), (20, ["does not divide", "16", "32"]), (5, ["does not divide", "4", "8"]), (0, ["1"])],
     )
-    def test_must_divide_the_rollout_of_the_environments(self, size: int, nearest: list[str]) -> None:
+    def test_must_divide_the_rollout_of_the_environments(self, size: int, nearest: list[str], compile_: str) -> None:
         with pytest.raises(ConfigurationError, match=rf"minibatch_size={size} ") as told:
-            build_training(small(f"update.minibatch_size={size}"), rank=0)
+            build_training(small(f"update.minibatch_size={size}", f"compile={compile_}"), rank=0)
         assert all(word in str(told.value) for word in nearest)
 
 

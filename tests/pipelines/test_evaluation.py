@@ -1,0 +1,151 @@
+"""An evaluation is fair, repeatable, and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torchrl.envs import ExplorationType, exploration_type
+
+from torchppo.envs import SerialVectorEnv, VectorEnv
+from torchppo.errors import ConfigurationError, EnvironmentFailure
+from torchppo.modules.actor_critic import make_actor_critic
+from torchppo.modules.networks import mlp
+from torchppo.pipelines import evaluation
+from torchppo.pipelines.evaluation import Evaluation, evaluate, play
+
+LENGTHS = (2, 3, 7)
+
+
+class Paying(gymnasium.Env[Any, Any]):
+    """Episodes of `length` steps that each pay `reward`; keeps the actions; observations are noise."""
+
+    observation_space = spaces.Box(-10, 10, (3,))
+
+    def __init__(self, length: int, reward: float, action_space: spaces.Space[Any]) -> None:
+        self.length, self.reward, self.action_space = length, reward, action_space
+        self.steps = 0
+        self.actions: list[Any] = []
+
+    def observe(self) -> Any:
+        return self.np_random.normal(size=3).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.actions.append(np.array(action))
+        self.steps += 1
+        return self.observe(), self.reward, False, self.steps == self.length, {}
+
+
+Pair = tuple[Any, VectorEnv]
+
+
+@pytest.fixture
+def pair() -> Callable[..., Pair]:
+    """A policy and environments of different lengths that pay 1, 10, 100 a step."""
+
+    def make(action_space: spaces.Space[Any] | None = None) -> Pair:
+        torch.manual_seed(0)
+        makers = [
+            partial(Paying, length, 10.0**number, action_space or spaces.Discrete(4))
+            for number, length in enumerate(LENGTHS)
+        ]
+        env = VectorEnv(SerialVectorEnv(makers))
+        env.set_seed(0)
+        actor, _ = make_actor_critic(
+            env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]), normalize_observation=True
+        )
+        return actor, env
+
+    return make
+
+
+class TestEpisodes:
+    @pytest.mark.parametrize(("episodes", "shares"), [(3, (1, 1, 1)), (6, (2, 2, 2)), (7, (3, 2, 2)), (1, (1, 0, 0))])
+    def test_are_shared_out_alike_so_that_short_ones_do_not_count_more_often(
+        self, episodes: int, shares: tuple[int, ...], pair: Callable[..., Pair]
+    ) -> None:
+        returns, lengths = evaluate(*pair(), episodes)
+        expected = [length for length, share in zip(LENGTHS, shares, strict=True) for _ in range(share)]
+        assert sorted(lengths) == expected
+        paid = {2: 2.0, 3: 30.0, 7: 700.0}
+        assert returns == [paid[length] for length in lengths]
+
+    def test_start_anew(self, pair: Callable[..., Pair]) -> None:
+        """Also where an evaluation before was left in the middle of an episode."""
+        actor, env = pair()
+        assert evaluate(actor, env, 1).lengths == [2]
+        assert sorted(evaluate(actor, env, 3).lengths) == list(LENGTHS)
+
+    def test_that_never_end_are_given_up_with_the_remedy(
+        self, pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(evaluation, "MAX_STEPS", 5)
+        with pytest.raises(EnvironmentFailure, match=r"after 5 steps.*max_steps"):
+            evaluate(*pair(), 3)
+
+    @pytest.mark.parametrize("episodes", [0, -1])
+    def test_must_be_at_least_one(self, episodes: int, pair: Callable[..., Pair]) -> None:
+        with pytest.raises(ConfigurationError, match=rf"episodes={episodes} must be at least 1"):
+            evaluate(*pair(), episodes)
+
+
+class TestPolicy:
+    def test_takes_the_most_probable_actions(self, pair: Callable[..., Pair]) -> None:
+        actor, env = pair(spaces.Box(-5, 5, (2,)))
+        for stepped in islice(play(actor, env), 5):
+            torch.testing.assert_close(stepped["action"], actor.get_dist(stepped.select("observation")).mode)
+
+    def test_draws_no_random_numbers(self, pair: Callable[..., Pair]) -> None:
+        actor, env = pair()
+        before = torch.get_rng_state()
+        evaluate(actor, env, 3)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_plays_the_same_episodes_for_the_same_seed(self, pair: Callable[..., Pair]) -> None:
+        actor, env = pair()
+        played = []
+        for seed in (1, 1, 2):
+            env.set_seed(seed)
+            steps = list(islice(play(actor, env), 9))
+            played.append(torch.stack([stepped["observation"] for stepped in steps]))
+        assert torch.equal(played[0], played[1])
+        assert not torch.equal(played[0], played[2])
+
+    def test_and_its_statistics_stay_as_they_are(self, pair: Callable[..., Pair]) -> None:
+        actor, env = pair()
+        before = {name: value.clone() for name, value in actor.state_dict().items()}
+        assert any("moments" in name for name in before)
+        evaluate(actor, env, 6)
+        assert all(torch.equal(value, before[name]) for name, value in actor.state_dict().items())
+        assert all(param.grad is None for param in actor.parameters())
+
+    def test_explores_again_afterwards(self, pair: Callable[..., Pair]) -> None:
+        before = exploration_type()
+        evaluate(*pair(), 3)
+        assert exploration_type() == before != ExplorationType.DETERMINISTIC
+        assert torch.is_grad_enabled()
+
+
+class TestFigures:
+    def test_are_those_of_all_episodes(self) -> None:
+        result = Evaluation([1.0, 2.0, 6.0], [1, 1, 1])
+        assert result.mean == 3.0
+        assert result.std == pytest.approx((14 / 3) ** 0.5)
+
+    def test_of_one_episode_have_no_deviation(self) -> None:
+        assert Evaluation([5.0], [1]).std == 0.0
+
+    def test_are_plain_floats(self) -> None:
+        assert [type(figure) for figure in (Evaluation([5.0], [1]).mean, Evaluation([5.0], [1]).std)] == [float, float]
