@@ -98,6 +98,11 @@ def make_actor_critic(
         ConfigurationError: if `squash` is asked for an action space without finite bounds.
 
     """
+    if "observation" not in observation_spec.keys():  # noqa: SIM118 - a Composite has no `in` of its own
+        raise ConfigurationError(
+            f"the environment has no entry 'observation', only {', '.join(map(str, observation_spec.keys()))}; "
+            "transforms=[...] takes torchrl.envs.CatTensors to make one"
+        )
     spec = observation_spec["observation"]
     num_batch = len(observation_spec.shape)
     shape = spec.shape[num_batch:]

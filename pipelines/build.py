@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,12 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import Compose, EnvBase, RewardSum, SerialEnv, StepCounter, TransformedEnv
 
 from ..envs import VectorEnv
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, TorchPPOError
 from .collectors import Collector
 from .ppo import PPO
 from .updates import MinibatchUpdate
@@ -23,6 +26,9 @@ from .updates import MinibatchUpdate
 COMPILE_PAYS_AFTER = 15_000
 """Optimiser and environment steps, from which the seconds of compilation are won back on a CPU."""
 
+
+WRONG_KEYS = re.compile(r"unexpected keyword argument|required .*argument")
+"""What Python says of keys that a target does not take, or misses."""
 
 EVALUATION_RANK = 1_000_000
 """A rank that no training has, for the seeds of evaluation and video."""
@@ -62,7 +68,7 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
         optimizer=call(cfg.optimizer),
         schedules=schedules_of(cfg),
         total_frames=cfg.total_frames,
-        compile=compile_pays(cfg, env, update) if cfg.compile == "auto" else cfg.compile,
+        compile=compiles(cfg, env, update),
         config=OmegaConf.to_container(cfg, resolve=True),
     )
 
@@ -83,9 +89,17 @@ def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
 
 
 def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
-    """Lightning's Trainer with the configured loggers."""
+    """Lightning's Trainer with the configured loggers.
+
+    Raises:
+        ConfigurationError: for devices, precision or a logger that are not to be had.
+
+    """
     loggers: list[Logger] = [call(logger) for logger in cfg.logger.values()]
-    return call(cfg.trainer, logger=loggers, callbacks=callbacks)
+    try:
+        return call(cfg.trainer, logger=loggers, callbacks=callbacks)
+    except (MisconfigurationException, ValueError) as error:  # Lightning's own refusals
+        raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def schedules_of(cfg: DictConfig) -> dict[str, Callable[[float], float]]:
@@ -95,6 +109,8 @@ def schedules_of(cfg: DictConfig) -> dict[str, Callable[[float], float]]:
 
 def seed_of(seed: int, rank: int) -> int:
     """A seed for one rank that no other rank, nor another run's rank, shares."""
+    if seed < 0:
+        raise ConfigurationError(f"seed={seed} must not be negative")
     return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
 
 
@@ -103,8 +119,12 @@ def env_name(cfg: DictConfig) -> str:
     return str(cfg.env.get("id", cfg.env._target_))
 
 
-def compile_pays(cfg: DictConfig, env: EnvBase, update: MinibatchUpdate) -> bool:
-    """Whether the run is long enough to win back what compilation costs."""
+def compiles(cfg: DictConfig, env: EnvBase, update: MinibatchUpdate) -> bool:
+    """Whether to compile: as `compile` says, or where the run is long enough to win back what it costs."""
+    if cfg.compile in (True, False):
+        return bool(cfg.compile)
+    if cfg.compile != "auto":
+        raise ConfigurationError(f"compile={cfg.compile} is none of auto, true and false")
     frames = env.batch_size.numel() * cfg.collector.frames_per_env
     steps_per_rollout = cfg.collector.frames_per_env + update.num_steps(frames)
     return bool(cfg.total_frames / frames * steps_per_rollout > COMPILE_PAYS_AFTER)
@@ -117,20 +137,27 @@ def call(node: DictConfig, **arguments: Any) -> Any:
         TorchPPOError: as the target raised it, or for a target that does not exist or take these keys.
 
     """
-    if "_target_" not in node:
+    if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ConfigurationError(f"{node!r} is no part: it has no _target_; choose one with group=choice")
     try:
         # Hydra would copy objects passed to `instantiate` into a configuration; a partial takes them as they are.
         part = instantiate(node, _convert_="all", **({"_partial_": True} if arguments else {}))
+        if node.get("_partial_"):
+            signature(part.func).bind_partial(*part.args, **part.keywords)  # now, not in the middle of a training
         return part(**arguments) if arguments else part
     except InstantiationException as error:
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        if isinstance(cause, InstantiationException | ImportError) or "argument" in str(cause):
+        if isinstance(cause, TorchPPOError):
+            raise cause from None
+        for extra in ("wandb", "mlflow"):
+            if isinstance(cause, ModuleNotFoundError) and extra in node._target_.lower():
+                raise ConfigurationError(f"{node._target_} needs a package: pip install 'torchppo[{extra}]'") from error
+        if isinstance(cause, InstantiationException | ImportError) or WRONG_KEYS.search(str(cause)):
             raise ConfigurationError(f"{node._target_}: {' '.join(str(error).split())}") from error
         raise cause from None
     except TypeError as error:
-        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
-            raise  # not the call itself: a bug inside of the part
+        if not WRONG_KEYS.search(str(error)):
+            raise  # a bug inside of the part
         raise ConfigurationError(f"{node._target_}: {error}") from error

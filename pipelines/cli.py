@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("-m", "--multirun", action="store_true", help="one run for every combination of a,b,c values")
     train.add_argument("-cd", "--config-dir", type=Path, help="a folder with groups of your own")
     train.add_argument("--cfg", action="store_true", help="print the configuration instead of training")
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, parser=train)
     evaluate = commands.add_parser(
         "eval", help="evaluate a checkpoint", description="Evaluate a checkpoint and film it."
     )
@@ -65,9 +66,9 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     evaluate.add_argument("--video", type=Path, help="where to film one episode; beside the run if not given")
     evaluate.add_argument("--no-video", action="store_true", help="do not film")
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run=_evaluate, parser=evaluate)
     listing = commands.add_parser("list", help="show environments, policies, objectives, experiments")
-    listing.set_defaults(run=_list)
+    listing.set_defaults(run=_list, parser=listing)
     return top
 
 
@@ -80,9 +81,14 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
         """Take options between overrides as well."""
         namespace, rest = self.parse_known_args(args)
-        if any(word.startswith("-") for word in rest):
-            self.error(f"unknown option {next(word for word in rest if word.startswith('-'))!r}")
-        namespace.overrides = [*getattr(namespace, "overrides", []), *rest]
+        command = namespace.parser
+        for word in rest:
+            if word.startswith("-"):
+                options = re.findall(r"--[a-z-]+", command.format_help())
+                command.error(f"unknown option {word!r}{configuration.nearest(word, options)}")
+            if "overrides" not in namespace:
+                command.error(f"unknown argument {word!r}")
+            namespace.overrides.append(word)
         return namespace
 
 
@@ -103,15 +109,28 @@ def _multirun(arguments: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "torchppo", "train"]
     if arguments.config_dir:
         command += ["--config-dir", str(arguments.config_dir)]
+    if arguments.cfg:
+        command += ["--cfg"]
     combinations = configuration.combinations(arguments.overrides)
     for overrides in combinations:
         configuration.compose(overrides, arguments.config_dir)
     for number, overrides in enumerate(combinations, 1):
         print(f"[{number}/{len(combinations)}] torchppo train {' '.join(overrides)}", flush=True)
-        code = subprocess.run([*command, *overrides], check=False).returncode
+        code = run_to_end([*command, *overrides])
         if code:
             return code
     return 0
+
+
+def run_to_end(command: Sequence[str]) -> int:
+    """The exit code of a process, which Ctrl-C reaches as well and which ends in its own time."""
+    with subprocess.Popen(command) as process:
+        while True:
+            try:
+                code = process.wait()
+                return code if code >= 0 else 128 - code
+            except KeyboardInterrupt:
+                continue
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -150,5 +169,5 @@ def _list(arguments: argparse.Namespace) -> int:  # noqa: ARG001
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"torchppo: {message}", file=sys.stderr)
+    print(f"torchppo: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -14,14 +14,20 @@ from typing import Any
 import hydra
 from hydra import initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Sweep
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigurationError
 
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", DictConfig: "a group of keys"}
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    DictConfig: "a group of keys",
+    ListConfig: "a list, such as [a,b]",
+}
 CONF = Path(__file__).parents[1] / "conf"
 
 
@@ -40,19 +46,26 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
         raise ConfigurationError(f"--config-dir {config_dir} is not a folder")
     parsed = parse(overrides)
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
-    choices = [str(override.input_line) for override in parsed if is_group(override.key_or_group)]
+    groups = [override for override in parsed if is_group(override.key_or_group)]
+    for override in groups:
+        if not isinstance(override.value(), str | list | Sweep | None):
+            raise ConfigurationError(unknown_choice(override.key_or_group, str(override.value())))
+    choices = [str(override.input_line) for override in groups]
     with one_line_errors():
         default = _compose([*choices, *search])
         cfg = _compose([*overrides, *search])
-    check_types(cfg, default, parsed)
+        check_types(cfg, default, parsed)
     chosen = cfg.hydra.runtime.choices
     del cfg.hydra
+    with one_line_errors():
+        OmegaConf.to_container(cfg, resolve=True)  # refuses a ${key} that leads nowhere
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigurationError(f"{missing[0]} has no value; add {missing[0]}=... to the command")
     if cfg.run_dir is None:
         moment = datetime.now().strftime("%Y%m%d-%H%M%S")
         cfg.run_dir = str(Path("runs") / (chosen.experiment or chosen.env) / f"{moment}-s{cfg.seed}")
+    cfg.run_dir = str(cfg.run_dir)  # a folder called 2026 is no number
     return cfg
 
 
@@ -72,22 +85,24 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     """
     for word in overrides:
         try:
-            OverridesParser.create().parse_override(word)
+            named = OverridesParser.create().parse_override(word).key_or_group
         except HydraException:
-            raise ConfigurationError(f"{word!r} is not an override; write key=value or group=choice") from None
+            named = ""
+        if not named:
+            raise ConfigurationError(f"{word!r} is not an override; write key=value or group=choice")
     return list(OverridesParser.create().parse_overrides(list(overrides)))
 
 
 def combinations(overrides: Sequence[str]) -> list[list[str]]:
-    """One list of overrides for every combination of swept values."""
-    values = []
+    """One list of overrides for every combination of swept values; of one key, the last word counts."""
+    values: dict[str, list[str]] = {}
     for override in parse(overrides):
         key = override.get_key_element()
         swept = override.is_sweep_override()
-        values.append(
+        values[key] = (
             [f"{key}={value}" for value in override.sweep_string_iterator()] if swept else [str(override.input_line)]
         )
-    return [list(combination) for combination in product(*values)]
+    return [list(combination) for combination in product(*values.values())]
 
 
 def is_group(key: str) -> bool:
@@ -131,14 +146,22 @@ def explain(message: str) -> str:
     """One line for one of Hydra's messages."""
     if unknown := re.search(r"Could not override '([^']+)'|Could not delete from config. '([^']+)'", message):
         key = unknown.group(1) or unknown.group(2)
+        places = [place for place in _compose([]).hydra.runtime.choices if place.startswith(f"{key}@")]
+        if places:
+            return f"{key} has several places; write {'=..., '.join(places)}=..."
         return f"unknown key {key!r}{nearest(key, known_keys())}; a key of your own is added with +{key}=..."
     if choice := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", message):
         group, name = choice.groups()
-        names = options_by_group().get(group, {})
-        return f"unknown choice {group}={name}{nearest(name, names)}; there is {', '.join(names) or 'none'}"
+        return unknown_choice(group, name)
     if ambiguous := re.search(r"Ambiguous value for argument '([^']+)'", message):
         return f"{ambiguous.group(1)} has several values; add -m for one run each, or write key=[a,b] for a list"
     return " ".join(message.split("See https", maxsplit=1)[0].split())
+
+
+def unknown_choice(group: str, name: str) -> str:
+    """One line for a choice that a group does not have."""
+    names = options_by_group().get(group.split("@", maxsplit=1)[0], {})
+    return f"unknown choice {group}={name}{nearest(name, names)}; there is {', '.join(names) or 'none'}"
 
 
 def known_keys() -> list[str]:
