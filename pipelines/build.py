@@ -125,7 +125,7 @@ def compiles(cfg: DictConfig, env: EnvBase, update: MinibatchUpdate) -> bool:
         return bool(cfg.compile)
     if cfg.compile != "auto":
         raise ConfigurationError(f"compile={cfg.compile} is none of auto, true and false")
-    frames = env.batch_size.numel() * cfg.collector.frames_per_env
+    frames = max(1, env.batch_size.numel() * cfg.collector.frames_per_env)  # the collector refuses none
     steps_per_rollout = cfg.collector.frames_per_env + update.num_steps(frames)
     return bool(cfg.total_frames / frames * steps_per_rollout > COMPILE_PAYS_AFTER)
 

@@ -40,10 +40,10 @@ class EvaluateAndSave(Callback):
             self._evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Evaluate the final policy and keep it."""
+        """Keep the final policy and evaluate it."""
+        trainer.save_checkpoint(self.directory / "last.ckpt")
         if self._evaluated_at != pl_module.frames:
             self._evaluate(trainer, pl_module)
-        trainer.save_checkpoint(self.directory / "last.ckpt")
 
     def _evaluate(self, trainer: Trainer, ppo: Any) -> None:
         self._evaluated_at = ppo.frames

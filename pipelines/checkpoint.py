@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; checkpoints are runs/<name>/<run>/checkpoints/*.ckpt")
+    content = io.BytesIO(path.read_bytes())
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(content) as archive:
             damaged = archive.testzip()  # torch.load does not look at the checksums
         if damaged is not None:
             raise CheckpointError(f"{path} is damaged (in {damaged}); use another checkpoint")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        content.seek(0)
+        checkpoint = torch.load(content, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path} is no checkpoint: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(checkpoint, dict) or "torchppo" not in checkpoint:
         raise CheckpointError(f"{path} is a checkpoint of something else; torchppo's are made by torchppo train")

@@ -11,7 +11,10 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, EnvironmentFailure
+
+MAX_STEPS = 100_000
+"""Steps in which an episode has to end; the longest of Gymnasium and Atari take a third of it."""
 
 
 class Evaluation(NamedTuple):
@@ -41,6 +44,9 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int) -> Evalua
         env: a batched environment that writes `episode_reward` and `step_count`.
         episodes: how many, at least 1.
 
+    Raises:
+        EnvironmentFailure: if no episode ends.
+
     """
     if episodes < 1:
         raise ConfigurationError(f"eval.episodes={episodes} must be at least 1")
@@ -57,6 +63,11 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int) -> Evalua
                 lengths.append(following["step_count"].reshape(-1)[index].item())
         if not quota.any():
             break
+        if following["step_count"].max() >= MAX_STEPS:
+            raise EnvironmentFailure(
+                f"an episode of the evaluation has not ended after {MAX_STEPS} steps; limit it with "
+                "transforms=[{_target_: torchrl.envs.StepCounter, max_steps: 1000}]"
+            )
     return Evaluation(returns, lengths)
 
 

@@ -88,6 +88,9 @@ class CompiledStep:
         optimizer = ppo.optimizer
         if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or len(optimizer.param_groups) != 1:
             raise ConfigurationError(f"compile=true needs Adam or AdamW with one parameter group, not {optimizer}")
+        unknown = [key for key in ("amsgrad", "maximize") if optimizer.param_groups[0][key]]
+        if unknown:
+            raise ConfigurationError(f"compile=true does not know optimizer.{unknown[0]}=true; compile=false does")
         self.ppo = ppo
         self.kl_limit = kl_limit
         self.names: list[str] = []

@@ -32,7 +32,7 @@ def finite(value: Any) -> Any:
 
 def print_summary(summary: Summary, files: dict[str, Path]) -> None:
     """Show a table of what was reached and where the files are."""
-    table = Table(title=f"{summary['env']}, seed {summary['seed']}: {summary['exit']}", show_header=False)
+    table = two_columns(f"{summary['env']}, seed {summary['seed']}: {summary['exit']}")
     shares = ", ".join(f"{name} {share:.0%}" for name, share in summary["time"].items())
     rows = {
         "frames": f"{summary['frames']:,} in {summary['wall_seconds']:.1f} s ({summary['frames_per_second']:,.0f}/s)",
@@ -41,7 +41,8 @@ def print_summary(summary: Summary, files: dict[str, Path]) -> None:
             summary["train_return_mean"], f"mean of the last {min(summary['train_episodes'], 100)} episodes"
         ),
         "return in evaluation": shown(
-            summary["eval_return_mean"], f"+- {summary['eval_return_std']:.1f} over {summary['eval_episodes']} episodes"
+            summary["eval_return_mean"],
+            f"+- {summary['eval_return_std'] or 0.0:.1f} over {summary['eval_episodes']} episodes",
         ),
         **{name: str(path) for name, path in files.items()},
     }
@@ -50,9 +51,17 @@ def print_summary(summary: Summary, files: dict[str, Path]) -> None:
     Console().print(table)
 
 
+def two_columns(title: str) -> Table:
+    """A table of names and values, whose long paths go on in the next line."""
+    table = Table(title=title, show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    return table
+
+
 def print_evaluation(report: Summary) -> None:
     """Show what `torchppo eval` found as a table."""
-    table = Table(title=f"{report['env']}, {report['checkpoint']}", show_header=False)
+    table = two_columns(f"{report['env']}, {report['checkpoint']}")
     table.add_row("return", f"{report['eval_return_mean']:.1f} +- {report['eval_return_std']:.1f}")
     table.add_row("length", f"{report['eval_length_mean']:.1f}")
     table.add_row("episodes", str(report["eval_episodes"]))

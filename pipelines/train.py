@@ -38,6 +38,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
         TorchPPOError: naming the key, the value and the way out.
 
     """
+    if cfg.num_threads < 1:
+        raise ConfigurationError(f"num_threads={cfg.num_threads} must be at least 1")
     quieten_lightning()
     torch.set_num_threads(cfg.num_threads)
     run_dir = Path(cfg.run_dir)
@@ -86,11 +88,14 @@ def owned(run_dir: Path) -> Iterator[None]:
 
 def evaluator(cfg: DictConfig) -> Callable[[Any], Evaluation]:
     """A function that plays the evaluation's episodes with a policy, the same ones each time."""
+    if cfg.eval.episodes < 1:
+        raise ConfigurationError(f"eval.episodes={cfg.eval.episodes} must be at least 1")
 
     def run(actor: Any) -> Evaluation:
         env = build_env(cfg, seed=seed_of(cfg.seed, EVALUATION_RANK), num_envs=min(cfg.eval.episodes, 20))
         result = evaluate(actor, env, cfg.eval.episodes)
         env.close()
+        torch.set_num_threads(cfg.num_threads)  # TorchRL's SerialEnv takes more when it is closed
         return result
 
     return run

@@ -27,6 +27,8 @@ class MinibatchUpdate:
         """Nothing is known of the rollout yet."""
         if epochs < 1:
             raise ConfigurationError(f"update.epochs={epochs} must be at least 1")
+        if minibatch_size < 1:
+            raise ConfigurationError(f"update.minibatch_size={minibatch_size} must be at least 1")
         if target_kl is not None and target_kl <= 0:
             raise ConfigurationError(f"update.target_kl={target_kl} must be positive, or null for no limit")
         self.epochs = epochs

@@ -341,6 +341,12 @@ class TestMinibatches:
         assert all(word in str(told.value) for word in nearest)
 
 
+    @pytest.mark.parametrize("compile_", ["auto", "false"])
+    def test_cannot_divide_a_rollout_of_nothing(self, compile_: str) -> None:
+        with pytest.raises(ConfigurationError, match=r"collector\.frames_per_env=0 must be at least 1"):
+            build_training(small("collector.frames_per_env=0", f"compile={compile_}"), rank=0)
+
+
 class TestCall:
     @pytest.mark.parametrize("arguments", [{}, {"num_envs": 1}], ids=["alone", "with objects"])
     @pytest.mark.parametrize(
