@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -37,7 +36,7 @@ class Collector:
         env: a batched environment; a `VectorEnv` is stepped on NumPy arrays, any other through TorchRL.
         policy: reads observations, writes `action` and `action_log_prob`.
         frames_per_env: length of a rollout.
-        total_frames: environment steps over all environments and ranks after which iteration ends.
+        total_frames: environment steps over all environments and ranks that iteration stays within.
         compile: whether to compile the policy's step.
 
     Raises:
@@ -74,8 +73,8 @@ class Collector:
         return int(self.env.batch_size.numel()) * self.frames_per_env
 
     def __len__(self) -> int:
-        """The number of rollouts on each rank."""
-        return math.ceil(self.total_frames / (self.frames_per_batch * num_ranks()))
+        """The number of rollouts on each rank: as many as `total_frames` has room for, at least one."""
+        return max(1, self.total_frames // (self.frames_per_batch * num_ranks()))
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         """Collect, rollout by rollout."""

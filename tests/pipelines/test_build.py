@@ -340,7 +340,6 @@ class TestMinibatches:
             build_training(small(f"update.minibatch_size={size}", f"compile={compile_}"), rank=0)
         assert all(word in str(told.value) for word in nearest)
 
-
     @pytest.mark.parametrize("compile_", ["auto", "false"])
     def test_cannot_divide_a_rollout_of_nothing(self, compile_: str) -> None:
         with pytest.raises(ConfigurationError, match=r"collector\.frames_per_env=0 must be at least 1"):

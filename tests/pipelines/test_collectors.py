@@ -68,6 +68,11 @@ class TestContract:
         assert len(collector) == 5
         assert [tuple(rollout.shape) for rollout in collector] == [(3, 8)] * 5
 
+    def test_stays_within_the_total_of_frames(self) -> None:
+        env = make_vector_env("CartPole-v1", 3)
+        actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
+        assert len(Collector(env, actor, frames_per_env=8, total_frames=100)) == 4
+
     def test_a_next_observation_is_the_following_one_unless_the_episode_ended(
         self, rollouts: list[TensorDictBase]
     ) -> None:
