@@ -325,7 +325,7 @@ class TestSweeps:
         self, torchppo: Torchppo, processes: Callable[[str], Runs], tmp_path: Path
     ) -> None:
         """Ctrl-C reaches the run as well, which then writes its summary."""
-        runs = processes(f"trap '' INT; kill -INT $PPID; sleep 0.7; echo > {tmp_path}/summary; exit 130")
+        runs = processes(f"trap '' INT; sleep 0.5; kill -INT $PPID; sleep 0.7; echo > {tmp_path}/summary; exit 130")
         assert torchppo("train -m seed=0,1").code == 130
         assert (tmp_path / "summary").exists()
         assert runs.overrides() == [{"seed=0"}]

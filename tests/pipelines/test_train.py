@@ -276,9 +276,12 @@ class TestFigures:
         assert (figures["train_return_mean"], figures["train_episodes"]) == (None, 0)
         assert figures["eval_return_mean"] == 300.0
 
-    def test_training_ends_with_the_rollout_that_reaches_the_frames(self, scripted: Callable[..., list[str]]) -> None:
-        assert run(*scripted(), "total_frames=65") == 0
-        assert summary()["frames"] == 96
+    @pytest.mark.parametrize(("total_frames", "frames"), [(95, 64), (96, 96), (10, 32)])
+    def test_of_frames_stay_within_the_total_but_for_the_first_rollout(
+        self, total_frames: int, frames: int, scripted: Callable[..., list[str]]
+    ) -> None:
+        assert run(*scripted(), f"total_frames={total_frames}") == 0
+        assert summary()["frames"] == frames
 
     def test_are_the_same_for_the_same_seed(self) -> None:
         results = []

@@ -38,14 +38,13 @@ class TestMinibatchUpdate:
         [
             (100, 256, r"100 does not divide the rollout of 256 .* fits is 64 or 128"),
             (512, 256, r"512 is larger than the rollout of 256 .* fits is 256"),
-            (0, 256, r"0 does not divide .* fits is 1"),
         ],
     )
     def test_a_size_that_does_not_fit_is_refused_with_the_nearest(self, size: int, frames: int, message: str) -> None:
         with pytest.raises(ConfigurationError, match=message):
             MinibatchUpdate(minibatch_size=size).check(frames)
 
-    @pytest.mark.parametrize("options", [{"epochs": 0}, {"target_kl": 0.0}, {"target_kl": -1.0}])
+    @pytest.mark.parametrize("options", [{"epochs": 0}, {"minibatch_size": 0}, {"target_kl": 0.0}, {"target_kl": -1.0}])
     def test_impossible_settings_are_refused(self, options: dict[str, float]) -> None:
         with pytest.raises(ConfigurationError, match=next(iter(options))):
             MinibatchUpdate(**options)  # type: ignore[arg-type]
