@@ -1,7 +1,8 @@
 """What an environment is here: anything steppable, as one batched TorchRL environment."""
 
 from .make import make_env, make_vector_env
-from .serial import SerialVectorEnv
+from .serial import ALL, SerialVectorEnv
 from .vector import VectorEnv
+from .workers import WorkerVectorEnv
 
-__all__ = ["SerialVectorEnv", "VectorEnv", "make_env", "make_vector_env"]
+__all__ = ["ALL", "SerialVectorEnv", "VectorEnv", "WorkerVectorEnv", "make_env", "make_vector_env"]

@@ -8,8 +8,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space, create_empty_array
+from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
+
+from .arrays import StepArrays, step_arrays_for
+
+Maker = Callable[[], gymnasium.Env[Any, Any]]
+ALL = slice(None)
 
 
 class RawEpisodeReward(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -32,51 +37,49 @@ class SerialVectorEnv(VectorEnv[Any, Any, Any]):
 
     Gymnasium's `SyncVectorEnv` merges the `info` of all environments at every step, which costs more
     than a small environment; here `info` is dropped, except `raw_episode_reward`.
+
+    Args:
+        makers: one callable for every environment.
+        arrays: where steps write to; none: arrays of its own.
+
     """
 
-    def __init__(self, makers: Sequence[Callable[[], gymnasium.Env[Any, Any]]]) -> None:
-        """Make the environments, one for every callable."""
+    def __init__(self, makers: Sequence[Maker], arrays: StepArrays | None = None) -> None:
+        """Make the environments."""
         self.envs = [make() for make in makers]
-        self.num_envs = len(self.envs)
-        self.single_observation_space = self.envs[0].observation_space
-        self.single_action_space = self.envs[0].action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.render_mode = self.envs[0].render_mode
-        self.spec = self.envs[0].spec
-        self.metadata = {**self.envs[0].metadata, "autoreset_mode": AutoresetMode.DISABLED}
-        observations: Any = create_empty_array(self.single_observation_space, self.num_envs)
-        # float64, as MuJoCo's, would only be converted again at every use
-        convert = isinstance(observations, np.ndarray) and observations.dtype == np.float64
-        self._observations = observations.astype(np.float32) if convert else observations
+        describe(self, self.envs[0], len(self.envs))
+        self.arrays = step_arrays_for(self.single_observation_space, self.num_envs) if arrays is None else arrays
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
         """Reset all environments, or those of `options["reset_mask"]` (bool, `[num_envs]`)."""
-        mask = (options or {}).get("reset_mask")
-        indices = range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist()
-        if isinstance(seed, int):
-            seed = [seed + index for index in range(self.num_envs)]
-        for index in indices:
-            self._observations[index], _ = self.envs[index].reset(seed=None if seed is None else int(seed[index]))
-        return self._observations, {}
+        seeds = seeds_of(seed, self.num_envs)
+        for index in reset_indices(options, self.num_envs):
+            self.arrays.observation[index], _ = self.envs[index].reset(seed=seeds[index])
+        return self.arrays.observation, {}
+
+    def send(self, actions: Any, rows: slice = ALL) -> None:
+        """Step the environments in `rows` with their `actions`; a twin of `WorkerVectorEnv.send`."""
+        observations, rewards, terminated, truncated, raw = self.arrays
+        for index, action in zip(range(self.num_envs)[rows], actions, strict=True):
+            observations[index], rewards[index], terminated[index], truncated[index], info = self.envs[index].step(
+                action
+            )
+            if "raw_episode_reward" in info:
+                raw[index] = info["raw_episode_reward"]
+
+    def receive(self, rows: slice = ALL) -> StepArrays:
+        """What the last steps in `rows` left behind; the observations are the true ones, also where an episode ended."""
+        return self.arrays if rows is ALL else self.arrays.rows(rows)
 
     def step(
         self, actions: Any
     ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Step every environment; the observations are the true ones, also where an episode ended."""
-        rewards = np.empty(self.num_envs)
-        terminated = np.empty(self.num_envs, np.bool_)
-        truncated = np.empty(self.num_envs, np.bool_)
-        infos: dict[str, Any] = {}
-        for index, env in enumerate(self.envs):
-            self._observations[index], rewards[index], terminated[index], truncated[index], info = env.step(
-                actions[index]
-            )
-            if "raw_episode_reward" in info:
-                infos.setdefault("raw_episode_reward", {})[index] = info["raw_episode_reward"]
-        return self._observations, rewards, terminated, truncated, infos
+        """Step every environment."""
+        self.send(actions)
+        observation, reward, terminated, truncated, raw = self.receive()
+        return observation, reward, terminated, truncated, {"raw_episode_reward": raw}
 
     def render(self) -> tuple[Any, ...]:
         """One frame of every environment."""
@@ -86,3 +89,28 @@ class SerialVectorEnv(VectorEnv[Any, Any, Any]):
         """Close every environment."""
         for env in self.envs:
             env.close()
+
+
+def describe(vector: VectorEnv[Any, Any, Any], single: gymnasium.Env[Any, Any], num_envs: int) -> None:
+    """Give a vector environment the spaces and facts of one of its environments."""
+    vector.num_envs = num_envs
+    vector.single_observation_space = single.observation_space
+    vector.single_action_space = single.action_space
+    vector.observation_space = batch_space(single.observation_space, num_envs)
+    vector.action_space = batch_space(single.action_space, num_envs)
+    vector.render_mode = single.render_mode
+    vector.spec = single.spec
+    vector.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.DISABLED}
+
+
+def seeds_of(seed: int | Sequence[int] | None, num_envs: int) -> Sequence[int | None]:
+    """A seed for every environment: consecutive ones from a number, or none at all."""
+    if seed is None:
+        return [None] * num_envs
+    return [seed + index for index in range(num_envs)] if isinstance(seed, int) else [int(one) for one in seed]
+
+
+def reset_indices(options: dict[str, Any] | None, num_envs: int) -> Sequence[int]:
+    """Which environments a reset is for."""
+    mask = (options or {}).get("reset_mask")
+    return range(num_envs) if mask is None else np.flatnonzero(mask).tolist()

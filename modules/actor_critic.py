@@ -147,7 +147,7 @@ def make_head(action_spec: TensorSpec, num_batch: int, squash: bool) -> Head:
     if isinstance(action_spec, Binary):  # before Categorical, of which TorchRL derives it
         return Head(num_actions, ["logits"], partial(distributions.IndependentBernoulli, validate_args=False))
     if isinstance(action_spec, Categorical):
-        return Head(action_spec.n, ["logits"], partial(D.Categorical, validate_args=False))
+        return Head(action_spec.n, ["logits"], partial(distributions.Categorical, validate_args=False))
     distribution: Callable[..., D.Distribution] = partial(IndependentNormal, validate_args=False)
     if squash:
         low, high = (bound.reshape(-1, num_actions)[0] for bound in (action_spec.space.low, action_spec.space.high))

@@ -10,7 +10,22 @@ from torch import Tensor
 from torch import distributions as D  # noqa: N812
 
 
-class MultiCategorical(D.Independent[D.Categorical]):
+class Categorical(D.Categorical):
+    """PyTorch's categorical distribution with a sample that compiles into its graph, unlike `torch.multinomial`."""
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
+        """The largest of `logits - log(-log(u))`, with u uniform (Gumbel-max): int64 `[*sample_shape, *]`."""
+        shape = self._extended_shape(torch.Size(sample_shape)) + self.logits.shape[-1:]
+        uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
+        return (self.logits - (-uniform.log()).log()).argmax(-1)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The most probable choice."""
+        return self.logits.argmax(-1)
+
+
+class MultiCategorical(D.Independent[Categorical]):
     """Independent categorical choices, the i-th among `nvec[i]`.
 
     Args:
@@ -26,7 +41,7 @@ class MultiCategorical(D.Independent[D.Categorical]):
         padded = logits.new_full((*logits.shape[:-1], len(nvec), max(nvec)), torch.finfo(logits.dtype).min / 2)
         for factor, block in enumerate(logits.split(list(nvec), -1)):
             padded[..., factor, : nvec[factor]] = block
-        super().__init__(D.Categorical(logits=padded, **kwargs), 1, **kwargs)
+        super().__init__(Categorical(logits=padded, **kwargs), 1, **kwargs)
 
     @property
     def deterministic_sample(self) -> Tensor:
@@ -42,8 +57,10 @@ class IndependentBernoulli(D.Independent[D.Bernoulli]):
         super().__init__(D.Bernoulli(logits=logits, **kwargs), 1, **kwargs)
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
-        """Zeros and ones, int8."""
-        return super().sample(sample_shape).to(torch.int8)
+        """Zeros and ones, int8; PyTorch's own does not compile into its graph."""
+        probs = self.base_dist.probs
+        shape = torch.Size(sample_shape) + probs.shape
+        return (torch.rand(shape, dtype=probs.dtype, device=probs.device) < probs).to(torch.int8)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """`[*, n] -> [*]`."""

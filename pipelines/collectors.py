@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from ..envs import VectorEnv
 from ..errors import ConfigurationError, NumericalError
+from .array_rollouts import ArrayRollouts
 from .policy_step import PolicyStep
 from .ranks import num_ranks
 
@@ -38,6 +37,7 @@ class Collector:
         frames_per_env: length of a rollout.
         total_frames: environment steps over all environments and ranks that iteration stays within.
         compile: whether to compile the policy's step.
+        double_buffer: let the policy act for one half of the environments while worker processes step the other.
 
     Raises:
         ConfigurationError: if the numbers are not positive.
@@ -53,6 +53,7 @@ class Collector:
         frames_per_env: int,
         total_frames: int,
         compile: bool = False,  # noqa: A002
+        double_buffer: bool = False,
     ) -> None:
         """Nothing is stepped before the first rollout is asked for."""
         for name, value in (("collector.frames_per_env", frames_per_env), ("total_frames", total_frames)):
@@ -64,7 +65,11 @@ class Collector:
         self.seconds = 0.0
         self.precision: Callable[[], AbstractContextManager[Any]] = nullcontext  # set by PPO to the Trainer's
         self._act = PolicyStep(policy, compile=compile)
-        self._rollout = self._rollout_of_arrays if isinstance(env, VectorEnv) else self._rollout_of_tensordicts
+        self._arrays: ArrayRollouts | None = None
+        if isinstance(env, VectorEnv):
+            self._arrays = ArrayRollouts(env, self._act, frames_per_env, double_buffer=double_buffer)
+        elif double_buffer:
+            raise ConfigurationError("collector.double_buffer=true needs a vector environment without transforms")
         self._carrier: Any = None
 
     @property
@@ -85,33 +90,13 @@ class Collector:
             self.seconds += time.perf_counter() - start
             yield rollout
 
-    def _rollout_of_arrays(self) -> TensorDictBase:
-        env, act, steps = self.env, self._act, self.frames_per_env
-        if self._carrier is None:
-            self._carrier = np.array(env.reset_arrays()), np.ones(env.num_envs, np.bool_)
-        observation, is_init = self._carrier
-        act.begin(steps)
-        observations = np.empty((steps, *observation.shape), observation.dtype)
-        inits = np.empty((steps, env.num_envs), np.bool_)
-        following: dict[str, NDArray[Any]] = {}
-        for step in range(steps):
-            observations[step] = observation
-            inits[step] = is_init
-            arrays = env.step_arrays(self._acting(step, observations))
-            if not following:
-                following = {key: np.empty((steps, *array.shape), array.dtype) for key, array in arrays.items()}
-            for key, array in arrays.items():
-                following[key][step] = array
-            is_init = following["done"][step]
-            observation = env.reset_arrays(is_init) if is_init.any() else arrays["observation"]
-        self._carrier = np.array(observation), is_init
-        return batch_major(observations, inits, act.stored(), following)
-
-    def _acting(self, step: int, observations: NDArray[Any]) -> NDArray[Any]:
+    def _rollout(self) -> TensorDictBase:
+        if self._arrays is None:
+            return self._rollout_of_tensordicts()
         try:
-            return self._act(step, observations[step])
-        except RuntimeError:  # of a distribution whose parameters are not finite: look for the reason
-            refuse_not_finite("observation", torch.from_numpy(observations[: step + 1]).transpose(0, 1), first_step=-1)
+            return self._arrays()
+        except Exception:  # an observation that is not finite makes an action that is none: look for the reason
+            refuse_not_finite("observation", torch.from_numpy(self._arrays.observed).transpose(0, 1), first_step=-1)
             raise
 
     def _rollout_of_tensordicts(self) -> TensorDictBase:
@@ -129,21 +114,6 @@ class Collector:
         return torch.stack(steps, dim=-1)
 
 
-def batch_major(
-    observations: NDArray[Any], inits: NDArray[np.bool_], written: dict[Any, Tensor], following: dict[str, NDArray[Any]]
-) -> TensorDictBase:
-    """Time-major storage `[time, num_envs, ...]` as a TensorDict `[num_envs, time]`, without a copy of observations."""
-    scalars = {key: torch.from_numpy(array).unsqueeze(-1) for key, array in following.items() if key != "observation"}
-    scalars |= {key: scalars[key].float() for key in ("reward", "episode_reward")}
-    data = {
-        "observation": torch.from_numpy(observations),
-        "is_init": torch.from_numpy(inits).unsqueeze(-1),
-        **written,
-        "next": {"observation": torch.from_numpy(following["observation"]), **scalars},
-    }
-    return TensorDict(data, batch_size=inits.shape).transpose(0, 1)
-
-
 def checked(rollout: TensorDictBase) -> TensorDictBase:
     """The rollout, if every observation and reward in it is finite.
 
@@ -152,6 +122,7 @@ def checked(rollout: TensorDictBase) -> TensorDictBase:
 
     """
     refuse_not_finite("observation", rollout["next", "observation"])
+    refuse_not_finite("observation", rollout["observation"], first_step=-1)
     refuse_not_finite("reward", rollout["next", "reward"])
     return rollout
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from .compilation import one_graph
+from .compilation import OneGraph
 
 
 class PolicyStep:
-    """Calls a policy on an observation and stores everything it writes.
+    """Calls a policy on observations and keeps everything it writes, on the policy's device.
 
     Args:
         policy: reads `observation`, writes its `out_keys`, `action` among them.
@@ -28,33 +28,32 @@ class PolicyStep:
         self.policy = policy
         self._keys = list(policy.out_keys)
         self._action = self._keys.index("action")
-        self._call = one_graph(self._outputs) if compile else self._outputs
-        self._storage: list[NDArray[Any]] = []
+        self._call = OneGraph(self._outputs) if compile else self._outputs
+        self._steps: list[list[Sequence[Tensor]]] = []
 
-    def begin(self, num_steps: int) -> None:
-        """Forget the stored steps and make room for `num_steps` new ones."""
-        self._storage = [np.empty((num_steps, *array.shape[1:]), array.dtype) for array in self._storage]
-        self._num_steps = num_steps
+    def begin(self, num_groups: int) -> None:
+        """Forget all steps; the next ones come from `num_groups` groups of environments in turn."""
+        self._steps = [[] for _ in range(num_groups)]
         self._device = next(self.policy.parameters()).device
+        self._on_cpu = self._device.type == "cpu"
 
-    def __call__(self, step: int, observation: NDArray[Any]) -> NDArray[Any]:
-        """Act on `observation` `[num_envs, ...]` and store as `step`.
+    def __call__(self, group: int, observation: NDArray[Any]) -> NDArray[Any]:
+        """Act on the observations of a group, `[group, ...]`.
 
         Returns:
-            The action, `[num_envs, ...]`.
+            The action, `[group, ...]`.
 
         """
-        written = self._call(torch.from_numpy(observation).to(self._device))
-        outputs = [output.cpu().numpy() for output in written]
-        if not self._storage:
-            self._storage = [np.empty((self._num_steps, *output.shape), output.dtype) for output in outputs]
-        for array, output in zip(self._storage, outputs, strict=True):
-            array[step] = output
-        return outputs[self._action]
+        given = torch.from_numpy(observation)
+        written = self._call(given if self._on_cpu else given.to(self._device))
+        self._steps[group].append(written)  # stacked at the end: cheaper than a copy at every step
+        action = written[self._action]
+        return (action if self._on_cpu else action.cpu()).numpy()
 
-    def stored(self) -> dict[Any, Tensor]:
+    def written(self) -> dict[Any, Tensor]:
         """What the policy wrote since `begin`: tensors `[num_steps, num_envs, ...]`."""
-        return {key: torch.from_numpy(array) for key, array in zip(self._keys, self._storage, strict=True)}
+        groups = [[torch.stack(column) for column in zip(*steps, strict=True)] for steps in self._steps]
+        return {key: torch.cat(parts, 1) for key, *parts in zip(self._keys, *groups, strict=True)}
 
     def _outputs(self, observation: Tensor) -> list[Tensor]:
         written = self.policy(TensorDict({"observation": observation}, observation.shape[:1]))

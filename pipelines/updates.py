@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import ConfigurationError
 
-Step = Callable[[dict[str, Tensor]], Tensor | None]
+Step = Callable[[dict[str, Tensor], Tensor], Tensor | None]
 
 
 class MinibatchUpdate:
@@ -63,7 +63,7 @@ class MinibatchUpdate:
 
         Args:
             data: tensors `[frames, ...]`.
-            step: takes one minibatch and returns its metrics, or none to stop.
+            step: takes the rollout and a minibatch's indices, returns metrics, or none to stop.
 
         Returns:
             The metrics' mean over the steps taken `[metrics]`, and the number of steps taken.
@@ -75,7 +75,7 @@ class MinibatchUpdate:
         for _ in range(self.epochs):
             order = torch.randperm(frames).to(data["advantage"].device)
             for indices in order.split(self.minibatch_size):
-                result = step({key: tensor[indices] for key, tensor in data.items()})
+                result = step(data, indices)
                 if result is None:
                     return self._mean(metrics), len(metrics)
                 metrics.append(result)

@@ -18,8 +18,8 @@ class TestMinibatchUpdate:
     def test_every_frame_comes_once_in_every_epoch_in_a_new_order(self) -> None:
         seen: list[Tensor] = []
 
-        def step(minibatch: dict[str, Tensor]) -> Tensor:
-            seen.append(minibatch["advantage"].squeeze(-1))
+        def step(rollout: dict[str, Tensor], indices: Tensor) -> Tensor:
+            seen.append(rollout["advantage"][indices].squeeze(-1))
             return torch.zeros(1)
 
         _, num_steps = MinibatchUpdate(epochs=3, minibatch_size=4)(data(12), step)
@@ -30,7 +30,7 @@ class TestMinibatchUpdate:
 
     def test_metrics_are_the_mean_over_the_steps_taken(self) -> None:
         results = iter([torch.tensor([1.0]), torch.tensor([3.0]), None])
-        means, num_steps = MinibatchUpdate(epochs=5, minibatch_size=4)(data(8), lambda _: next(results))
+        means, num_steps = MinibatchUpdate(epochs=5, minibatch_size=4)(data(8), lambda *_: next(results))
         assert (means.item(), num_steps) == (2.0, 2)
 
     @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ class Watched(PPO):
             def __getattr__(self, name: str) -> Any:
                 return getattr(names, name)
 
-            def __call__(_, minibatch: dict[str, Tensor]) -> Tensor | None:  # noqa: N805
-                result = take(minibatch)
+            def __call__(_, data: dict[str, Tensor], indices: Tensor) -> Tensor | None:  # noqa: N805
+                result = take(data, indices)
                 mine, other = gathered(torch.cat([param.detach().reshape(-1) for param in self.parameters()]))
                 report["steps"] += 1
                 report["largest_difference"] = max(report["largest_difference"], float((mine - other).abs().max()))

@@ -1,0 +1,200 @@
+"""Many environments in several processes, over shared memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+
+from ..errors import ConfigurationError, EnvironmentFailure
+from .arrays import StepArrays, shared, step_arrays_for
+from .serial import ALL, Maker, SerialVectorEnv, describe, reset_indices, seeds_of
+
+STEP, RESET, CLOSE = range(3)
+NO_SEED = -1
+LOOK_EVERY = 1.0
+"""Seconds between two looks at whether the other process still lives."""
+
+
+class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
+    """Steps its environments in worker processes: the same data as `SerialVectorEnv`, bit for bit.
+
+    Every worker holds a run of environments and writes what they return into memory that it shares with
+    this process; two semaphores hand a step over and back. Gymnasium's `AsyncVectorEnv` pickles
+    observations' `info` through pipes and says nothing of a worker that died.
+
+    Args:
+        makers: one callable for every environment.
+        num_workers: how many processes, at most one for every environment.
+        step_timeout: seconds in which a step or reset of a worker's environments has to return.
+
+    Raises:
+        ConfigurationError: for numbers that cannot be.
+        EnvironmentFailure: while stepping, if a worker fails, dies or does not answer in time.
+
+    """
+
+    def __init__(self, makers: Sequence[Maker], num_workers: int, step_timeout: float = 60.0) -> None:
+        """Start the workers; their environments are made at once."""
+        if not 1 <= num_workers <= len(makers):
+            raise ConfigurationError(f"env.num_workers={num_workers} must lie between 0 and env.num_envs={len(makers)}")
+        if step_timeout <= 0:
+            raise ConfigurationError(f"env.step_timeout={step_timeout} must be positive")
+        single = makers[0]()
+        describe(self, single, len(makers))
+        single.close()
+        self.arrays = step_arrays_for(self.single_observation_space, self.num_envs, shared)
+        self._actions = shared(self.action_space.shape or (), self.action_space.dtype)
+        self._mask = shared((self.num_envs,), np.bool_)
+        self._seeds = shared((self.num_envs,), np.int64)
+        bounds = np.linspace(0, self.num_envs, num_workers + 1).round().astype(int).tolist()
+        self._workers = [
+            _Worker(makers[start:stop], slice(start, stop), self._tables, step_timeout)
+            for start, stop in zip(bounds, bounds[1:], strict=False)
+        ]
+
+    @property
+    def _tables(self) -> _Tables:
+        return self.arrays, self._actions, self._mask, self._seeds
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Reset all environments, or those of `options["reset_mask"]` (bool, `[num_envs]`)."""
+        self._mask[:] = False
+        self._mask[reset_indices(options, self.num_envs)] = True
+        self._seeds[:] = [NO_SEED if one is None else one for one in seeds_of(seed, self.num_envs)]
+        concerned = [worker for worker in self._workers if self._mask[worker.rows].any()]
+        for worker in concerned:
+            worker.start(RESET)
+        for worker in concerned:
+            worker.finish()
+        return self.arrays.observation, {}
+
+    def send(self, actions: Any, rows: slice = ALL) -> None:
+        """Let the environments in `rows`, those of whole workers, take a step, and do not wait for it."""
+        self._actions[rows] = actions
+        for worker in self._inside(rows):
+            worker.start(STEP)
+
+    def receive(self, rows: slice = ALL) -> StepArrays:
+        """Wait for the steps in `rows` and return what they left behind."""
+        for worker in self._inside(rows):
+            worker.finish()
+        return self.arrays.rows(rows)
+
+    def step(
+        self, actions: Any
+    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Step every environment and wait."""
+        self.send(actions)
+        observation, reward, terminated, truncated, raw = self.receive()
+        return observation, reward, terminated, truncated, {"raw_episode_reward": raw}
+
+    def halves(self) -> list[slice]:
+        """Two runs of environments that can be stepped apart.
+
+        Raises:
+            ConfigurationError: if there is only one worker.
+
+        """
+        if len(self._workers) < 2:
+            raise ConfigurationError("collector.double_buffer=true needs two workers; set env.num_workers=2 or more")
+        middle = self._workers[len(self._workers) // 2].rows.start
+        return [slice(0, middle), slice(middle, self.num_envs)]
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the workers; one that does not end by itself is killed."""
+        for worker in self._workers:
+            worker.close()
+
+    def _inside(self, rows: slice) -> Iterator[_Worker]:
+        start, stop, _ = rows.indices(self.num_envs)
+        return (worker for worker in self._workers if start <= worker.rows.start and worker.rows.stop <= stop)
+
+
+_Tables = tuple[StepArrays, NDArray[Any], NDArray[np.bool_], NDArray[np.int64]]
+
+
+class _Worker:
+    """One worker process, seen from the process that owns it."""
+
+    def __init__(self, makers: Sequence[Maker], rows: slice, tables: _Tables, step_timeout: float) -> None:
+        # Forked: a spawned process would import PyTorch anew and miss environments that a script has registered.
+        context = multiprocessing.get_context("fork")
+        self.rows = rows
+        self.step_timeout = step_timeout
+        self._command = shared((1,), np.int8)
+        self._go, self._done = context.Semaphore(0), context.Semaphore(0)
+        self._failure, failure = context.Pipe(duplex=False)
+        arguments = (makers, rows, tables, self._command, self._go, self._done, failure)
+        self._process = context.Process(target=_work, args=arguments, daemon=True)
+        self._process.start()
+        failure.close()
+
+    def start(self, command: int) -> None:
+        """Hand a command over."""
+        self._command[0] = command
+        self._go.release()
+
+    def finish(self) -> None:
+        """Wait until the command is done."""
+        waited = 0.0
+        while not self._done.acquire(timeout=min(LOOK_EVERY, self.step_timeout)):
+            waited += LOOK_EVERY
+            if not self._process.is_alive():
+                raise EnvironmentFailure(f"{self._name} died with exit code {self._process.exitcode}")
+            if waited >= self.step_timeout:
+                raise EnvironmentFailure(
+                    f"{self._name} did not answer within env.step_timeout={self.step_timeout:g} seconds"
+                )
+        if self._failure.poll():
+            raise EnvironmentFailure(f"{self._name} failed: {self._failure.recv()}")
+
+    def close(self) -> None:
+        """End the process."""
+        self.start(CLOSE)
+        self._process.join(timeout=2.0)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    @property
+    def _name(self) -> str:
+        return f"the worker of environments {self.rows.start} to {self.rows.stop - 1}"
+
+
+def _work(
+    makers: Sequence[Maker], rows: slice, tables: _Tables, command: NDArray[np.int8], go: Any, done: Any, failure: Any
+) -> None:
+    """Serve commands until the last one, or until the owner is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's to answer
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    owner = os.getppid()
+    arrays, actions, mask, seeds = tables
+    try:
+        vector = SerialVectorEnv(makers, arrays.rows(rows))
+        while True:
+            while not go.acquire(timeout=LOOK_EVERY):
+                if os.getppid() != owner:
+                    return
+            if command[0] == CLOSE:
+                vector.close()
+                return
+            if command[0] == STEP:
+                vector.send(actions[rows])
+            else:
+                given = [None if seed == NO_SEED else int(seed) for seed in seeds[rows]]
+                vector.reset(seed=given, options={"reset_mask": mask[rows]})  # type: ignore[arg-type]
+            done.release()
+    except Exception as error:  # noqa: BLE001 - whatever an environment raises is told to the owner
+        traceback.print_exc()
+        failure.send(f"{type(error).__name__}: {error}; its traceback stands above")
+        done.release()

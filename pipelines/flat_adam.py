@@ -1,0 +1,108 @@
+"""Adam over one vector."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigurationError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class FlatAdam:
+    """The step of a `torch.optim.Adam` or `AdamW`, over one vector instead of over many parameters.
+
+    The parameters and the optimiser's own moments become views of vectors: a graph then has three inputs
+    and one loop instead of dozens, and checkpoints see everything where they expect it.
+
+    Args:
+        optimizer: its parameters are where they will stay, its state may hold earlier steps.
+
+    Raises:
+        ConfigurationError: if it is another optimiser, or has an option or groups that one vector cannot have.
+
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        """Move parameters and state into vectors."""
+        if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or len(optimizer.param_groups) != 1:
+            raise ConfigurationError(f"compile=true needs Adam or AdamW with one parameter group, not {optimizer}")
+        self.group = optimizer.param_groups[0]
+        unknown = [key for key in ("amsgrad", "maximize") if self.group[key]]
+        if unknown:
+            raise ConfigurationError(f"compile=true does not know optimizer.{unknown[0]}=true; compile=false does")
+        self.params: list[nn.Parameter] = self.group["params"]
+        self._decoupled = isinstance(optimizer, torch.optim.AdamW) or self.group["decoupled_weight_decay"]
+        states = [optimizer.state[param] for param in self.params]
+        device = self.params[0].device
+        self._vector = flatten([param.data for param in self.params])
+        self._moments = {
+            key: flatten([s.get(key, torch.zeros_like(p)) for s, p in zip(states, self.params, strict=True)])
+            for key in MOMENTS
+        }
+        # One for every parameter, because a checkpoint has them; they are always equal.
+        self._steps = torch.stack([torch.as_tensor(s.get("step", 0.0), device=device).float() for s in states])
+        self._lr = torch.zeros((), device=device)
+        for index, (param, view) in enumerate(zip(self.params, self.views(self._vector), strict=True)):
+            param.data = view
+            moments = {key: self.views(vector)[index] for key, vector in self._moments.items()}
+            optimizer.state[param] = {"step": self._steps[index], **moments}
+
+    def views(self, vector: Tensor) -> list[Tensor]:
+        """What of a vector belongs to every parameter, in its shape."""
+        parts = vector.split([param.numel() for param in self.params])
+        return [part.view(param.shape) for part, param in zip(parts, self.params, strict=True)]
+
+    def point(self) -> list[Tensor]:
+        """The parameters as plain tensors, for `torch.func`."""
+        return self.views(self._vector)
+
+    def follow_lr(self) -> None:
+        """Let the graph see the learning rate that a schedule has set."""
+        self._lr.fill_(self.group["lr"])
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, max_norm: float) -> Tensor:
+        """Clip the gradient by its norm and take a step.
+
+        Source: Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019 for the decoupled decay.
+
+        Args:
+            gradient: of all parameters, `[num_parameters]`.
+            max_norm: limit of the gradient's norm.
+
+        Returns:
+            The norm before clipping, `[1]`.
+
+        """
+        (beta1, beta2), eps, decay = self.group["betas"], self.group["eps"], self.group["weight_decay"]
+        norm = gradient.norm()
+        self._steps.add_(1.0)
+        steps = self._steps[0]
+        # In one small tensor, or the compiler would work out the powers and roots anew for every parameter.
+        scale, step_size, root, keep = torch.stack(
+            [
+                (max_norm / (norm + 1e-6)).clamp(max=1.0),
+                self._lr / -torch.expm1(steps * math.log(beta1)),
+                (-torch.expm1(steps * math.log(beta2))).rsqrt(),
+                1.0 - self._lr * decay,
+            ]
+        ).unbind()
+        gradient = gradient * scale
+        if decay and self._decoupled:
+            self._vector.mul_(keep)
+        elif decay:
+            gradient = gradient + decay * self._vector
+        mean, square = (self._moments[key] for key in MOMENTS)
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        self._vector.sub_(step_size * mean / (square.sqrt() * root + eps))
+        return norm.reshape(1)
+
+
+def flatten(tensors: list[Tensor]) -> Tensor:
+    """One vector of all entries."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
