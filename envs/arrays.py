@@ -26,7 +26,7 @@ class StepArrays(NamedTuple):
 
     def rows(self, rows: slice) -> StepArrays:
         """Views of the environments in `rows`."""
-        return StepArrays(*(array[rows] for array in self))
+        return StepArrays._make(array[rows] for array in self)
 
 
 Allocate = Callable[[tuple[int, ...], Any], NDArray[Any]]

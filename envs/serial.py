@@ -70,7 +70,7 @@ class SerialVectorEnv(VectorEnv[Any, Any, Any]):
                 raw[index] = info["raw_episode_reward"]
 
     def receive(self, rows: slice = ALL) -> StepArrays:
-        """What the last steps in `rows` left behind; the observations are the true ones, also where an episode ended."""
+        """What the last steps in `rows` left behind; an observation is the true one also where an episode ended."""
         return self.arrays if rows is ALL else self.arrays.rows(rows)
 
     def step(

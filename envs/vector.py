@@ -48,7 +48,7 @@ class VectorEnv(EnvBase):
         self.is_closed = False  # TorchRL's own start is closed
         self.num_envs: int = vector.num_envs
         self._by_rows = isinstance(vector, SerialVectorEnv | WorkerVectorEnv)
-        space = vector.single_action_space
+        space: Any = vector.single_action_space
         self._bounds = (space.low, space.high) if isinstance(space, spaces.Box) else None
         counted = isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start)
         self._start = space.start if counted else None

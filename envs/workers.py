@@ -7,6 +7,7 @@ import os
 import signal
 import traceback
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         bounds = np.linspace(0, self.num_envs, num_workers + 1).round().astype(int).tolist()
         self._workers = [
             _Worker(makers[start:stop], slice(start, stop), self._tables, step_timeout)
-            for start, stop in zip(bounds, bounds[1:], strict=False)
+            for start, stop in pairwise(bounds)
         ]
 
     @property

@@ -28,7 +28,7 @@ def small_product(rows: Tensor, weight: Tensor) -> Tensor:
     """A product with few rows as sums, which fuse with what comes before and after; a library call costs more."""
     on_cpu_by_rows = rows.device.type == "cpu" and weight.stride(0) == 1
     if not on_cpu_by_rows or rows.shape[0] > FEW_ROWS:
-        return NotImplemented  # type: ignore[no-any-return]
+        return NotImplemented
     return (rows.unsqueeze(1) * weight.t().unsqueeze(0)).sum(-1)
 
 
@@ -38,7 +38,10 @@ def small_linear(bias: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
     return product if product is NotImplemented else product + bias
 
 
-SMALL_PRODUCTS = {torch.ops.aten.mm.default: small_product, torch.ops.aten.addmm.default: small_linear}
+SMALL_PRODUCTS: dict[Any, Callable[..., Tensor]] = {
+    torch.ops.aten.mm.default: small_product,
+    torch.ops.aten.addmm.default: small_linear,
+}
 
 
 class OneGraph:
@@ -70,13 +73,14 @@ class OneGraph:
             if place is not None:
                 inputs[place] = tensor
         outputs = self._kernel(inputs)
-        return outputs[self._one] if self._one is not None else [outputs[place] for place in self._several]
+        results = [outputs[place] for place in self._results]
+        return results[0] if self._is_single else results
 
     def _compile(self, arguments: tuple[Any, ...]) -> Any:
         calls: list[tuple[Kernel, list[Tensor], Sequence[Tensor]]] = []
 
-        def inner_compile(graph: Any, examples: Any, **options: Any) -> Kernel:
-            kernel = compile_fx_inner(graph, examples, **options)
+        def inner_compile(graph: Any, examples: Any, **options: Any) -> Any:
+            kernel: Any = compile_fx_inner(graph, examples, **options)
 
             def recorded(inputs: list[Tensor]) -> Sequence[Tensor]:
                 kept = list(inputs)  # the kernel empties its list
@@ -84,7 +88,7 @@ class OneGraph:
                 calls.append((kernel, kept, outputs))
                 return outputs
 
-            recorded._boxed_call = True  # type: ignore[attr-defined]
+            recorded._boxed_call = True  # type: ignore[attr-defined] # takes one list, which it may empty
             return recorded
 
         def backend(graph: Any, examples: Any) -> Any:
@@ -98,10 +102,11 @@ class OneGraph:
         result = torch.compile(own_copy(self._function), fullgraph=True, dynamic=False, backend=backend)(*arguments)
         ((kernel, self._inputs, outputs),) = calls
         self._places = [place_of(tensor, self._inputs) for tensor in tensors_in(arguments)]
-        found = [place_of(tensor, outputs) for tensor in ([result] if isinstance(result, Tensor) else result)]
-        if None in found:
+        self._is_single = isinstance(result, Tensor)
+        found = [place_of(tensor, outputs) for tensor in ([result] if self._is_single else result)]
+        self._results = [place for place in found if place is not None]
+        if len(self._results) < len(found):
             raise RuntimeError(f"a result of {self._function} is not a new tensor of its own")
-        self._one, self._several = (found[0], []) if isinstance(result, Tensor) else (None, found)
         if any(tensor.is_cuda for tensor in self._inputs):
             kernel = CudaGraph(kernel, self._inputs, [place for place in self._places if place is not None])
         self._kernel = kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -99,6 +100,7 @@ class CompiledStep:
             vector, metrics = gradient(data, indices)
             return torch.cat([metrics, step(vector)])
 
+        self._step: Callable[[dict[str, Tensor], Tensor], Tensor | None]
         if kl_limit is None and self._num_ranks == 1:
             self._step = OneGraph(both)
         else:

@@ -296,10 +296,13 @@ class TestArrays:
         for time in range(6):
             expected = through_torchrl[:, time]
             np.testing.assert_array_equal(observation, expected["observation"].numpy())
-            arrays = env.step_arrays(np.zeros(2, np.int64))
-            for key, array in arrays.items():
+            env.send(np.zeros(2, np.int64))
+            arrays = env.receive()
+            for key in ("observation", "reward", "terminated", "truncated"):
+                array = getattr(arrays, key)
                 np.testing.assert_array_equal(array, expected["next", key].numpy().reshape(array.shape), err_msg=key)
-            observation = env.reset_arrays(arrays["done"]) if arrays["done"].any() else arrays["observation"]
+            done = arrays.terminated | arrays.truncated
+            observation = env.reset_arrays(done) if done.any() else arrays.observation
 
 
 class TestVectorEnvironmentsOfGymnasium:
