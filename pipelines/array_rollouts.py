@@ -12,6 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 
 from ..envs import ALL, VectorEnv, WorkerVectorEnv
 from ..errors import ConfigurationError
+from .finite import refuse_not_finite
 from .policy_step import PolicyStep
 
 
@@ -47,6 +48,16 @@ class ArrayRollouts:
     def __call__(self) -> TensorDictBase:
         """The next rollout, `[num_envs, time]`."""
         self._begin()
+        try:
+            self._roll()
+        except Exception:  # an observation that is not finite makes an action that is none: look for the reason
+            observed = torch.from_numpy(self.observations[: self._step + 1])
+            refuse_not_finite("observation", observed.transpose(0, 1), first_step=-1)
+            raise
+        self._observation, self._is_init = self.observations[-1].copy(), self.inits[-1].copy()
+        return self._as_tensordict()
+
+    def _roll(self) -> None:
         for step in range(self.num_steps):
             self._step = step
             for group, rows in enumerate(self._groups):
@@ -55,13 +66,6 @@ class ArrayRollouts:
                 self._act(step, group, rows)
         for rows in self._groups:
             self._receive(self.num_steps - 1, rows)
-        self._observation, self._is_init = self.observations[-1].copy(), self.inits[-1].copy()
-        return self._as_tensordict()
-
-    @property
-    def observed(self) -> NDArray[Any]:
-        """The observations of the rollout under way, `[time, num_envs, ...]`."""
-        return self.observations[: self._step + 1]
 
     def _begin(self) -> None:
         """Make room; for observations one step more, the first of the next rollout."""

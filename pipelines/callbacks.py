@@ -70,6 +70,7 @@ class ProgressBar(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Draw the bar on the first rank."""
+        self._start = time.perf_counter()
         self._task = self._progress.add_task("frames", total=pl_module.total_frames, text="")
         if trainer.is_global_zero:
             self._progress.start()
@@ -79,7 +80,15 @@ class ProgressBar(Callback):
         metrics = trainer.callback_metrics
         shown = {"frames/s": "time/fps", "return": "rollout/ep_rew_mean", "KL": "train/approx_kl"}
         text = "  ".join(f"{name} {float(metrics[key]):.4g}" for name, key in shown.items() if key in metrics)
+        text += "".join(f"  {name} {share:.0%}" for name, share in self._shares(trainer, pl_module).items())
         self._progress.update(self._task, completed=pl_module.frames, text=text)
+
+    def _shares(self, trainer: Trainer, ppo: Any) -> dict[str, float]:
+        """What the time since the start went into; the environment is a part of collect."""
+        total = time.perf_counter() - self._start
+        collect = getattr(trainer.train_dataloader, "seconds", {})  # a user's own loader may keep none
+        parts = {**collect, **ppo.seconds}
+        return {name: parts[name] / total for name in ("collect", "environment", "update") if name in parts}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the last state of the bar on the terminal."""

@@ -33,9 +33,14 @@ def finite(value: Any) -> Any:
 def print_summary(summary: Summary, files: dict[str, Path]) -> None:
     """Show a table of what was reached and where the files are."""
     table = two_columns(f"{summary['env']}, seed {summary['seed']}: {summary['exit']}")
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in summary["time"].items())
+    time = summary["time"]
+    shares = ", ".join(f"{name} {time[name]:.0%}" for name in ("collect", "estimate", "update", "other"))
+    speed, alone = summary["frames_per_second"], summary["environment_frames_per_second"]
+    if alone is not None:
+        shares += f"; of collect: environment {time['environment']:.0%}, policy {time['policy']:.0%}"
     rows = {
-        "frames": f"{summary['frames']:,} in {summary['wall_seconds']:.1f} s ({summary['frames_per_second']:,.0f}/s)",
+        "frames": f"{summary['frames']:,} in {summary['wall_seconds']:.1f} s ({speed:,.0f}/s"
+        + (")" if alone is None else f", {speed / alone:.0%} of the environment alone)"),
         "time": shares,
         "return in training": shown(
             summary["train_return_mean"], f"mean of the last {min(summary['train_episodes'], 100)} episodes"

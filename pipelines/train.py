@@ -107,22 +107,30 @@ def summary_of(
     """The figures of a run, as `summary.json` holds them."""
     ppo = training.ppo
     returns = [episode[0] for episode in ppo.episodes]
-    shares = {"collect": training.collector.seconds / seconds, **{k: v / seconds for k, v in ppo.seconds.items()}}
+    parts = {name: part / seconds for name, part in (training.collector.seconds | ppo.seconds).items()}
+    learning = sum(parts[name] for name in ("collect", "estimate", "update"))
     return {
         "env": env_name(cfg),
         "seed": cfg.seed,
         "frames": ppo.frames,
         "wall_seconds": seconds,
         "frames_per_second": ppo.frames / seconds,
+        "environment_frames_per_second": environment_speed(training),
         "train_return_mean": sum(returns) / len(returns) if returns else None,
         "train_episodes": ppo.num_episodes,
         "eval_return_mean": evaluation.mean if evaluation else None,
         "eval_return_std": evaluation.std if evaluation else None,
         "eval_episodes": len(evaluation.returns) if evaluation else 0,
-        "time": {**shares, "other": 1 - sum(shares.values())},
+        "time": {**parts, "other": 1 - learning},
         "exit": "completed" if signal_number is None else "interrupted",
         "version": __version__,
     }
+
+
+def environment_speed(training: Training) -> float | None:
+    """Frames per second of the environment alone, where its time is known."""
+    environment = training.collector.seconds.get("environment")
+    return training.ppo.frames / environment if environment else None
 
 
 def leave_behind(cfg: DictConfig, training: Training, summary: Summary) -> None:

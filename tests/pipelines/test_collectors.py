@@ -108,10 +108,10 @@ class TestContract:
                 start = end + 1
 
     def test_the_policy_acts_with_its_newest_weights(self) -> None:
-        collector = collector_of(make_vector_env("CartPole-v1", 2))
-        iterator = iter(collector)
+        env = make_vector_env("CartPole-v1", 2)
+        policy, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]))
+        iterator = iter(Collector(env, policy, frames_per_env=40, total_frames=160))
         next(iterator)
-        policy = collector._act.policy
         with torch.no_grad():
             for parameter in policy.parameters():
                 parameter.add_(0.5)

@@ -25,6 +25,7 @@ SUMMARY: dict[str, Any] = {
     "frames": 100_000,
     "wall_seconds": 12.34,
     "frames_per_second": 8103.7,
+    "environment_frames_per_second": None,
     "train_return_mean": 498.12,
     "train_episodes": 214,
     "eval_return_mean": 500.0,
