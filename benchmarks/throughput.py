@@ -49,9 +49,9 @@ def main() -> None:
         report["costs"] = costs(arguments.rounds)
         Console().print_json(json.dumps(report["costs"]))
     else:
-        report["ratios"] = report.get("ratios", {}) | {
-            name: compare(name, arguments.rounds) for name in arguments.only
-        }
+        for name in arguments.only:
+            report["ratios"] = report.get("ratios", {}) | {name: compare(name, arguments.rounds)}
+            path.write_text(json.dumps(report, indent=1) + "\n")
         show(report["ratios"])
     path.write_text(json.dumps(report, indent=1) + "\n")
 

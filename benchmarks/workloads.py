@@ -36,11 +36,11 @@ class Workload:
 
 
 WORKLOADS = {
-    "cartpole": Workload("CartPole-v1", 8, 32, 256, 20, 100),
-    "halfcheetah_1": Workload("HalfCheetah-v5", 1, 2048, 64, 10, 8, normalized=True),
-    "halfcheetah_8": Workload("HalfCheetah-v5", 8, 2048, 2048, 10, 6, normalized=True),
-    "pong": Workload("ALE/Pong-v5", 8, 128, 256, 4, 3),
-    "pong_bf16": Workload("ALE/Pong-v5", 8, 128, 256, 4, 3, precision="bf16-mixed"),
+    "cartpole": Workload("CartPole-v1", 8, 32, 256, 20, 60),
+    "halfcheetah_1": Workload("HalfCheetah-v5", 1, 2048, 64, 10, 4, normalized=True),
+    "halfcheetah_8": Workload("HalfCheetah-v5", 8, 2048, 2048, 10, 3, normalized=True),
+    "pong": Workload("ALE/Pong-v5", 8, 128, 256, 4, 2),
+    "pong_bf16": Workload("ALE/Pong-v5", 8, 128, 256, 4, 1, precision="bf16-mixed"),
 }
 
 

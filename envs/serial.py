@@ -51,7 +51,7 @@ class SerialVectorEnv(VectorEnv[Any, Any, Any]):
         self.arrays = step_arrays_for(self.single_observation_space, self.num_envs) if arrays is None else arrays
 
     def reset(
-        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
         """Reset all environments, or those of `options["reset_mask"]` (bool, `[num_envs]`)."""
         seeds = seeds_of(seed, self.num_envs)
@@ -103,11 +103,13 @@ def describe(vector: VectorEnv[Any, Any, Any], single: gymnasium.Env[Any, Any], 
     vector.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.DISABLED}
 
 
-def seeds_of(seed: int | Sequence[int] | None, num_envs: int) -> Sequence[int | None]:
+def seeds_of(seed: int | Sequence[int | None] | None, num_envs: int) -> Sequence[int | None]:
     """A seed for every environment: consecutive ones from a number, or none at all."""
     if seed is None:
         return [None] * num_envs
-    return [seed + index for index in range(num_envs)] if isinstance(seed, int) else [int(one) for one in seed]
+    if isinstance(seed, int):
+        return [seed + index for index in range(num_envs)]
+    return [None if one is None else int(one) for one in seed]
 
 
 def reset_indices(options: dict[str, Any] | None, num_envs: int) -> Sequence[int]:

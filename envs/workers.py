@@ -66,7 +66,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         return self.arrays, self._actions, self._mask, self._seeds
 
     def reset(
-        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
         """Reset all environments, or those of `options["reset_mask"]` (bool, `[num_envs]`)."""
         self._mask[:] = False
@@ -193,7 +193,7 @@ def _work(
                 vector.send(actions[rows])
             else:
                 given = [None if seed == NO_SEED else int(seed) for seed in seeds[rows]]
-                vector.reset(seed=given, options={"reset_mask": mask[rows]})  # type: ignore[arg-type]
+                vector.reset(seed=given, options={"reset_mask": mask[rows]})
             done.release()
     except Exception as error:  # noqa: BLE001 - whatever an environment raises is told to the owner
         traceback.print_exc()

@@ -22,11 +22,19 @@ class EvaluateAndSave(Callback):
         run_evaluation: plays the evaluation's episodes with a policy.
         directory: of `best.ckpt` and `last.ckpt`.
         every_frames: between evaluations; none: only at the end.
+        stop_at: mean return of an evaluation at which the training ends; none: it goes on to its last frame.
 
     """
 
-    def __init__(self, run_evaluation: Callable[[Any], Evaluation], directory: Path, every_frames: int | None) -> None:
+    def __init__(
+        self,
+        run_evaluation: Callable[[Any], Evaluation],
+        directory: Path,
+        every_frames: int | None,
+        stop_at: float | None = None,
+    ) -> None:
         """Nothing has been evaluated."""
+        self.stop_at = stop_at
         self.run_evaluation = run_evaluation
         self.directory = directory
         self.every_frames = every_frames
@@ -38,6 +46,8 @@ class EvaluateAndSave(Callback):
         """Evaluate when enough frames have passed."""
         if self.every_frames is not None and pl_module.frames - self._evaluated_at >= self.every_frames:
             self._evaluate(trainer, pl_module)
+            if self.last is not None and self.stop_at is not None and self.last.mean >= self.stop_at:
+                trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Keep the final policy and evaluate it."""

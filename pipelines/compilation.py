@@ -21,13 +21,13 @@ OPTIONS: dict[str, Any] = {
     "cpp.use_decompose_tanh": True,  # three times as fast as the library's, equal to 1e-7
 }
 
-FEW_ROWS = 16
+FEW_ROWS, SMALL_WEIGHT = 16, 16_384
 
 
 def small_product(rows: Tensor, weight: Tensor) -> Tensor:
     """A product with few rows as sums, which fuse with what comes before and after; a library call costs more."""
     on_cpu_by_rows = rows.device.type == "cpu" and weight.stride(0) == 1
-    if not on_cpu_by_rows or rows.shape[0] > FEW_ROWS:
+    if not on_cpu_by_rows or rows.shape[0] > FEW_ROWS or weight.numel() > SMALL_WEIGHT:
         return NotImplemented
     return (rows.unsqueeze(1) * weight.t().unsqueeze(0)).sum(-1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +39,11 @@ class FlatAdam:
         self._decoupled = isinstance(optimizer, torch.optim.AdamW) or self.group["decoupled_weight_decay"]
         states = [optimizer.state[param] for param in self.params]
         device = self.params[0].device
-        self._vector = flatten([param.data for param in self.params])
+        # As they lie in memory, so that images' weights stay channels last.
+        self._orders = [sorted(range(p.dim()), key=lambda d, p=p: -p.stride(d)) for p in self.params]  # type: ignore[misc]
+        self._vector = self.flatten([param.data for param in self.params])
         self._moments = {
-            key: flatten([s.get(key, torch.zeros_like(p)) for s, p in zip(states, self.params, strict=True)])
+            key: self.flatten([s.get(key, torch.zeros_like(p)) for s, p in zip(states, self.params, strict=True)])
             for key in MOMENTS
         }
         # One for every parameter, because a checkpoint has them; they are always equal.
@@ -54,7 +57,16 @@ class FlatAdam:
     def views(self, vector: Tensor) -> list[Tensor]:
         """What of a vector belongs to every parameter, in its shape."""
         parts = vector.split([param.numel() for param in self.params])
-        return [part.view(param.shape) for part, param in zip(parts, self.params, strict=True)]
+        return [
+            part.view([param.shape[d] for d in order]).permute([order.index(d) for d in range(param.dim())])
+            for part, param, order in zip(parts, self.params, self._orders, strict=True)
+        ]
+
+    def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
+        """One vector of tensors in the parameters' shapes: the inverse of `views`."""
+        return torch.cat(
+            [tensor.permute(order).reshape(-1) for tensor, order in zip(tensors, self._orders, strict=True)]
+        )
 
     def point(self) -> list[Tensor]:
         """The parameters as plain tensors, for `torch.func`."""
@@ -101,8 +113,3 @@ class FlatAdam:
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         self._vector.sub_(step_size * mean / (square.sqrt() * root + eps))
         return norm.reshape(1)
-
-
-def flatten(tensors: list[Tensor]) -> Tensor:
-    """One vector of all entries."""
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])

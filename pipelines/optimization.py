@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from .compilation import OneGraph
-from .flat_adam import FlatAdam, flatten
+from .flat_adam import FlatAdam
 from .ranks import num_ranks, summed
 
 
@@ -147,7 +147,7 @@ class Gradient:
             return total_loss(losses, self.policy_weight), stacked(losses)
 
         gradients, (_, metrics) = grad_and_value(loss, has_aux=True)(self.adam.point())
-        return flatten(gradients), metrics.detach()
+        return self.adam.flatten(gradients), metrics.detach()
 
 
 def minibatch(data: dict[str, Tensor], indices: Tensor) -> TensorDict:

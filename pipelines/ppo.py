@@ -242,7 +242,8 @@ class PPO(LightningModule):
         now = time.perf_counter()
         metrics["time/fps"] = num_frames / (now - self._reported_at)
         self._reported_at = now
-        self.log_dict(metrics, logger=False, batch_size=1)  # for callbacks; a step logged there would be a float32
+        # For callbacks: `self.log` takes half a millisecond for each of them, a third of a small rollout's time.
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.frames)
             logger.save()

@@ -44,7 +44,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
     torch.set_num_threads(cfg.num_threads)
     run_dir = Path(cfg.run_dir)
     stop, stopwatch = StopOnSignal(), Stopwatch()
-    evaluation = EvaluateAndSave(evaluator(cfg), run_dir / "checkpoints", cfg.eval.every_frames)
+    evaluation = EvaluateAndSave(evaluator(cfg), run_dir / "checkpoints", cfg.eval.every_frames, cfg.eval.stop_at)
     trainer = build_trainer(cfg, [stopwatch, stop, ProgressBar(), evaluation])
     seed_everything(seed_of(cfg.seed, trainer.global_rank), verbose=False)
     training = build_training(cfg, trainer.global_rank)
