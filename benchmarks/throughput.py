@@ -6,7 +6,7 @@
     python benchmarks/throughput.py --costs            # collection, workers, numbers of environments, start-up
 
 Every run is a process of its own; a round runs each side once. Frames and optimiser steps of all sides have to be
-equal. Compilation is not in the frames per second, it stands in its own column. Writes throughput.json beside this file.
+equal. Compilation is not in the frames per second, it stands in its own column. Writes throughput.json.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def run(side: str, name: str, *words: str) -> dict[str, float]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     work = workloads.WORKLOADS[name]
-    changes = {key: int(value) for key, value in (word[1:].split("=") for word in words if word.startswith("@"))}
+    changes: dict[str, Any] = {
+        key: int(value) for key, value in (word[1:].split("=") for word in words if word.startswith("@"))
+    }
     work = dataclasses.replace(work, **changes)
     extra = tuple(word for word in words if not word.startswith("@"))
     figures: dict[str, float] = getattr(workloads, side)(work, *([extra] if extra else []))

@@ -16,6 +16,7 @@ from torchppo.errors import ConfigurationError, NumericalError
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.networks import mlp
 from torchppo.pipelines.collectors import Collector
+from torchppo.pipelines.torchrl_rollouts import CollectedRollouts
 
 
 class Broken(gymnasium.Env[np.ndarray, int]):
@@ -135,6 +136,56 @@ class TestContract:
         rollout = next(iter(collector_of(env)))
         assert torch.equal(rollout["next", "sum"], rollout["next", "episode_reward"])
         assert torch.equal(rollout["next", "count"], rollout["next", "step_count"])
+
+
+class TestWorkers:
+    @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+    def test_rollouts_are_those_of_one_process_bit_for_bit(self, env_id: str) -> None:
+        serial = list(collector_of(make_vector_env(env_id, 4), frames_per_env=220))
+        env = make_vector_env(env_id, 4, num_workers=2)
+        for mine, other in zip(collector_of(env, frames_per_env=220), serial, strict=True):
+            for key in other.keys(include_nested=True, leaves_only=True):
+                assert torch.equal(mine[key], other[key]), key
+        env.close()
+
+    def test_double_buffered_halves_are_what_two_smaller_batches_would_be(self) -> None:
+        env = make_vector_env("CartPole-v1", 4, num_workers=2)
+        env.set_seed(0)
+        actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]))
+        collector = Collector(env, actor, frames_per_env=60, total_frames=480, double_buffer=True)
+        for rollout in collector:
+            assert tuple(rollout.shape) == (4, 60)
+            done, following = rollout["next", "done"][:, :-1, 0], rollout["observation"][:, 1:]
+            assert torch.equal(following[~done], rollout["next", "observation"][:, :-1][~done])
+            assert torch.equal(rollout["is_init"][:, 1:, 0], done)
+            again = actor.get_dist(rollout.copy()).log_prob(rollout["action"])
+            torch.testing.assert_close(again, rollout["action_log_prob"])
+        env.close()
+
+    def test_double_buffering_needs_workers(self) -> None:
+        env = make_vector_env("CartPole-v1", 2)
+        actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
+        for each in (env, through_torchrl("CartPole-v1", 2)):
+            with pytest.raises(ConfigurationError, match=r"collector.double_buffer=true needs"):
+                Collector(each, actor, frames_per_env=8, total_frames=16, double_buffer=True)
+
+
+class TestTorchRLsCollector:
+    def test_gives_rollouts_of_the_same_contract(self) -> None:
+        env = make_vector_env("CartPole-v1", 3)
+        actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]))
+        options = {"frames_per_env": 40, "total_frames": 240}
+        theirs = list(Collector(env, actor, rollouts=CollectedRollouts, **options))
+        mine = next(iter(Collector(make_vector_env("CartPole-v1", 3), actor, **options)))
+        assert [tuple(rollout.shape) for rollout in theirs] == [(3, 40)] * 2
+        for rollout in theirs:
+            for key in mine.keys(include_nested=True, leaves_only=True):
+                assert rollout[key].shape == mine[key].shape, key
+            done, following = rollout["next", "done"][:, :-1, 0], rollout["observation"][:, 1:]
+            assert done.any()
+            assert torch.equal(following[~done], rollout["next", "observation"][:, :-1][~done])
+            again = actor.get_dist(rollout.copy()).log_prob(rollout["action"])
+            torch.testing.assert_close(again, rollout["action_log_prob"])
 
 
 class TestErrors:

@@ -1,0 +1,145 @@
+"""Worker processes give the data of one process, and say what became of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from torchppo.envs import SerialVectorEnv, WorkerVectorEnv, make_vector_env
+from torchppo.envs.make import fastest_num_workers, make_env
+from torchppo.errors import ConfigurationError, EnvironmentFailure
+
+
+class Misbehaving(gymnasium.Env[np.ndarray, int]):
+    """In its third step it raises, hangs or dies."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, how: str) -> None:
+        self.how, self.steps = how, 0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.steps += 1
+        if self.steps == 3:
+            {"raises": self._raise, "hangs": partial(time.sleep, 60), "dies": partial(os._exit, 7)}[self.how]()
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+    def _raise(self) -> None:
+        raise ValueError("a broken joint")
+
+
+def roll(vector: Any, steps: int = 150) -> list[np.ndarray]:
+    """Everything that a seeded run with resets leaves behind."""
+    generator = np.random.default_rng(0)
+    seen = [vector.reset(seed=3)[0].copy()]
+    for _ in range(steps):
+        actions = generator.integers(0, 2, vector.num_envs)
+        observation, reward, terminated, truncated, info = vector.step(actions)
+        seen += [array.copy() for array in (observation, reward, terminated, truncated, info["raw_episode_reward"])]
+        done = terminated | truncated
+        if done.any():
+            seen.append(vector.reset(options={"reset_mask": done})[0].copy())
+    vector.close()
+    return seen
+
+
+class TestData:
+    @pytest.mark.parametrize("num_workers", [1, 2, 3])
+    def test_equals_that_of_one_process_bit_for_bit(self, num_workers: int) -> None:
+        makers = [partial(make_env, "CartPole-v1")] * 5
+        expected = roll(SerialVectorEnv(makers))
+        actual = roll(WorkerVectorEnv(makers, num_workers))
+        assert len(actual) == len(expected)
+        for mine, other in zip(actual, expected, strict=True):
+            np.testing.assert_array_equal(mine, other)
+
+    def test_raw_returns_come_through_wrappers(self) -> None:
+        wrapper = partial(gymnasium.wrappers.TransformReward, func=lambda reward: 100.0 * reward)
+        env = make_vector_env("CartPole-v1", 2, num_workers=2, wrappers=[wrapper])
+        env.reset_arrays()
+        env.send(np.zeros(2, np.int64))
+        arrays = env.receive()
+        assert arrays.reward.tolist() == [100.0, 100.0]
+        assert arrays.raw_episode_reward.tolist() == [1.0, 1.0]
+        env.close()
+
+    def test_halves_are_stepped_apart(self) -> None:
+        vector = WorkerVectorEnv([partial(make_env, "CartPole-v1")] * 4, 2)
+        first, second = vector.halves()
+        vector.reset(seed=0)
+        before = vector.arrays.observation.copy()
+        vector.send(np.zeros(2, np.int64), first)
+        assert (vector.receive(first).observation != before[first]).any(-1).all()
+        np.testing.assert_array_equal(vector.arrays.observation[second], before[second])
+        vector.close()
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("how", "message"),
+        [
+            ("raises", r"environments 0 to 0 failed: ValueError: a broken joint"),
+            ("hangs", r"environments 0 to 0 did not answer within env.step_timeout=0.5 seconds"),
+            ("dies", r"environments 0 to 0 died with exit code 7"),
+        ],
+    )
+    def test_are_told_in_one_line(self, how: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+        step_timeout = 30.0 if how == "dies" else 0.5
+        vector = WorkerVectorEnv([partial(Misbehaving, how)], 1, step_timeout=step_timeout)
+        vector.reset()
+        start = time.perf_counter()
+        vector.step(np.zeros(1, np.int64))
+        vector.step(np.zeros(1, np.int64))
+        with pytest.raises(EnvironmentFailure, match=message):
+            vector.step(np.zeros(1, np.int64))
+        assert time.perf_counter() - start < 10
+        assert ("Traceback" in capfd.readouterr().err) == (how == "raises")
+        vector.close()
+        assert not any(worker._process.is_alive() for worker in vector._workers)
+
+    @pytest.mark.parametrize("num_workers", [-1, 3, "many"])
+    def test_numbers_of_workers_that_cannot_be_are_refused(self, num_workers: Any) -> None:
+        with pytest.raises(ConfigurationError, match=rf"env.num_workers={num_workers}"):
+            make_vector_env("CartPole-v1", 2, num_workers=num_workers)
+
+    def test_one_worker_has_no_halves(self) -> None:
+        vector = WorkerVectorEnv([partial(make_env, "CartPole-v1")] * 2, 1)
+        with pytest.raises(ConfigurationError, match="needs two workers"):
+            vector.halves()
+        vector.close()
+
+
+class TestAuto:
+    def make_slow(self, seconds: float) -> Callable[[], gymnasium.Env[Any, Any]]:
+        class Slow(gymnasium.Wrapper[Any, Any, Any, Any]):
+            def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+                time.sleep(seconds)
+                return self.env.step(action)
+
+        return lambda: Slow(make_env("CartPole-v1"))
+
+    def test_slow_environments_get_a_worker_for_every_core(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+        assert fastest_num_workers(self.make_slow(2e-3), 8) == 2
+        assert fastest_num_workers(self.make_slow(2e-3), 1) == 0, "one environment has nothing to share out"
+
+    def test_fast_environments_stay_in_this_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+        assert fastest_num_workers(partial(make_env, "CartPole-v1"), 2) == 0
+
+    def test_is_a_choice_of_the_configuration(self) -> None:
+        env = make_vector_env("CartPole-v1", 2, num_workers="auto")
+        assert env.reset_arrays().shape == (2, 4)
+        env.close()
