@@ -57,7 +57,7 @@ def restore(path: Path, *, seed: int, num_envs: int) -> tuple[PPO, DictConfig, E
     if not config:
         raise CheckpointError(f"{path} has no configuration; it was trained from Python: load it with PPO(...) there")
     cfg = OmegaConf.create({**config, "compile": False})
-    env = build_env(cfg, seed=seed, num_envs=num_envs)
+    env = build_env(cfg, seed=seed, num_envs=num_envs, num_workers=0)
     ppo = build_ppo(cfg, env)
     try:
         ppo.load_state_dict(checkpoint["state_dict"])

@@ -29,7 +29,7 @@ def try_to_film(cfg: DictConfig, actor: Any, path: Path, seed: int) -> Path | No
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         os.environ.setdefault("MUJOCO_GL", "egl")
     try:
-        record_video(actor, build_env(cfg, seed=seed, num_envs=1, render_mode="rgb_array"), path)
+        record_video(actor, build_env(cfg, seed=seed, num_envs=1, num_workers=0, render_mode="rgb_array"), path)
     except Exception as error:  # noqa: BLE001 - whatever a graphics driver raises must not cost a finished run
         Console(stderr=True).print(f"no video: {type(error).__name__}: {error}")
         return None
