@@ -28,6 +28,8 @@ KINDS = {
     DictConfig: "a group of keys",
     ListConfig: "a list, such as [a,b]",
 }
+MAY_BE_AUTO = ("env.num_workers", "trainer.devices")
+"""Numbers in whose place their part also takes `auto`."""
 CONF = Path(__file__).parents[1] / "conf"
 
 
@@ -127,6 +129,8 @@ def check_types(cfg: DictConfig, default: DictConfig, overrides: Iterable[Overri
         key = override.key_or_group
         before, after = OmegaConf.select(default, key), OmegaConf.select(cfg, key)
         if is_group(key) or after is None or before is None or type(after) is type(before):
+            continue
+        if after == "auto" and key in MAY_BE_AUTO:
             continue
         wanted = KINDS.get(type(before))
         if wanted and not (isinstance(before, float) and type(after) is int):

@@ -141,6 +141,7 @@ class TestTypes:
             ("eval.every_frames=null", "eval.every_frames", None),
             ("update.target_kl=0.02", "update.target_kl", 0.02),
             ("eval.video=false", "eval.video", False),
+            ("env.num_workers=auto", "env.num_workers", "auto"),
             ("compile=true", "compile", True),
             ("compile=false", "compile", False),
             ("trainer.devices=2", "trainer.devices", 2),
@@ -156,6 +157,7 @@ class TestTypes:
         ("overrides", "message"),
         [
             (["seed=true"], "seed=True is not a whole number (the default is 0)"),
+            (["update.epochs=auto"], "update.epochs=auto is not a whole number (the default is 4)"),
             (["update.epochs=few"], "update.epochs=few is not a whole number (the default is 4)"),
             (
                 ["experiment=cartpole", "update.epochs=few"],
