@@ -28,7 +28,8 @@ class ActorCritic(NamedTuple):
     """A policy and its value function.
 
     `actor` reads `observation` and writes `action`, `action_log_prob` and the parameters of the
-    distribution; `critic` reads `observation` and writes `state_value` `[*, 1]`.
+    distribution, and where they share a trunk `state_value` too; `critic` reads `observation` and writes
+    `state_value` `[*, 1]`.
     """
 
     actor: ProbabilisticActor
@@ -124,14 +125,16 @@ def make_actor_critic(
     value = orthogonal_(nn.Linear(width, 1), gain=1.0)
     policy_head = TensorDictModule(FullPrecision(network), in_keys=trunks[0].out_keys, out_keys=head.out_keys)
     value_head = TensorDictModule(FullPrecision(value), in_keys=trunks[1].out_keys, out_keys=["state_value"])
+    # A shared trunk has done the critic's work as well: the policy values a state as it acts in it.
+    asides = [value_head] if shared else []
     actor = ProbabilisticActor(
-        TensorDictSequential(trunks[0], policy_head),
+        TensorDictSequential(trunks[0], *asides, policy_head),
         in_keys=head.out_keys,
         distribution_class=head.distribution_class,
         return_log_prob=True,
         default_interaction_type=InteractionType.RANDOM,
     )
-    actor.select_out_keys(*head.out_keys, "action", "action_log_prob")
+    actor.select_out_keys(*head.out_keys, *(["state_value"] if shared else []), "action", "action_log_prob")
     return ActorCritic(actor, TensorDictSequential(trunks[1], value_head))
 
 

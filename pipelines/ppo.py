@@ -147,15 +147,17 @@ class PPO(LightningModule):
     def estimate(self, rollout: TensorDictBase) -> tuple[dict[Any, Tensor], dict[str, float]]:
         """Advantages and value targets, and the tensors `[frames, ...]` that the update reads.
 
-        Every state is valued once: a next observation that is not the end of an episode is the
-        observation after it, and only true final ones, and the last, are valued apart.
+        Every state is valued once, by the policy if it has written a value as it acted: a next observation
+        that is not the end of an episode is the observation after it, and only true final ones, and the last,
+        are valued apart.
         """
         following = rollout["next"]
         if self.reward_normalizer is not None:
             reward, done = following["reward"], following["done"]
             self.reward_normalizer.update(reward, done, summed)
             following["reward"] = self.reward_normalizer(reward)
-        values = self.critic(rollout.select(*self.critic.in_keys))["state_value"]
+        valued = rollout if "state_value" in self.actor.out_keys else self.critic(rollout.select(*self.critic.in_keys))
+        values = valued["state_value"]
         apart = following["done"].squeeze(-1).clone()
         apart[:, -1] = True
         next_values = values.roll(-1, dims=1)

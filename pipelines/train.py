@@ -92,7 +92,8 @@ def evaluator(cfg: DictConfig) -> Callable[[Any], Evaluation]:
         raise ConfigurationError(f"eval.episodes={cfg.eval.episodes} must be at least 1")
 
     def run(actor: Any) -> Evaluation:
-        env = build_env(cfg, seed=seed_of(cfg.seed, EVALUATION_RANK), num_envs=min(cfg.eval.episodes, 20), num_workers=0)
+        seed, num_envs = seed_of(cfg.seed, EVALUATION_RANK), min(cfg.eval.episodes, 20)
+        env = build_env(cfg, seed=seed, num_envs=num_envs, num_workers=0)
         result = evaluate(actor, env, cfg.eval.episodes)
         env.close()
         torch.set_num_threads(cfg.num_threads)  # TorchRL's SerialEnv takes more when it is closed

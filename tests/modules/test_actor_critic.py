@@ -256,8 +256,14 @@ class TestSharing:
     def test_shared_networks_have_one_body_and_separate_heads(self, build: Build) -> None:
         networks = build("discrete", shared=True)
         actor, critic = (set(network.parameters()) for network in networks)
-        assert len(actor & critic) == 4  # two layers of the body
-        assert len(actor - critic) == len(critic - actor) == 2
+        assert len(actor & critic) == 4 + 2  # two layers of the body, and the value's head, which the policy runs too
+        assert len(actor - critic) == 2
+        assert not critic - actor
+
+    def test_a_policy_that_shares_its_body_values_states_as_the_critic_does(self, build: Build) -> None:
+        actor, critic = build("discrete", shared=True)
+        data = actor(TensorDict({"observation": torch.randn(5, 3)}, [5]))
+        torch.testing.assert_close(data["state_value"], critic(data.select("observation"))["state_value"])
 
     def test_networks_share_nothing_unless_asked_to(self, build: Build) -> None:
         actor, critic = (set(network.parameters()) for network in build("discrete"))
