@@ -49,7 +49,16 @@ SCRIPTED = (
 ACTION_SPACES = [spaces.Discrete(2), spaces.Box(-1, 1, (1,))]
 
 SUMMARY = {
-    *("env", "seed", "frames", "wall_seconds", "frames_per_second", "train_return_mean", "train_episodes"),
+    *(
+        "env",
+        "seed",
+        "frames",
+        "wall_seconds",
+        "frames_per_second",
+        "environment_frames_per_second",
+        "train_return_mean",
+        "train_episodes",
+    ),
     *("eval_return_mean", "eval_return_std", "eval_episodes", "time", "exit", "version"),
 }
 METRICS = {
@@ -186,9 +195,18 @@ class TestWhatARunLeavesBehind:
 
     def test_the_shares_of_time_are_all_of_it(self, finished: tuple[Path, str]) -> None:
         shares = summary(finished[0])["time"]
+        parts_of_collect = {name: shares.pop(name) for name in ("environment", "policy")}
         assert set(shares) == {"collect", "estimate", "update", "other"}
-        assert all(0 < share < 1 for share in shares.values())
+        assert all(0 < share < 1 for share in (*shares.values(), *parts_of_collect.values()))
         assert sum(shares.values()) == pytest.approx(1)
+        assert sum(parts_of_collect.values()) < shares["collect"]
+
+    def test_the_environments_share_is_the_speed_against_the_environment_alone(
+        self, finished: tuple[Path, str]
+    ) -> None:
+        figures = summary(finished[0])
+        ratio = figures["frames_per_second"] / figures["environment_frames_per_second"]
+        assert ratio == pytest.approx(figures["time"]["environment"])
 
     def test_the_configuration_is_resolved_and_is_that_of_the_overrides(self, finished: tuple[Path, str]) -> None:
         run_dir, _ = finished
