@@ -22,7 +22,7 @@ def main(total_frames: int = 50_000) -> PPO:
     actor, critic = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
     ppo = PPO(
         objective=ClipPPOLoss(actor, critic, clip_epsilon=0.2, entropy_coeff=0.0),
-        estimator=GAE(gamma=0.98, lmbda=0.8, value_network=None),
+        estimator=GAE(gamma=0.98, lmbda=0.8, value_network=None, vectorized=True),
         update=MinibatchUpdate(epochs=20, minibatch_size=256),
         optimizer=partial(torch.optim.Adam, lr=1e-3, eps=1e-5),
         total_frames=total_frames,

@@ -75,7 +75,7 @@ def make_training(
     total_frames = num_envs * frames_per_env * rollouts
     ppo = PPO(
         objective(actor, critic),
-        GAE(gamma=GAMMA, lmbda=LMBDA, value_network=None),
+        GAE(gamma=GAMMA, lmbda=LMBDA, value_network=None, vectorized=True),
         update or MinibatchUpdate(epochs=2, minibatch_size=8),
         optimizer,
         total_frames=total_frames,
