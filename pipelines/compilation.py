@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-from torch._inductor.decomposition import select_decomp_table
 
 Kernel = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -77,6 +75,10 @@ class OneGraph:
         return results[0] if self._is_single else results
 
     def _compile(self, arguments: tuple[Any, ...]) -> Any:
+        # Here, because they take a second that a run without compilation does not have to wait.
+        from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+        from torch._inductor.decomposition import select_decomp_table
+
         calls: list[tuple[Kernel, list[Tensor], Sequence[Tensor]]] = []
 
         def inner_compile(graph: Any, examples: Any, **options: Any) -> Any:
