@@ -22,9 +22,9 @@ from ..errors import ConfigurationError, TorchPPOError
 from .collectors import Collector
 from .ppo import PPO
 
-POLICY_STEPS_TO_PAY = 16_000
+POLICY_STEPS_TO_PAY = 8_000
 OPTIMIZER_STEPS_TO_PAY = 3_000
-"""Steps from which the seconds of compilation are won back on a CPU: 0.3 ms at each of the policy's, 2 ms at each of
+"""Steps from which the seconds of compilation are won back on a CPU: 0.5 ms at each of the policy's, 2 ms at each of
 the optimiser's."""
 
 WRONG_KEYS = re.compile(r"unexpected keyword argument|required .*argument")
