@@ -13,6 +13,7 @@ from typing import Any, Literal
 import gymnasium
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure
 from .serial import Maker, RawEpisodeReward, SerialVectorEnv
@@ -142,10 +143,20 @@ def make_env(id: str, *, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gym
     except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
         hint = _nearest(id, gymnasium.registry) if isinstance(error, gymnasium.error.UnregisteredEnv) else ""
         raise EnvironmentFailure(f"environment {id!r} cannot be made: {' '.join(str(error).split())}{hint}") from error
+    env = without_order_enforcing(env)
     if wrappers:
         env = RawEpisodeReward(env)  # innermost: the environment's own reward, whatever wrappers make of it
     for wrapper in wrappers:
         env = wrapper(env)
+    return env
+
+
+def without_order_enforcing(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """An environment without the wrapper that watches for a step before a reset, which cannot happen here."""
+    if isinstance(env, OrderEnforcing):
+        return env.env
+    if isinstance(env, TimeLimit):
+        env.env = without_order_enforcing(env.env)
     return env
 
 

@@ -54,7 +54,7 @@ class ArrayRollouts:
             observed = torch.from_numpy(self.observations[: self._step + 1])
             refuse_not_finite("observation", observed.transpose(0, 1), first_step=-1)
             raise
-        self._observation, self._is_init = self.observations[-1].copy(), self.inits[-1].copy()
+        self._observation = self.observations[-1].copy()
         return self._as_tensordict()
 
     def _roll(self) -> None:
@@ -72,8 +72,7 @@ class ArrayRollouts:
         first = self.env.reset_arrays() if self._observation is None else self._observation
         time_by_envs = (self.num_steps, self.env.num_envs)
         self.observations = np.empty((self.num_steps + 1, *first.shape), first.dtype)
-        self.inits = np.empty((self.num_steps + 1, self.env.num_envs), np.bool_)
-        self.observations[0], self.inits[0] = first, self._is_init
+        self.observations[0] = first
         self.rewards, self.raw_episode_rewards = np.empty(time_by_envs), np.empty(time_by_envs)
         self.terminated, self.truncated = np.empty(time_by_envs, np.bool_), np.empty(time_by_envs, np.bool_)
         self._finals: list[tuple[int, NDArray[np.intp], NDArray[Any]]] = []
@@ -105,7 +104,6 @@ class ArrayRollouts:
             observation = self.env.reset_arrays(mask)[rows]
             self.seconds["environment"] += time.perf_counter() - start
         self.observations[step + 1, rows] = observation
-        self.inits[step + 1, rows] = done
 
     def _as_tensordict(self) -> TensorDictBase:
         """Without a copy of the observations if no episode ended; else not every next one is the following one."""
@@ -115,6 +113,8 @@ class ArrayRollouts:
             for step, ended, observation in self._finals:
                 following[step, ended] = observation
         done = self.terminated | self.truncated
+        is_init = np.concatenate([self._is_init[None], done[:-1]])
+        self._is_init = done[-1].copy()
         episode_reward, step_count = self._episodes(self.rewards, done, self.raw_episode_rewards)
         scalars = {
             "reward": self.rewards.astype(np.float32),
@@ -126,7 +126,7 @@ class ArrayRollouts:
         }
         data = {
             "observation": torch.from_numpy(self.observations[:-1]),
-            "is_init": torch.from_numpy(self.inits[:-1]).unsqueeze(-1),
+            "is_init": torch.from_numpy(is_init).unsqueeze(-1),
             **self.act.written(),
             "next": {
                 "observation": torch.from_numpy(following),
