@@ -66,7 +66,7 @@ class OneGraph:
         """The function's value."""
         if self._kernel is None:
             return self._compile(arguments)
-        inputs = self._inputs.copy()
+        inputs: list[Any] = self._inputs.copy()
         for place, tensor in zip(self._places, tensors_in(arguments), strict=True):
             if place is not None:
                 inputs[place] = tensor
@@ -102,16 +102,17 @@ class OneGraph:
             )
 
         result = torch.compile(own_copy(self._function), fullgraph=True, dynamic=False, backend=backend)(*arguments)
-        ((kernel, self._inputs, outputs),) = calls
-        self._places = [place_of(tensor, self._inputs) for tensor in tensors_in(arguments)]
+        kernel, inputs, outputs = calls.pop()
+        self._places = [place_of(tensor, inputs) for tensor in tensors_in(arguments)]
         self._is_single = isinstance(result, Tensor)
         found = [place_of(tensor, outputs) for tensor in ([result] if self._is_single else result)]
         self._results = [place for place in found if place is not None]
         if len(self._results) < len(found):
             raise RuntimeError(f"a result of {self._function} is not a new tensor of its own")
-        if any(tensor.is_cuda for tensor in self._inputs):
-            kernel = CudaGraph(kernel, self._inputs, [place for place in self._places if place is not None])
-        self._kernel = kernel
+        given = [place for place in self._places if place is not None]
+        self._kernel = CudaGraph(kernel, inputs, given) if any(tensor.is_cuda for tensor in inputs) else kernel
+        # Only what is closed over is kept; a rollout would be large.
+        self._inputs = [None if place in given else tensor for place, tensor in enumerate(inputs)]
         return result
 
 
