@@ -16,10 +16,14 @@ OPTIONS: dict[str, Any] = {
     "size_asserts": False,  # nothing changes its size
     "alignment_asserts": False,
     "assert_indirect_indexing": False,  # the indices are permutations
-    "cpp.use_decompose_tanh": True,  # three times as fast as the library's, equal to 1e-7
 }
 
 FEW_ROWS, SMALL_WEIGHT = 16, 16_384
+
+# Of the rational function that Eigen takes for tanh: x p(x^2) / q(x^2), highest power first.
+TANH_P: tuple[float, ...] = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08)
+TANH_P += (1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)
+TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 
 
 def small_product(rows: Tensor, weight: Tensor) -> Tensor:
@@ -36,9 +40,26 @@ def small_linear(bias: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
     return product if product is NotImplemented else product + bias
 
 
-SMALL_PRODUCTS: dict[Any, Callable[..., Tensor]] = {
+def fast_tanh(x: Tensor) -> Tensor:
+    """Within 4e-7 of tanh, at a fraction of what the library's costs, which is a third of a small network's time."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return NotImplemented
+    x = x.clamp(-7.905, 7.905)
+    return x * polynomial(TANH_P, x * x) / polynomial(TANH_Q, x * x)
+
+
+def polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
+    """The value at `x` by Horner's rule, highest power first."""
+    value = torch.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        value = value * x + coefficient
+    return value
+
+
+REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     torch.ops.aten.mm.default: small_product,
     torch.ops.aten.addmm.default: small_linear,
+    torch.ops.aten.tanh.default: fast_tanh,
 }
 
 
@@ -96,7 +117,7 @@ class OneGraph:
         def backend(graph: Any, examples: Any) -> Any:
             on_cuda = any(tensor.is_cuda for tensor in tensors_in(arguments))
             patches = OPTIONS | {"cpp_wrapper": not on_cuda}  # on a CPU, kernels call one another in C++
-            table = {**select_decomp_table(), **SMALL_PRODUCTS}
+            table = {**select_decomp_table(), **REPLACEMENTS}
             return compile_fx(
                 graph, examples, inner_compile=inner_compile, config_patches=patches, decompositions=table
             )

@@ -45,6 +45,15 @@ class TestOneGraph:
         with torch.no_grad():
             torch.testing.assert_close(OneGraph(layer)(x), layer(x), rtol=1e-12, atol=1e-12)
 
+    def test_a_tanh_is_near_the_true_one_everywhere(self) -> None:
+        x = torch.cat([torch.linspace(-12, 12, 100_001), torch.tensor([0.0, 1e-30, -1e-6, 1e4, float("inf")])])
+        with torch.no_grad():
+            value = OneGraph(torch.tanh)(x)
+        torch.testing.assert_close(value.double(), x.double().tanh(), rtol=1e-6, atol=5e-7)
+        assert value.abs().max() <= 1
+        with torch.no_grad():
+            assert OneGraph(torch.tanh)(torch.tensor([float("nan")])).isnan().all(), "a bad number is not hidden"
+
     def test_draws_the_random_numbers_of_its_function(self) -> None:
         def sample(mean: Tensor) -> Tensor:
             return torch.normal(mean, 1.0) + torch.rand(mean.shape)
