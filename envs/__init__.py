@@ -1,8 +1,13 @@
 """What an environment is here: anything steppable, as one batched TorchRL environment."""
 
+import gymnasium
+
+from .arrays import leaves
 from .make import make_env, make_vector_env
 from .serial import ALL, SerialVectorEnv
 from .vector import VectorEnv
 from .workers import WorkerVectorEnv
 
-__all__ = ["ALL", "SerialVectorEnv", "VectorEnv", "WorkerVectorEnv", "make_env", "make_vector_env"]
+__all__ = ["ALL", "SerialVectorEnv", "VectorEnv", "WorkerVectorEnv", "leaves", "make_env", "make_vector_env"]
+
+gymnasium.register("torchppo/Recall-v0", entry_point=f"{__name__}.recall:Recall")

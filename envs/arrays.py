@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from gymnasium import spaces
-from gymnasium.vector.utils import create_empty_array
 from numpy.typing import NDArray
+from torchrl.data import Composite, TensorSpec
+
+from .spaces import observation_spec
+
+Key = str | tuple[str, ...]
 
 
 class StepArrays(NamedTuple):
     """Arrays `[num_envs, ...]` that every step overwrites.
 
-    `raw_episode_reward` is NaN where no wrapper reports it.
+    `observation` has a structured dtype where the space is a Dict or Tuple. `raw_episode_reward` is NaN where no
+    wrapper reports it.
     """
 
-    observation: Any
+    observation: NDArray[Any]
     reward: NDArray[np.float64]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
@@ -33,16 +39,14 @@ Allocate = Callable[[tuple[int, ...], Any], NDArray[Any]]
 
 
 def step_arrays_for(space: spaces.Space[Any], num_envs: int, allocate: Allocate = np.zeros) -> StepArrays:
-    """Arrays for `num_envs` environments with observations in `space`."""
-    observation: Any
-    if isinstance(space, spaces.Box):
-        # float64, as MuJoCo's, would only be converted again at every use.
-        dtype = np.dtype(np.float32 if space.dtype == np.float64 else space.dtype)
-        observation = allocate((num_envs, *space.shape), dtype)
-    else:
-        observation = create_empty_array(space, num_envs)
+    """Arrays for `num_envs` environments with observations in `space`.
+
+    Raises:
+        EnvironmentFailure: if the space has no spec.
+
+    """
     arrays = StepArrays(
-        observation,
+        allocate((num_envs,), observation_dtype(observation_spec(space))),
         allocate((num_envs,), np.float64),
         allocate((num_envs,), np.bool_),
         allocate((num_envs,), np.bool_),
@@ -52,7 +56,33 @@ def step_arrays_for(space: spaces.Space[Any], num_envs: int, allocate: Allocate 
     return arrays
 
 
+def observation_dtype(spec: TensorSpec) -> np.dtype[Any]:
+    """Of one observation: of a leaf, with its shape; of a Composite structured, and nested as it is.
+
+    float64, as MuJoCo's, is float32 in a spec: it would only be converted again at every use.
+    """
+    if isinstance(spec, Composite):
+        # Aligned: PyTorch's views need strides that are multiples of the item's size.
+        return np.dtype([(name, observation_dtype(one)) for name, one in spec.items()], align=True)
+    return np.dtype((torch.empty(0, dtype=spec.dtype).numpy().dtype, tuple(spec.shape)))
+
+
+def leaves(array: NDArray[Any], root: str = "observation") -> dict[Key, NDArray[Any]]:
+    """Views of all leaves of a structured array `[*]`, as `("observation", "image"): [*, *image]`.
+
+    A plain array is its own and only leaf, `"observation"`.
+    """
+    return {root: array} if array.dtype.names is None else dict(_fields(array, (root,)))
+
+
+def _fields(array: NDArray[Any], path: tuple[str, ...]) -> Iterator[tuple[Key, NDArray[Any]]]:
+    if array.dtype.names is None:
+        yield path, array
+    for name in array.dtype.names or ():
+        yield from _fields(array[name], (*path, name))
+
+
 def shared(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """Zeros in memory that this process shares with those it forks."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8, size).view(dtype).reshape(shape)
+    return np.ndarray(shape, dtype, mmap.mmap(-1, max(size, 1)))

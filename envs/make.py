@@ -16,9 +16,10 @@ from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure
-from .serial import Maker, RawEpisodeReward, SerialVectorEnv
+from .serial import Maker, SerialVectorEnv
 from .vector import VectorEnv
 from .workers import WorkerVectorEnv
+from .wrappers import RawEpisodeReward, random_action
 
 Wrapper = Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]
 
@@ -86,12 +87,12 @@ def fastest_num_workers(maker: Maker, num_envs: int) -> int:
         return 0
     env = maker()
     env.action_space.seed(0)
-    env.reset(seed=0)
+    _, info = env.reset(seed=0)
     num_steps, start = 0, time.perf_counter()
     while (seconds := time.perf_counter() - start) < MEASURE_SECONDS:
-        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        _, _, terminated, truncated, info = env.step(random_action(env.action_space, info))
         if terminated or truncated:
-            env.reset()
+            _, info = env.reset()
         num_steps += 1
     env.close()
     serial = num_envs * seconds / num_steps

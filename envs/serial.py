@@ -12,41 +12,32 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from .arrays import StepArrays, step_arrays_for
+from .encoding import encoded
+from .spaces import action_spec, observation_spec
 
 Maker = Callable[[], gymnasium.Env[Any, Any]]
 ALL = slice(None)
-
-
-class RawEpisodeReward(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Sums an environment's own rewards into `info["raw_episode_reward"]`, whatever outer wrappers make of them."""
-
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """Start a sum."""
-        self._total = 0.0
-        return self.env.reset(**kwargs)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Add a reward."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        self._total += float(reward)
-        return observation, reward, terminated, truncated, {**info, "raw_episode_reward": self._total}
 
 
 class SerialVectorEnv(VectorEnv[Any, Any, Any]):
     """Steps its environments in turn and resets those it is told to (`AutoresetMode.DISABLED`).
 
     Gymnasium's `SyncVectorEnv` merges the `info` of all environments at every step, which costs more
-    than a small environment; here `info` is dropped, except `raw_episode_reward`.
+    than a small environment; here `info` is dropped, except `raw_episode_reward`. Observations of a Dict or
+    Tuple are structured arrays, and so have to be actions (see `actions.conversion`).
 
     Args:
         makers: one callable for every environment.
         arrays: where steps write to; none: arrays of its own.
 
+    Raises:
+        EnvironmentFailure: if a space has no spec.
+
     """
 
     def __init__(self, makers: Sequence[Maker], arrays: StepArrays | None = None) -> None:
         """Make the environments."""
-        self.envs = [make() for make in makers]
+        self.envs = [encoded(make()) for make in makers]
         describe(self, self.envs[0], len(self.envs))
         self.arrays = step_arrays_for(self.single_observation_space, self.num_envs) if arrays is None else arrays
 
@@ -92,7 +83,9 @@ class SerialVectorEnv(VectorEnv[Any, Any, Any]):
 
 
 def describe(vector: VectorEnv[Any, Any, Any], single: gymnasium.Env[Any, Any], num_envs: int) -> None:
-    """Give a vector environment the spaces and facts of one of its environments."""
+    """Give a vector environment the spaces and facts of one of its environments, if there is a spec for them."""
+    observation_spec(single.observation_space)  # refuses a space that has none, as does the next
+    action_spec(single.action_space)
     vector.num_envs = num_envs
     vector.single_observation_space = single.observation_space
     vector.single_action_space = single.action_space

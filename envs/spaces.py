@@ -1,4 +1,4 @@
-"""Gymnasium spaces as TorchRL specs."""
+"""Gymnasium spaces as TorchRL specs: one for every leaf, a Composite for every Dict and Tuple."""
 
 from __future__ import annotations
 
@@ -7,48 +7,80 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from torchrl.data import Binary, Bounded, Categorical, MultiCategorical, TensorSpec, Unbounded
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
 
 from ..errors import EnvironmentFailure
+from .text import MAX_WORDS, VOCABULARY
 
 
-def action_spec(space: spaces.Space[Any]) -> TensorSpec:
-    """The TorchRL spec of one environment's actions, counted from zero.
+def entries(space: spaces.Space[Any]) -> list[tuple[Any, spaces.Space[Any]]]:
+    """Key and space of every entry of a Dict or Tuple, in the order of the space; none of any other space."""
+    match space:
+        case spaces.Dict():
+            return list(space.spaces.items())
+        case spaces.Tuple():
+            return list(enumerate(space.spaces))
+    return []
+
+
+def action_spec(space: spaces.Space[Any], path: str = "action") -> TensorSpec:
+    """The TorchRL spec of one environment's actions, counted from zero; entries of a Tuple are called 0, 1, ...
 
     TorchRL's own conversion stacks a homogeneous `MultiDiscrete` into one-dimensional specs.
 
     Raises:
-        EnvironmentFailure: for a space without a policy head, naming the supported ones.
+        EnvironmentFailure: for a space without a policy head, naming its `path` and the supported ones.
 
     """
     match space:
-        case spaces.Discrete():
-            return Categorical(int(space.n), dtype=torch.int64)
-        case spaces.MultiDiscrete(nvec=nvec) if nvec.ndim == 1:
-            return MultiCategorical(torch.as_tensor(nvec), dtype=torch.int64)
-        case spaces.MultiBinary(shape=(_,)):
-            return Binary(space.shape[0], dtype=torch.int8)
+        case spaces.Dict() | spaces.Tuple() if len(space):
+            return Composite({str(key): action_spec(one, f"{path}/{key}") for key, one in entries(space)})
+        case spaces.Discrete() | spaces.MultiDiscrete(shape=(_,)) | spaces.MultiBinary(shape=(_,)):
+            return choice_spec(space)
         case spaces.Box(shape=(_,)) if np.issubdtype(space.dtype, np.floating):
             return box_spec(space)
     raise EnvironmentFailure(
-        f"action space {' '.join(str(space).split())} is not supported; supported are Discrete, MultiDiscrete and "
-        "MultiBinary of one dimension, and Box of floats of one dimension"
+        f"action space {' '.join(str(space).split())} of {path} is not supported; supported are Discrete, "
+        "MultiDiscrete and MultiBinary of one dimension, Box of floats of one dimension, and Dict and Tuple of them"
     )
 
 
-def observation_spec(space: spaces.Space[Any]) -> TensorSpec:
-    """The TorchRL spec of one environment's observations.
+def observation_spec(space: spaces.Space[Any], path: str = "observation") -> TensorSpec:
+    """The TorchRL spec of one environment's observations; numbers are counted from zero, texts are tokens.
 
     Raises:
-        EnvironmentFailure: for a space without an encoder, naming the supported ones.
+        EnvironmentFailure: for a space without an encoder, naming its `path` and the supported ones.
 
     """
-    if isinstance(space, spaces.Box) and space.shape:
-        return box_spec(space)
+    match space:
+        case spaces.Dict() | spaces.Tuple() if len(space):
+            return Composite({str(key): observation_spec(one, f"{path}/{key}") for key, one in entries(space)})
+        case spaces.Discrete() | spaces.MultiDiscrete(shape=(_,)) | spaces.MultiBinary(shape=(_,)):
+            return choice_spec(space)
+        case spaces.Box():
+            return box_spec(space)
+        case _ if is_text(space):
+            return Categorical(VOCABULARY, (MAX_WORDS,), dtype=torch.int64)
     raise EnvironmentFailure(
-        f"observation space {' '.join(str(space).split())} is not supported; supported is Box of one dimension or "
-        "more (env.wrappers=[...] takes gymnasium.wrappers.FlattenObservation to make one)"
+        f"observation space {' '.join(str(space).split())} of {path} is not supported; supported are Box, Discrete, "
+        "MultiDiscrete and MultiBinary of one dimension, Text, and Dict and Tuple of them "
+        "(env.wrappers=[...] takes gymnasium.wrappers.TransformObservation to make one)"
     )
+
+
+def is_text(space: spaces.Space[Any]) -> bool:
+    """Whether elements are strings: those of `Text`, and of spaces of an environment's own, as MiniGrid's."""
+    return space.dtype is not None and space.dtype.kind == "U"
+
+
+def choice_spec(space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary) -> TensorSpec:
+    """Numbers from zero, whatever the space's `start`, as int64; bits as int8."""
+    match space:
+        case spaces.Discrete():
+            return Categorical(int(space.n), dtype=torch.int64)
+        case spaces.MultiDiscrete():
+            return MultiCategorical(torch.as_tensor(space.nvec), dtype=torch.int64)
+    return Binary(space.shape[0], dtype=torch.int8)
 
 
 def box_spec(space: spaces.Box) -> TensorSpec:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from numpy.typing import NDArray
@@ -15,9 +14,11 @@ from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from ..errors import EnvironmentFailure
-from .arrays import StepArrays
+from .actions import conversion
+from .arrays import Key, StepArrays, leaves
+from .encoding import as_it_is, encoder
 from .serial import ALL, SerialVectorEnv
-from .spaces import action_spec, observation_spec
+from .spaces import action_spec, entries, observation_spec
 from .workers import WorkerVectorEnv
 
 
@@ -25,16 +26,19 @@ class VectorEnv(EnvBase):
     """TorchRL's view of a Gymnasium vector environment that does not reset by itself.
 
     `send`, `receive` and `reset_arrays` are the same steps on NumPy arrays, for a collector that cannot pay
-    for a TensorDict at every step. Actions outside a bounded space are clipped on their way to the
-    environment; the action in the data stays the policy's own. `episode_reward` (raw, also under
-    reward-changing wrappers) and `step_count` are what TorchRL's `RewardSum` and `StepCounter` write.
+    for a TensorDict at every step. Observations of a Dict or Tuple are one structured array there, whose
+    leaves `arrays.leaves` shows; in a TensorDict their keys are `("observation", "image")`. Actions outside a
+    bounded space are clipped on their way to the environment; the action in the data stays the policy's own.
+    `episode_reward` (raw, also under reward-changing wrappers) and `step_count` are what TorchRL's `RewardSum`
+    and `StepCounter` write.
 
     Args:
         vector: an environment in `AutoresetMode.DISABLED`, so that the last observation of an episode is
             the true one and the next episode starts when it is asked to.
 
     Raises:
-        EnvironmentFailure: if a space has no spec, or the vector environment resets by itself.
+        EnvironmentFailure: if a space has no spec, if the vector environment resets by itself, or if it is none of
+            ours and has spaces that are nested or have to be encoded.
 
     """
 
@@ -48,24 +52,27 @@ class VectorEnv(EnvBase):
         self.is_closed = False  # TorchRL's own start is closed
         self.num_envs: int = vector.num_envs
         self._by_rows = isinstance(vector, SerialVectorEnv | WorkerVectorEnv)
-        space: Any = vector.single_action_space
-        self._bounds = (space.low, space.high) if isinstance(space, spaces.Box) else None
-        counted = isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start)
-        self._start = space.start if counted else None
-        self._dtype = space.dtype
+        if not self._by_rows:
+            _refuse_coded(vector)
+        self._declare_specs()
+        self._convert = conversion(vector.single_action_space)
+        self._is_nested = bool(entries(vector.single_action_space))
         self._seed: int | None = None
         self._episode_reward = np.zeros(self.num_envs)
         self._step_count = np.zeros(self.num_envs, np.int64)
         self._no_raw = np.full(self.num_envs, np.nan)
+
+    def _declare_specs(self) -> None:
         batch = (self.num_envs,)
-        observation, action = observation_spec(vector.single_observation_space), action_spec(space)
+        observation = observation_spec(self.vector.single_observation_space)
+        action = action_spec(self.vector.single_action_space)
         self.observation_spec = Composite(
             observation=observation.expand(*batch, *observation.shape),
             episode_reward=Unbounded((*batch, 1)),
             step_count=Unbounded((*batch, 1), dtype=torch.int64),
             shape=batch,
         )
-        self.action_spec = action.expand(*batch, *action.shape)
+        self.full_action_spec = Composite(action=action.expand(*batch, *action.shape), shape=batch)
         self.reward_spec = Unbounded((*batch, 1))
         self.done_spec = Composite(
             {key: Categorical(2, (*batch, 1), dtype=torch.bool) for key in ("done", "terminated", "truncated")},
@@ -86,13 +93,12 @@ class VectorEnv(EnvBase):
         observation, _ = self.vector.reset(seed=seed, options=None if mask is None else {"reset_mask": mask})
         return observation
 
-    def send(self, action: NDArray[Any], rows: slice = ALL) -> None:
-        """Give the environments in `rows` their actions, as the policy chose them: `[rows, *action]`."""
-        if self._bounds is not None:
-            action = np.minimum(np.maximum(action, self._bounds[0]), self._bounds[1])
-        elif self._start is not None:
-            action = action + self._start
-        action = action.astype(self._dtype, copy=False)
+    def send(self, action: NDArray[Any] | dict[Key, NDArray[Any]], rows: slice = ALL) -> None:
+        """Give the environments in `rows` their actions, as the policy chose them: `[rows, *action]`.
+
+        Where the action space is a Dict or Tuple, these are the leaves: `{("action", "move"): [rows, *move], ...}`.
+        """
+        action = self._convert(action)
         if self._by_rows:
             self.vector.send(action, rows)
         else:
@@ -110,15 +116,18 @@ class VectorEnv(EnvBase):
         mask = None if mask is None else mask.squeeze(-1).numpy()
         self._episode_reward[... if mask is None else mask] = 0.0
         self._step_count[... if mask is None else mask] = 0
-        return self._as_tensordict({"observation": self.reset_arrays(mask), **self._episodes()})
+        return self._as_tensordict({**leaves(self.reset_arrays(mask)), **self._episodes()})
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self.send(tensordict["action"].numpy())
+        if self._is_nested:
+            self.send({key: tensordict[key].numpy() for key in self.action_keys})
+        else:
+            self.send(tensordict["action"].numpy())
         observation, reward, terminated, truncated, raw = self.receive()
         self._episode_reward = np.where(np.isnan(raw), self._episode_reward + reward, raw)
         self._step_count = self._step_count + 1
-        arrays = {
-            "observation": observation,
+        arrays: dict[Key, NDArray[Any]] = {
+            **leaves(observation),
             "reward": reward,
             "terminated": terminated,
             "truncated": truncated,
@@ -126,11 +135,12 @@ class VectorEnv(EnvBase):
         }
         return self._as_tensordict(arrays | self._episodes())
 
-    def _episodes(self) -> dict[str, NDArray[Any]]:
+    def _episodes(self) -> dict[Key, NDArray[Any]]:
         return {"episode_reward": self._episode_reward, "step_count": self._step_count}
 
-    def _as_tensordict(self, arrays: dict[str, NDArray[Any]]) -> TensorDictBase:
-        specs = {**self.observation_spec, **self.done_spec, "reward": self.reward_spec}
+    def _as_tensordict(self, arrays: dict[Key, NDArray[Any]]) -> TensorDictBase:
+        observations = self.observation_spec.items(include_nested=True, leaves_only=True)
+        specs = {**dict(observations), **self.done_spec, "reward": self.reward_spec}
         tensors = {
             key: torch.tensor(array, dtype=specs[key].dtype).reshape(specs[key].shape) for key, array in arrays.items()
         }
@@ -145,3 +155,13 @@ class VectorEnv(EnvBase):
         if not self.is_closed:
             self.vector.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def _refuse_coded(vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:
+    """Only environments that we step one by one can be given a code for their spaces."""
+    observation, action = vector.single_observation_space, vector.single_action_space
+    if encoder(observation) is not as_it_is or entries(action):
+        raise EnvironmentFailure(
+            f"{vector} takes and returns arrays, and cannot have the spaces {' '.join(str(observation).split())} and "
+            f"{' '.join(str(action).split())}; torchppo.envs.SerialVectorEnv and WorkerVectorEnv can"
+        )

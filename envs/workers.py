@@ -15,6 +15,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, EnvironmentFailure
+from .actions import action_dtype
 from .arrays import StepArrays, shared, step_arrays_for
 from .serial import ALL, Maker, SerialVectorEnv, describe, reset_indices, seeds_of
 
@@ -38,7 +39,8 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
 
     Raises:
         ConfigurationError: for numbers that cannot be.
-        EnvironmentFailure: while stepping, if a worker fails, dies or does not answer in time.
+        EnvironmentFailure: if a space has no spec; while stepping, if a worker fails, dies or does not answer
+            in time.
 
     """
 
@@ -52,7 +54,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         describe(self, single, len(makers))
         single.close()
         self.arrays = step_arrays_for(self.single_observation_space, self.num_envs, shared)
-        self._actions = shared(self.action_space.shape or (), self.action_space.dtype)
+        self._actions = shared((self.num_envs,), action_dtype(self.single_action_space))
         self._mask = shared((self.num_envs,), np.bool_)
         self._seeds = shared((self.num_envs,), np.int64)
         bounds = np.linspace(0, self.num_envs, num_workers + 1).round().astype(int).tolist()
@@ -190,7 +192,7 @@ def _work(
                 vector.close()
                 return
             if command[0] == STEP:
-                vector.send(actions[rows])
+                vector.send(actions[rows].copy())  # an environment may keep its last action
             else:
                 given = [None if seed == NO_SEED else int(seed) for seed in seeds[rows]]
                 vector.reset(seed=given, options={"reset_mask": mask[rows]})

@@ -2,76 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from tensordict import NestedKey
 from tensordict.nn import InteractionType, TensorDictModule, TensorDictSequential, set_composite_lp_aggregate
-from torch import Tensor, nn
-from torch import distributions as D  # noqa: N812
-from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, TensorSpec
-from torchrl.modules import IndependentNormal, ProbabilisticActor, TanhNormal
+from torch import nn
+from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
+from torchrl.modules import ProbabilisticActor
 
 from ..errors import ConfigurationError
-from . import distributions
-from .networks import orthogonal_
+from .critics import SquaredErrorValue, ValueHead
+from .distributions import Acting
+from .encoders import Encoders, make_encoder
+from .exploration import Exploring
+from .heads import ContinuousHead, gaussian, make_head
+from .memories import Memory, Remembering
 from .normalizers import ObservationNormalizer
 
 # One log-probability for a whole action, the convention of every PPO objective; read when a policy is built.
 set_composite_lp_aggregate(False).set()
 
 Body = Callable[[torch.Size], nn.Module]
+MASK = "action_mask"
 
 
 class ActorCritic(NamedTuple):
     """A policy and its value function.
 
-    `actor` reads `observation` and writes `action`, `action_log_prob` and the parameters of the
-    distribution, and where they share a trunk `state_value` too; `critic` reads `observation` and writes
-    `state_value` `[*, 1]`.
+    `actor` reads the observation, and with a memory `is_init` and what it remembers; it writes the action,
+    `action_log_prob` and the parameters of the distribution. Where actor and critic share a trunk, or have
+    memories, it writes `state_value` too. `critic` reads the same and writes `state_value` `[*, 1]`.
     """
 
     actor: ProbabilisticActor
     critic: TensorDictModule
 
 
-class Head(NamedTuple):
-    """What turns features into a distribution over one action space."""
+class Trunk(NamedTuple):
+    """Everything in front of a head: it writes features `[*, width]` under `key`."""
 
-    num_outputs: int
-    out_keys: list[str]
-    distribution_class: Callable[..., D.Distribution]
-    has_scale: bool = False
-
-
-class StateIndependentScale(nn.Module):
-    """A mean from the features and one learned scale for every action, the same in all states."""
-
-    def __init__(self, head: nn.Module, num_actions: int, log_std: float) -> None:
-        """Start every scale at `exp(log_std)`."""
-        super().__init__()
-        self.head = head
-        self.log_std = nn.Parameter(torch.full((num_actions,), log_std))
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """`[*, features] -> loc [*, actions], scale [*, actions]`."""
-        loc = self.head(features)
-        return loc, self.log_std.exp().expand_as(loc)
-
-
-class FullPrecision(nn.Module):
-    """Runs a head in its own precision, also under autocast: 8 bits of a log-probability are no basis for a ratio."""
-
-    def __init__(self, head: nn.Module) -> None:
-        """Wrap a head."""
-        super().__init__()
-        self.head = head
-
-    def forward(self, features: Tensor) -> Any:
-        """What the head makes of `features`."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self.head(features.to(next(self.head.parameters()).dtype))
+    modules: list[TensorDictModule]
+    key: str
+    width: int
+    remembered: list[NestedKey]
 
 
 def make_actor_critic(
@@ -80,79 +56,141 @@ def make_actor_critic(
     *,
     body: Body,
     shared: bool = False,
-    squash: bool = False,
-    log_std: float = 0.0,
+    encoders: Mapping[str, Body] | None = None,
+    memory: Callable[[int], Memory] | None = None,
+    head: ContinuousHead = gaussian,
+    critic: Callable[[int], ValueHead] = SquaredErrorValue,
     normalize_observation: bool = False,
 ) -> ActorCritic:
     """An actor and a critic for an environment's specs.
 
     Args:
-        observation_spec: of the batch, `[num_envs, ...]`; its entry `observation` is read.
-        action_spec: of the batch, `[num_envs, *action]`.
-        body: makes the network in front of a head from the shape of one observation.
-        shared: one body for both instead of one each.
-        squash: bound continuous actions with a tanh instead of clipping them for the environment.
-        log_std: initial logarithm of a Gaussian's scale.
-        normalize_observation: put a running normaliser in front of the bodies.
+        observation_spec: of the batch, `[num_envs, ...]`; its entry `observation` is read, a tensor or nested.
+            An entry of it called `action_mask` says which discrete choices are valid.
+        action_spec: of the batch, `[num_envs, *action]`, a tensor or nested.
+        body: makes the network in front of memory and heads from the shape of what it reads: one observation
+            of numbers as it is, anything else encoded and concatenated.
+        shared: one body and memory for both instead of one each.
+        encoders: make the encoders of entries, by their names such as `image` or `left/image`, from their
+            shapes; the others' are chosen by their specs.
+        memory: makes what stands between body and heads, from the number of features.
+        head: makes the heads of continuous actions.
+        critic: makes the critic's head from the number of features.
+        normalize_observation: put a running normaliser in front of every entry of real numbers.
 
     Raises:
-        ConfigurationError: if `squash` is asked for an action space without finite bounds.
+        ConfigurationError: for a spec without an encoder or a head, or an option that does not fit it.
 
     """
+    leaves, mask_key = observation_leaves(observation_spec)
+    num_batch = len(observation_spec.shape)
+    normalizers = {
+        key: ObservationNormalizer(spec.shape[num_batch:], key=key)
+        for key, spec in leaves.items()
+        if normalize_observation and isinstance(spec, Bounded | Unbounded) and spec.dtype.is_floating_point
+    }
+    make_trunk = partial(_trunk, leaves, num_batch, normalizers, body, encoders or {}, memory)
+    actor_trunk = make_trunk("actor")
+    critic_trunk = actor_trunk if shared else make_trunk("critic")
+    value = critic(critic_trunk.width)
+    value_head = TensorDictModule(value, in_keys=[critic_trunk.key], out_keys=value.out_keys)
+    policy = make_head(action_spec, num_batch, actor_trunk.width, head)
+    masks = [mask_key] if mask_key else []
+    remembered = [*actor_trunk.remembered, *(critic_trunk.remembered if not shared else [])]
+    if policy.redraw is None:
+        policy_head = TensorDictModule(policy.network, [actor_trunk.key, *masks], policy.param_keys)
+    else:
+        exploring = Exploring(policy, policy.redraw)
+        remembered.append(("next", exploring.key))
+        policy_head = TensorDictModule(
+            exploring, [actor_trunk.key, "is_init", exploring.key, *masks], [*policy.param_keys, remembered[-1]]
+        )
+    # What a shared trunk or a memory does as it acts is the critic's work as well: the value costs nothing more.
+    asides = [] if memory is None and not shared else [value_head]
+    if asides and not shared:
+        asides = [*critic_trunk.modules, value_head]
+    samples = [policy.sample_key, *(policy.action_keys if policy.to_action else [])]
+    actor = ProbabilisticActor(
+        TensorDictSequential(*actor_trunk.modules, *asides, policy_head),
+        in_keys=policy.param_keys,
+        out_keys=samples,
+        distribution_class=partial(Acting, policy) if policy.to_action else policy.distribution_class,
+        return_log_prob=True,
+        log_prob_keys=["action_log_prob"],
+        default_interaction_type=InteractionType.RANDOM,
+    )
+    written = [*policy.param_keys, *(value.out_keys if asides else []), *remembered]
+    actor.select_out_keys(*written, *samples, "action_log_prob")
+    return ActorCritic(actor, TensorDictSequential(*critic_trunk.modules, value_head))
+
+
+def observation_leaves(observation_spec: Composite) -> tuple[dict[NestedKey, TensorSpec], NestedKey | None]:
+    """The entries of an observation that are encoded, and the key of the mask of valid actions, if there is one."""
     if "observation" not in observation_spec.keys():  # noqa: SIM118 - a Composite has no `in` of its own
         raise ConfigurationError(
             f"the environment has no entry 'observation', only {', '.join(map(str, observation_spec.keys()))}; "
             "transforms=[...] takes torchrl.envs.CatTensors to make one"
         )
     spec = observation_spec["observation"]
-    num_batch = len(observation_spec.shape)
-    shape = spec.shape[num_batch:]
-    normalizer: nn.Module = ObservationNormalizer(shape) if normalize_observation else nn.Identity()
-    actor_body = body(shape)
-    critic_body = actor_body if shared else body(shape)
+    if not isinstance(spec, Composite):
+        return {"observation": spec}, None
+    keys = [("observation", *key) if isinstance(key, tuple) else ("observation", key) for key in spec.keys(True, True)]
+    masks = [key for key in keys if key[-1] == MASK]
+    return {key: observation_spec[key] for key in keys if key not in masks}, masks[0] if masks else None
+
+
+def _trunk(
+    leaves: Mapping[NestedKey, TensorSpec],
+    num_batch: int,
+    normalizers: Mapping[NestedKey, nn.Module],
+    body: Body,
+    encoders: Mapping[str, Body],
+    memory: Callable[[int], Memory] | None,
+    name: str,
+) -> Trunk:
+    unknown = set(encoders) - {name_of(key) for key in leaves}
+    if unknown:
+        raise ConfigurationError(
+            f"policy.encoders.{min(unknown)} is no entry of the observation; there is "
+            f"{', '.join(name_of(key) for key in leaves)}"
+        )
+    key = f"{name}_features"
+    spec = next(iter(leaves.values()))
+    if list(leaves) == ["observation"] and isinstance(spec, Bounded | Unbounded) and not encoders:
+        shape = spec.shape[num_batch:]
+        parts = [normalizers["observation"]] if normalizers else []
+        modules = [TensorDictModule(nn.Sequential(*parts, network := body(shape)), ["observation"], [key])]
+    else:
+        encode = encoder_of(leaves, num_batch, normalizers, encoders)
+        with torch.no_grad():
+            shape = encode(*(spec.zero() for spec in leaves.values())).shape[num_batch:]
+        modules = [TensorDictModule(encode, list(leaves), [key]), TensorDictModule(network := body(shape), [key], [key])]
     with torch.no_grad():
-        width = actor_body(torch.zeros(1, *shape)).shape[-1]
-    head = make_head(action_spec, num_batch, squash)
-    network: nn.Module = orthogonal_(nn.Linear(width, head.num_outputs), gain=0.01)
-    if head.has_scale:
-        network = StateIndependentScale(network, head.num_outputs, log_std)
-    trunks = [
-        TensorDictModule(nn.Sequential(normalizer, part), in_keys=["observation"], out_keys=[key])
-        for part, key in ((actor_body, "actor_features"), (critic_body, "critic_features"))
-    ]
-    if shared:
-        trunks[1] = trunks[0]
-    value = orthogonal_(nn.Linear(width, 1), gain=1.0)
-    policy_head = TensorDictModule(FullPrecision(network), in_keys=trunks[0].out_keys, out_keys=head.out_keys)
-    value_head = TensorDictModule(FullPrecision(value), in_keys=trunks[1].out_keys, out_keys=["state_value"])
-    # A shared trunk has done the critic's work as well: the policy values a state as it acts in it.
-    asides = [value_head] if shared else []
-    actor = ProbabilisticActor(
-        TensorDictSequential(trunks[0], *asides, policy_head),
-        in_keys=head.out_keys,
-        distribution_class=head.distribution_class,
-        return_log_prob=True,
-        default_interaction_type=InteractionType.RANDOM,
-    )
-    actor.select_out_keys(*head.out_keys, *(["state_value"] if shared else []), "action", "action_log_prob")
-    return ActorCritic(actor, TensorDictSequential(trunks[1], value_head))
+        width = network(torch.zeros(1, *shape)).shape[-1]
+    if memory is None:
+        return Trunk(modules, key, width, [])
+    remembering = Remembering(memory(width), f"{name}_memory")
+    remembered = ("next", remembering.key)
+    modules.append(TensorDictModule(remembering, [key, "is_init", remembering.key], [key, remembered]))
+    return Trunk(modules, key, remembering.memory.num_features, [remembered])
 
 
-def make_head(action_spec: TensorSpec, num_batch: int, squash: bool) -> Head:
-    """The head of an action space whose spec has `num_batch` leading batch dimensions."""
-    bounded = isinstance(action_spec, Bounded)
-    if squash and not bounded:
-        raise ConfigurationError(f"policy.squash=true needs an action space with finite bounds, not {action_spec}")
-    if isinstance(action_spec, MultiCategorical):
-        nvec = [int(n) for n in action_spec.nvec.reshape(-1, action_spec.shape[-1])[0]]
-        return Head(sum(nvec), ["logits"], partial(distributions.MultiCategorical, nvec=nvec, validate_args=False))
-    num_actions = action_spec.shape[num_batch:].numel()
-    if isinstance(action_spec, Binary):  # before Categorical, of which TorchRL derives it
-        return Head(num_actions, ["logits"], partial(distributions.IndependentBernoulli, validate_args=False))
-    if isinstance(action_spec, Categorical):
-        return Head(action_spec.n, ["logits"], partial(distributions.Categorical, validate_args=False))
-    distribution: Callable[..., D.Distribution] = partial(IndependentNormal, validate_args=False)
-    if squash:
-        low, high = (bound.reshape(-1, num_actions)[0] for bound in (action_spec.space.low, action_spec.space.high))
-        distribution = partial(TanhNormal, low=low, high=high)
-    return Head(num_actions, ["loc", "scale"], distribution, has_scale=True)
+def encoder_of(
+    leaves: Mapping[NestedKey, TensorSpec],
+    num_batch: int,
+    normalizers: Mapping[NestedKey, nn.Module],
+    encoders: Mapping[str, Body],
+) -> Encoders:
+    """One encoder for every entry, its normaliser in front."""
+    parts: dict[str, nn.Module] = {}
+    for key, spec in leaves.items():
+        name = name_of(key)
+        given = encoders.get(name)
+        encoder = given(spec.shape[num_batch:]) if given else make_encoder(spec, num_batch, name)
+        parts[name] = nn.Sequential(normalizers[key], encoder) if key in normalizers else encoder
+    return Encoders(parts)
+
+
+def name_of(key: NestedKey) -> str:
+    """What a person calls an entry of the observation: `left/image` for `("observation", "left", "image")`."""
+    return key if isinstance(key, str) else "/".join(key[1:])

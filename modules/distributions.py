@@ -1,23 +1,31 @@
-"""Action distributions that PyTorch and TorchRL lack, as `torch.distributions`."""
+"""Action distributions that PyTorch and TorchRL lack, as `torch.distributions` that compile into their graph."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch import distributions as D  # noqa: N812
+from torch.nn.functional import softplus
+
+if TYPE_CHECKING:
+    from .heads import Head
+
+Shape = torch.Size | list[int] | tuple[int, ...]
 
 
 class Categorical(D.Categorical):
     """PyTorch's categorical distribution with a sample that compiles into its graph, unlike `torch.multinomial`."""
 
-    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """The largest of `logits - log(-log(u))`, with u uniform (Gumbel-max): int64 `[*sample_shape, *]`."""
         shape = self._extended_shape(torch.Size(sample_shape)) + self.logits.shape[-1:]
         uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
-        return (self.logits - (-uniform.log()).log()).argmax(-1)
+        positive = uniform.clamp_min(torch.finfo(uniform.dtype).tiny)  # at u = 0 a masked choice would be the largest
+        return (self.logits - (-positive.log()).log()).argmax(-1)
 
     @property
     def deterministic_sample(self) -> Tensor:
@@ -49,6 +57,21 @@ class MultiCategorical(D.Independent[Categorical]):
         return self.base_dist.logits.argmax(-1)
 
 
+def masked_logits(logits: Tensor, mask: Tensor) -> Tensor:
+    """Logits of which only allowed choices are ever sampled; entropies and KLs under one mask stay finite.
+
+    Where nothing is allowed, everything is equally likely, except `MultiCategorical`'s padding, which is lower still.
+
+    Args:
+        logits: `[*, n]`.
+        mask: `[*, n]`, bool or integers, zero where a choice is forbidden.
+
+    Source: Huang & Ontañón 2022, "A closer look at invalid action masking in policy gradient algorithms".
+
+    """
+    return logits.masked_fill(~mask.bool(), torch.finfo(logits.dtype).min / 4)
+
+
 class IndependentBernoulli(D.Independent[D.Bernoulli]):
     """Independent coin flips with `logits` `[*, n]`; actions are int8 `[*, n]`."""
 
@@ -56,7 +79,7 @@ class IndependentBernoulli(D.Independent[D.Bernoulli]):
         """One coin for every logit."""
         super().__init__(D.Bernoulli(logits=logits, **kwargs), 1, **kwargs)
 
-    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Zeros and ones, int8; PyTorch's own does not compile into its graph."""
         probs = self.base_dist.probs
         shape = torch.Size(sample_shape) + probs.shape
@@ -70,3 +93,230 @@ class IndependentBernoulli(D.Independent[D.Bernoulli]):
     def deterministic_sample(self) -> Tensor:
         """The more probable side of every coin; PyTorch's `mode` is NaN for a fair one."""
         return (self.base_dist.logits > 0).to(torch.int8)
+
+
+class SquashedNormal(D.Independent[D.Normal]):
+    """Actions a = low + (high - low) (tanh(u) + 1) / 2 with u Gaussian, told by their u: no tanh is ever inverted.
+
+    Args:
+        loc: `[*, n]`, mean of u.
+        scale: `[*, n]`, standard deviation of u.
+        low: n lower bounds, in units of the action.
+        high: n upper bounds, in units of the action.
+
+    Densities are the action's, in its units. The KL is that of the Gaussians, which no bijection changes.
+    Source: Haarnoja et al. 2018, "Soft actor-critic", appendix C.
+
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, low: Sequence[float], high: Sequence[float], **kwargs: Any) -> None:
+        """Independent Gaussians; of the bounds only their distance changes a density."""
+        super().__init__(D.Normal(loc, scale, **kwargs), 1, **kwargs)
+        self._log_half_range = sum(math.log((top - bottom) / 2) for bottom, top in zip(low, high, strict=True))
+
+    def log_slope(self, value: Tensor) -> Tensor:
+        """The logarithm of |da/du|, with log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2 u)): `[*, n] -> [*]`."""
+        return 2 * (math.log(2) - value - softplus(-2 * value)).sum(-1) + self._log_half_range
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Of the action whose u is `value`: `[*, n] -> [*]`."""
+        return super().log_prob(value) - self.log_slope(value)  # type: ignore[no-untyped-call]
+
+    def entropy(self) -> Tensor:
+        """H(u) + E[log |da/du|], the mean estimated from one sample: `[*]`."""
+        return super().entropy() + self.log_slope(self.rsample())  # type: ignore[no-untyped-call]
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The median."""
+        return self.base_dist.loc
+
+
+class IndependentBeta(D.Independent[D.Beta]):
+    """Independent fractions in (0, 1), with `alpha` and `beta` `[*, n]`, both above 1 for a single peak.
+
+    Densities are per unit of the fraction, not of an action that it is stretched to.
+    Source: Chou, Maturana & Scherer 2017, "Improving stochastic policy gradients ... using the beta distribution".
+    """
+
+    def __init__(self, alpha: Tensor, beta: Tensor, **kwargs: Any) -> None:
+        """One fraction for every pair."""
+        super().__init__(D.Beta(alpha, beta, **kwargs), 1, **kwargs)
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """A ratio x / (x + y) of gamma variables, where every density is finite: `[*sample_shape, *, n]`.
+
+        PyTorch's own, of an `autograd.Function`, makes the compiler warn.
+        """
+        shape = self._extended_shape(torch.Size(sample_shape))
+        parameters = self.base_dist.concentration1, self.base_dist.concentration0
+        x, y = (torch._standard_gamma(parameter.expand(shape)) for parameter in parameters)
+        fraction = x / (x + y)
+        margin = torch.finfo(fraction.dtype).eps
+        return fraction.clamp(margin, 1 - margin)
+
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        """The same without gradients."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The mean; the mode of nearly equal odds may be anywhere."""
+        return self.base_dist.mean
+
+
+class StateDependentNoise(D.Independent[D.Normal]):
+    """A Gaussian whose samples share their noise over many steps (generalised state-dependent exploration).
+
+    Args:
+        loc: `[*, n]`.
+        scale: `[*, n]`, of the perturbation over all noise that could have been drawn.
+        perturbation: `[*, n]`, what the noise of these steps makes of their features.
+
+    Source: Raffin et al. 2021, "Smooth exploration for robotic reinforcement learning", eq. 4 to 7.
+
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, perturbation: Tensor, **kwargs: Any) -> None:
+        """Independent Gaussians."""
+        super().__init__(D.Normal(loc, scale, **kwargs), 1, **kwargs)
+        self._perturbation = perturbation
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """`loc + perturbation`, every time: `[*sample_shape, *, n]`."""
+        sample = self.base_dist.loc + self._perturbation
+        return sample.expand(torch.Size(sample_shape) + sample.shape)
+
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        """The same without gradients."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The mean."""
+        return self.base_dist.loc
+
+
+class Factor(NamedTuple):
+    """One of the distributions of `Factors`, and which of its keywords is which of theirs."""
+
+    distribution_class: Callable[..., D.Distribution]
+    keywords: Mapping[str, str]
+
+
+class Factors(D.Distribution):
+    """Independent distributions over the parts of one flat sample.
+
+    Args:
+        factors: in the order of their parts; events have one dimension or none.
+        parameters: of all factors, by the values of `Factor.keywords`.
+
+    Samples are `[*, sum of sizes]`, float32 where any factor is continuous, else int64, and every factor is
+    given its part in its own type; log-probabilities, entropies and KLs are sums over the factors.
+
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, factors: Sequence[Factor], **parameters: Tensor) -> None:
+        """Build every factor from its own parameters."""
+        self.factors = [
+            factor.distribution_class(**{own: parameters[name] for own, name in factor.keywords.items()})
+            for factor in factors
+        ]
+        self._sizes = [factor.event_shape.numel() for factor in self.factors]
+        super().__init__(self.factors[0].batch_shape, torch.Size([sum(self._sizes)]), validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether every factor is continuous."""
+        return all(factor.has_rsample for factor in self.factors)
+
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        """`[*sample_shape, *, sum of sizes]`."""
+        return self._flat([factor.sample(torch.Size(sample_shape)) for factor in self.factors])
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """The same with gradients, of continuous factors."""
+        return self._flat([factor.rsample(torch.Size(sample_shape)) for factor in self.factors])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """`[*, sum of sizes] -> [*]`."""
+        parts = value.split(self._sizes, -1)
+        return torch.stack([log_prob_of(f, part) for f, part in zip(self.factors, parts, strict=True)]).sum(0)
+
+    def entropy(self) -> Tensor:
+        """`[*]`."""
+        return torch.stack([factor.entropy() for factor in self.factors]).sum(0)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """Every factor's."""
+        return self._flat([factor.deterministic_sample for factor in self.factors])  # type: ignore[attr-defined]
+
+    def _flat(self, samples: list[Tensor]) -> Tensor:
+        own = [sample if sample.is_floating_point() else sample.long() for sample in samples]
+        parts = zip(own, self.factors, strict=True)
+        return torch.cat([part if factor.event_shape else part.unsqueeze(-1) for part, factor in parts], -1)
+
+
+def log_prob_of(factor: D.Distribution, part: Tensor) -> Tensor:
+    """Log-probability of a factor's part of a flat sample: `[*, size] -> [*]`."""
+    own = part if factor.has_rsample else part.long()  # only continuous factors have one
+    return factor.log_prob(own if factor.event_shape else own.squeeze(-1))
+
+
+@D.register_kl(Factors, Factors)  # type: ignore[untyped-decorator]
+def kl_of_factors(old: Factors, new: Factors) -> Tensor:
+    """Sum of the factors' KL(old || new): `[*]`."""
+    pairs = zip(old.factors, new.factors, strict=True)
+    return torch.stack([D.kl_divergence(one, other) for one, other in pairs]).sum(0)
+
+
+class Acting(D.Distribution):
+    """A distribution whose samples stand for actions, which it gives out beside them.
+
+    Args:
+        head: its `distribution_class`, and its `to_action` from a sample to one action or several.
+        parameters: of the distribution.
+
+    Samples are tuples of the distribution's sample and the actions; all else is the distribution's own.
+
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, head: Head, **parameters: Tensor) -> None:
+        """Build the distribution."""
+        self.inner = head.distribution_class(**parameters)
+        self._to_action = head.to_action
+        super().__init__(self.inner.batch_shape, self.inner.event_shape, validate_args=False)
+
+    def sample(self, sample_shape: Shape = ()) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """The sample and the actions it stands for."""
+        return self._with_actions(self.inner.sample(torch.Size(sample_shape)))
+
+    def log_prob(self, value: Tensor, *actions: Tensor) -> Tensor:
+        """Of the sample; the actions follow from it: `[*]`."""
+        return self.inner.log_prob(value)
+
+    def entropy(self) -> Tensor:
+        """`[*]`."""
+        return self.inner.entropy()
+
+    @property
+    def deterministic_sample(self) -> tuple[Tensor, ...]:
+        """The distribution's and the actions it stands for."""
+        return self._with_actions(self.inner.deterministic_sample)  # type: ignore[attr-defined]
+
+    def _with_actions(self, sample: Tensor) -> tuple[Tensor, ...]:
+        actions = self._to_action(sample) if self._to_action else ()
+        return (sample, actions) if isinstance(actions, Tensor) else (sample, *actions)
+
+
+@D.register_kl(Acting, Acting)  # type: ignore[untyped-decorator]
+def kl_of_acting(old: Acting, new: Acting) -> Tensor:
+    """KL(old || new) of the distributions inside: `[*]`."""
+    return D.kl_divergence(old.inner, new.inner)

@@ -107,11 +107,7 @@ def nature_cnn(shape: torch.Size, num_features: int = 512) -> nn.Module:
         ConfigurationError: if the observation is no such image.
 
     """
-    if len(shape) != 3 or min(shape[1:]) < 36:
-        raise ConfigurationError(
-            f"policy=cnn reads images [channels, height, width] of at least 36x36 pixels, not observations of "
-            f"shape {list(shape)}; use policy=mlp, or wrappers that bring the channels to the front"
-        )
+    require_images(shape, "cnn")
     convolutions = ConvNet(
         in_features=shape[0],
         num_cells=[32, 64, 64],
@@ -122,3 +118,60 @@ def nature_cnn(shape: torch.Size, num_features: int = 512) -> nn.Module:
     width = convolutions(torch.zeros(1, *shape)).shape[-1]
     body = nn.Sequential(convolutions, nn.Linear(width, num_features), nn.ReLU())
     return OverImages(orthogonal_(body, math.sqrt(2)))
+
+
+def impala_resnet(shape: torch.Size, channels: Sequence[int] = (16, 32, 32), num_features: int = 256) -> nn.Module:
+    """The residual network of Espeholt et al. 2018 (figure 3, right, without its LSTM) over byte images.
+
+    Args:
+        shape: of one observation, `[channels, height, width]`, at least 36 pixels each way.
+        channels: of every stage, each of which halves the image.
+        num_features: width of the layer after the convolutions.
+
+    Returns:
+        A module `[*, *shape] -> [*, num_features]`.
+
+    Raises:
+        ConfigurationError: if the observation is no such image, or there is no stage.
+
+    """
+    require_images(shape, "resnet")
+    if not channels:
+        raise ConfigurationError("channels=[] has no stage; give at least one width")
+    stages: list[nn.Module] = []
+    for num_inputs, width in zip((shape[0], *channels), channels, strict=False):
+        stages += [
+            nn.Conv2d(num_inputs, width, 3, padding=1),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            ResidualBlock(width),
+            ResidualBlock(width),
+        ]
+    size = channels[-1] * math.prod(math.ceil(side / 2 ** len(channels)) for side in shape[1:])
+    body = nn.Sequential(*stages, nn.ReLU(), nn.Flatten(), nn.Linear(size, num_features), nn.ReLU())
+    return OverImages(orthogonal_(body, math.sqrt(2)))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a connection that skips them."""
+
+    def __init__(self, channels: int) -> None:
+        """Keep the number of channels."""
+        super().__init__()
+        self.network = nn.Sequential(
+            *(nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)),
+            *(nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`[batch, channels, height, width]`, of the same shape."""
+        change: Tensor = self.network(image)
+        return image + change
+
+
+def require_images(shape: torch.Size, policy: str) -> None:
+    """Raise ConfigurationError unless observations are images that the convolutions of `policy` can read."""
+    if len(shape) != 3 or min(shape[1:]) < 36:
+        raise ConfigurationError(
+            f"policy={policy} reads images [channels, height, width] of at least 36x36 pixels, not observations of "
+            f"shape {list(shape)}; use policy=mlp, or wrappers that bring the channels to the front"
+        )

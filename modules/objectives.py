@@ -7,6 +7,7 @@ and take twice as long; its `ClipPPOLoss(functional=False)` keeps the same contr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch import distributions as D  # noqa: N812
 
 from ..errors import ConfigurationError
+from .critics import ValueHead, squared_error
 from .normalizers import Reduce, alone
 
 LOSS_PREFIX = "loss_"
@@ -56,24 +58,6 @@ def kl_between(old: D.Distribution, new: D.Distribution, log_ratio: Tensor) -> T
         return kl_estimate(log_ratio)
 
 
-def squared_error(value: Tensor, target: Tensor, old_value: Tensor, clip_value: float | None) -> Tensor:
-    """(V - R)^2, or with `clip_value` max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2).
-
-    Source: the value clipping of OpenAI Baselines' ppo2. Shapes: all `[batch, 1]`.
-
-    Raises:
-        ValueError: if the shapes differ; broadcasting would compare every value with every target.
-
-    """
-    if value.shape != target.shape:
-        raise ValueError(f"state_value {list(value.shape)} and value_target {list(target.shape)} differ in shape")
-    error = (value - target).square()
-    if clip_value is None:
-        return error
-    clipped = old_value + (value - old_value).clamp(-clip_value, clip_value)
-    return torch.maximum(error, (clipped - target).square())
-
-
 class PPOLoss(nn.Module, ABC):
     """What both objectives share: the value loss, the entropy bonus and the KL monitor.
 
@@ -84,8 +68,9 @@ class PPOLoss(nn.Module, ABC):
         critic_coeff: weight of the value loss (c1).
         clip_value: largest change of a value that is not clipped, in units of the value; none: no clipping.
 
-    `forward` reads `action`, `action_log_prob`, `advantage`, `value_target`, `state_value`, the
-    distribution's parameters and what the networks read, all `[batch, ...]`, and returns scalars:
+    `forward` reads the action, `action_log_prob`, `advantage`, `value_target`, `state_value`, the
+    distribution's parameters and what the networks read, all `[batch, ...]`, or of sequences
+    `[batch, time, ...]`, and returns scalars:
     `loss_objective`, `loss_critic`, `loss_entropy` (their sum is minimised) and the metrics `kl_approx`,
     `entropy` and those of `metrics`.
 
@@ -111,7 +96,9 @@ class PPOLoss(nn.Module, ABC):
         # Buffers, so that a compiled graph sees a schedule move them; not saved: the configuration owns them.
         self.register_buffer("entropy_coeff", torch.tensor(float(entropy_coeff)), persistent=False)
         self.register_buffer("critic_coeff", torch.tensor(float(critic_coeff)), persistent=False)
-        self._value_head = (after_shared_trunk(actor_network, critic_network),)  # a tuple: not registered twice
+        self._sample_key = actor_network.dist_sample_keys[0]
+        self._value_error = value_error_of(critic_network)
+        self._left_of_critic = (after_shared_trunk(actor_network, critic_network),)  # a tuple: not registered twice
 
     @abstractmethod
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
@@ -122,11 +109,11 @@ class PPOLoss(nn.Module, ABC):
         data = tensordict.copy()
         old = self.actor_network.build_dist_from_params(data)
         new = self.actor_network.get_dist(data)
-        log_ratio = new.log_prob(data["action"]) - data["action_log_prob"]
+        log_ratio = new.log_prob(data[self._sample_key]) - data["action_log_prob"]
         kl = kl_between(old, new, log_ratio)
         entropy = entropy_of(new).mean()
-        value = self._value_head[0](data)["state_value"]
-        error = squared_error(value, data["value_target"], tensordict["state_value"], self.clip_value)
+        old_value = tensordict["state_value"]
+        error = self._value_error(self._left_of_critic[0](data), data["value_target"], old_value, self.clip_value)
         return TensorDict(
             {
                 "loss_objective": self.policy_loss(log_ratio, data["advantage"].squeeze(-1), kl).mean(),
@@ -242,11 +229,11 @@ class KLPENPPOLoss(PPOLoss):
 
     @torch.no_grad()
     def adapt(self, rollout: TensorDictBase, reduce: Reduce = alone) -> None:
-        """Move `beta` by the mean KL over all states of `rollout`, `[*]`, and all ranks."""
+        """Move `beta` by the mean KL over all states of `rollout`, as `forward` reads them, and all ranks."""
         data = rollout.copy()
         old = self.actor_network.build_dist_from_params(data)
         new = self.actor_network.get_dist(data)
-        kl = kl_between(old, new, new.log_prob(data["action"]) - data["action_log_prob"])
+        kl = kl_between(old, new, new.log_prob(data[self._sample_key]) - data["action_log_prob"])
         total, count = reduce(torch.stack([kl.sum(), kl.new_tensor(float(kl.numel()))]))
         self.beta.copy_(self.adapted(total / count))
 
@@ -270,3 +257,16 @@ def after_shared_trunk(actor: ProbabilisticTensorDictSequential, critic: TensorD
         return critic
     done = set(actor.modules())
     return TensorDictSequential(*[module for module in critic.module if module not in done])
+
+
+def value_error_of(critic: TensorDictModuleBase) -> Callable[..., Tensor]:
+    """How a critic's head judges its own error, or the squared error where it has no head of ours.
+
+    Returns:
+        A function with the arguments of `ValueHead.error`.
+
+    """
+    heads = [module for module in critic.modules() if isinstance(module, ValueHead)]
+    if heads:
+        return heads[-1].error
+    return lambda predicted, *arguments: squared_error(predicted["state_value"], *arguments)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 
-from ..envs import ALL, VectorEnv, WorkerVectorEnv
+from ..envs import ALL, VectorEnv, WorkerVectorEnv, leaves
 from ..errors import ConfigurationError
 from .finite import refuse_not_finite
 from .policy_step import PolicyStep
@@ -43,7 +44,7 @@ class ArrayRollouts:
             self._groups = env.vector.halves()
         self._episodes = RunningEpisodes(env.num_envs)
         self._observation: NDArray[Any] | None = None  # where the episodes go on
-        self._is_init = np.ones(env.num_envs, np.bool_)
+        self._begins = np.ones(env.num_envs, np.bool_)
 
     def __call__(self) -> TensorDictBase:
         """The next rollout, `[num_envs, time]`."""
@@ -51,10 +52,11 @@ class ArrayRollouts:
         try:
             self._roll()
         except Exception:  # an observation that is not finite makes an action that is none: look for the reason
-            observed = torch.from_numpy(self.observations[: self._step + 1])
-            refuse_not_finite("observation", observed.transpose(0, 1), first_step=-1)
+            for key, observed in leaves(self.observations[: self._step + 1]).items():
+                refuse_not_finite(key, torch.from_numpy(observed).transpose(0, 1), first_step=-1)
             raise
         self._observation = self.observations[-1].copy()
+        self._begins = self.is_init[-1].copy()
         return self._as_tensordict()
 
     def _roll(self) -> None:
@@ -73,14 +75,16 @@ class ArrayRollouts:
         time_by_envs = (self.num_steps, self.env.num_envs)
         self.observations = np.empty((self.num_steps + 1, *first.shape), first.dtype)
         self.observations[0] = first
+        self.is_init = np.empty((self.num_steps + 1, self.env.num_envs), np.bool_)
+        self.is_init[0] = self._begins
         self.rewards, self.raw_episode_rewards = np.empty(time_by_envs), np.empty(time_by_envs)
         self.terminated, self.truncated = np.empty(time_by_envs, np.bool_), np.empty(time_by_envs, np.bool_)
         self._finals: list[tuple[int, NDArray[np.intp], NDArray[Any]]] = []
-        self.act.begin(len(self._groups))
+        self.act.begin(self._groups, self.env.num_envs, self.num_steps)
 
     def _act(self, step: int, group: int, rows: slice) -> None:
         start = time.perf_counter()
-        action = self.act(group, self.observations[step, rows])
+        action = self.act(group, leaves(self.observations[step, rows]), self.is_init[step, rows])
         acted = time.perf_counter()
         self.env.send(action, rows)
         self.seconds["policy"] += acted - start
@@ -95,6 +99,7 @@ class ArrayRollouts:
         self.truncated[step, rows] = truncated
         self.raw_episode_rewards[step, rows] = raw
         done = terminated | truncated
+        self.is_init[step + 1, rows] = done
         if done.any():
             ended = np.arange(self.env.num_envs)[rows][done]
             self._finals.append((step, ended, observation[done]))
@@ -113,8 +118,6 @@ class ArrayRollouts:
             for step, ended, observation in self._finals:
                 following[step, ended] = observation
         done = self.terminated | self.truncated
-        is_init = np.concatenate([self._is_init[None], done[:-1]])
-        self._is_init = done[-1].copy()
         episode_reward, step_count = self._episodes(self.rewards, done, self.raw_episode_rewards)
         scalars = {
             "reward": self.rewards.astype(np.float32),
@@ -124,16 +127,24 @@ class ArrayRollouts:
             "episode_reward": episode_reward.astype(np.float32),
             "step_count": step_count,
         }
+        carried = self.act.carried()
         data = {
-            "observation": torch.from_numpy(self.observations[:-1]),
-            "is_init": torch.from_numpy(is_init).unsqueeze(-1),
+            **tensors(leaves(self.observations[:-1])),
+            "is_init": torch.from_numpy(self.is_init[:-1]).unsqueeze(-1),
+            **{key: windows[:-1] for key, windows in carried.items()},
             **self.act.written(),
             "next": {
-                "observation": torch.from_numpy(following),
+                **tensors(leaves(following)),
+                **{key: windows[1:] for key, windows in carried.items()},
                 **{key: torch.from_numpy(array).unsqueeze(-1) for key, array in scalars.items()},
             },
         }
         return TensorDict(data, batch_size=(self.num_steps, self.env.num_envs)).transpose(0, 1)
+
+
+def tensors(arrays: Mapping[NestedKey, NDArray[Any]]) -> dict[NestedKey, torch.Tensor]:
+    """The same memory as tensors."""
+    return {key: torch.from_numpy(array) for key, array in arrays.items()}
 
 
 class RunningEpisodes:

@@ -19,6 +19,7 @@ from torchrl.envs import Compose, EnvBase, RewardSum, SerialEnv, StepCounter, Tr
 
 from ..envs import VectorEnv
 from ..errors import ConfigurationError, TorchPPOError
+from ..modules.memories import memories_of
 from .collectors import Collector
 from .ppo import PPO
 
@@ -53,7 +54,7 @@ def build_training(cfg: DictConfig, rank: int) -> Training:
     ppo = build_ppo(cfg, env)
     compiled = compiles(cfg, cfg.collector.frames_per_env, POLICY_STEPS_TO_PAY, frames_per_batch(cfg, env))
     collector = call(cfg.collector, env=env, policy=ppo.actor, total_frames=cfg.total_frames, compile=compiled)
-    ppo.update.check(collector.frames_per_batch)
+    ppo.update.check(env.batch_size.numel(), cfg.collector.frames_per_env, in_sequences=bool(memories_of(ppo.actor)))
     return Training(ppo, collector)
 
 

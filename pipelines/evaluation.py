@@ -12,6 +12,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from ..errors import ConfigurationError, EnvironmentFailure
+from .torchrl_rollouts import steps
 
 MAX_STEPS = 100_000
 """Steps in which an episode has to end; the longest of Gymnasium and Atari take a third of it."""
@@ -73,10 +74,5 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int) -> Evalua
 
 def play(actor: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase]:
     """Steps of a deterministic policy, without end: each a TensorDict `[num_envs]` with its `next`."""
-    device = next(actor.parameters()).device
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        carrier = env.reset()
-        while True:
-            acted = actor(carrier.to(device)).to(env.device or "cpu")
-            stepped, carrier = env.step_and_maybe_reset(acted)
-            yield stepped
+        yield from steps(actor, env)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
@@ -49,12 +49,12 @@ class EagerStep:
         self.kl_limit = kl_limit
         self.names: list[str] = []
 
-    def __call__(self, data: dict[str, Tensor], indices: Tensor) -> Tensor | None:
+    def __call__(self, data: dict[NestedKey, Tensor], indices: Tensor) -> Tensor | None:
         """Take one step.
 
         Args:
-            data: a rollout, tensors `[frames, ...]`.
-            indices: the frames of the minibatch, `[minibatch_size]`.
+            data: a rollout, tensors `[rows, ...]`; a row is a frame, or a sequence of them.
+            indices: the rows of the minibatch.
 
         Returns:
             The metrics called `names`, on the device; none if no step was taken.
@@ -96,18 +96,18 @@ class CompiledStep:
         def step(vector: Tensor) -> Tensor:
             return adam.step(vector, max_norm)
 
-        def both(data: dict[str, Tensor], indices: Tensor) -> Tensor:
+        def both(data: dict[NestedKey, Tensor], indices: Tensor) -> Tensor:
             vector, metrics = gradient(data, indices)
             return torch.cat([metrics, step(vector)])
 
-        self._step: Callable[[dict[str, Tensor], Tensor], Tensor | None]
+        self._step: Callable[[dict[NestedKey, Tensor], Tensor], Tensor | None]
         if kl_limit is None and self._num_ranks == 1:
             self._step = OneGraph(both)
         else:
             self._gradient, self._apply = OneGraph(gradient), OneGraph(step)
             self._step = self._step_in_two
 
-    def __call__(self, data: dict[str, Tensor], indices: Tensor) -> Tensor | None:
+    def __call__(self, data: dict[NestedKey, Tensor], indices: Tensor) -> Tensor | None:
         """Take one step; see `EagerStep`."""
         with torch.no_grad():
             if not self.names:
@@ -115,7 +115,7 @@ class CompiledStep:
             self._adam.follow_lr()
             return self._step(data, indices)
 
-    def _step_in_two(self, data: dict[str, Tensor], indices: Tensor) -> Tensor | None:
+    def _step_in_two(self, data: dict[NestedKey, Tensor], indices: Tensor) -> Tensor | None:
         vector, metrics = self._gradient(data, indices)
         if self.kl_limit is not None and exceeds(metrics[self.names.index("kl_approx")], self.kl_limit):
             return None
@@ -138,7 +138,7 @@ class Gradient:
             for name, param in module.named_parameters(recurse=False)
         }
 
-    def __call__(self, data: dict[str, Tensor], indices: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, data: dict[NestedKey, Tensor], indices: Tensor) -> tuple[Tensor, Tensor]:
         """`[num_parameters]` and `[metrics]`."""
 
         def loss(point: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -150,8 +150,8 @@ class Gradient:
         return self.adam.flatten(gradients), metrics.detach()
 
 
-def minibatch(data: dict[str, Tensor], indices: Tensor) -> TensorDict:
-    """The frames of a rollout that `indices` name: `[minibatch_size]`."""
+def minibatch(data: dict[NestedKey, Tensor], indices: Tensor) -> TensorDict:
+    """The rows of a rollout that `indices` name."""
     return TensorDict({key: tensor[indices] for key, tensor in data.items()}, indices.shape)
 
 

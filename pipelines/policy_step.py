@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from tensordict import TensorDict
+from tensordict import NestedKey, TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from ..modules.memories import carried_by, windows_of
 from .compilation import OneGraph
 
 
 class PolicyStep:
     """Calls a policy on observations and keeps everything it writes, on the policy's device.
 
+    What a policy carries from step to step is a tape of records, of which it sees the last ones; every step
+    adds one (see `modules/memories.py`).
+
     Args:
-        policy: reads `observation`, writes its `out_keys`, `action` among them.
+        policy: reads the observation, and `is_init` and what it carries if it does; writes its `out_keys`.
         compile: whether a call is one compiled graph; the TensorDict then exists only while tracing.
 
     """
@@ -26,35 +30,75 @@ class PolicyStep:
     def __init__(self, policy: TensorDictModuleBase, *, compile: bool) -> None:  # noqa: A002
         """Choose the way to call the policy."""
         self.policy = policy
-        self._keys = list(policy.out_keys)
-        self._action = self._keys.index("action")
+        self._carried = carried_by(policy)
+        self._keys = [key for key in policy.out_keys if key not in [("next", name) for name in self._carried]]
+        self._actions = [index for index, key in enumerate(self._keys) if is_action(key)]
         self._call = OneGraph(self._outputs) if compile else self._outputs
         self._steps: list[list[Sequence[Tensor]]] = []
+        self._tapes: dict[str, Tensor] = {}
 
-    def begin(self, num_groups: int) -> None:
-        """Forget all steps; the next ones come from `num_groups` groups of environments in turn."""
-        self._steps = [[] for _ in range(num_groups)]
+    def begin(self, groups: Sequence[slice], num_envs: int, num_steps: int) -> None:
+        """Forget all steps; `num_steps` come next, from groups of `num_envs` environments in turn."""
+        self._groups = groups
+        self._steps = [[] for _ in groups]
         self._device = next(self.policy.parameters()).device
         self._on_cpu = self._device.type == "cpu"
+        for key, (num_past, num_recorded) in self._carried.items():
+            tape = torch.zeros(num_past + num_steps, num_envs, num_recorded, device=self._device)
+            if key in self._tapes:
+                tape[:num_past] = self._tapes[key][-num_past:]
+            self._tapes[key] = tape
 
-    def __call__(self, group: int, observation: NDArray[Any]) -> NDArray[Any]:
-        """Act on the observations of a group, `[group, ...]`.
+    def __call__(
+        self, group: int, observation: Mapping[NestedKey, NDArray[Any]], is_init: NDArray[Any]
+    ) -> NDArray[Any] | dict[NestedKey, NDArray[Any]]:
+        """Act on the observations of a group.
+
+        Args:
+            group: which one.
+            observation: arrays `[group, ...]`.
+            is_init: bool `[group]`, whether an episode begins.
 
         Returns:
-            The action, `[group, ...]`.
+            The action, `[group, ...]`, or where it is nested its parts by their keys.
 
         """
-        given = torch.from_numpy(observation)
-        written = self._call(given if self._on_cpu else given.to(self._device))
-        self._steps[group].append(written)  # stacked at the end: cheaper than a copy at every step
-        action = written[self._action]
-        return (action if self._on_cpu else action.cpu()).numpy()
+        steps = self._steps[group]
+        given = {key: self._to_device(array) for key, array in observation.items()}
+        if self._tapes:
+            given["is_init"] = self._to_device(is_init).unsqueeze(-1)
+            rows = self._groups[group]
+            for key, tape in self._tapes.items():
+                given[key] = tape[len(steps) : len(steps) + self._carried[key][0], rows].transpose(0, 1)
+        written = self._call(given)
+        for (key, tape), record in zip(self._tapes.items(), written[len(self._keys) :], strict=True):
+            tape[len(steps) + self._carried[key][0], rows] = record
+        steps.append(written)  # stacked at the end: cheaper than a copy at every step
+        action = {self._keys[i]: (written[i] if self._on_cpu else written[i].cpu()).numpy() for i in self._actions}
+        return action.get("action", action)
 
     def written(self) -> dict[Any, Tensor]:
         """What the policy wrote since `begin`: tensors `[num_steps, num_envs, ...]`."""
         groups = [[torch.stack(column) for column in zip(*steps, strict=True)] for steps in self._steps]
-        return {key: torch.cat(parts, 1) for key, *parts in zip(self._keys, *groups, strict=True)}
+        return {key: torch.cat(parts, 1) for key, *parts in zip(self._keys, *groups, strict=False)}
 
-    def _outputs(self, observation: Tensor) -> list[Tensor]:
-        written = self.policy(TensorDict({"observation": observation}, observation.shape[:1]))
-        return [written[key].contiguous() for key in self._keys]
+    def carried(self) -> dict[str, Tensor]:
+        """What the policy carried into every step since `begin`, and out of the last: views of its tapes.
+
+        Shapes: `[num_steps + 1, num_envs, num_past, num_recorded]`.
+        """
+        return {key: windows_of(tape, self._carried[key][0], dim=0) for key, tape in self._tapes.items()}
+
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if self._on_cpu else tensor.to(self._device)
+
+    def _outputs(self, given: dict[NestedKey, Tensor]) -> list[Tensor]:
+        written = self.policy(TensorDict(given, next(iter(given.values())).shape[:1]))
+        records = [written["next", key][:, -1] for key in self._carried]
+        return [*(written[key].contiguous() for key in self._keys), *(record.contiguous() for record in records)]
+
+
+def is_action(key: NestedKey) -> bool:
+    """Whether `key` is the action or a part of it."""
+    return key == "action" or (isinstance(key, tuple) and key[0] == "action")

@@ -10,19 +10,21 @@ from typing import Any, cast
 
 import torch
 from lightning import LightningModule
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchrl.objectives.value import ValueEstimatorBase
 
 from ..errors import NumericalError
+from ..modules.critics import ValueHead
+from ..modules.memories import carried_by, memories_of
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from ..modules.objectives import Adaptive
 from .collectors import Collector
 from .optimization import CompiledStep, EagerStep
 from .ranks import normalized, num_ranks, summed
-from .updates import MinibatchUpdate
+from .updates import MinibatchUpdate, training_data
 
 Schedule = Callable[[float], float]
 
@@ -132,10 +134,12 @@ class PPO(LightningModule):
         means, num_steps = self.update(data, step)
         self._count_steps(num_steps)
         if isinstance(self.objective, Adaptive):
-            self.objective.adapt(rollout, summed)
+            self.objective.adapt(TensorDict(data, len(data["advantage"])), summed)
         for module in self.modules():
             if isinstance(module, ObservationNormalizer):
                 module.update(rollout[module.key], summed)
+            elif isinstance(module, ValueHead):
+                module.update(rollout["value_target"], summed)
         self.seconds["estimate"] += estimated - start
         self.seconds["update"] += time.perf_counter() - estimated
         names = ("approx_kl" if name == "kl_approx" else name for name in step.names)  # TorchRL's key, users' metric
@@ -144,12 +148,12 @@ class PPO(LightningModule):
         self._report(metrics, self._count_frames(rollout))
 
     @torch.no_grad()
-    def estimate(self, rollout: TensorDictBase) -> tuple[dict[Any, Tensor], dict[str, float]]:
-        """Advantages and value targets, and the tensors `[frames, ...]` that the update reads.
+    def estimate(self, rollout: TensorDictBase) -> tuple[dict[NestedKey, Tensor], dict[str, float]]:
+        """Advantages and value targets, and the tensors that the update reads (see `training_data`).
 
         Every state is valued once, by the policy if it has written a value as it acted: a next observation
         that is not the end of an episode is the observation after it, and only true final ones, and the last,
-        are valued apart.
+        are valued apart, with what the policy remembered at that moment.
         """
         following = rollout["next"]
         if self.reward_normalizer is not None:
@@ -160,6 +164,7 @@ class PPO(LightningModule):
         values = valued["state_value"]
         apart = following["done"].squeeze(-1).clone()
         apart[:, -1] = True
+        following["is_init"] = torch.zeros_like(following["done"])
         next_values = values.roll(-1, dims=1)
         next_values[apart] = self.critic(following.select(*self.critic.in_keys)[apart])["state_value"]
         rollout["state_value"], following["state_value"] = values, next_values
@@ -167,16 +172,16 @@ class PPO(LightningModule):
         explained = 1 - (rollout["value_target"] - values).var() / (rollout["value_target"].var() + 1e-8)
         if self.normalize_advantage:
             rollout["advantage"] = normalized(rollout["advantage"])
-        keys = {
-            *self.actor.in_keys,
-            *self.critic.in_keys,
-            *self.actor.out_keys,
-            "state_value",
-            "advantage",
-            "value_target",
-        }
-        flat = rollout.select(*sorted(keys)).transpose(0, 1).flatten()
-        return dict(flat.items()), {"train/explained_variance": explained.item()}
+        memories = memories_of(self.actor)
+        data = training_data(rollout, self._keys(), memories, self.update.length(rollout.shape[1]))
+        return data, {"train/explained_variance": explained.item()}
+
+    def _keys(self) -> list[NestedKey]:
+        """What learning reads of a rollout, besides what was remembered."""
+        carried = carried_by(self.actor)
+        read = {*self.actor.in_keys, *self.critic.in_keys} - {*carried}
+        written = {*self.actor.out_keys} - {("next", key) for key in carried}
+        return sorted({*read, *written, "state_value", "advantage", "value_target"}, key=str)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients, once the precision plugin has taken a loss scale back."""

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torchrl.envs import EnvBase, InitTracker, TransformedEnv
+from torchrl.data import Unbounded
+from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, TransformedEnv
+
+from ..modules.memories import carried_by
+
+
+def steps(policy: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase]:
+    """Steps of a batched environment, without end: each a TensorDict `[num_envs]` with its `next`.
+
+    Without what TorchRL's own collectors do at every step for cases that do not arise here (devices, trajectory
+    identities, resets in mid-episode), which doubles the cost.
+    """
+    device = next(policy.parameters()).device
+    carrier = env.reset()
+    carrier["is_init"] = torch.ones_like(carrier["done"])
+    carried = {key: torch.zeros(*env.batch_size, *shape) for key, shape in carried_by(policy).items()}
+    while True:
+        acted = policy(carrier.update(carried).to(device)).to(env.device or "cpu")
+        carried = {key: acted["next", key] for key in carried}
+        stepped, carrier = env.step_and_maybe_reset(acted)
+        carrier["is_init"] = stepped["next", "done"]
+        yield stepped
 
 
 class SteppedRollouts:
     """Steps an environment with a policy.
-
-    Without what TorchRL's own collectors do at every step for cases that do not arise here (devices, trajectory
-    identities, resets in mid-episode), which doubles the cost.
 
     Args:
         env: a batched environment.
@@ -25,26 +45,13 @@ class SteppedRollouts:
 
     def __init__(self, env: EnvBase, policy: TensorDictModuleBase, num_steps: int) -> None:
         """Nothing is stepped yet."""
-        self.env = env
-        self.policy = policy
-        self.num_steps = num_steps
         self.seconds: dict[str, float] = {}
-        self._carrier: Any = None
+        self._num_steps = num_steps
+        self._steps = steps(policy, env)
 
     def __call__(self) -> TensorDictBase:
         """The next rollout, `[num_envs, time]`."""
-        carrier = self.env.reset() if self._carrier is None else self._carrier
-        if "is_init" not in carrier:
-            carrier["is_init"] = torch.ones_like(carrier["done"])
-        device = next(self.policy.parameters()).device
-        steps = []
-        for _ in range(self.num_steps):
-            acted = self.policy(carrier.to(device)).to(self.env.device or "cpu")
-            stepped, carrier = self.env.step_and_maybe_reset(acted)
-            carrier["is_init"] = stepped["next", "done"]
-            steps.append(stepped)
-        self._carrier = carrier
-        return torch.stack(steps, dim=-1)
+        return torch.stack(list(islice(self._steps, self._num_steps)), dim=-1)
 
 
 class CollectedRollouts:
@@ -64,7 +71,9 @@ class CollectedRollouts:
 
         self.seconds: dict[str, float] = {}
         frames = env.batch_size.numel() * num_steps
-        tracked = TransformedEnv(env, InitTracker())
+        carried = {key: Unbounded((*env.batch_size, *shape)) for key, shape in carried_by(policy).items()}
+        primers = [TensorDictPrimer(primers=carried, expand_specs=False)] if carried else []
+        tracked = TransformedEnv(env, Compose(InitTracker(), *primers))
         collector = Collector(tracked, policy, frames_per_batch=frames, total_frames=-1, trust_policy=True, **options)
         self._rollouts = iter(collector)
 

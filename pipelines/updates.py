@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
 from ..errors import ConfigurationError
 
-Step = Callable[[dict[str, Tensor], Tensor], Tensor | None]
+Step = Callable[[dict[NestedKey, Tensor], Tensor], Tensor | None]
 
 
 class MinibatchUpdate:
@@ -18,63 +19,84 @@ class MinibatchUpdate:
     Args:
         epochs: passes over a rollout (K).
         minibatch_size: frames in a minibatch (M), on each rank; must divide the rollout.
+        sequence_length: frames of the sequences that a policy with a memory learns from, one after the other cut
+            from each environment's rollout, which it must divide; none: the whole rollout.
         target_kl: all remaining epochs are dropped, before the step is taken, as soon as the KL of a
             minibatch is above 1.5 times this; none: never.
 
     """
 
-    def __init__(self, epochs: int = 10, minibatch_size: int = 64, target_kl: float | None = None) -> None:
+    def __init__(
+        self,
+        epochs: int = 10,
+        minibatch_size: int = 64,
+        sequence_length: int | None = None,
+        target_kl: float | None = None,
+    ) -> None:
         """Nothing is known of the rollout yet."""
         if epochs < 1:
             raise ConfigurationError(f"update.epochs={epochs} must be at least 1")
         if minibatch_size < 1:
             raise ConfigurationError(f"update.minibatch_size={minibatch_size} must be at least 1")
+        if sequence_length is not None and sequence_length < 1:
+            raise ConfigurationError(f"update.sequence_length={sequence_length} must be at least 1")
         if target_kl is not None and target_kl <= 0:
             raise ConfigurationError(f"update.target_kl={target_kl} must be positive, or null for no limit")
         self.epochs = epochs
         self.minibatch_size = minibatch_size
+        self.sequence_length = sequence_length
         self.kl_limit = None if target_kl is None else 1.5 * target_kl
 
-    def check(self, frames: int) -> None:
-        """Refuse a rollout of `frames` that minibatches cannot fill.
+    def check(self, num_envs: int, frames_per_env: int, *, in_sequences: bool) -> None:
+        """Refuse a rollout that minibatches, and where a memory asks for them sequences, cannot fill.
 
         Raises:
             ConfigurationError: naming the nearest sizes that do.
 
         """
-        size = self.minibatch_size
-        if 1 <= size <= frames and frames % size == 0:
+        length = self.length(frames_per_env) if in_sequences else 1
+        if frames_per_env % length:
+            raise ConfigurationError(
+                f"update.sequence_length={length} does not divide collector.frames_per_env={frames_per_env}; "
+                f"the nearest that fits is {nearest_divisors(length, frames_per_env, 1)}"
+            )
+        frames, size = num_envs * frames_per_env, self.minibatch_size
+        if size <= frames and frames % size == 0 and size % length == 0:
             return
-        divisors = [n for n in range(1, frames + 1) if frames % n == 0]
-        below = max((n for n in divisors if n <= size), default=1)
-        above = min((n for n in divisors if n >= size), default=frames)
-        problem = "is larger than" if size > frames else "does not divide"
+        if size > frames or frames % size:
+            problem = f"{'is larger than' if size > frames else 'does not divide'} the rollout of {frames} frames"
+        else:
+            problem = f"does not hold whole sequences of {length} frames, of the rollout of {frames} frames"
         raise ConfigurationError(
-            f"update.minibatch_size={size} {problem} the rollout of {frames} frames (env.num_envs x "
-            f"collector.frames_per_env); the nearest that fits is {' or '.join(str(n) for n in sorted({below, above}))}"
+            f"update.minibatch_size={size} {problem} (env.num_envs x collector.frames_per_env); the nearest that "
+            f"fits is {nearest_divisors(size, frames, length)}"
         )
+
+    def length(self, frames_per_env: int) -> int:
+        """Frames of a sequence."""
+        return self.sequence_length or frames_per_env
 
     def num_steps(self, frames: int) -> int:
         """Optimiser steps for a rollout of `frames` if none is dropped."""
         return self.epochs * (frames // self.minibatch_size)
 
-    def __call__(self, data: dict[str, Tensor], step: Step) -> tuple[Tensor, int]:
+    def __call__(self, data: dict[NestedKey, Tensor], step: Step) -> tuple[Tensor, int]:
         """Run over a rollout.
 
         Args:
-            data: tensors `[frames, ...]`.
-            step: takes the rollout and a minibatch's indices, returns metrics, or none to stop.
+            data: tensors `[frames, ...]`, or of whole sequences `[sequences, time, ...]`; see `training_data`.
+            step: takes the rollout and the indices of a minibatch's rows, returns metrics, or none to stop.
 
         Returns:
             The metrics' mean over the steps taken `[metrics]`, and the number of steps taken.
 
         """
-        frames = len(data["advantage"])
-        self.check(frames)
+        rows = len(data["advantage"])
+        rows_per_minibatch = self.minibatch_size * rows // data["advantage"].numel()
         metrics: list[Tensor] = []
         for _ in range(self.epochs):
-            order = torch.randperm(frames).to(data["advantage"].device)
-            for indices in order.split(self.minibatch_size):
+            order = torch.randperm(rows).to(data["advantage"].device)
+            for indices in order.split(rows_per_minibatch):
                 result = step(data, indices)
                 if result is None:
                     return self._mean(metrics), len(metrics)
@@ -84,3 +106,38 @@ class MinibatchUpdate:
     @staticmethod
     def _mean(metrics: list[Tensor]) -> Tensor:
         return torch.stack(metrics).mean(0) if metrics else torch.empty(0)
+
+
+def training_data(
+    rollout: TensorDictBase, keys: Iterable[NestedKey], memories: Sequence[str], length: int
+) -> dict[NestedKey, Tensor]:
+    """A rollout `[num_envs, time]` as tensors for minibatches to take rows of.
+
+    Args:
+        rollout: what was collected and estimated.
+        keys: of the entries that learning reads.
+        memories: keys of what a policy remembers from step to step, if anything.
+        length: frames of a sequence; must divide the rollout's time.
+
+    Returns:
+        Frames `[time x num_envs, ...]`; with a memory sequences `[num_envs x time / length, length, ...]`, and
+        what was remembered at their first step, `[num_envs x time / length, ...]`.
+
+    """
+    selected = rollout.select(*keys)
+    if not memories:
+        flat = selected.transpose(0, 1).flatten()
+        return dict(flat.items(include_nested=True, leaves_only=True))
+    data = {
+        key: tensor.unflatten(1, (-1, length)).flatten(0, 1)
+        for key, tensor in selected.items(include_nested=True, leaves_only=True)
+    }
+    return data | {key: rollout[key][:, ::length].flatten(0, 1) for key in memories}
+
+
+def nearest_divisors(size: int, frames: int, multiple: int) -> str:
+    """The divisors of `frames` next to `size`, multiples of `multiple` among them, as words."""
+    divisors = [n for n in range(multiple, frames + 1, multiple) if frames % n == 0]
+    below = max((n for n in divisors if n <= size), default=divisors[0])
+    above = min((n for n in divisors if n >= size), default=divisors[-1])
+    return " or ".join(str(n) for n in sorted({below, above}))

@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, TimeLimit, TransformReward
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
@@ -86,14 +87,15 @@ class TestWrappers:
         )
         assert rollout["next", "truncated"].squeeze(-1).tolist() == [[False, True, False, True]] * 3
 
-    def test_can_make_an_observation_space_supported(self) -> None:
+    def test_can_change_the_observation_space(self) -> None:
         env = make_vector_env("Blackjack-v1", 2, wrappers=[FlattenObservation])
         rollout = env.rollout(5, break_when_any_done=False)
         assert rollout["observation"].shape == (2, 5, 32 + 11 + 2)
 
-    def test_an_unsupported_observation_space_tells_of_them(self) -> None:
-        with pytest.raises(EnvironmentFailure, match=r"observation space Tuple.*FlattenObservation"):
-            make_vector_env("Blackjack-v1", 2)
+    def test_an_unsupported_observation_space_tells_of_them(self, counting_id: str) -> None:
+        space = spaces.Sequence(spaces.Discrete(2))
+        with pytest.raises(EnvironmentFailure, match=r"observation space Sequence.*TransformObservation"):
+            make_vector_env(counting_id, 2, observation_space=space)
 
 
 class TestFailures:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from torchrl.data import Binary, Bounded, Categorical, MultiCategorical, TensorSpec, Unbounded
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
 
 from torchppo.envs.spaces import action_spec, observation_spec
+from torchppo.envs.text import MAX_WORDS, VOCABULARY
 from torchppo.errors import EnvironmentFailure
+
+GRAPH = spaces.Graph(spaces.Box(0, 1, (2,)), None)
 
 
 def counted_from_zero(space: spaces.Space[Any], value: Any) -> torch.Tensor:
@@ -72,8 +76,8 @@ class TestActions:
             spaces.Box(-1, 1, (2, 3)),
             spaces.Box(0, 5, (2,), np.int64),
             spaces.Text(5),
-            spaces.Tuple([spaces.Discrete(2), spaces.Discrete(3)]),
-            spaces.Dict({"arm": spaces.Discrete(2)}),
+            spaces.Sequence(spaces.Discrete(2)),
+            spaces.Dict({}),
         ],
         ids=str,
     )
@@ -114,21 +118,77 @@ class TestObservations:
             assert spec.is_in(torch.as_tensor(bound, dtype=torch.float32))
 
     @pytest.mark.parametrize(
-        "space",
+        ("space", "kind", "shape", "dtype"),
         [
-            spaces.Discrete(16),
-            spaces.MultiBinary(3),
-            spaces.Box(-1, 1, ()),
-            spaces.Tuple([spaces.Discrete(2), spaces.Discrete(3)]),
-            spaces.Dict({"camera": spaces.Box(0, 255, (4, 84, 84), np.uint8)}),
+            (spaces.Box(-1, 1, ()), Bounded, (), torch.float32),
+            (spaces.Box(-np.inf, np.inf, ()), Unbounded, (), torch.float32),
+            (spaces.Discrete(16, start=3), Categorical, (), torch.int64),
+            (spaces.MultiDiscrete([2, 5]), MultiCategorical, (2,), torch.int64),
+            (spaces.MultiBinary(3), Binary, (3,), torch.int8),
+            (spaces.Text(9), Categorical, (MAX_WORDS,), torch.int64),
         ],
         ids=str,
     )
-    def test_an_unsupported_space_is_named_with_the_way_out(self, space: spaces.Space[Any]) -> None:
+    def test_numbers_choices_bits_and_texts_have_specs_too(
+        self, space: spaces.Space[Any], kind: type[TensorSpec], shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
+        spec = observation_spec(space)
+        assert isinstance(spec, kind)
+        assert spec.shape == shape
+        assert spec.dtype == dtype
+
+    def test_texts_are_those_of_an_environments_own_space_too(self) -> None:
+        space: spaces.Space[str] = spaces.Space(dtype=str)
+        assert observation_spec(space).space.n == VOCABULARY
+
+    @pytest.mark.parametrize(
+        ("space", "path"),
+        [
+            (spaces.Sequence(spaces.Discrete(2)), "observation"),
+            (spaces.Dict({}), "observation"),
+            (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])), "observation"),
+            (spaces.Dict({"image": spaces.MultiBinary([2, 3])}), "observation/image"),
+            (spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Tuple([GRAPH])}), "observation/b/0"),
+            (spaces.Tuple([spaces.Discrete(2), spaces.OneOf([spaces.Discrete(2)])]), "observation/1"),
+        ],
+        ids=lambda value: str(value)[:40],
+    )
+    def test_an_unsupported_space_is_named_with_its_path_and_the_way_out(
+        self, space: spaces.Space[Any], path: str
+    ) -> None:
         with pytest.raises(EnvironmentFailure) as caught:
             observation_spec(space)
         message = str(caught.value)
-        assert " ".join(str(space).split()) in message
-        assert "Box" in message
-        assert "FlattenObservation" in message
+        assert f" of {path} is not supported" in message
+        assert all(word in message for word in ("Box", "Discrete", "Text", "Dict", "TransformObservation"))
         assert "\n" not in message
+
+
+class TestNestedSpaces:
+    SPACE = spaces.Dict(
+        {
+            "arm": spaces.Tuple([spaces.Discrete(3, start=1), spaces.Box(-np.inf, np.inf, (2,))]),
+            "legs": spaces.Dict({"left": spaces.MultiBinary(2)}),
+        }
+    )
+    KEYS: tuple[tuple[str, ...], ...] = (("arm", "0"), ("arm", "1"), ("legs", "left"))
+
+    @pytest.mark.parametrize("make", [action_spec, observation_spec])
+    def test_become_composites_of_the_specs_of_their_entries(
+        self, make: Callable[[spaces.Space[Any]], TensorSpec]
+    ) -> None:
+        spec = make(self.SPACE)
+        assert isinstance(spec, Composite)
+        assert tuple(spec.keys(include_nested=True, leaves_only=True)) == self.KEYS
+        assert [type(spec[key]) for key in self.KEYS[::2]] == [Categorical, Binary]
+        assert isinstance(spec["arm", "1"], Unbounded)
+
+    def test_expand_to_a_batch(self) -> None:
+        spec = observation_spec(self.SPACE).expand(5)
+        assert [spec[key].shape for key in self.KEYS] == [(5,), (5, 2), (5, 2)]
+        assert spec.is_in(spec.rand())
+
+    def test_of_actions_are_refused_with_the_path_of_the_leaf_that_has_no_head(self) -> None:
+        space = spaces.Dict({"arm": spaces.Tuple([spaces.Discrete(2), spaces.Text(5)])})
+        with pytest.raises(EnvironmentFailure, match=r"action space Text\(.*\) of action/arm/1 is not supported"):
+            action_spec(space)

@@ -5,9 +5,16 @@ from __future__ import annotations
 import importlib
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
+
+from torchppo.envs import make_env
+from torchppo.envs.wrappers import ActionMask, random_action
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = ["total_frames=512", "eval.episodes=1", "eval.video=false", "compile=false", "seed=1"]
@@ -46,3 +53,37 @@ def test_trains_from_the_command_line(
 def test_trains_from_python() -> None:
     ppo = importlib.import_module("train_from_python").main(total_frames=512)
     assert ppo.frames == 512
+
+
+class TestMaskedActions:
+    @pytest.fixture
+    def env(self) -> Iterator[Any]:
+        gymnasium.registry.pop("Storeroom-v0", None)
+        runpy.run_path(str(EXAMPLES / "masked_actions.py"))
+        yield make_env("Storeroom-v0", wrappers=[ActionMask])
+        del gymnasium.registry["Storeroom-v0"]
+
+    def test_of_the_mask_are_taken_until_no_box_waits(self, env: Any) -> None:
+        env.action_space.seed(0)
+        for episode in range(20):
+            observation, info = env.reset(seed=episode)
+            rewards: list[float] = []
+            terminated = False
+            while not terminated:
+                assert env.observation_space.contains(observation)
+                assert observation["action_mask"].tolist() == observation["observation"].tolist()
+                observation, reward, terminated, _, info = env.step(random_action(env.action_space, info))
+                rewards.append(reward)
+            assert len(rewards) == 3
+            assert all(0 < reward <= 1 for reward in rewards)
+
+    def test_with_the_shelf_of_the_box_earn_most(self, env: Any) -> None:
+        observation, _ = env.reset(seed=0)
+        box = int(observation["action_mask"][:5].argmax())
+        assert env.step(np.array([box, box]))[1] == 1.0
+
+    def test_outside_of_the_mask_are_refused(self, env: Any) -> None:
+        observation, _ = env.reset(seed=0)
+        closed = int(observation["action_mask"][:5].argmin())
+        with pytest.raises(ValueError, match=f"box {closed} does not wait"):
+            env.step(np.array([closed, 0]))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import distributions as D  # noqa: N812
+from torch import nn
+from torchrl.modules import IndependentNormal
 
-from torchppo.modules.distributions import IndependentBernoulli, MultiCategorical
+from torchppo.modules.distributions import (
+    Acting,
+    Categorical,
+    Factor,
+    Factors,
+    IndependentBernoulli,
+    IndependentBeta,
+    MultiCategorical,
+    SquashedNormal,
+    StateDependentNoise,
+    masked_logits,
+)
+from torchppo.modules.heads import Head
 
 Array = NDArray[np.float64]
 Batch = tuple[list[int], Array, Array, NDArray[np.int64]]
@@ -175,3 +193,390 @@ class TestIndependentBernoulliActions:
 
     def test_a_fair_coin_has_a_deterministic_sample_although_it_has_no_mode(self) -> None:
         assert IndependentBernoulli(torch.zeros(1)).deterministic_sample.tolist() in ([0], [1])
+
+
+def log_normal(value: Array, loc: Array, scale: Array) -> Array:
+    return np.asarray(-0.5 * ((value - loc) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi))
+
+
+def log_slope_of_tanh(value: Array) -> Array:
+    """log(1 - tanh(u)^2) = -2 log cosh(u)."""
+    return np.asarray(-2 * (np.abs(value) + np.log1p(np.exp(-2 * np.abs(value))) - np.log(2)))
+
+
+def log_beta(value: Array, alpha: float, beta: float) -> Array:
+    constant = math.lgamma(alpha + beta) - math.lgamma(alpha) - math.lgamma(beta)
+    return np.asarray((alpha - 1) * np.log(value) + (beta - 1) * np.log1p(-value) + constant)
+
+
+def column(values: Array) -> torch.Tensor:
+    return torch.from_numpy(values).unsqueeze(-1)
+
+
+def one(*values: float) -> list[torch.Tensor]:
+    return [torch.tensor([value], dtype=torch.float64) for value in values]
+
+
+@st.composite
+def masked_batches(draw: st.DrawFn) -> tuple[list[int], Array, Array, NDArray[np.int8]]:
+    """Sizes of the factors, logits of two batches of policies, and a mask that leaves every factor a choice."""
+    nvec = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    old, new = generator.normal(scale=draw(st.floats(0.1, 10.0)), size=(2, 5, sum(nvec)))
+    mask = generator.integers(0, 2, old.shape, np.int8)
+    for block in np.split(mask, np.cumsum(nvec)[:-1], -1):
+        block[np.arange(5), generator.integers(0, block.shape[-1], 5)] = 1
+    return nvec, old, new, mask
+
+
+def masked(logits: Array, mask: NDArray[np.int8], nvec: list[int]) -> MultiCategorical:
+    return MultiCategorical(masked_logits(torch.from_numpy(logits).float(), torch.from_numpy(mask)), nvec)
+
+
+class TestAMask:
+    @settings(deadline=None, max_examples=40)
+    @given(masked_batches())
+    def test_forbids_what_is_then_never_sampled(self, batch: tuple[list[int], Array, Array, NDArray[np.int8]]) -> None:
+        nvec, logits, _, mask = batch
+        torch.manual_seed(0)
+        distribution = masked(logits, mask, nvec)
+        offsets = np.concatenate([[0], np.cumsum(nvec)[:-1]])
+        for sample in (distribution.sample(torch.Size([200])), distribution.deterministic_sample.unsqueeze(0)):
+            assert np.take_along_axis(
+                np.broadcast_to(mask, (len(sample), *mask.shape)), sample.numpy() + offsets, -1
+            ).all()
+
+    @settings(deadline=None, max_examples=40)
+    @given(masked_batches())
+    def test_leaves_probabilities_entropies_and_kls_of_the_allowed_alone(
+        self, batch: tuple[list[int], Array, Array, NDArray[np.int8]]
+    ) -> None:
+        nvec, old, new, mask = batch
+        parts = zip(*(np.split(x, np.cumsum(nvec)[:-1], -1) for x in (old, new, mask)), strict=True)
+        entropy, kl = np.zeros(5), np.zeros(5)
+        for p, q, allowed in parts:
+            for row in range(5):
+                log_p, log_q = (log_softmax(x[row][allowed[row] > 0]) for x in (p, q))
+                entropy[row] -= (np.exp(log_p) * log_p).sum()
+                kl[row] += (np.exp(log_p) * (log_p - log_q)).sum()
+        distributions = masked(old, mask, nvec), masked(new, mask, nvec)
+        probs = distributions[0].base_dist.probs
+        np.testing.assert_allclose(probs.sum(-1).numpy(), 1, rtol=1e-6)
+        np.testing.assert_allclose(distributions[0].entropy().numpy(), entropy, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(D.kl_divergence(*distributions).numpy(), kl, rtol=1e-4, atol=1e-5)
+
+    def test_holds_even_where_the_uniform_number_is_zero(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch, "rand", torch.zeros)
+        logits = masked_logits(torch.zeros(3), torch.tensor([False, True, False]))
+        assert Categorical(logits=logits).sample().item() == 1
+
+    def test_that_allows_nothing_still_gives_an_action_of_the_space_and_finite_numbers(self) -> None:
+        torch.manual_seed(0)
+        distribution = MultiCategorical(masked_logits(torch.zeros(7), torch.zeros(7, dtype=torch.int8)), [2, 5])
+        sample = distribution.sample(torch.Size([500]))
+        assert (sample.amax(0) == torch.tensor([1, 4])).all()
+        assert torch.isfinite(distribution.log_prob(sample)).all()
+        assert torch.isfinite(distribution.entropy())
+
+    def test_gives_the_forbidden_no_gradient_and_the_allowed_a_finite_one(self) -> None:
+        logits = torch.tensor([0.5, -1.0, 2.0], requires_grad=True)
+        new = Categorical(logits=masked_logits(logits, torch.tensor([1, 0, 1], dtype=torch.int8)))
+        old = Categorical(logits=masked_logits(torch.zeros(3), torch.tensor([True, False, True])))
+        (new.log_prob(torch.tensor(2)) + new.entropy() + D.kl_divergence(old, new)).backward()
+        assert logits.grad is not None
+        assert logits.grad[1] == 0
+        assert torch.isfinite(logits.grad).all()
+
+
+class TestSquashedNormal:
+    LOW, HIGH = -1.5, 4.0
+
+    def build(self, loc: Array, scale: Array) -> SquashedNormal:
+        return SquashedNormal(column(loc), column(scale), [self.LOW], [self.HIGH])
+
+    def test_density_over_actions_integrates_to_one(self) -> None:
+        u = np.linspace(-12, 12, 200_001)
+        action = self.LOW + (self.HIGH - self.LOW) * (np.tanh(u) + 1) / 2
+        density = self.build(np.full_like(u, 0.4), np.full_like(u, 0.8)).log_prob(column(u)).exp().numpy()
+        assert np.trapezoid(density, action) == pytest.approx(1, abs=1e-6)
+
+    @settings(deadline=None, max_examples=40)
+    @given(st.integers(0, 2**32 - 1))
+    def test_log_prob_in_float32_is_that_of_float64_far_into_saturation(self, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        low, high = -generator.uniform(0.1, 10, 3), generator.uniform(0.1, 10, 3)
+        u = generator.uniform(-50, 50, (20, 3)).astype(np.float32)
+        loc, scale = (u + generator.normal(size=u.shape)).astype(np.float32), np.full_like(u, 0.7)
+        expected = log_normal(*(x.astype(np.float64) for x in (u, loc, scale))) - log_slope_of_tanh(
+            u.astype(np.float64)
+        )
+        expected = (expected - np.log((high - low) / 2)).sum(-1)
+        distribution = SquashedNormal(torch.from_numpy(loc), torch.from_numpy(scale), low.tolist(), high.tolist())
+        actual = distribution.log_prob(torch.from_numpy(u)).numpy()
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
+
+    def test_log_prob_has_a_finite_gradient_far_into_saturation(self) -> None:
+        u = torch.tensor([[-50.0, 50.0]], requires_grad=True)
+        SquashedNormal(torch.zeros(1, 2), torch.ones(1, 2), [-1.0, -1.0], [1.0, 1.0]).log_prob(u).sum().backward()
+        assert u.grad is not None
+        np.testing.assert_allclose(u.grad.numpy(), [[50 - 2, -50 + 2]])  # -u + 2 tanh(u)
+
+    def test_entropy_is_the_integral_of_the_density_on_average(self) -> None:
+        torch.manual_seed(0)
+        u = np.linspace(-12, 12, 200_001)
+        log_density = log_normal(u, np.array(0.4), np.array(0.8)) - log_slope_of_tanh(u) - np.log(5.5 / 2)
+        action = self.LOW + (self.HIGH - self.LOW) * (np.tanh(u) + 1) / 2
+        expected = -np.trapezoid(np.exp(log_density) * log_density, action)
+        many = self.build(np.full(100_000, 0.4), np.full(100_000, 0.8))
+        assert many.entropy().mean().item() == pytest.approx(expected, abs=0.02)
+
+    def test_kl_is_that_of_the_gaussians_and_of_the_squashed_densities(self) -> None:
+        old, new = (self.build(np.array([loc]), np.array([scale])) for loc, scale in ((0.4, 0.8), (-0.2, 1.1)))
+        gaussian = np.log(1.1 / 0.8) + (0.8**2 + 0.6**2) / (2 * 1.1**2) - 0.5
+        assert D.kl_divergence(old, new).item() == pytest.approx(gaussian, rel=1e-9)
+        u = np.linspace(-12, 12, 200_001)
+        p, q = (
+            log_normal(u, np.array(loc), np.array(s)) - log_slope_of_tanh(u) for loc, s in ((0.4, 0.8), (-0.2, 1.1))
+        )
+        assert np.trapezoid(np.exp(p) * (p - q), np.tanh(u)) == pytest.approx(gaussian, abs=1e-6)
+
+    def test_samples_are_of_the_gaussian_and_the_deterministic_one_is_its_median(self) -> None:
+        torch.manual_seed(0)
+        distribution = self.build(np.array([0.4]), np.array([0.8]))
+        sample = distribution.sample(torch.Size([50_000]))
+        assert sample.shape == (50_000, 1, 1)
+        assert sample.mean().item() == pytest.approx(0.4, abs=0.02)
+        assert sample.std().item() == pytest.approx(0.8, abs=0.02)
+        assert distribution.deterministic_sample.item() == 0.4
+
+
+class TestIndependentBeta:
+    @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (1.7, 1.7), (2.0, 9.0), (80.0, 40.0)])
+    def test_density_is_the_formulas_and_integrates_to_one(self, alpha: float, beta: float) -> None:
+        x = np.linspace(1e-9, 1 - 1e-9, 200_001)
+        actual = IndependentBeta(*(column(np.full_like(x, c)) for c in (alpha, beta))).log_prob(column(x)).numpy()
+        np.testing.assert_allclose(actual, log_beta(x, alpha, beta), rtol=1e-9, atol=1e-9)
+        assert np.trapezoid(np.exp(actual), x) == pytest.approx(1, abs=1e-6)
+
+    def test_entropy_and_kl_are_integrals_of_the_density(self) -> None:
+        x = np.linspace(1e-9, 1 - 1e-9, 200_001)
+        p, q = log_beta(x, 2.5, 6.0), log_beta(x, 4.0, 3.0)
+        old, new = IndependentBeta(*one(2.5, 6.0)), IndependentBeta(*one(4.0, 3.0))
+        assert old.entropy().item() == pytest.approx(-np.trapezoid(np.exp(p) * p, x), abs=1e-6)
+        assert D.kl_divergence(old, new).item() == pytest.approx(np.trapezoid(np.exp(p) * (p - q), x), abs=1e-6)
+
+    def test_log_probs_are_sums_over_the_fractions(self) -> None:
+        distribution = IndependentBeta(torch.tensor([[2.5, 4.0]]), torch.tensor([[6.0, 3.0]]))
+        expected = log_beta(np.array(0.3), 2.5, 6.0) + log_beta(np.array(0.6), 4.0, 3.0)
+        assert distribution.log_prob(torch.tensor([[0.3, 0.6]])).item() == pytest.approx(float(expected), rel=1e-5)
+        assert distribution.entropy().shape == (1,)
+
+    def test_samples_have_its_mean_and_variance(self) -> None:
+        torch.manual_seed(0)
+        sample = IndependentBeta(*one(2.5, 6.0)).sample(torch.Size([50_000]))
+        assert sample.shape == (50_000, 1)
+        assert sample.mean().item() == pytest.approx(2.5 / 8.5, abs=0.005)
+        assert sample.var().item() == pytest.approx(2.5 * 6 / (8.5**2 * 9.5), rel=0.05)
+
+    @settings(deadline=None, max_examples=30)
+    @given(st.floats(1.0, 1e4), st.floats(1.0, 1e4), st.integers(0, 2**31))
+    def test_every_sample_lies_inside_and_has_a_finite_log_prob(self, alpha: float, beta: float, seed: int) -> None:
+        torch.manual_seed(seed)
+        distribution = IndependentBeta(torch.tensor([alpha]), torch.tensor([beta]))
+        sample = distribution.sample(torch.Size([1000]))
+        assert sample.dtype == torch.float32
+        assert ((sample > 0) & (sample < 1)).all()
+        assert torch.isfinite(distribution.log_prob(sample)).all()
+
+    def test_a_sample_has_the_gradient_of_its_mean_on_average(self) -> None:
+        torch.manual_seed(0)
+        alpha = torch.tensor([2.5], requires_grad=True)
+        IndependentBeta(alpha, torch.tensor([6.0])).rsample(torch.Size([50_000])).mean().backward()
+        assert alpha.grad is not None
+        assert alpha.grad.item() == pytest.approx(6 / 8.5**2, rel=0.05)
+
+    def test_the_deterministic_sample_is_the_mean_also_where_all_odds_are_equal(self) -> None:
+        assert IndependentBeta(*one(2.5, 6.0)).deterministic_sample.item() == pytest.approx(2.5 / 8.5)
+        assert IndependentBeta(*one(1.0, 1.0)).deterministic_sample.item() == 0.5
+
+
+class TestStateDependentNoise:
+    LOC, SCALE, PERTURBATION = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 2.0]]), torch.tensor([[0.1, 0.2]])
+
+    def test_every_sample_is_the_mean_with_the_perturbation(self) -> None:
+        distribution = StateDependentNoise(self.LOC, self.SCALE, self.PERTURBATION)
+        for sample in (distribution.sample(), distribution.rsample(), *distribution.sample(torch.Size([2]))):
+            torch.testing.assert_close(sample, torch.tensor([[1.1, -1.8]]))
+        assert distribution.deterministic_sample.tolist() == self.LOC.tolist()
+
+    def test_all_else_is_the_gaussians(self) -> None:
+        distribution = StateDependentNoise(self.LOC, self.SCALE, self.PERTURBATION)
+        other = StateDependentNoise(self.LOC + 1, self.SCALE * 2, 0 * self.PERTURBATION)
+        loc, scale = self.LOC.double().numpy(), self.SCALE.double().numpy()
+        value = torch.tensor([[0.3, 0.4]])
+        expected = log_normal(value.double().numpy(), loc, scale).sum()
+        assert distribution.log_prob(value).item() == pytest.approx(expected, rel=1e-6)
+        assert distribution.entropy().item() == pytest.approx((0.5 * np.log(2 * np.pi * np.e) + np.log(scale)).sum())
+        kl = (np.log(2) + (scale**2 + 1) / (2 * (2 * scale) ** 2) - 0.5).sum()
+        assert D.kl_divergence(distribution, other).item() == pytest.approx(kl, rel=1e-6)
+
+
+FACTORS = {
+    "move": (Categorical, {"logits": 4}),
+    "gears": (partial(MultiCategorical, nvec=[2, 3]), {"logits": 5}),
+    "lamps": (IndependentBernoulli, {"logits": 3}),
+    "steer": (partial(SquashedNormal, low=[-1.0, 0.0], high=[1.0, 2.0]), {"loc": 2, "scale": 2}),
+    "brake": (IndependentBeta, {"alpha": 1, "beta": 1}),
+}
+DISCRETE = ["move", "gears", "lamps"]
+
+
+def factors(names: list[str]) -> Callable[..., Factors]:
+    keywords = {name: {key: f"{name}_{key}" for key in FACTORS[name][1]} for name in names}
+    return partial(Factors, [Factor(FACTORS[name][0], keywords[name]) for name in names])
+
+
+def parameters(names: list[str], seed: int = 0, batch: int = 6) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        f"{name}_{key}": torch.rand(batch, size, generator=generator) + 1
+        for name in names
+        for key, size in FACTORS[name][1].items()
+    }
+
+
+def separate(names: list[str], given: dict[str, torch.Tensor]) -> list[D.Distribution]:
+    return [
+        FACTORS[name][0](**{key: given[f"{name}_{key}"] for key in FACTORS[name][1]})  # type: ignore[operator]
+        for name in names
+    ]
+
+
+class TestFactors:
+    @pytest.mark.parametrize("names", [list(FACTORS), list(FACTORS)[::-1], DISCRETE, ["steer", "brake"], ["move"]])
+    def test_log_probs_and_kls_are_sums_over_the_factors(self, names: list[str]) -> None:
+        torch.manual_seed(0)
+        old, new = parameters(names), parameters(names, seed=1)
+        distribution = factors(names)(**new)
+        samples = [one.sample() for one in separate(names, old)]
+        flat = torch.cat([sample.reshape(6, -1).double() for sample in samples], -1)
+        value = flat.to(distribution.sample().dtype)
+        expected = sum(one.log_prob(sample) for one, sample in zip(separate(names, new), samples, strict=True))
+        torch.testing.assert_close(distribution.log_prob(value), expected)
+        kls = [D.kl_divergence(p, q) for p, q in zip(separate(names, old), separate(names, new), strict=True)]
+        torch.testing.assert_close(D.kl_divergence(factors(names)(**old), distribution), sum(kls))
+
+    def test_entropy_is_the_sum_over_the_factors(self) -> None:
+        names = [*DISCRETE, "brake"]  # the tanh's is estimated
+        given = parameters(names)
+        expected = sum(one.entropy() for one in separate(names, given))
+        torch.testing.assert_close(factors(names)(**given).entropy(), expected)
+
+    def test_a_sample_is_float32_if_any_factor_is_continuous_and_else_int64(self) -> None:
+        for names, dtype, size in ((list(FACTORS), torch.float32, 9), (DISCRETE, torch.int64, 6)):
+            distribution = factors(names)(**parameters(names))
+            for sample in (distribution.sample(), distribution.deterministic_sample):
+                assert sample.dtype == dtype
+                assert sample.shape == (6, size)
+            assert distribution.sample(torch.Size([2])).shape == (2, 6, size)
+
+    def test_every_factor_gets_its_own_part(self) -> None:
+        given = parameters(list(FACTORS))
+        expected = [one.deterministic_sample.reshape(6, -1) for one in separate(list(FACTORS), given)]  # type: ignore[attr-defined]
+        actual = factors(list(FACTORS))(**given).deterministic_sample
+        torch.testing.assert_close(actual, torch.cat([part.float() for part in expected], -1))
+
+    def test_continuous_factors_alone_have_samples_with_gradients(self) -> None:
+        given = parameters(["steer", "brake"])
+        loc = given["steer_loc"].requires_grad_()
+        continuous = factors(["steer", "brake"])(**given)
+        continuous.rsample().sum().backward()
+        assert loc.grad is not None
+        assert continuous.has_rsample
+        assert not factors(list(FACTORS))(**parameters(list(FACTORS))).has_rsample
+
+
+def positive(*sizes: int) -> list[torch.Tensor]:
+    return [torch.rand(3, size) + 1 for size in sizes]
+
+
+COMPILED: dict[str, tuple[Callable[..., D.Distribution], list[int]]] = {
+    "Normal": (partial(IndependentNormal, validate_args=False), [2, 2]),
+    "SquashedNormal": (partial(SquashedNormal, low=[-1.0, 0.0], high=[1.0, 2.0], validate_args=False), [2, 2]),
+    "IndependentBeta": (partial(IndependentBeta, validate_args=False), [2, 2]),
+    "StateDependentNoise": (partial(StateDependentNoise, validate_args=False), [2, 2, 2]),
+    "Categorical": (lambda logits: Categorical(logits=logits, validate_args=False), [4]),
+    "MultiCategorical": (partial(MultiCategorical, nvec=[2, 3], validate_args=False), [5]),
+    "IndependentBernoulli": (partial(IndependentBernoulli, validate_args=False), [3]),
+    "Factors": (
+        lambda logits, loc, scale, alpha, beta: factors_of_a_graph(
+            move_logits=logits, steer_loc=loc, steer_scale=scale, brake_alpha=alpha, brake_beta=beta
+        ),
+        [4, 2, 2, 1, 1],
+    ),
+}
+
+
+def factors_of_a_graph(**given: torch.Tensor) -> Factors:
+    names = ["move", "steer", "brake"]
+    keywords = {name: {key: f"{name}_{key}" for key in FACTORS[name][1]} for name in names}
+    classes = [partial(FACTORS[name][0], validate_args=False) for name in names]  # type: ignore[arg-type]
+    return Factors([Factor(one, keywords[name]) for one, name in zip(classes, names, strict=True)], **given)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+class TestOneGraph:
+    def test_holds_sample_log_prob_entropy_and_kl_and_their_gradients(self, name: str) -> None:
+        build, sizes = COMPILED[name]
+
+        def all_of_it(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            old, new = build(*(one.detach() for one in given)), build(*given)
+            sample = old.sample()
+            terms = new.log_prob(sample), new.entropy(), D.kl_divergence(old, new)
+            return sample, old.deterministic_sample, *terms  # type: ignore[attr-defined]
+
+        torch.compiler.reset()  # graphs are counted per code object, and this one is every distribution's
+        torch.manual_seed(0)
+        given = [one.requires_grad_() for one in positive(*sizes)]
+        results = []
+        for function in (all_of_it, torch.compile(all_of_it, fullgraph=True, backend="aot_eager")):
+            torch.manual_seed(1)
+            outputs = function(*given)
+            gradients = torch.autograd.grad(sum(term.sum() for term in outputs[2:]), given, allow_unused=True)
+            results.append((outputs, [one for one in gradients if one is not None]))
+        torch.testing.assert_close(results[1], results[0])
+
+
+class Doubled(nn.Module):
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        return 2 * sample
+
+
+class Halves(nn.Module):
+    def forward(self, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return sample.chunk(2, -1)
+
+
+class TestActing:
+    LOC, SCALE = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 2.0]])
+
+    def build(self, to_action: nn.Module, loc: torch.Tensor = LOC) -> Acting:
+        head = Head(nn.Identity(), ["loc", "scale"], IndependentNormal, to_action=to_action)
+        return Acting(head, loc=loc, scale=self.SCALE)
+
+    def test_gives_out_actions_beside_the_sample(self) -> None:
+        for sample, action in (self.build(Doubled()).sample(), self.build(Doubled()).sample(torch.Size([3]))):
+            assert torch.equal(action, 2 * sample)
+        sample, left, right = self.build(Halves()).sample()
+        assert torch.equal(torch.cat([left, right], -1), sample)
+        assert [part.tolist() for part in self.build(Halves()).deterministic_sample] == [[[1, -2]], [[1]], [[-2]]]
+
+    def test_all_else_is_the_distributions(self) -> None:
+        inner, other = (IndependentNormal(loc, self.SCALE) for loc in (self.LOC, self.LOC + 1))
+        acting = self.build(Halves())
+        sample, *actions = acting.sample()
+        assert torch.equal(acting.log_prob(sample, *actions), inner.log_prob(sample))
+        assert torch.equal(acting.log_prob(sample), inner.log_prob(sample))
+        assert torch.equal(acting.entropy(), inner.entropy())
+        kl = D.kl_divergence(acting, self.build(Doubled(), self.LOC + 1))
+        assert torch.equal(kl, D.kl_divergence(inner, other))

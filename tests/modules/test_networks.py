@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.networks import ACTIVATIONS, mlp, nature_cnn, orthogonal_
+from torchppo.modules.networks import ACTIVATIONS, impala_resnet, mlp, nature_cnn, orthogonal_
 
 Array = NDArray[np.float64]
 
@@ -153,3 +153,49 @@ class TestRefusals:
         assert str(list(shape)) in str(caught.value)
         assert "policy=mlp" in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+class TestImpalaResnet:
+    @pytest.mark.parametrize("shape", [(4, 84, 84), (3, 37, 40)])
+    @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+    def test_it_takes_byte_images_in_any_batch(self, shape: tuple[int, int, int], batch: tuple[int, ...]) -> None:
+        body = impala_resnet(torch.Size(shape), channels=(4, 6), num_features=16)
+        features = body(torch.randint(256, (*batch, *shape), dtype=torch.uint8))
+        assert features.shape == (*batch, 16)
+        assert features.dtype == torch.float32
+
+    def test_it_has_the_published_layers(self) -> None:
+        shapes = [tuple(layer.weight.shape) for layer in weighted(impala_resnet(torch.Size([4, 84, 84])))]
+        stages = [
+            [(width, inputs, 3, 3)] + 4 * [(width, width, 3, 3)] for inputs, width in ((4, 16), (16, 32), (32, 32))
+        ]
+        assert shapes == [*stages[0], *stages[1], *stages[2], (256, 32 * 11 * 11)]
+
+    def test_every_stage_halves_the_image_and_adds_two_residues(self) -> None:
+        body = impala_resnet(torch.Size([2, 37, 40]), channels=(3, 5), num_features=8)
+        image = torch.randint(256, (4, 2, 37, 40), dtype=torch.uint8)
+        *convolutions, last = [layer.weight for layer in weighted(body)]
+        features = image / 255
+        for first, *residual in (convolutions[:5], convolutions[5:]):
+            features = nn.functional.max_pool2d(nn.functional.conv2d(features, first, padding=1), 3, 2, padding=1)
+            for one, other in (residual[:2], residual[2:]):
+                change = nn.functional.conv2d(features.relu(), one, padding=1).relu()
+                features = features + nn.functional.conv2d(change, other, padding=1)
+        expected = (features.relu().flatten(1) @ last.T).relu()
+        torch.testing.assert_close(body(image), expected, rtol=1e-4, atol=1e-4)
+
+    def test_it_starts_orthogonal_with_gain_sqrt_two_and_no_bias(self) -> None:
+        for layer in weighted(impala_resnet(torch.Size([4, 36, 36]), num_features=32)):
+            assert_orthogonal(layer, math.sqrt(2))
+            assert layer.bias is not None
+            assert not layer.bias.any()
+
+    @pytest.mark.parametrize("shape", [(17,), (84, 84, 3), (1, 35, 84)])
+    def test_it_refuses_what_is_no_image_and_names_the_way_out(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(ConfigurationError, match=r"policy=resnet reads images .*policy=mlp") as caught:
+            impala_resnet(torch.Size(shape))
+        assert str(list(shape)) in str(caught.value)
+
+    def test_without_stages_it_asks_for_a_width(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"channels=\[\].*at least one"):
+            impala_resnet(torch.Size([4, 84, 84]), channels=[])

@@ -1,0 +1,51 @@
+"""Actions of which not all are valid at all times: the environment says which, the policy takes no other.
+
+`ActionMask` takes `info["action_mask"]` into the observation, and a policy keeps to the leaf of that name.
+"""
+
+import sys
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from torchppo.pipelines.cli import main
+
+SIZE = 5
+
+
+class Storeroom(gymnasium.Env[NDArray[np.float32], NDArray[np.int64]]):
+    """Choose a box that waits and a shelf that is free; best the shelf with the number of the box.
+
+    Every box is worth 1 at its own shelf, and less the further away it is put.
+    """
+
+    observation_space = gymnasium.spaces.Box(0.0, 1.0, (2 * SIZE,), np.float32)  # waiting boxes, free shelves
+    action_space = gymnasium.spaces.MultiDiscrete([SIZE, SIZE])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.waiting = self.np_random.permutation(SIZE) < 3
+        self.free = self.waiting | (self.np_random.random(SIZE) < 0.5)
+        return self._observe()
+
+    def step(self, action: NDArray[np.int64]) -> Any:
+        box, shelf = action
+        if not (self.waiting[box] and self.free[shelf]):
+            raise ValueError(f"box {box} does not wait or shelf {shelf} is not free")
+        self.waiting[box] = self.free[shelf] = False
+        observation, info = self._observe()
+        return observation, 1.0 - abs(int(box) - int(shelf)) / SIZE, not self.waiting.any(), False, info
+
+    def _observe(self) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        flags = np.concatenate([self.waiting, self.free])
+        return flags.astype(np.float32), {"action_mask": flags.astype(np.int8)}
+
+
+gymnasium.register("Storeroom-v0", entry_point=Storeroom)  # type: ignore[arg-type]
+
+if __name__ == "__main__":
+    mask = "env.wrappers=[{_target_: torchppo.envs.wrappers.ActionMask, _partial_: true}]"
+    env = ["env=gymnasium", "env.id=Storeroom-v0", mask, "eval.video=false"]
+    sys.exit(main(["train", *env, "total_frames=20000", *sys.argv[1:]]))

@@ -1,0 +1,310 @@
+"""Value heads: from features to a value, and how far off it is."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigurationError
+from .heads import FullPrecision
+from .networks import orthogonal_
+from .normalizers import Reduce, RunningMoments, alone
+
+MARGIN = 4.0
+"""Standard deviations that a histogram goes on beyond the values it is for: a Gaussian cut off at its mean would
+have another mean, and no prediction could reach the ends."""
+
+
+class ValueHead(nn.Module, ABC):
+    """The last layer of a critic, made from the width of the features and the options of its kind."""
+
+    out_keys: ClassVar[list[str]]
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """`[*, width]` to the tensors of `out_keys`; the first is `state_value` `[*, 1]` in the reward's units."""
+
+    @abstractmethod
+    def error(
+        self, predicted: Mapping[str, Tensor], target: Tensor, old_value: Tensor, clip_value: float | None
+    ) -> Tensor:
+        """What is minimised in every sample.
+
+        Args:
+            predicted: what `forward` returned, under `out_keys`.
+            target: `[batch, 1]`.
+            old_value: `state_value` when the rollout was collected, `[batch, 1]`.
+            clip_value: see `squared_error`.
+
+        Returns:
+            `[batch, 1]`.
+
+        Raises:
+            ConfigurationError: if `clip_value` is given where there is nothing to clip.
+
+        """
+
+    @abstractmethod
+    def update(self, value_target: Tensor, reduce: Reduce = alone) -> None:
+        """Take a rollout's targets `[*]` into the statistics, once, after the optimiser's last step."""
+
+
+def check_shapes(value: Tensor, target: Tensor) -> None:
+    """Raise ValueError where broadcasting would compare every value with every target."""
+    if value.shape != target.shape:
+        raise ValueError(f"state_value {list(value.shape)} and value_target {list(target.shape)} differ in shape")
+
+
+def clipped_error(
+    loss: Callable[[Tensor], Tensor], value: Tensor, target: Tensor, old_value: Tensor, clip_value: float | None
+) -> Tensor:
+    """l(V - R), or with `clip_value` max(l(V - R), l(V_old + clip(V - V_old, -c, c) - R)): all `[batch, 1]`.
+
+    Source: the value clipping of OpenAI Baselines' ppo2.
+    """
+    check_shapes(value, target)
+    error = loss(value - target)
+    if clip_value is None:
+        return error
+    clipped = old_value + (value - old_value).clamp(-clip_value, clip_value)
+    return torch.maximum(error, loss(clipped - target))
+
+
+def squared_error(value: Tensor, target: Tensor, old_value: Tensor, clip_value: float | None) -> Tensor:
+    """(V - R)^2, or with `clip_value` max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2).
+
+    Source: the value clipping of OpenAI Baselines' ppo2. Shapes: all `[batch, 1]`.
+
+    Raises:
+        ValueError: if the shapes differ; broadcasting would compare every value with every target.
+
+    """
+    return clipped_error(torch.square, value, target, old_value, clip_value)
+
+
+def last_layer(width: int, num_outputs: int) -> FullPrecision:
+    """A linear layer, orthogonal of gain 1, in full precision."""
+    return FullPrecision(orthogonal_(nn.Linear(width, num_outputs), gain=1.0))
+
+
+class SquaredErrorValue(ValueHead):
+    """The mean of the returns, by squared error."""
+
+    out_keys: ClassVar[list[str]] = ["state_value"]
+
+    def __init__(self, width: int) -> None:
+        """One output."""
+        super().__init__()
+        self.layer = last_layer(width, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[*, width] -> state_value [*, 1]`."""
+        value: Tensor = self.layer(features)
+        return value
+
+    def error(
+        self, predicted: Mapping[str, Tensor], target: Tensor, old_value: Tensor, clip_value: float | None
+    ) -> Tensor:
+        """`squared_error`: `[batch, 1]`."""
+        return squared_error(predicted["state_value"], target, old_value, clip_value)
+
+    def update(self, value_target: Tensor, reduce: Reduce = alone) -> None:
+        """Nothing to learn."""
+
+
+class HuberValue(ValueHead):
+    """Half the squared error up to `delta`, and linear beyond, so that no outlier has a large gradient.
+
+    Source: Huber 1964, as `torch.nn.functional.huber_loss`.
+    """
+
+    out_keys: ClassVar[list[str]] = ["state_value"]
+
+    def __init__(self, width: int, delta: float = 1.0) -> None:
+        """Be linear from an error of `delta` on, in units of the reward."""
+        super().__init__()
+        if delta <= 0:
+            raise ConfigurationError(f"critic.head.delta={delta} must be positive; 1.0 is usual")
+        self.delta = delta
+        self.layer = last_layer(width, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[*, width] -> state_value [*, 1]`."""
+        value: Tensor = self.layer(features)
+        return value
+
+    def loss(self, error: Tensor) -> Tensor:
+        """e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2): `[*] -> [*]`."""
+        small = error.abs().clamp(max=self.delta)
+        return small * (error.abs() - 0.5 * small)
+
+    def error(
+        self, predicted: Mapping[str, Tensor], target: Tensor, old_value: Tensor, clip_value: float | None
+    ) -> Tensor:
+        """`clipped_error` of `loss`: `[batch, 1]`."""
+        return clipped_error(self.loss, predicted["state_value"], target, old_value, clip_value)
+
+    def update(self, value_target: Tensor, reduce: Reduce = alone) -> None:
+        """Nothing to learn."""
+
+
+class PopArtValue(ValueHead):
+    """A value normalised to the targets' mean and standard deviation, whose outputs do not change when those do.
+
+    Source: van Hasselt et al. 2016, algorithm 1; Hessel et al. 2019 for the bounds of the standard deviation.
+    """
+
+    out_keys: ClassVar[list[str]] = ["state_value"]
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, width: int, beta: float = 0.1) -> None:
+        """Forget the part `beta` of what is known with every rollout; 0: the moments of all targets ever seen."""
+        super().__init__()
+        if not 0 <= beta < 1:
+            raise ConfigurationError(f"critic.head.beta={beta} must lie within [0, 1); 0.1 is usual")
+        self.beta = beta
+        self.layer = last_layer(width, 1)
+        self.moments = RunningMoments()
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[*, width] -> state_value [*, 1]`."""
+        value: Tensor = self.layer(features) * self.std + self.mean
+        return value
+
+    def error(
+        self, predicted: Mapping[str, Tensor], target: Tensor, old_value: Tensor, clip_value: float | None
+    ) -> Tensor:
+        """`squared_error` on the normalised scale; `clip_value` is in units of the reward: `[batch, 1]`."""
+        return squared_error(predicted["state_value"], target, old_value, clip_value) / self.std.square()
+
+    @torch.no_grad()
+    def update(self, value_target: Tensor, reduce: Reduce = alone) -> None:
+        """Move the moments and the layer together, in place: optimisers and graphs keep hold of both."""
+        old_mean, old_std = self.mean.clone(), self.std.clone()
+        self.moments.count.mul_(1 - self.beta)
+        self.moments.update(value_target, reduce)
+        self.mean.copy_(self.moments.mean)
+        self.std.copy_(self.moments.var.sqrt().clamp(1e-4, 1e6))
+        weight, bias = self.layer.parameters()
+        # From the rounded moments, which are what `forward` sees.
+        weight.copy_(weight.double() * old_std / self.std)
+        bias.copy_((bias.double() * old_std + old_mean - self.mean) / self.std)
+
+
+class CategoricalValue(ValueHead):
+    """A histogram of the return over equal bins, by cross-entropy; its mean is the value.
+
+    Targets become Gaussian histograms (HL-Gauss: Farebrother et al. 2024, "Stop regressing"), or with
+    `sigma_ratio=0` weights of the two nearest bins (Schrittwieser et al. 2020).
+
+    Args:
+        width: of the features.
+        num_bins: the number of bins.
+        v_min: smallest value, in units of the reward; smaller targets count as this.
+        v_max: largest value.
+        sigma_ratio: standard deviation of the Gaussian in bins.
+        symlog: whether bins are equal in sign(x) log(1 + |x|) (Hafner et al. 2023) instead of in x.
+
+    Raises:
+        ConfigurationError: if the range is empty, or the bins too few for it.
+
+    """
+
+    out_keys: ClassVar[list[str]] = ["state_value", "value_logits"]
+
+    centres: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        num_bins: int = 101,
+        v_min: float = -100.0,
+        v_max: float = 100.0,
+        sigma_ratio: float = 0.75,
+        symlog: bool = False,
+    ) -> None:
+        """Lay out the bins."""
+        super().__init__()
+        if not v_min < v_max:
+            raise ConfigurationError(f"critic.head.v_min={v_min} must be below critic.head.v_max={v_max}")
+        if sigma_ratio < 0:
+            raise ConfigurationError(f"critic.head.sigma_ratio={sigma_ratio} must not be negative; 0.75 is usual")
+        self.sigma_ratio = sigma_ratio
+        self.symlog = symlog
+        self._margin = MARGIN * sigma_ratio
+        num_inner = num_bins - 1 - 2 * self._margin
+        if num_inner <= 0:
+            least = math.floor(2 + 2 * self._margin)
+            raise ConfigurationError(f"critic.head.num_bins={num_bins} must be at least {least}; 101 is usual")
+        ends = torch.tensor([v_min, v_max], dtype=torch.float64)
+        low, high = (symmetric_log(ends) if symlog else ends).tolist()
+        self._bin_width = (high - low) / num_inner
+        self._first = low - self._margin * self._bin_width
+        centres = self._first + self._bin_width * torch.arange(num_bins, dtype=torch.float64)
+        self.register_buffer("centres", centres.to(torch.get_default_dtype()), persistent=False)
+        self.layer = last_layer(width, num_bins)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """`[*, width] -> state_value [*, 1], value_logits [*, num_bins]`."""
+        logits: Tensor = self.layer(features)
+        value = (logits.softmax(-1) * self.centres).sum(-1, keepdim=True)
+        return symmetric_exp(value) if self.symlog else value, logits
+
+    def histogram(self, target: Tensor) -> Tensor:
+        """The probabilities to learn: `[*, 1] -> [*, num_bins]`."""
+        num_bins = len(self.centres)
+        place = ((symmetric_log(target) if self.symlog else target) - self._first) / self._bin_width
+        place = place.clamp(self._margin, num_bins - 1 - self._margin)
+        return gaussian(place, num_bins, self.sigma_ratio) if self.sigma_ratio else two_hot(place, num_bins)
+
+    def error(
+        self, predicted: Mapping[str, Tensor], target: Tensor, old_value: Tensor, clip_value: float | None
+    ) -> Tensor:
+        """-sum_i p_i log q_i, of the target's p and the predicted q: `[batch, 1]`."""
+        if clip_value is not None:
+            raise ConfigurationError(
+                f"objective.clip_value={clip_value} does not go with a categorical critic; set it to null, "
+                "or choose critic=mse, huber or popart"
+            )
+        check_shapes(predicted["state_value"], target)
+        return -(self.histogram(target) * predicted["value_logits"].log_softmax(-1)).sum(-1, keepdim=True)
+
+    def update(self, value_target: Tensor, reduce: Reduce = alone) -> None:
+        """Nothing to learn."""
+
+
+def gaussian(place: Tensor, num_bins: int, sigma: float) -> Tensor:
+    """What of a Gaussian lies in every bin, the i-th of which is [i - 1/2, i + 1/2], relative to what lies in all.
+
+    Source: Farebrother et al. 2024, section 3.1. Shapes: `[*, 1] -> [*, num_bins]`.
+    """
+    edges = torch.arange(num_bins + 1, device=place.device) - 0.5
+    cdf = ((edges - place) / (math.sqrt(2) * sigma)).erf()
+    return cdf.diff(dim=-1) / (cdf[..., -1:] - cdf[..., :1])
+
+
+def two_hot(place: Tensor, num_bins: int) -> Tensor:
+    """Weights of the two nearest bins, whose mean is `place`: p_i = max(0, 1 - |place - i|).
+
+    Source: Schrittwieser et al. 2020, appendix F. Shapes: `[*, 1] -> [*, num_bins]`.
+    """
+    return (1 - (place - torch.arange(num_bins, device=place.device)).abs()).clamp(min=0)
+
+
+def symmetric_log(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|) (Hafner et al. 2023): `[*] -> [*]`."""
+    return x.sign() * x.abs().log1p()
+
+
+def symmetric_exp(x: Tensor) -> Tensor:
+    """The inverse of `symmetric_log`: `[*] -> [*]`."""
+    return x.sign() * x.abs().expm1()

@@ -1,0 +1,156 @@
+"""Memories: what a policy keeps of the past, from one step to the next.
+
+A memory is a tape of records, one for every step, and what it keeps is the window of the last `num_past` of
+them: a recurrent network's only record is its state, a transformer's records are the hidden states that later
+steps attend to. Acting step by step and learning from whole sequences are the same call, with a length of one
+or more.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Carried(nn.Module, ABC):
+    """A module that reads what it wrote in the step before: under `key`, `[*, *carried_shape]`, zeros at first."""
+
+    key: str
+    carried_shape: tuple[int, int]
+
+
+class Memory(nn.Module, ABC):
+    """What every memory has.
+
+    Args:
+        num_inputs: features that one step brings.
+
+    """
+
+    num_features: int
+    num_past: int
+    num_recorded: int
+
+    @abstractmethod
+    def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Go through sequences.
+
+        Nothing that was recorded before an `is_init` reaches the features at it or after it.
+
+        Args:
+            features: `[batch, time, num_inputs]`.
+            is_init: bool `[batch, time, 1]`, whether an episode begins with this step.
+            past: the records of the steps before, oldest first: `[batch, num_past, num_recorded]`.
+
+        Returns:
+            Features `[batch, time, num_features]`, and the tape `[batch, num_past + time, num_recorded]`.
+
+        """
+
+
+class Remembering(Carried):
+    """A memory for single steps and for sequences, in a TensorDict's terms."""
+
+    def __init__(self, memory: Memory, key: str) -> None:
+        """Keep the window of records under `key`."""
+        super().__init__()
+        self.memory = memory
+        self.key = key
+        self.carried_shape = (memory.num_past, memory.num_recorded)
+
+    def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Features, and the window after every step.
+
+        Shapes: of steps `[batch, num_inputs], [batch, 1]`, of sequences `[batch, time, num_inputs],
+        [batch, time, 1]`, each with the past of the first step, `[batch, num_past, num_recorded]`. The window
+        is a view of the tape: `[batch, (time,) num_past, num_recorded]`.
+        """
+        is_step = features.dim() == 2
+        if is_step:
+            features, is_init = features.unsqueeze(1), is_init.unsqueeze(1)
+        features, tape = self.memory(features, is_init, past)
+        windows = windows_of(tape, self.memory.num_past, dim=1)[:, 1:]
+        return (features[:, 0], windows[:, 0]) if is_step else (features, windows)
+
+
+def windows_of(tape: Tensor, num_past: int, dim: int) -> Tensor:
+    """All runs of `num_past` records of a tape along `dim`, without a copy.
+
+    Shapes: `[*, num_past + time, *, num_recorded] -> [*, time + 1, *, num_past, num_recorded]`.
+    """
+    return tape.unfold(dim, num_past, 1).transpose(-1, -2)
+
+
+class Recurrent(Memory):
+    """What LSTM and GRU share: one record, the state, which passes through a cell at every step."""
+
+    num_past = 1
+
+    def __init__(self, cell: nn.LSTMCell | nn.GRUCell, num_states: int) -> None:
+        """Start with orthogonal weights for every gate and zero biases."""
+        super().__init__()
+        self.cell = cell
+        self.num_features = cell.hidden_size
+        self.num_recorded = num_states * cell.hidden_size
+        for weight in (cell.weight_ih, cell.weight_hh):
+            for gate in weight.split(cell.hidden_size):
+                nn.init.orthogonal_(gate)
+        nn.init.zeros_(cell.bias_ih)
+        nn.init.zeros_(cell.bias_hh)
+
+    @abstractmethod
+    def step(self, features: Tensor, state: Tensor) -> Tensor:
+        """`[batch, num_inputs], [batch, num_recorded] -> [batch, num_recorded]`, the output first."""
+
+    def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Memory`; in full precision, because errors add up over the steps."""
+        tape = [past[:, 0]]
+        with torch.autocast(features.device.type, enabled=False):
+            for inputs, begins in zip(features.to(past.dtype).unbind(1), is_init.unbind(1), strict=True):
+                tape.append(self.step(inputs, tape[-1].masked_fill(begins, 0.0)))
+        records = torch.stack(tape, 1)
+        return records[:, 1:, : self.num_features], records
+
+
+class LSTM(Recurrent):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997), which starts with open forget gates."""
+
+    cell: nn.LSTMCell
+
+    def __init__(self, num_inputs: int, *, width: int = 128) -> None:
+        """Make a cell of `width`; the state is its output and its cell."""
+        super().__init__(nn.LSTMCell(num_inputs, width), num_states=2)
+        with torch.no_grad():
+            self.cell.bias_hh[width : 2 * width] = 1.0
+
+    def step(self, features: Tensor, state: Tensor) -> Tensor:
+        """See `Recurrent`."""
+        output, cell = state.chunk(2, -1)
+        return torch.cat(self.cell(features, (output, cell)), -1)
+
+
+class GRU(Recurrent):
+    """Gated recurrent unit (Cho et al. 2014)."""
+
+    cell: nn.GRUCell
+
+    def __init__(self, num_inputs: int, *, width: int = 128) -> None:
+        """Make a cell of `width`; the state is its output."""
+        super().__init__(nn.GRUCell(num_inputs, width), num_states=1)
+
+    def step(self, features: Tensor, state: Tensor) -> Tensor:
+        """See `Recurrent`."""
+        new: Tensor = self.cell(features, state)
+        return new
+
+
+def carried_by(policy: nn.Module) -> dict[str, tuple[int, int]]:
+    """What a policy reads that it wrote in the step before: `num_past` and `num_recorded` under every key."""
+    return {module.key: module.carried_shape for module in policy.modules() if isinstance(module, Carried)}
+
+
+def memories_of(policy: nn.Module) -> list[str]:
+    """The keys of what a policy remembers, which learning needs too."""
+    return [module.key for module in policy.modules() if isinstance(module, Remembering)]

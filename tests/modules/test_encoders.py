@@ -1,0 +1,260 @@
+"""Encoders: every spec in any batch, against NumPy, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
+
+from torchppo.errors import ConfigurationError
+from torchppo.modules.encoders import MAX_ONE_HOT, Encoders, make_encoder
+from torchppo.modules.networks import OverImages
+
+NUM_ENVS = 6
+LEADING = [(), (3,), (2, 3), (2, 1, 3)]
+
+
+def bytes_of(*shape: int) -> TensorSpec:
+    return Bounded(0, 255, shape, dtype=torch.uint8)
+
+
+SPECS: dict[str, tuple[TensorSpec, int]] = {  # of one environment, and the number of features
+    "number": (Unbounded((), dtype=torch.float32), 1),
+    "vector": (Bounded(-1, 1, (5,), dtype=torch.float32), 5),
+    "float image": (Unbounded((3, 4, 5), dtype=torch.float32), 60),
+    "image": (bytes_of(4, 40, 36), 512),
+    "image, channels last": (bytes_of(40, 36, 3), 512),
+    "small image": (bytes_of(7, 7, 3), 128),
+    "small image, channels first": (bytes_of(2, 9, 5), 128),
+    "one pixel": (bytes_of(1, 1, 1), 128),
+    "memory": (bytes_of(128), 128),
+    "grey image": (bytes_of(8, 9), 72),
+    "integer": (Bounded(0, 9, (), dtype=torch.int64), 1),
+    "unbounded integers": (Unbounded((2, 2), dtype=torch.int32), 4),
+    "category": (Categorical(7, dtype=torch.int64), 7),
+    "many categories": (Categorical(MAX_ONE_HOT + 1, dtype=torch.int64), 64),
+    "categories": (MultiCategorical(torch.tensor([2, 5, 3]), dtype=torch.int64), 10),
+    "words": (Categorical(50, (8,), dtype=torch.int64), 64),
+    "flags": (Binary(4, dtype=torch.int8), 4),
+    "table of flags": (Binary(shape=(2, 3), dtype=torch.bool), 6),
+    "one-hot": (OneHot(5), 5),
+}
+every_spec = pytest.mark.parametrize("name", SPECS)
+
+
+def encoder_of(spec: TensorSpec, key: str | tuple[str, ...] = "observation") -> nn.Module:
+    """From the spec of a batch, as environments have it."""
+    torch.manual_seed(0)
+    return make_encoder(spec.expand(NUM_ENVS, *spec.shape), 1, key)
+
+
+def entries_of(spec: TensorSpec, leading: tuple[int, ...]) -> Tensor:
+    torch.manual_seed(1)
+    return spec.expand(*leading, *spec.shape).rand()
+
+
+@every_spec
+class TestEverySpec:
+    @pytest.mark.parametrize("leading", LEADING)
+    def test_becomes_floats_of_the_same_batch(self, name: str, leading: tuple[int, ...]) -> None:
+        spec, num_features = SPECS[name]
+        features = encoder_of(spec)(entries_of(spec, leading))
+        assert features.shape == (*leading, num_features)
+        assert features.dtype == torch.float32
+        assert torch.isfinite(features).all()
+
+    def test_becomes_features_that_do_not_depend_on_the_rest_of_the_batch(self, name: str) -> None:
+        spec, _ = SPECS[name]
+        encoder, entries = encoder_of(spec), entries_of(spec, (2, 3))
+        features = encoder(entries)
+        for index in np.ndindex(2, 3):
+            torch.testing.assert_close(features[index], encoder(entries[index]), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("leading", LEADING)
+    def test_is_read_with_any_number_of_batch_dimensions(self, name: str, leading: tuple[int, ...]) -> None:
+        spec, num_features = SPECS[name]
+        encoder = make_encoder(spec.expand(*leading, *spec.shape), len(leading), "observation")
+        assert encoder(entries_of(spec, ())).shape == (num_features,)
+
+    def test_is_one_graph(self, name: str) -> None:
+        spec, _ = SPECS[name]
+        encoder, entries = encoder_of(spec), entries_of(spec, (2, 3))
+        torch.compiler.reset()  # every kind of module would count as one more version of the same code
+        graph = torch.compile(encoder, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(graph(entries), encoder(entries), rtol=1e-4, atol=1e-5)
+
+
+class TestCategories:
+    @settings(max_examples=30, deadline=None)
+    @given(data=st.data(), nvec=st.lists(st.integers(1, 9), min_size=1, max_size=5))
+    def test_every_factor_is_one_hot(self, data: st.DataObject, nvec: list[int]) -> None:
+        rows = data.draw(st.lists(st.tuples(*(st.integers(0, n - 1) for n in nvec)), min_size=1, max_size=4))
+        spec = MultiCategorical(torch.tensor(nvec), dtype=torch.int64, remove_singleton=False)
+        features = encoder_of(spec)(torch.tensor(rows))
+        expected = [np.concatenate([np.eye(n)[choice] for n, choice in zip(nvec, row, strict=True)]) for row in rows]
+        np.testing.assert_array_equal(features.numpy(), expected)
+
+    @settings(max_examples=30, deadline=None)
+    @given(data=st.data(), n=st.integers(1, MAX_ONE_HOT))
+    def test_a_single_choice_is_one_hot(self, data: st.DataObject, n: int) -> None:
+        choices = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=4))
+        features = encoder_of(Categorical(n, dtype=torch.int64))(torch.tensor(choices))
+        np.testing.assert_array_equal(features.numpy(), np.eye(n)[choices])
+
+    def test_flags_are_zeros_and_ones(self) -> None:
+        features = encoder_of(Binary(3, dtype=torch.int8))(torch.tensor([[0, 1, 1]], dtype=torch.int8))
+        assert features.tolist() == [[0.0, 1.0, 1.0]]
+
+
+class TestBoxes:
+    def test_floats_are_left_as_they_are(self) -> None:
+        spec = Bounded(-5, 200, (2, 3), dtype=torch.float32)
+        entries = entries_of(spec, (4,))
+        assert torch.equal(encoder_of(spec)(entries), entries.flatten(1))
+
+    @pytest.mark.parametrize(
+        ("low", "high", "dtype", "entries", "expected"),
+        [
+            (0, 255, torch.uint8, [0, 51, 255], [0.0, 0.2, 1.0]),
+            (-100, 300, torch.int16, [-100, 0, 300], [0.0, 0.25, 1.0]),
+            (-8, 8, torch.int64, [-8, 3, 8], [-8.0, 3.0, 8.0]),  # narrow
+            (0, 2**20, torch.int32, [0, 3, 2**20], [0.0, 3.0, 2.0**20]),  # hardly bounds
+            (-(2**63), 2**63 - 1, torch.int64, [-7, 0, 7], [-7.0, 0.0, 7.0]),  # those of the type
+        ],
+    )
+    def test_integers_are_scaled_where_their_range_is_wide_but_finite(
+        self, low: int, high: int, dtype: torch.dtype, entries: list[int], expected: list[float]
+    ) -> None:
+        spec = Bounded(torch.tensor([low] * 3, dtype=dtype), torch.tensor([high] * 3, dtype=dtype), (3,), dtype=dtype)
+        np.testing.assert_allclose(encoder_of(spec)(torch.tensor(entries, dtype=dtype)).numpy(), expected, rtol=1e-6)
+
+    def test_each_entry_has_bounds_of_its_own(self) -> None:
+        bounds = torch.tensor([0, 100]), torch.tensor([200, 101])
+        features = encoder_of(Bounded(*bounds, (2,), dtype=torch.int64))(torch.tensor([50, 101]))
+        assert features.tolist() == [0.25, 101.0]
+
+
+class TestImages:
+    @pytest.mark.parametrize(("shape", "permuted"), [((4, 36, 40), False), ((36, 40, 3), True), ((36, 36, 36), True)])
+    def test_from_36_pixels_on_go_through_the_nature_cnn_with_their_channels_in_front(
+        self, shape: tuple[int, int, int], permuted: bool
+    ) -> None:
+        spec = bytes_of(*shape)
+        encoder, images = encoder_of(spec), entries_of(spec, (2,))
+        (network,) = [module for module in encoder.modules() if isinstance(module, OverImages)]
+        torch.testing.assert_close(encoder(images), network(images.permute(0, 3, 1, 2) if permuted else images))
+
+    def test_of_the_same_pixels_have_the_same_features_wherever_the_channels_stand(self) -> None:
+        images = entries_of(bytes_of(7, 9, 3), (2,))
+        first, last = encoder_of(bytes_of(3, 7, 9)), encoder_of(bytes_of(7, 9, 3))
+        torch.testing.assert_close(first(images.permute(0, 3, 1, 2)), last(images))
+
+    def test_that_are_small_show_codes_one_hot_and_brightness(self) -> None:
+        encoder = encoder_of(bytes_of(1, 2, 3))
+        seen: list[Tensor] = []
+        (first, *_) = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
+        first.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        pixels = np.array([[0, 1, 10], [15, 16, 255]])
+        encoder(torch.from_numpy(pixels[None]).to(torch.uint8))
+        planes = seen[0][0].numpy()
+        np.testing.assert_allclose(planes[0], pixels / 255, rtol=1e-6)
+        np.testing.assert_array_equal(planes[1:], np.eye(16)[np.minimum(pixels, 15)].transpose(2, 0, 1))
+
+    def test_that_are_small_start_orthogonal_with_gain_sqrt_two(self) -> None:
+        for layer in encoder_of(bytes_of(7, 7, 3)).modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                assert layer.bias is not None
+                assert not layer.bias.any()
+                matrix = layer.weight.detach().double().flatten(1).numpy()
+                gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+                np.testing.assert_allclose(gram, 2 * np.eye(len(gram)), atol=1e-5)
+
+    def test_that_are_small_may_have_any_size(self) -> None:
+        for height in (1, 2, 5, 8, 35):
+            assert encoder_of(bytes_of(height, 6, 1))(entries_of(bytes_of(height, 6, 1), (2,))).shape == (2, 128)
+
+
+class TestWords:
+    SPEC = Categorical(50, (8,), dtype=torch.int64)
+
+    @settings(max_examples=30, deadline=None)
+    @given(words=st.lists(st.integers(1, 49), max_size=7))
+    def test_padding_changes_nothing(self, words: list[int]) -> None:
+        encoder = encoder_of(self.SPEC)
+        tokens = torch.tensor(words + [0] * (8 - len(words)))
+        before = encoder(tokens)
+        with torch.no_grad():
+            encoder.token.weight[0] = 100.0
+            encoder.place[len(words) :] = 100.0
+        assert torch.equal(encoder(tokens), before)
+
+    @settings(max_examples=30, deadline=None)
+    @given(words=st.lists(st.integers(1, 49), min_size=1, max_size=8))
+    def test_features_are_the_mean_over_the_words(self, words: list[int]) -> None:
+        encoder = encoder_of(self.SPEC)
+        first, second = (layer.weight.detach().numpy() for layer in encoder.network[::2])
+        embedded = encoder.token.weight.detach().numpy()[words] + encoder.place.detach().numpy()[: len(words)]
+        expected = np.maximum(np.maximum(embedded @ first.T, 0) @ second.T, 0).mean(0)
+        features = encoder(torch.tensor(words + [0] * (8 - len(words))))
+        np.testing.assert_allclose(features.detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+
+    def test_no_word_at_all_is_zero(self) -> None:
+        assert not encoder_of(self.SPEC)(torch.zeros(2, 8, dtype=torch.int64)).any()
+
+    def test_order_matters(self) -> None:
+        encoder = encoder_of(self.SPEC)
+        one, other = encoder(torch.tensor([[3, 7, 0, 0, 0, 0, 0, 0], [7, 3, 0, 0, 0, 0, 0, 0]]))
+        assert (one - other).abs().max() > 1e-3
+
+
+class TestEncoders:
+    def test_features_stand_side_by_side_in_the_order_of_the_entries(self) -> None:
+        names = ["keys", "left/image.0", "items"]
+        specs = [SPECS[name][0] for name in ("vector", "small image", "category")]
+        parts = [encoder_of(spec) for spec in specs]
+        encoders = Encoders(dict(zip(names, parts, strict=True)))
+        for leading in LEADING:
+            entries = [entries_of(spec, leading) for spec in specs]
+            features = encoders(*entries)
+            assert features.shape == (*leading, 5 + 128 + 7)
+            expected = torch.cat([part(entry) for part, entry in zip(parts, entries, strict=True)], -1)
+            assert torch.equal(features, expected)
+
+    def test_they_are_learnt(self) -> None:
+        encoders = Encoders({"words": encoder_of(SPECS["words"][0]), "vector": encoder_of(SPECS["vector"][0])})
+        encoders(entries_of(SPECS["words"][0], (3,)), entries_of(SPECS["vector"][0], (3,))).sum().backward()
+        assert len(list(encoders.parameters())) == 6
+        assert all(parameter.grad is not None and parameter.grad.any() for parameter in encoders.parameters())
+
+    def test_an_entry_too_few_is_an_error(self) -> None:
+        with pytest.raises(ValueError, match="zip"):
+            Encoders({"a": nn.Identity(), "b": nn.Identity()})(torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        (Categorical(5, (2, 3), dtype=torch.int64), "Categorical"),
+        (Composite(a=Unbounded((3,))), "Composite"),
+    ],
+)
+def test_a_spec_without_encoder_is_named_with_its_path_and_what_is_supported(spec: Any, name: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        make_encoder(spec, 0, ("observation", "map"))
+    message = str(caught.value)
+    assert message.startswith(f"observation/map has no encoder for {name}")
+    assert "MultiCategorical" in message
+    assert "\n" not in message
+
+
+def test_the_embedding_of_many_categories_tells_them_apart() -> None:
+    encoder = encoder_of(Categorical(5000, dtype=torch.int64))
+    one, other = encoder(torch.tensor([3, 4999]))
+    assert math.dist(one.tolist(), other.tolist()) > 1
