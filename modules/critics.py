@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError
-from .heads import FullPrecision
+from .head_networks import FullPrecision
 from .networks import orthogonal_
 from .normalizers import Reduce, RunningMoments, alone
 
@@ -39,13 +39,10 @@ class ValueHead(nn.Module, ABC):
             predicted: what `forward` returned, under `out_keys`.
             target: `[batch, 1]`.
             old_value: `state_value` when the rollout was collected, `[batch, 1]`.
-            clip_value: see `squared_error`.
+            clip_value: see `squared_error`; none for a `CategoricalValue`.
 
         Returns:
             `[batch, 1]`.
-
-        Raises:
-            ConfigurationError: if `clip_value` is given where there is nothing to clip.
 
         """
 
@@ -270,11 +267,6 @@ class CategoricalValue(ValueHead):
         self, predicted: Mapping[str, Tensor], target: Tensor, old_value: Tensor, clip_value: float | None
     ) -> Tensor:
         """-sum_i p_i log q_i, of the target's p and the predicted q: `[batch, 1]`."""
-        if clip_value is not None:
-            raise ConfigurationError(
-                f"objective.clip_value={clip_value} does not go with a categorical critic; set it to null, "
-                "or choose critic=mse, huber or popart"
-            )
         check_shapes(predicted["state_value"], target)
         return -(self.histogram(target) * predicted["value_logits"].log_softmax(-1)).sum(-1, keepdim=True)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 from torch import distributions as D  # noqa: N812
-from torch.nn.functional import softplus
+from torch.nn.functional import one_hot, softplus
 
 if TYPE_CHECKING:
     from .heads import Head
@@ -31,6 +31,23 @@ class Categorical(D.Categorical):
     def deterministic_sample(self) -> Tensor:
         """The most probable choice."""
         return self.logits.argmax(-1)
+
+
+class OneHotCategorical(Categorical):
+    """The same choice as a vector of zeros and a one, as many TorchRL environments take it: int64 `[*, n]`."""
+
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        """`[*sample_shape, *, n]`."""
+        return one_hot(super().sample(sample_shape), self.logits.shape[-1])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """`[*, n] -> [*]`."""
+        return super().log_prob(value.argmax(-1))  # type: ignore[no-untyped-call]
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The most probable choice."""
+        return one_hot(self.logits.argmax(-1), self.logits.shape[-1])
 
 
 class MultiCategorical(D.Independent[Categorical]):

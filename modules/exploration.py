@@ -6,7 +6,8 @@ from math import prod
 
 from torch import Tensor, nn
 
-from .heads import Head, Parameters
+from .head_networks import Parameters
+from .heads import Head
 from .memories import Carried
 
 

@@ -5,22 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributions as D  # noqa: N812
-from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
 from torchrl.modules import IndependentNormal
 
 from ..errors import ConfigurationError
 from . import distributions
+from .head_networks import (
+    GAIN,
+    Concentrations,
+    FullPrecision,
+    IntoBounds,
+    Logits,
+    Redraw,
+    Split,
+    StateDependentExploration,
+    StateDependentScale,
+    StateIndependentScale,
+    TanhFraction,
+    Together,
+    Unmasked,
+)
 from .networks import orthogonal_
 
-GAIN = 0.01
-LOWEST_LOG_STD, HIGHEST_LOG_STD = -20.0, 2.0
-
-Parameters = tuple[Tensor, ...]
 Path = tuple[str, ...]
 
 
@@ -52,220 +62,6 @@ class Head:
 
 
 ContinuousHead = Callable[[int, TensorSpec], Head]
-
-
-class FullPrecision(nn.Module):
-    """Runs a head in its own precision, also under autocast: 8 bits of a log-probability are no basis for a ratio."""
-
-    def __init__(self, head: nn.Module) -> None:
-        """Wrap a head."""
-        super().__init__()
-        self.head = head
-
-    def forward(self, features: Tensor, *others: Tensor | None, **keywords: Tensor | None) -> Any:
-        """What the head makes of `features`."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self.head(features.to(next(self.head.parameters()).dtype), *others, **keywords)
-
-
-class Unmasked(nn.Module):
-    """Refuses a mask on behalf of a network whose actions are no choices."""
-
-    def __init__(self, network: nn.Module) -> None:
-        """Wrap a network that takes no mask."""
-        super().__init__()
-        self.network = network
-
-    def forward(self, features: Tensor, mask: Tensor | None = None, **carried: Tensor | None) -> Parameters:
-        """What the network makes of everything but the mask.
-
-        Raises:
-            ConfigurationError: if there is a mask.
-
-        """
-        if mask is not None:
-            raise ConfigurationError(
-                "action_mask is for a Discrete or MultiDiscrete action space, and this is another; "
-                "leave it out of the observations"
-            )
-        parameters: Parameters = self.network(features, **carried)
-        return parameters
-
-
-class Logits(nn.Module):
-    """One logit for every choice."""
-
-    def __init__(self, width: int, num_choices: int) -> None:
-        """Start with nearly equal odds."""
-        super().__init__()
-        self.linear = orthogonal_(nn.Linear(width, num_choices), GAIN)
-
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> Parameters:
-        """`[*, width], mask [*, choices] -> logits [*, choices]`, never to be chosen where the mask is zero.
-
-        Raises:
-            ConfigurationError: if the mask is not of all choices.
-
-        """
-        logits: Tensor = self.linear(features)
-        if mask is None:
-            return (logits,)
-        if mask.shape[-1] != logits.shape[-1]:
-            raise ConfigurationError(
-                f"action_mask has {mask.shape[-1]} entries; it needs one for each of {logits.shape[-1]} choices"
-            )
-        return (distributions.masked_logits(logits, mask),)
-
-
-class StateIndependentScale(nn.Module):
-    """A mean from the features and one learned scale for every action, the same in all states."""
-
-    def __init__(self, head: nn.Module, num_actions: int, log_std: float) -> None:
-        """Start every scale at `exp(log_std)`."""
-        super().__init__()
-        self.head = head
-        self.log_std = nn.Parameter(torch.full((num_actions,), log_std))
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """`[*, features] -> loc [*, actions], scale [*, actions]`."""
-        loc = self.head(features)
-        return loc, self.log_std.exp().expand_as(loc)
-
-
-class StateDependentScale(nn.Module):
-    """A mean and a scale from the features."""
-
-    def __init__(self, width: int, num_actions: int, log_std: float) -> None:
-        """Start every scale near `exp(log_std)`."""
-        super().__init__()
-        self.linear = orthogonal_(nn.Linear(width, 2 * num_actions), GAIN)
-        nn.init.constant_(self.linear.bias[num_actions:], log_std)  # type: ignore[index]
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """`[*, width] -> loc [*, actions], scale [*, actions]`."""
-        loc, log_std = self.linear(features).chunk(2, -1)
-        return loc, log_std.clamp(LOWEST_LOG_STD, HIGHEST_LOG_STD).exp()
-
-
-class Concentrations(nn.Module):
-    """Both concentrations of a beta distribution, above 1: it has one peak and falls to zero at the bounds."""
-
-    def __init__(self, width: int, num_actions: int) -> None:
-        """Start nearly symmetric."""
-        super().__init__()
-        self.linear = orthogonal_(nn.Linear(width, 2 * num_actions), GAIN)
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """`[*, width] -> alpha [*, actions], beta [*, actions]`."""
-        alpha, beta = (1 + nn.functional.softplus(self.linear(features))).chunk(2, -1)
-        return alpha, beta
-
-
-class StateDependentExploration(nn.Module):
-    """A mean, and noise that is a linear function of the features, which it does not train (gSDE)."""
-
-    def __init__(self, width: int, num_actions: int, log_std: float) -> None:
-        """Start every scale of the noise's weights at `exp(log_std)`."""
-        super().__init__()
-        self.linear = orthogonal_(nn.Linear(width, num_actions), GAIN)
-        self.log_std = nn.Parameter(torch.full((width, num_actions), log_std))
-
-    def forward(self, features: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """`[*, width], noise [*, width, actions] -> loc, scale, perturbation`, `[*, actions]` each; no noise: zeros."""
-        loc = self.linear(features)
-        fixed = features.detach()
-        scale = (fixed.square() @ self.log_std.exp().square() + 1e-6).sqrt()
-        perturbation = torch.zeros_like(loc) if noise is None else (fixed.unsqueeze(-2) @ noise).squeeze(-2)
-        return loc, scale, perturbation
-
-
-def redraw(noise: Tensor, is_init: Tensor, log_std: Tensor, probability: float) -> Tensor:
-    """Noise N(0, exp(log_std)^2), drawn anew where an episode begins and with `probability` at every other step.
-
-    Shapes: `noise [*, width, actions], is_init [*, 1], log_std [width, actions] -> [*, width, actions]`.
-    """
-    fresh = torch.randn_like(noise) * log_std.detach().exp()
-    anew = is_init | (torch.rand_like(is_init, dtype=noise.dtype) < probability)
-    return torch.where(anew.unsqueeze(-1), fresh, noise)
-
-
-class Redraw(nn.Module):
-    """`redraw` with the scale of a network that learns it."""
-
-    def __init__(self, log_std: nn.Parameter, probability: float) -> None:
-        """Share `log_std` `[width, actions]`."""
-        super().__init__()
-        self.log_std = log_std
-        self.probability = probability
-
-    def forward(self, noise: Tensor, is_init: Tensor) -> Tensor:
-        """`[*, width, actions], [*, 1] -> [*, width, actions]`."""
-        return redraw(noise, is_init, self.log_std, self.probability)
-
-
-class IntoBounds(nn.Module):
-    """From fractions of the way between two bounds to actions."""
-
-    low: Tensor
-    high: Tensor
-
-    def __init__(self, low: Tensor, high: Tensor) -> None:
-        """Keep the bounds, `[n]` each; not saved: the environment owns them."""
-        super().__init__()
-        self.register_buffer("low", low.clone(), persistent=False)
-        self.register_buffer("high", high.clone(), persistent=False)
-
-    def forward(self, fraction: Tensor) -> Tensor:
-        """`[*, n]` in [0, 1] to `[*, n]` within the bounds, in their type."""
-        action = self.low + (self.high - self.low) * fraction
-        return action.to(self.low.dtype).clamp(self.low, self.high)  # rounding may have left them
-
-
-class TanhFraction(nn.Module):
-    """From a real number to a fraction."""
-
-    def forward(self, value: Tensor) -> Tensor:
-        """(tanh(u) + 1) / 2: `[*] -> [*]`."""
-        return (value.tanh() + 1) / 2
-
-
-class Together(nn.Module):
-    """Several networks over the same features."""
-
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
-        """Keep their order."""
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, features: Tensor) -> Parameters:
-        """`[*, width] ->` the parameters of all, one network's after the other's."""
-        return tuple(parameter for network in self.networks for parameter in network(features))
-
-
-class Split(nn.Module):
-    """From one flat sample to the action of every leaf.
-
-    Args:
-        shapes: of every leaf's action.
-        dtypes: of every leaf's action.
-        to_actions: from every leaf's sample to its action.
-
-    """
-
-    def __init__(
-        self, shapes: Sequence[torch.Size], dtypes: Sequence[torch.dtype], to_actions: Sequence[nn.Module]
-    ) -> None:
-        """Keep the order of the leaves."""
-        super().__init__()
-        self.shapes = list(shapes)
-        self.dtypes = list(dtypes)
-        self.to_actions = nn.ModuleList(to_actions)
-
-    def forward(self, sample: Tensor) -> tuple[Tensor, ...]:
-        """`[*, sum of sizes] ->` `[*, *shape]` of every leaf."""
-        parts = sample.split([shape.numel() for shape in self.shapes], -1)
-        leaves = zip(parts, self.shapes, self.dtypes, self.to_actions, strict=True)
-        return tuple(to(part.reshape(part.shape[:-1] + shape)).to(dtype) for part, shape, dtype, to in leaves)
 
 
 def gaussian(width: int, spec: TensorSpec, *, log_std: float = 0.0, state_dependent: bool = False) -> Head:
@@ -419,6 +215,8 @@ def leaf_head(path: Path, spec: TensorSpec, num_batch: int, width: int, continuo
             distribution: Callable[..., D.Distribution] = partial(distributions.MultiCategorical, nvec=nvec)
         case Binary() if is_vector:
             network, distribution = Unmasked(Logits(width, spec.shape[-1])), distributions.IndependentBernoulli
+        case OneHot() if is_vector:
+            network, distribution = Logits(width, spec.shape[-1]), distributions.OneHotCategorical
         case Categorical() if is_scalar and not isinstance(spec, Binary):  # TorchRL derives Binary of it
             network, distribution = Logits(width, spec.n), distributions.Categorical
         case Bounded() | Unbounded() if is_vector and spec.dtype.is_floating_point:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from tensordict import NestedKey
 from torch import Tensor, nn
 
 Reduce = Callable[[Tensor], Tensor]
@@ -71,7 +72,7 @@ class ObservationNormalizer(nn.Module):
     loc: Tensor
     scale: Tensor
 
-    def __init__(self, shape: torch.Size | tuple[int, ...], clip: float = 10.0, key: str = "observation") -> None:
+    def __init__(self, shape: torch.Size | tuple[int, ...], clip: float = 10.0, key: NestedKey = "observation") -> None:
         """Normalise the observations of `shape` under `key` and clip them to `[-clip, clip]`."""
         super().__init__()
         self.key = key

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch import distributions as D  # noqa: N812
 
 from ..errors import ConfigurationError
-from .critics import ValueHead, squared_error
+from .critics import CategoricalValue, ValueHead, squared_error
 from .normalizers import Reduce, alone
 
 LOSS_PREFIX = "loss_"
@@ -97,7 +97,7 @@ class PPOLoss(nn.Module, ABC):
         self.register_buffer("entropy_coeff", torch.tensor(float(entropy_coeff)), persistent=False)
         self.register_buffer("critic_coeff", torch.tensor(float(critic_coeff)), persistent=False)
         self._sample_key = actor_network.dist_sample_keys[0]
-        self._value_error = value_error_of(critic_network)
+        self._value_error = value_error_of(critic_network, clip_value)
         self._left_of_critic = (after_shared_trunk(actor_network, critic_network),)  # a tuple: not registered twice
 
     @abstractmethod
@@ -259,14 +259,22 @@ def after_shared_trunk(actor: ProbabilisticTensorDictSequential, critic: TensorD
     return TensorDictSequential(*[module for module in critic.module if module not in done])
 
 
-def value_error_of(critic: TensorDictModuleBase) -> Callable[..., Tensor]:
+def value_error_of(critic: TensorDictModuleBase, clip_value: float | None) -> Callable[..., Tensor]:
     """How a critic's head judges its own error, or the squared error where it has no head of ours.
 
     Returns:
         A function with the arguments of `ValueHead.error`.
 
+    Raises:
+        ConfigurationError: if values are to be clipped that the head does not compare.
+
     """
     heads = [module for module in critic.modules() if isinstance(module, ValueHead)]
-    if heads:
-        return heads[-1].error
-    return lambda predicted, *arguments: squared_error(predicted["state_value"], *arguments)
+    if not heads:
+        return lambda predicted, *arguments: squared_error(predicted["state_value"], *arguments)
+    if clip_value is not None and isinstance(heads[-1], CategoricalValue):
+        raise ConfigurationError(
+            f"objective.clip_value={clip_value} does not go with a categorical critic; set it to null, "
+            "or choose critic=mse, huber or popart"
+        )
+    return heads[-1].error
