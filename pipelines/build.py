@@ -63,15 +63,18 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     actor, critic = call(cfg.policy, observation_spec=env.observation_spec, action_spec=env.action_spec)
     update = call(cfg["update"])
     frames = frames_per_batch(cfg, env)
+    # A graph of a memory's whole sequences takes minutes to compile; that is for the user to decide.
+    num_steps = 0 if memories_of(actor) else update.num_steps(frames)
     return call(
         cfg.ppo,
         objective=call(cfg.objective, actor_network=actor, critic_network=critic),
         estimator=call(cfg.estimator),
+        critic_estimator=None if cfg.critic.lmbda is None else call(cfg.estimator, lmbda=cfg.critic.lmbda),
         update=update,
         optimizer=call(cfg.optimizer),
         schedules=schedules_of(cfg),
         total_frames=cfg.total_frames,
-        compile=compiles(cfg, update.num_steps(frames), OPTIMIZER_STEPS_TO_PAY, frames),
+        compile=compiles(cfg, num_steps, OPTIMIZER_STEPS_TO_PAY, frames),
         config=OmegaConf.to_container(cfg, resolve=True),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +24,21 @@ class FlatAdam:
         optimizer: its parameters are where they will stay, its state may hold earlier steps.
 
     Raises:
-        ConfigurationError: if it is another optimiser, or has an option or groups that one vector cannot have.
+        ConfigurationError: if it is another optimiser, or has an option that is not known here.
 
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         """Move parameters and state into vectors."""
-        if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or len(optimizer.param_groups) != 1:
-            raise ConfigurationError(f"compile=true needs Adam or AdamW with one parameter group, not {optimizer}")
-        self.group = optimizer.param_groups[0]
-        unknown = [key for key in ("amsgrad", "maximize") if self.group[key]]
+        if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+            raise ConfigurationError(f"compile=true needs Adam or AdamW, not {optimizer}")
+        self.groups = optimizer.param_groups
+        unknown = [key for group in self.groups for key in ("amsgrad", "maximize") if group[key]]
         if unknown:
             raise ConfigurationError(f"compile=true does not know optimizer.{unknown[0]}=true; compile=false does")
-        self.params: list[nn.Parameter] = self.group["params"]
-        self._decoupled = isinstance(optimizer, torch.optim.AdamW) or self.group["decoupled_weight_decay"]
+        self.params: list[nn.Parameter] = [param for group in self.groups for param in group["params"]]
+        self._sizes = [sum(param.numel() for param in group["params"]) for group in self.groups]
+        self._is_adamw = isinstance(optimizer, torch.optim.AdamW)
         states = [optimizer.state[param] for param in self.params]
         device = self.params[0].device
         # As they lie in memory, so that images' weights stay channels last.
@@ -48,7 +50,7 @@ class FlatAdam:
         }
         # One for every parameter, because a checkpoint has them; they are always equal.
         self._steps = torch.stack([torch.as_tensor(s.get("step", 0.0), device=device).float() for s in states])
-        self._lr = torch.zeros((), device=device)
+        self._lr = torch.zeros(len(self.groups), device=device)
         for index, (param, view) in enumerate(zip(self.params, self.views(self._vector), strict=True)):
             param.data = view
             moments = {key: self.views(vector)[index] for key, vector in self._moments.items()}
@@ -73,8 +75,9 @@ class FlatAdam:
         return self.views(self._vector)
 
     def follow_lr(self) -> None:
-        """Let the graph see the learning rate that a schedule has set."""
-        self._lr.fill_(self.group["lr"])
+        """Let the graph see the learning rates that a schedule has set."""
+        for index, group in enumerate(self.groups):
+            self._lr[index] = group["lr"]
 
     @torch.no_grad()
     def step(self, gradient: Tensor, max_norm: float) -> Tensor:
@@ -90,26 +93,38 @@ class FlatAdam:
             The norm before clipping, `[1]`.
 
         """
-        (beta1, beta2), eps, decay = self.group["betas"], self.group["eps"], self.group["weight_decay"]
         norm = gradient.norm()
         self._steps.add_(1.0)
+        clip = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        parts = [self._parts(vector) for vector in (self._vector, gradient, *(self._moments[key] for key in MOMENTS))]
+        for group, lr, part in zip(self.groups, self._lr.unbind(), zip(*parts, strict=True), strict=True):
+            self._step_group(group, lr, clip, *part)
+        return norm.reshape(1)
+
+    def _parts(self, vector: Tensor) -> Sequence[Tensor]:
+        """A vector's part for every group."""
+        return [vector] if len(self.groups) == 1 else vector.split(self._sizes)
+
+    def _step_group(
+        self, group: dict[str, Any], lr: Tensor, clip: Tensor, vector: Tensor, gradient: Tensor, *moments: Tensor
+    ) -> None:
+        (beta1, beta2), eps, decay = group["betas"], group["eps"], group["weight_decay"]
         steps = self._steps[0]
         # In one small tensor, or the compiler would work out the powers and roots anew for every parameter.
         scale, step_size, root, keep = torch.stack(
             [
-                (max_norm / (norm + 1e-6)).clamp(max=1.0),
-                self._lr / -torch.expm1(steps * math.log(beta1)),
+                clip,
+                lr / -torch.expm1(steps * math.log(beta1)),
                 (-torch.expm1(steps * math.log(beta2))).rsqrt(),
-                1.0 - self._lr * decay,
+                1.0 - lr * decay,
             ]
         ).unbind()
         gradient = gradient * scale
-        if decay and self._decoupled:
-            self._vector.mul_(keep)
+        if decay and (self._is_adamw or group["decoupled_weight_decay"]):
+            vector.mul_(keep)
         elif decay:
-            gradient = gradient + decay * self._vector
-        mean, square = (self._moments[key] for key in MOMENTS)
+            gradient = gradient + decay * vector
+        mean, square = moments
         mean.lerp_(gradient, 1 - beta1)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        self._vector.sub_(step_size * mean / (square.sqrt() * root + eps))
-        return norm.reshape(1)
+        vector.sub_(step_size * mean / (square.sqrt() * root + eps))

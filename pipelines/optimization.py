@@ -20,6 +20,7 @@ class Learner(Protocol):
 
     objective: nn.Module
     policy_weight: Tensor
+    critic_weight: Tensor
     grad_norm: Tensor
     max_grad_norm: float
 
@@ -34,10 +35,10 @@ class Learner(Protocol):
         """Backward through the strategy and the precision plugin."""
 
 
-def total_loss(losses: TensorDictBase, policy_weight: Tensor) -> Tensor:
-    """The sum of all `loss_*`; a `policy_weight` of 0 leaves only the critic's (value pretraining)."""
+def total_loss(losses: TensorDictBase, policy_weight: Tensor, critic_weight: Tensor) -> Tensor:
+    """The sum of all `loss_*`, the critic's and the others' each with a weight that is 0 where they do not learn."""
     policy = sum(loss for key, loss in losses.items() if key.startswith("loss_") and key != "loss_critic")
-    return losses["loss_critic"] + policy_weight * policy
+    return critic_weight * losses["loss_critic"] + policy_weight * policy
 
 
 class EagerStep:
@@ -66,7 +67,7 @@ class EagerStep:
             return None
         optimizer: Any = ppo.optimizers()
         optimizer.zero_grad()
-        ppo.manual_backward(total_loss(losses, ppo.policy_weight))
+        ppo.manual_backward(total_loss(losses, ppo.policy_weight, ppo.critic_weight))
         optimizer.step()  # ppo.on_before_optimizer_step clips, after a loss scale is taken back
         self.names = [*losses.keys(), "grad_norm"]
         return torch.cat([stacked(losses).detach(), ppo.grad_norm.reshape(1)])
@@ -79,7 +80,7 @@ class CompiledStep:
     and step; two where ranks average their gradients or the KL may forbid the step.
 
     Raises:
-        ConfigurationError: if the optimiser is not Adam or AdamW with one parameter group.
+        ConfigurationError: if the optimiser is not Adam or AdamW.
 
     """
 
@@ -91,7 +92,7 @@ class CompiledStep:
         self._adam = adam = FlatAdam(ppo.optimizer)
         self._num_ranks = num_ranks()
         # Graphs refer to what they compute with alone: whatever they reach is looked at when they are compiled.
-        gradient, max_norm = Gradient(ppo.objective, ppo.policy_weight, adam), ppo.max_grad_norm
+        gradient, max_norm = Gradient(ppo.objective, (ppo.policy_weight, ppo.critic_weight), adam), ppo.max_grad_norm
 
         def step(vector: Tensor) -> Tensor:
             return adam.step(vector, max_norm)
@@ -125,10 +126,10 @@ class CompiledStep:
 class Gradient:
     """All gradients of an objective in one vector, and its metrics, without autograd's engine."""
 
-    def __init__(self, objective: nn.Module, policy_weight: Tensor, adam: FlatAdam) -> None:
-        """Find every place in which a parameter stands."""
+    def __init__(self, objective: nn.Module, weights: tuple[Tensor, Tensor], adam: FlatAdam) -> None:
+        """Weigh as `total_loss` does, and find every place in which a parameter stands."""
         self.objective = objective
-        self.policy_weight = policy_weight
+        self.weights = weights
         self.adam = adam
         # Every place once: with ties, `functional_call` would not give a module under two names its parameters back.
         index_of = {param: index for index, param in enumerate(adam.params)}
@@ -144,7 +145,7 @@ class Gradient:
         def loss(point: list[Tensor]) -> tuple[Tensor, Tensor]:
             places = {name: point[index] for name, index in self.places.items()}
             losses = functional_call(self.objective, places, (minibatch(data, indices),), tie_weights=False)
-            return total_loss(losses, self.policy_weight), stacked(losses)
+            return total_loss(losses, *self.weights), stacked(losses)
 
         gradients, (_, metrics) = grad_and_value(loss, has_aux=True)(self.adam.point())
         return self.adam.flatten(gradients), metrics.detach()

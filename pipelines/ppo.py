@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchrl.objectives.value import ValueEstimatorBase
 
-from ..errors import NumericalError
+from ..errors import ConfigurationError, NumericalError
 from ..modules.critics import ValueHead
 from ..modules.memories import carried_by, memories_of
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
-from ..modules.objectives import Adaptive
+from ..modules.objectives import Adaptive, policy_parameters
 from .collectors import Collector
 from .optimization import CompiledStep, EagerStep
 from .ranks import normalized, num_ranks, summed
@@ -43,7 +44,11 @@ class PPO(LightningModule):
         schedules: factors of `lr`, `clip_epsilon` or `entropy_coeff` over the training's progress.
         reward_normalizer: what learning sees of the rewards; none: the rewards themselves.
         max_grad_norm: limit of the gradients' global norm.
-        normalize_advantage: to mean 0 and standard deviation 1 over each rollout and all ranks.
+        normalize_advantage: to mean 0 and standard deviation 1, over each `rollout` or each `minibatch`, and all
+            ranks; none: not at all.
+        critic_estimator: another estimator for the critic's targets, such as GAE of another lambda; none: the same.
+        critic_optimizer: options of the optimiser for what only the critic depends on, such as `lr`, where they are
+            to differ.
         value_pretraining: the number of first rollouts that train the critic alone.
         compile: whether an optimiser step is one compiled graph.
         config: a plain dictionary to keep in every checkpoint, from which the command line rebuilds.
@@ -52,19 +57,22 @@ class PPO(LightningModule):
 
     grad_norm: Tensor
     policy_weight: Tensor
+    critic_weight: Tensor
 
     def __init__(
         self,
         objective: nn.Module,
         estimator: ValueEstimatorBase,
         update: MinibatchUpdate,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[Any], Optimizer],
         *,
         total_frames: int,
         schedules: Mapping[str, Schedule] | None = None,
         reward_normalizer: RewardTransform | None = None,
         max_grad_norm: float = 0.5,
-        normalize_advantage: bool = True,
+        normalize_advantage: Literal["rollout", "minibatch"] | None = "rollout",
+        critic_estimator: ValueEstimatorBase | None = None,
+        critic_optimizer: Mapping[str, Any] | None = None,
         value_pretraining: int = 0,
         compile: bool = False,  # noqa: A002
         config: dict[str, Any] | None = None,
@@ -78,7 +86,13 @@ class PPO(LightningModule):
         self.total_frames = total_frames
         self.reward_normalizer = reward_normalizer
         self.max_grad_norm = max_grad_norm
+        if normalize_advantage not in ("rollout", "minibatch", None):
+            raise ConfigurationError(
+                f"ppo.normalize_advantage={normalize_advantage} is none of rollout, minibatch and null"
+            )
         self.normalize_advantage = normalize_advantage
+        self.critic_estimator = critic_estimator
+        self.critic_optimizer = dict(critic_optimizer or {})
         self.value_pretraining = value_pretraining
         self.compile_step = compile
         self.config = config or {}
@@ -88,6 +102,7 @@ class PPO(LightningModule):
         self.num_episodes = 0
         self.seconds = {"estimate": 0.0, "update": 0.0}
         self.register_buffer("policy_weight", torch.ones(()), persistent=False)
+        self.register_buffer("critic_weight", torch.ones(()), persistent=False)
         self.register_buffer("grad_norm", torch.zeros(()), persistent=False)
         self._make_optimizer = optimizer
         self._schedules = dict(schedules or {})
@@ -110,8 +125,13 @@ class PPO(LightningModule):
         return self.objective.critic_network
 
     def configure_optimizers(self) -> Optimizer:
-        """One optimiser over all parameters."""
-        return self._make_optimizer(self.objective.parameters())
+        """One optimiser over all parameters, the critic's own in a group apart if it has options of its own."""
+        parameters = list(self.objective.parameters())
+        if not self.critic_optimizer:
+            return self._make_optimizer(parameters)
+        of_policy = policy_parameters(self.actor)
+        groups = [[one for one in parameters if (one in of_policy) is policy] for policy in (True, False)]
+        return self._make_optimizer([{"params": groups[0]}, {"params": groups[1], **self.critic_optimizer}])
 
     def on_train_start(self) -> None:
         """Choose how a step is taken, now that devices and optimiser exist."""
@@ -131,7 +151,9 @@ class PPO(LightningModule):
         step = self._step
         if step is None:
             raise RuntimeError("training_step belongs to trainer.fit, which calls on_train_start first")
-        means, num_steps = self.update(data, step)
+        means, num_steps = self.update(
+            partial(self._data_of, rollout, data), step, normalize=self.normalize_advantage == "minibatch"
+        )
         self._count_steps(num_steps)
         if isinstance(self.objective, Adaptive):
             self.objective.adapt(TensorDict(data, len(data["advantage"])), summed)
@@ -155,13 +177,19 @@ class PPO(LightningModule):
         that is not the end of an episode is the observation after it, and only true final ones, and the last,
         are valued apart, with what the policy remembered at that moment.
         """
-        following = rollout["next"]
         if self.reward_normalizer is not None:
-            reward, done = following["reward"], following["done"]
+            reward, done = rollout["next", "reward"], rollout["next", "done"]
             self.reward_normalizer.update(reward, done, summed)
-            following["reward"] = self.reward_normalizer(reward)
+            rollout["next", "reward"] = self.reward_normalizer(reward)
         valued = rollout if "state_value" in self.actor.out_keys else self.critic(rollout.select(*self.critic.in_keys))
         values = valued["state_value"]
+        self._advantages(rollout, values)
+        explained = 1 - (rollout["value_target"] - values).var() / (rollout["value_target"].var() + 1e-8)
+        return self._training_data(rollout), {"train/explained_variance": explained.item()}
+
+    def _advantages(self, rollout: TensorDictBase, values: Tensor) -> None:
+        """Write advantages and value targets into a rollout whose states are worth `values` `[num_envs, time, 1]`."""
+        following = rollout["next"]
         apart = following["done"].squeeze(-1).clone()
         apart[:, -1] = True
         following["is_init"] = torch.zeros_like(following["done"])
@@ -169,12 +197,13 @@ class PPO(LightningModule):
         next_values[apart] = self.critic(following.select(*self.critic.in_keys)[apart])["state_value"]
         rollout["state_value"], following["state_value"] = values, next_values
         self.estimator(rollout)
-        explained = 1 - (rollout["value_target"] - values).var() / (rollout["value_target"].var() + 1e-8)
-        if self.normalize_advantage:
-            rollout["advantage"] = normalized(rollout["advantage"])
-        memories = memories_of(self.actor)
-        data = training_data(rollout, self._keys(), memories, self.update.length(rollout.shape[1]))
-        return data, {"train/explained_variance": explained.item()}
+        if self.critic_estimator is not None:
+            rollout["value_target"] = self.critic_estimator(rollout.copy())["value_target"]
+        if self.normalize_advantage == "rollout":
+            rollout["advantage"] = normalized(rollout["advantage"].unsqueeze(0)).squeeze(0)
+
+    def _training_data(self, rollout: TensorDictBase) -> dict[NestedKey, Tensor]:
+        return training_data(rollout, self._keys(), memories_of(self.actor), self.update.length(rollout.shape[1]))
 
     def _keys(self) -> list[NestedKey]:
         """What learning reads of a rollout, besides what was remembered."""
@@ -182,6 +211,26 @@ class PPO(LightningModule):
         read = {*self.actor.in_keys, *self.critic.in_keys} - {*carried}
         written = {*self.actor.out_keys} - {("next", key) for key in carried}
         return sorted({*read, *written, "state_value", "advantage", "value_target"}, key=str)
+
+    def _data_of(self, rollout: TensorDictBase, data: dict[NestedKey, Tensor], epoch: int) -> dict[NestedKey, Tensor]:
+        """What an epoch learns from, and who learns in it."""
+        pretrained = self.num_rollouts >= self.value_pretraining
+        self.policy_weight.fill_(float(pretrained and epoch < self.update.epochs))
+        self.critic_weight.fill_(float(epoch < self.update.critic_epochs))
+        return self._recomputed(rollout, data) if epoch and self.update.recompute_advantage else data
+
+    @torch.no_grad()
+    def _recomputed(self, rollout: TensorDictBase, data: dict[NestedKey, Tensor]) -> dict[NestedKey, Tensor]:
+        """The same data with advantages and targets from the values of the critic as it is now.
+
+        Sequences, and what follows the end of an episode, start from what was remembered when they were collected.
+        """
+        values = self.critic(TensorDict(data, len(data["advantage"])))["state_value"]
+        in_sequences = bool(memories_of(self.actor))
+        shape = rollout.shape if in_sequences else rollout.shape[::-1]
+        values = values.reshape(*shape, 1)
+        self._advantages(rollout, values if in_sequences else values.transpose(0, 1))
+        return data | {key: self._training_data(rollout)[key] for key in ("advantage", "value_target")}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients, once the precision plugin has taken a loss scale back."""
@@ -215,7 +264,6 @@ class PPO(LightningModule):
                     group["lr"] = group["initial_lr"] * schedule(progress)
             else:
                 getattr(self.objective, name).fill_(self._initial[name] * schedule(progress))
-        self.policy_weight.fill_(float(self.num_rollouts >= self.value_pretraining))
 
     def _count_steps(self, num_steps: int) -> None:
         """Make `trainer.global_step` true where steps are taken outside of Lightning's optimiser."""

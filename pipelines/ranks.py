@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, distributed
 
 
@@ -20,7 +19,9 @@ def summed(tensor: Tensor) -> Tensor:
 
 
 def normalized(values: Tensor) -> Tensor:
-    """Values with mean 0 and standard deviation 1 over all entries and all ranks."""
-    count, total = summed(torch.stack([values.new_tensor(float(values.numel())), values.sum()]))
-    centered = values - total / count
-    return centered / ((summed(centered.square().sum()) / count).sqrt() + 1e-8)
+    """Values `[groups, *]` with mean 0 and standard deviation 1 in every group, over all ranks."""
+    flat = values.flatten(1)
+    count = flat.shape[1] * num_ranks()
+    centered = flat - summed(flat.sum(1, keepdim=True)) / count
+    deviation = (summed(centered.square().sum(1, keepdim=True)) / count).sqrt()
+    return (centered / (deviation + 1e-8)).reshape(values.shape)

@@ -9,6 +9,7 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
 from ..errors import ConfigurationError
+from .ranks import normalized
 
 Step = Callable[[dict[NestedKey, Tensor], Tensor], Tensor | None]
 
@@ -18,11 +19,13 @@ class MinibatchUpdate:
 
     Args:
         epochs: passes over a rollout (K).
+        critic_epochs: passes in which the critic learns; none: as many. The longer of the two goes on alone.
         minibatch_size: frames in a minibatch (M), on each rank; must divide the rollout.
         sequence_length: frames of the sequences that a policy with a memory learns from, one after the other cut
             from each environment's rollout, which it must divide; none: the whole rollout.
         target_kl: all remaining epochs are dropped, before the step is taken, as soon as the KL of a
             minibatch is above 1.5 times this; none: never.
+        recompute_advantage: value all states anew before every epoch but the first, and estimate from that.
 
     """
 
@@ -30,12 +33,17 @@ class MinibatchUpdate:
         self,
         epochs: int = 10,
         minibatch_size: int = 64,
+        *,
+        critic_epochs: int | None = None,
         sequence_length: int | None = None,
         target_kl: float | None = None,
+        recompute_advantage: bool = False,
     ) -> None:
         """Nothing is known of the rollout yet."""
         if epochs < 1:
             raise ConfigurationError(f"update.epochs={epochs} must be at least 1")
+        if critic_epochs is not None and critic_epochs < 1:
+            raise ConfigurationError(f"critic.epochs={critic_epochs} must be at least 1, or null for update.epochs")
         if minibatch_size < 1:
             raise ConfigurationError(f"update.minibatch_size={minibatch_size} must be at least 1")
         if sequence_length is not None and sequence_length < 1:
@@ -43,6 +51,8 @@ class MinibatchUpdate:
         if target_kl is not None and target_kl <= 0:
             raise ConfigurationError(f"update.target_kl={target_kl} must be positive, or null for no limit")
         self.epochs = epochs
+        self.critic_epochs = epochs if critic_epochs is None else critic_epochs
+        self.recompute_advantage = recompute_advantage
         self.minibatch_size = minibatch_size
         self.sequence_length = sequence_length
         self.kl_limit = None if target_kl is None else 1.5 * target_kl
@@ -78,25 +88,34 @@ class MinibatchUpdate:
 
     def num_steps(self, frames: int) -> int:
         """Optimiser steps for a rollout of `frames` if none is dropped."""
-        return self.epochs * (frames // self.minibatch_size)
+        return max(self.epochs, self.critic_epochs) * (frames // self.minibatch_size)
 
-    def __call__(self, data: dict[NestedKey, Tensor], step: Step) -> tuple[Tensor, int]:
+    def __call__(
+        self, data_of: Callable[[int], dict[NestedKey, Tensor]], step: Step, *, normalize: bool = False
+    ) -> tuple[Tensor, int]:
         """Run over a rollout.
 
         Args:
-            data: tensors `[frames, ...]`, or of whole sequences `[sequences, time, ...]`; see `training_data`.
+            data_of: what an epoch, counted from 0, learns from: tensors `[frames, ...]`, or of whole sequences
+                `[sequences, time, ...]`; see `training_data`.
             step: takes the rollout and the indices of a minibatch's rows, returns metrics, or none to stop.
+            normalize: whether to normalise the advantages of every minibatch.
 
         Returns:
             The metrics' mean over the steps taken `[metrics]`, and the number of steps taken.
 
         """
-        rows = len(data["advantage"])
-        rows_per_minibatch = self.minibatch_size * rows // data["advantage"].numel()
         metrics: list[Tensor] = []
-        for _ in range(self.epochs):
+        for epoch in range(max(self.epochs, self.critic_epochs)):
+            data = data_of(epoch)
+            rows, frames = len(data["advantage"]), data["advantage"].numel()
             order = torch.randperm(rows).to(data["advantage"].device)
-            for indices in order.split(rows_per_minibatch):
+            minibatches = order.reshape(frames // self.minibatch_size, -1)
+            if normalize:
+                advantage = torch.empty_like(data["advantage"])
+                advantage[minibatches] = normalized(data["advantage"][minibatches])
+                data = data | {"advantage": advantage}
+            for indices in minibatches.unbind():
                 result = step(data, indices)
                 if result is None:
                     return self._mean(metrics), len(metrics)
