@@ -25,7 +25,7 @@ from ..modules.objectives import Adaptive, policy_parameters
 from .collectors import Collector
 from .optimization import CompiledStep, EagerStep
 from .ranks import normalized, num_ranks, summed
-from .updates import MinibatchUpdate, training_data
+from .updates import MinibatchUpdate, burn_in_data, training_data
 
 Schedule = Callable[[float], float]
 
@@ -217,7 +217,23 @@ class PPO(LightningModule):
         pretrained = self.num_rollouts >= self.value_pretraining
         self.policy_weight.fill_(float(pretrained and epoch < self.update.epochs))
         self.critic_weight.fill_(float(epoch < self.update.critic_epochs))
+        if epoch and self.update.burn_in and memories_of(self.actor):
+            data = data | self._burned_in(rollout, data)
         return self._recomputed(rollout, data) if epoch and self.update.recompute_advantage else data
+
+    @torch.no_grad()
+    def _burned_in(self, rollout: TensorDictBase, data: dict[NestedKey, Tensor]) -> dict[NestedKey, Tensor]:
+        """What the policy as it is now remembers at the start of every sequence (Kapturowski et al. 2019)."""
+        memories, length = memories_of(self.actor), self.update.length(rollout.shape[1])
+        keys = {*self.actor.in_keys} - {*carried_by(self.actor)}
+        before = burn_in_data(rollout, keys, memories, length, self.update.burn_in)
+        after = self.actor.get_dist_params(before)
+        anew = {}
+        for key in memories:
+            by_env = data[key].unflatten(0, (rollout.shape[0], -1)).clone()
+            by_env[:, 1:] = after["next", key][:, -1].unflatten(0, (rollout.shape[0], -1))
+            anew[key] = by_env.flatten(0, 1)
+        return anew
 
     @torch.no_grad()
     def _recomputed(self, rollout: TensorDictBase, data: dict[NestedKey, Tensor]) -> dict[NestedKey, Tensor]:

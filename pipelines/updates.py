@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
 from ..errors import ConfigurationError
@@ -23,6 +23,8 @@ class MinibatchUpdate:
         minibatch_size: frames in a minibatch (M), on each rank; must divide the rollout.
         sequence_length: frames of the sequences that a policy with a memory learns from, one after the other cut
             from each environment's rollout, which it must divide; none: the whole rollout.
+        burn_in: frames before each sequence from which its memory is worked out anew in every epoch but the first,
+            instead of taking it as it was collected; within a rollout, so not for the first sequence.
         target_kl: all remaining epochs are dropped, before the step is taken, as soon as the KL of a
             minibatch is above 1.5 times this; none: never.
         recompute_advantage: value all states anew before every epoch but the first, and estimate from that.
@@ -36,6 +38,7 @@ class MinibatchUpdate:
         *,
         critic_epochs: int | None = None,
         sequence_length: int | None = None,
+        burn_in: int = 0,
         target_kl: float | None = None,
         recompute_advantage: bool = False,
     ) -> None:
@@ -48,6 +51,10 @@ class MinibatchUpdate:
             raise ConfigurationError(f"update.minibatch_size={minibatch_size} must be at least 1")
         if sequence_length is not None and sequence_length < 1:
             raise ConfigurationError(f"update.sequence_length={sequence_length} must be at least 1")
+        if burn_in < 0 or (burn_in and burn_in > (sequence_length or 0)):
+            raise ConfigurationError(
+                f"update.burn_in={burn_in} must lie within 0 and update.sequence_length={sequence_length}"
+            )
         if target_kl is not None and target_kl <= 0:
             raise ConfigurationError(f"update.target_kl={target_kl} must be positive, or null for no limit")
         self.epochs = epochs
@@ -55,6 +62,7 @@ class MinibatchUpdate:
         self.recompute_advantage = recompute_advantage
         self.minibatch_size = minibatch_size
         self.sequence_length = sequence_length
+        self.burn_in = burn_in
         self.kl_limit = None if target_kl is None else 1.5 * target_kl
 
     def check(self, num_envs: int, frames_per_env: int, *, in_sequences: bool) -> None:
@@ -160,3 +168,18 @@ def nearest_divisors(size: int, frames: int, multiple: int) -> str:
     below = max((n for n in divisors if n <= size), default=divisors[0])
     above = min((n for n in divisors if n >= size), default=divisors[-1])
     return " or ".join(str(n) for n in sorted({below, above}))
+
+
+def burn_in_data(
+    rollout: TensorDictBase, keys: Iterable[str], memories: Sequence[str], length: int, num: int
+) -> TensorDict:
+    """The last `num` frames before every sequence but each environment's first, with the memory at their start.
+
+    Returns:
+        Sequences `[num_envs x (time / length - 1)]`, of `[num, ...]` each; see `training_data`.
+
+    """
+    cut = rollout[:, : rollout.shape[1] - length]
+    data = {key: cut[key].unflatten(1, (-1, length))[:, :, -num:].flatten(0, 1) for key in keys}
+    data |= {key: cut[key][:, length - num :: length].flatten(0, 1) for key in memories}
+    return TensorDict(data, len(data[memories[0]]))

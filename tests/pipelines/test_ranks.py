@@ -24,6 +24,13 @@ def test_one_process_is_one_rank_whose_sum_is_its_own() -> None:
 def test_normalized_equals_numpy() -> None:
     values = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)) * 5 + 2
     expected = (values.double().numpy() - values.double().numpy().mean()) / values.double().numpy().std()
+    np.testing.assert_allclose(normalized(values.unsqueeze(0))[0].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_are_normalized_each_by_itself() -> None:
+    values = torch.randn(4, 5, 1, generator=torch.Generator().manual_seed(0)) * 5 + 2
+    array = values.double().numpy()
+    expected = (array - array.mean((1, 2), keepdims=True)) / array.std((1, 2), keepdims=True)
     np.testing.assert_allclose(normalized(values).numpy(), expected, rtol=1e-5, atol=1e-6)
 
 

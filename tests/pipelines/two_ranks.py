@@ -82,7 +82,7 @@ objective = KLPENPPOLoss(actor, critic)
 ppo = Watched(objective, estimator, update, adam, total_frames=256, compile=sys.argv[1] == "compiled")
 trainer.fit(ppo, train_dataloaders=Collector(env, actor, frames_per_env=32, total_frames=256))
 values = torch.arange(4.0) + 10 * trainer.global_rank
-report["normalized"] = normalized(values).tolist()
+report["normalized"] = normalized(values.unsqueeze(0))[0].tolist()
 report["frames"] = ppo.frames
 if trainer.is_global_zero:
     print(json.dumps(report))
