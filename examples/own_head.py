@@ -1,0 +1,45 @@
+"""Your own head for continuous actions: head=laplace explores with heavier tails than a Gaussian.
+
+A head is a function from the number of features and an action spec to a network, the names of the parameters that it
+writes, and the distribution that takes them.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributions as D  # noqa: N812
+from torchrl.data import TensorSpec
+
+from torchppo.modules.head_networks import FullPrecision, StateIndependentScale, Unmasked
+from torchppo.modules.heads import Head
+from torchppo.modules.networks import orthogonal_
+from torchppo.pipelines.cli import main
+
+
+class IndependentLaplace(D.Independent[D.Laplace]):
+    def __init__(self, loc: Tensor, scale: Tensor, **options: Any) -> None:
+        super().__init__(D.Laplace(loc, scale, **options), 1, **options)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        return self.base_dist.loc
+
+
+def laplace(width: int, spec: TensorSpec, *, log_scale: float = 0.0) -> Head:
+    loc = orthogonal_(nn.Linear(width, spec.shape[-1]), gain=0.01)
+    network = FullPrecision(Unmasked(StateIndependentScale(loc, spec.shape[-1], log_scale)))
+    return Head(network, ["loc", "scale"], partial(IndependentLaplace, validate_args=False))
+
+
+@D.register_kl(IndependentLaplace, IndependentLaplace)  # type: ignore[untyped-decorator]
+def analytic_kl(old: IndependentLaplace, new: IndependentLaplace) -> Tensor:
+    return torch.distributions.kl_divergence(old.base_dist, new.base_dist).sum(-1)
+
+
+if __name__ == "__main__":
+    conf = Path(__file__).parent / "conf"  # head/laplace.yaml names the function above
+    sys.exit(main(["train", "experiment=pendulum", "head=laplace", "--config-dir", str(conf), *sys.argv[1:]]))
