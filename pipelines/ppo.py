@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,13 +19,13 @@ from torchrl.objectives.value import ValueEstimatorBase
 
 from ..errors import ConfigurationError, NumericalError
 from ..modules.critics import ValueHead
-from ..modules.memories import carried_by, memories_of
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from ..modules.objectives import Adaptive, policy_parameters
 from .collectors import Collector
+from .experience import Data, Experience
 from .optimization import CompiledStep, EagerStep
-from .ranks import normalized, num_ranks, summed
-from .updates import MinibatchUpdate, burn_in_data, training_data
+from .ranks import num_ranks, summed
+from .updates import MinibatchUpdate
 
 Schedule = Callable[[float], float]
 
@@ -146,13 +146,15 @@ class PPO(LightningModule):
         """Learn from one rollout `[num_envs, time]`."""
         start = time.perf_counter()
         self._apply_schedules()
-        data, metrics = self.estimate(rollout)
+        experience = self.experience(rollout)
+        data = experience.estimate()
+        metrics = {"train/explained_variance": experience.explained_variance}
         estimated = time.perf_counter()
         step = self._step
         if step is None:
             raise RuntimeError("training_step belongs to trainer.fit, which calls on_train_start first")
         means, num_steps = self.update(
-            partial(self._data_of, rollout, data), step, normalize=self.normalize_advantage == "minibatch"
+            partial(self._data_of, experience, data), step, normalize=self.normalize_advantage == "minibatch"
         )
         self._count_steps(num_steps)
         if isinstance(self.objective, Adaptive):
@@ -169,84 +171,30 @@ class PPO(LightningModule):
         metrics["train/num_steps"] = float(num_steps)
         self._report(metrics, self._count_frames(rollout))
 
-    @torch.no_grad()
-    def estimate(self, rollout: TensorDictBase) -> tuple[dict[NestedKey, Tensor], dict[str, float]]:
-        """Advantages and value targets, and the tensors that the update reads (see `training_data`).
-
-        Every state is valued once, by the policy if it has written a value as it acted: a next observation
-        that is not the end of an episode is the observation after it, and only true final ones, and the last,
-        are valued apart, with what the policy remembered at that moment.
-        """
+    def experience(self, rollout: TensorDictBase) -> Experience:
+        """A rollout with its rewards as learning sees them, not yet estimated."""
         if self.reward_normalizer is not None:
             reward, done = rollout["next", "reward"], rollout["next", "done"]
             self.reward_normalizer.update(reward, done, summed)
             rollout["next", "reward"] = self.reward_normalizer(reward)
-        valued = rollout if "state_value" in self.actor.out_keys else self.critic(rollout.select(*self.critic.in_keys))
-        values = valued["state_value"]
-        self._advantages(rollout, values)
-        explained = 1 - (rollout["value_target"] - values).var() / (rollout["value_target"].var() + 1e-8)
-        return self._training_data(rollout), {"train/explained_variance": explained.item()}
+        return Experience(
+            rollout,
+            self.actor,
+            self.critic,
+            self.estimator,
+            self.critic_estimator,
+            normalize=self.normalize_advantage == "rollout",
+            length=self.update.length(rollout.shape[1]),
+        )
 
-    def _advantages(self, rollout: TensorDictBase, values: Tensor) -> None:
-        """Write advantages and value targets into a rollout whose states are worth `values` `[num_envs, time, 1]`."""
-        following = rollout["next"]
-        apart = following["done"].squeeze(-1).clone()
-        apart[:, -1] = True
-        following["is_init"] = torch.zeros_like(following["done"])
-        next_values = values.roll(-1, dims=1)
-        next_values[apart] = self.critic(following.select(*self.critic.in_keys)[apart])["state_value"]
-        rollout["state_value"], following["state_value"] = values, next_values
-        self.estimator(rollout)
-        if self.critic_estimator is not None:
-            rollout["value_target"] = self.critic_estimator(rollout.copy())["value_target"]
-        if self.normalize_advantage == "rollout":
-            rollout["advantage"] = normalized(rollout["advantage"].unsqueeze(0)).squeeze(0)
-
-    def _training_data(self, rollout: TensorDictBase) -> dict[NestedKey, Tensor]:
-        return training_data(rollout, self._keys(), memories_of(self.actor), self.update.length(rollout.shape[1]))
-
-    def _keys(self) -> list[NestedKey]:
-        """What learning reads of a rollout, besides what was remembered."""
-        carried = carried_by(self.actor)
-        read = {*self.actor.in_keys, *self.critic.in_keys} - {*carried}
-        written = {*self.actor.out_keys} - {("next", key) for key in carried}
-        return sorted({*read, *written, "state_value", "advantage", "value_target"}, key=str)
-
-    def _data_of(self, rollout: TensorDictBase, data: dict[NestedKey, Tensor], epoch: int) -> dict[NestedKey, Tensor]:
+    def _data_of(self, experience: Experience, data: Data, epoch: int) -> Data:
         """What an epoch learns from, and who learns in it."""
         pretrained = self.num_rollouts >= self.value_pretraining
         self.policy_weight.fill_(float(pretrained and epoch < self.update.epochs))
         self.critic_weight.fill_(float(epoch < self.update.critic_epochs))
-        if epoch and self.update.burn_in and memories_of(self.actor):
-            data = data | self._burned_in(rollout, data)
-        return self._recomputed(rollout, data) if epoch and self.update.recompute_advantage else data
-
-    @torch.no_grad()
-    def _burned_in(self, rollout: TensorDictBase, data: dict[NestedKey, Tensor]) -> dict[NestedKey, Tensor]:
-        """What the policy as it is now remembers at the start of every sequence (Kapturowski et al. 2019)."""
-        memories, length = memories_of(self.actor), self.update.length(rollout.shape[1])
-        keys = {*self.actor.in_keys} - {*carried_by(self.actor)}
-        before = burn_in_data(rollout, keys, memories, length, self.update.burn_in)
-        after = self.actor.get_dist_params(before)
-        anew = {}
-        for key in memories:
-            by_env = data[key].unflatten(0, (rollout.shape[0], -1)).clone()
-            by_env[:, 1:] = after["next", key][:, -1].unflatten(0, (rollout.shape[0], -1))
-            anew[key] = by_env.flatten(0, 1)
-        return anew
-
-    @torch.no_grad()
-    def _recomputed(self, rollout: TensorDictBase, data: dict[NestedKey, Tensor]) -> dict[NestedKey, Tensor]:
-        """The same data with advantages and targets from the values of the critic as it is now.
-
-        Sequences, and what follows the end of an episode, start from what was remembered when they were collected.
-        """
-        values = self.critic(TensorDict(data, len(data["advantage"])))["state_value"]
-        in_sequences = bool(memories_of(self.actor))
-        shape = rollout.shape if in_sequences else rollout.shape[::-1]
-        values = values.reshape(*shape, 1)
-        self._advantages(rollout, values if in_sequences else values.transpose(0, 1))
-        return data | {key: self._training_data(rollout)[key] for key in ("advantage", "value_target")}
+        if epoch and self.update.burn_in and experience.memories:
+            data = experience.burned_in(data, self.update.burn_in)
+        return experience.recomputed(data) if epoch and self.update.recompute_advantage else data
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients, once the precision plugin has taken a loss scale back."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey
 from torch import Tensor
 
 from ..errors import ConfigurationError
@@ -135,51 +135,9 @@ class MinibatchUpdate:
         return torch.stack(metrics).mean(0) if metrics else torch.empty(0)
 
 
-def training_data(
-    rollout: TensorDictBase, keys: Iterable[NestedKey], memories: Sequence[str], length: int
-) -> dict[NestedKey, Tensor]:
-    """A rollout `[num_envs, time]` as tensors for minibatches to take rows of.
-
-    Args:
-        rollout: what was collected and estimated.
-        keys: of the entries that learning reads.
-        memories: keys of what a policy remembers from step to step, if anything.
-        length: frames of a sequence; must divide the rollout's time.
-
-    Returns:
-        Frames `[time x num_envs, ...]`; with a memory sequences `[num_envs x time / length, length, ...]`, and
-        what was remembered at their first step, `[num_envs x time / length, ...]`.
-
-    """
-    selected = rollout.select(*keys)
-    if not memories:
-        flat = selected.transpose(0, 1).flatten()
-        return dict(flat.items(include_nested=True, leaves_only=True))
-    data = {
-        key: tensor.unflatten(1, (-1, length)).flatten(0, 1)
-        for key, tensor in selected.items(include_nested=True, leaves_only=True)
-    }
-    return data | {key: rollout[key][:, ::length].flatten(0, 1) for key in memories}
-
-
 def nearest_divisors(size: int, frames: int, multiple: int) -> str:
     """The divisors of `frames` next to `size`, multiples of `multiple` among them, as words."""
     divisors = [n for n in range(multiple, frames + 1, multiple) if frames % n == 0]
     below = max((n for n in divisors if n <= size), default=divisors[0])
     above = min((n for n in divisors if n >= size), default=divisors[-1])
     return " or ".join(str(n) for n in sorted({below, above}))
-
-
-def burn_in_data(
-    rollout: TensorDictBase, keys: Iterable[str], memories: Sequence[str], length: int, num: int
-) -> TensorDict:
-    """The last `num` frames before every sequence but each environment's first, with the memory at their start.
-
-    Returns:
-        Sequences `[num_envs x (time / length - 1)]`, of `[num, ...]` each; see `training_data`.
-
-    """
-    cut = rollout[:, : rollout.shape[1] - length]
-    data = {key: cut[key].unflatten(1, (-1, length))[:, :, -num:].flatten(0, 1) for key in keys}
-    data |= {key: cut[key][:, length - num :: length].flatten(0, 1) for key in memories}
-    return TensorDict(data, len(data[memories[0]]))
