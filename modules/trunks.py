@@ -90,9 +90,11 @@ class TrunkMaker:
     def _perception(self, key: str) -> tuple[list[TensorDictModule], torch.Size]:
         """What stands in front of the body, and the shape of what the body reads."""
         specs = list(self.leaves.values())
-        if list(self.leaves) == ["observation"] and isinstance(specs[0], Bounded | Unbounded) and not self.encoders:
+        shape = specs[0].shape[self.num_batch :]
+        is_plain = list(self.leaves) == ["observation"] and isinstance(specs[0], Bounded | Unbounded) and len(shape)
+        if is_plain and not self.encoders:
             normalizers = [TensorDictModule(one, ["observation"], [key]) for one in self.normalizers.values()]
-            return normalizers, specs[0].shape[self.num_batch :]
+            return normalizers, shape
         encoders = Encoders({name_of(leaf): self._encoder(leaf, spec) for leaf, spec in self.leaves.items()})
         with torch.no_grad():
             shape = encoders(*(spec.zero() for spec in specs)).shape[self.num_batch :]

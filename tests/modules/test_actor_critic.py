@@ -18,6 +18,8 @@ from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules.actor_critic import ActorCritic, make_actor_critic
+from torchppo.modules.heads import gaussian, tanh_gaussian
+from torchppo.modules.memories import GRU, carried_by
 from torchppo.modules.networks import mlp, nature_cnn
 from torchppo.modules.normalizers import ObservationNormalizer
 from torchppo.modules.objectives import ClipPPOLoss
@@ -61,10 +63,11 @@ def _sampled_actions() -> Iterator[None]:
 def build() -> Build:
     """Makes an actor and a critic for three floats and the action space of a name in `ACTION_SPECS`."""
 
-    def make(space: str, observation: TensorSpec | None = None, **options: Any) -> ActorCritic:
+    def make(space: str, observation: TensorSpec | None = None, log_std: float = 0.0, **options: Any) -> ActorCritic:
         torch.manual_seed(0)
         observation = Unbounded((3,)) if observation is None else observation
-        defaults = {"body": partial(mlp, num_cells=(16, 16)), "squash": space == "squashed box"}
+        head = partial(tanh_gaussian if space == "squashed box" else gaussian, log_std=log_std)
+        defaults = {"body": partial(mlp, num_cells=(16, 16)), "head": head}
         specs = Composite(observation=batched(observation), shape=(NUM_ENVS,)), batched(ACTION_SPECS[space])
         return make_actor_critic(*specs, **{**defaults, **options})
 
@@ -99,7 +102,8 @@ class TestEveryActionSpace:
     ) -> None:
         actor = build(space).actor
         data = actor(observations)
-        assert set(actor.out_keys) == {"action", "action_log_prob", *PARAMETERS[space]}
+        samples = {"action_sample"} if space == "squashed box" else set()
+        assert set(actor.out_keys) == {"action", "action_log_prob", *PARAMETERS[space], *samples}
         assert data["action"].shape == batched(ACTION_SPECS[space]).shape
         assert data["action"].dtype == ACTION_SPECS[space].dtype
         assert data["action_log_prob"].shape == (NUM_ENVS,)
@@ -131,9 +135,11 @@ class TestEveryActionSpace:
     ) -> None:
         actor = build(space).actor
         data = actor(observations)
-        recomputed = actor.build_dist_from_params(data).log_prob(data["action"])
+        recomputed = actor.build_dist_from_params(data).log_prob(data[actor.dist_sample_keys[0]])
         torch.testing.assert_close(recomputed, data["action_log_prob"], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(actor.get_dist(data).log_prob(data["action"]), recomputed, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            actor.get_dist(data).log_prob(data[actor.dist_sample_keys[0]]), recomputed, rtol=1e-4, atol=1e-5
+        )
 
     @every_action_space
     def test_the_deterministic_action_is_repeatable(self, space: str, build: Build, observations: TensorDict) -> None:
@@ -149,7 +155,8 @@ class TestEveryActionSpace:
     ) -> None:
         networks = build(space, shared=shared)
         data = networks.critic(networks.actor(observations))
-        log_prob = networks.actor.get_dist(data).log_prob(data["action"])
+        sample = data[networks.actor.dist_sample_keys[0]]
+        log_prob = networks.actor.get_dist(data).log_prob(sample)
         (log_prob.sum() + data["state_value"].sum()).backward()
         for network in networks:
             for name, parameter in network.named_parameters():
@@ -215,10 +222,9 @@ class TestContinuousActions:
         torch.testing.assert_close(action.amin(0), LOW, rtol=0, atol=0.05)
         torch.testing.assert_close(action.amax(0), HIGH, rtol=0, atol=0.05)
 
-    @pytest.mark.parametrize("space", ["unbounded box", "discrete", "multi-discrete", "multi-binary"])
-    def test_squashing_needs_finite_bounds(self, space: str, build: Build) -> None:
-        with pytest.raises(ConfigurationError, match=r"policy\.squash=true needs .* finite bounds"):
-            build(space, squash=True)
+    def test_squashing_needs_finite_bounds(self, build: Build) -> None:
+        with pytest.raises(ConfigurationError, match=r"head=tanh_gaussian needs finite bounds"):
+            build("unbounded box", head=tanh_gaussian)
 
     @pytest.mark.parametrize("space", ["box", "squashed box"])
     def test_the_scale_is_one_number_for_each_action_in_all_states(
@@ -326,3 +332,86 @@ class TestObservations:
         critic: TensorDictModule = build("discrete").critic
         assert list(critic.in_keys) == ["observation"]
         assert critic(observations)["state_value"].shape == (NUM_ENVS, 1)
+
+
+class TestMemory:
+    @pytest.fixture(params=[False, True], ids=["separate", "shared"])
+    def networks(self, request: pytest.FixtureRequest, build: Build) -> ActorCritic:
+        return build("discrete", memory=partial(GRU, width=8), shared=request.param)
+
+    @pytest.fixture
+    def step(self) -> TensorDict:
+        past = {f"{name}_memory": torch.randn(NUM_ENVS, 1, 8) for name in ("actor", "critic")}
+        is_init = torch.zeros(NUM_ENVS, 1, dtype=torch.bool)
+        return TensorDict({"observation": torch.randn(NUM_ENVS, 3), "is_init": is_init, **past}, [NUM_ENVS])
+
+    def test_a_policy_that_remembers_values_states_as_the_critic_does(
+        self, networks: ActorCritic, step: TensorDict
+    ) -> None:
+        acted = networks.actor(step.copy())
+        torch.testing.assert_close(acted["state_value"], networks.critic(step.copy())["state_value"])
+
+    def test_what_it_will_remember_follows_under_next(self, networks: ActorCritic, step: TensorDict) -> None:
+        acted = networks.actor(step.copy())
+        carried = carried_by(networks.actor)
+        assert set(carried) <= {"actor_memory", "critic_memory"}
+        for key, shape in carried.items():
+            assert acted["next", key].shape == (NUM_ENVS, *shape)
+            assert ("next", key) in networks.actor.out_keys
+
+    def test_an_objective_runs_every_network_once_and_gives_gradients_to_all(
+        self, networks: ActorCritic, step: TensorDict
+    ) -> None:
+        acted = networks.actor(step.copy()).exclude("next").detach()
+        acted["advantage"], acted["value_target"] = torch.randn(NUM_ENVS, 1), torch.randn(NUM_ENVS, 1)
+        losses = ClipPPOLoss(*networks)(acted)
+        assert losses["kl_approx"].item() == pytest.approx(0, abs=1e-7)
+        (losses["loss_objective"] + losses["loss_critic"]).backward()
+        for network in networks:
+            assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+class TestNestedSpaces:
+    SPEC = Composite(
+        camera=Bounded(0, 255, (7, 7, 3), dtype=torch.uint8),
+        inner=Composite(speed=Unbounded((2,)), gear=Categorical(5, dtype=torch.int64)),
+        action_mask=Binary(4, dtype=torch.int8),
+    )
+
+    def build(self, **options: Any) -> tuple[ActorCritic, TensorDict]:
+        torch.manual_seed(0)
+        observation = Composite(observation=self.SPEC).expand(NUM_ENVS)
+        networks = make_actor_critic(
+            observation, batched(ACTION_SPECS["discrete"]), body=partial(mlp, num_cells=(16,)), **options
+        )
+        return networks, observation.rand()
+
+    def test_every_entry_but_the_mask_is_encoded(self) -> None:
+        networks, data = self.build()
+        features = networks.critic(data.copy())["state_value"]
+        for key in data.keys(include_nested=True, leaves_only=True):
+            changed = data.clone()
+            changed[key] = changed[key].roll(1, 0)
+            same = torch.equal(networks.critic(changed)["state_value"], features)
+            assert same == (key[-1] == "action_mask"), key
+
+    def test_a_masked_choice_is_never_taken(self) -> None:
+        networks, data = self.build()
+        data["observation", "action_mask"] = torch.tensor([0, 1, 0, 1], dtype=torch.int8).expand(NUM_ENVS, 4).clone()
+        taken = torch.cat([networks.actor(data.copy())["action"] for _ in range(50)])
+        assert set(taken.tolist()) == {1, 3}
+
+    def test_real_numbers_are_normalized_entry_by_entry(self) -> None:
+        networks, _ = self.build(normalize_observation=True)
+        found = [m for m in networks.actor.modules() if isinstance(m, ObservationNormalizer)]
+        assert [one.key for one in found] == [("observation", "inner", "speed")]
+        assert found[0] in set(networks.critic.modules())
+
+    def test_an_encoder_may_be_given_by_name(self) -> None:
+        networks, data = self.build(encoders={"inner/speed": lambda shape: nn.Linear(*shape, 7)})
+        assert any(isinstance(m, nn.Linear) and m.out_features == 7 for m in networks.actor.modules())
+        assert networks.critic(data)["state_value"].shape == (NUM_ENVS, 1)
+
+    def test_an_encoder_of_nothing_is_refused_with_the_entries(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"policy\.encoders\.lidar .* camera"):
+            self.build(encoders={"lidar": mlp})

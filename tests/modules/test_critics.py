@@ -308,12 +308,6 @@ class TestCategoricalValue:
         assert logits.grad is not None
         np.testing.assert_allclose(logits.grad.numpy(), 0, atol=1e-12)
 
-    def test_value_clipping_is_refused(self, name: str, batch: dict[str, Tensor]) -> None:
-        head = made(name)
-        with pytest.raises(ConfigurationError, match=r"objective\.clip_value=0\.2 .* categorical .* null") as caught:
-            head.error(predicted(head, batch["features"]), batch["target"], batch["old"], 0.2)
-        assert "\n" not in str(caught.value)
-
 
 class TestBins:
     @pytest.mark.parametrize(

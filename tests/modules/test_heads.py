@@ -18,19 +18,8 @@ from torch import distributions as D  # noqa: N812
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.heads import (
-    ContinuousHead,
-    Head,
-    IntoBounds,
-    StateDependentExploration,
-    TanhFraction,
-    beta,
-    gaussian,
-    gsde,
-    make_head,
-    redraw,
-    tanh_gaussian,
-)
+from torchppo.modules.head_networks import IntoBounds, StateDependentExploration, TanhFraction, redraw
+from torchppo.modules.heads import ContinuousHead, Head, beta, gaussian, gsde, make_head, tanh_gaussian
 
 CONF = Path(__file__).parents[2] / "conf" / "head"
 NUM_ENVS, WIDTH = 6, 5

@@ -21,8 +21,10 @@ from torchrl.modules import IndependentNormal, ProbabilisticActor
 from torchrl.objectives import ClipPPOLoss as TorchRLClipPPOLoss
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.actor_critic import ActorCritic, StateIndependentScale
+from torchppo.modules.actor_critic import ActorCritic
+from torchppo.modules.critics import squared_error
 from torchppo.modules.distributions import MultiCategorical
+from torchppo.modules.head_networks import StateIndependentScale
 from torchppo.modules.objectives import (
     LOSS_PREFIX,
     Adaptive,
@@ -33,7 +35,6 @@ from torchppo.modules.objectives import (
     entropy_of,
     kl_between,
     kl_estimate,
-    squared_error,
 )
 
 Array = NDArray[np.float64]

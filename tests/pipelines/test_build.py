@@ -221,7 +221,7 @@ class TestEveryChoiceTrains:
             "update.target_kl=0.01",
             "objective.clip_value=0.2",
             "ppo.value_pretraining=1",
-            "ppo.normalize_advantage=false",
+            "ppo.normalize_advantage=null",
             "trainer.precision=bf16-mixed",
         ],
     )
@@ -229,7 +229,7 @@ class TestEveryChoiceTrains:
         learn(small(override))
 
     def test_squashed_actions(self) -> None:
-        learn(small("env.id=Pendulum-v1", "policy.squash=true"))
+        learn(small("env.id=Pendulum-v1", "head=tanh_gaussian"))
 
 
 class TestGymnasiumEnvironments:

@@ -45,10 +45,10 @@ def gae(rollout: TensorDictBase, values: np.ndarray, next_values: np.ndarray) ->
 
 class TestEstimate:
     def test_advantages_equal_a_plain_loop_over_the_true_next_observations(self, make: Make) -> None:
-        ppo, collector = make(frames_per_env=64, normalize_advantage=False)
+        ppo, collector = make(frames_per_env=64, normalize_advantage=None)
         rollout = next(iter(collector))
         assert rollout["next", "done"].any()
-        data, _ = ppo.estimate(rollout)
+        data = ppo.experience(rollout).estimate()
         with torch.no_grad():
             values = ppo.critic(rollout.select("observation"))["state_value"].squeeze(-1).double().numpy()
             next_values = ppo.critic(rollout["next"].select("observation"))["state_value"].squeeze(-1).double().numpy()
@@ -57,11 +57,11 @@ class TestEstimate:
         np.testing.assert_allclose(data["value_target"].view(64, 2).T.numpy(), expected + values, atol=1e-5)
 
     def test_a_truncated_episode_bootstraps_from_its_own_last_observation(self, make: Make) -> None:
-        ppo, collector = make("Pendulum-v1", num_envs=1, frames_per_env=250, normalize_advantage=False)
+        ppo, collector = make("Pendulum-v1", num_envs=1, frames_per_env=250, normalize_advantage=None)
         rollout = next(iter(collector))
         (ends,) = rollout["next", "truncated"][0, :, 0].nonzero(as_tuple=True)
         assert ends.tolist() == [199]
-        ppo.estimate(rollout)
+        ppo.experience(rollout).estimate()
         last, first = rollout["next", "observation"][0, 199], rollout["observation"][0, 200]
         assert not torch.allclose(last, first)
         with torch.no_grad():
@@ -72,7 +72,7 @@ class TestEstimate:
 
     def test_advantages_are_normalised_over_the_whole_rollout(self, make: Make) -> None:
         ppo, collector = make()
-        data, _ = ppo.estimate(next(iter(collector)))
+        data = ppo.experience(next(iter(collector))).estimate()
         assert data["advantage"].mean().abs() < 1e-6
         assert abs(data["advantage"].std(correction=0).item() - 1) < 1e-4
 
@@ -83,7 +83,7 @@ class TestEstimate:
         rollouts = iter(collector)
         for _ in range(2):  # statistics have moved once before the second rollout
             rollout = next(rollouts)
-            data, _ = ppo.estimate(rollout)
+            data = ppo.experience(rollout).estimate()
             distribution = ppo.actor.get_dist(rollout.copy())
             ratio = (distribution.log_prob(rollout["action"]) - rollout["action_log_prob"]).exp()
             torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-6, rtol=0)

@@ -1,0 +1,111 @@
+"""A policy over any spaces: it acts inside of them, and learning sees the probabilities it acted with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import TensorDict, TensorDictBase
+from torchrl.envs import ExplorationType, set_exploration_type
+
+from torchppo.envs import VectorEnv
+from torchppo.envs.serial import SerialVectorEnv
+from torchppo.modules.actor_critic import make_actor_critic
+from torchppo.modules.memories import GRU
+from torchppo.modules.networks import mlp
+from torchppo.modules.objectives import ClipPPOLoss
+from torchppo.pipelines.array_rollouts import ArrayRollouts
+from torchppo.pipelines.policy_step import PolicyStep
+from torchppo.pipelines.torchrl_rollouts import SteppedRollouts
+
+BOXES = st.lists(st.integers(1, 3), max_size=3).map(lambda shape: spaces.Box(-3, 3, shape, np.float32))
+DISCRETE = st.builds(lambda n, start: spaces.Discrete(n, start=start), st.integers(2, 5), st.integers(-2, 2))
+CHOICES = st.lists(st.integers(2, 4), min_size=1, max_size=3).map(spaces.MultiDiscrete)
+BITS = st.integers(1, 4).map(spaces.MultiBinary)
+TEXTS = st.just(spaces.Text(12, charset="ab "))
+VECTORS = st.integers(1, 3).map(lambda n: spaces.Box(-2, 0.5, (n,), np.float32))
+
+
+def nested(leaf: st.SearchStrategy[Any], depth: int) -> st.SearchStrategy[Any]:
+    if depth == 0:
+        return leaf
+    inner = st.one_of(leaf, nested(leaf, depth - 1))
+    dicts = st.dictionaries(st.sampled_from("abc"), inner, min_size=1, max_size=2).map(spaces.Dict)
+    return st.one_of(leaf, dicts, st.lists(inner, min_size=1, max_size=2).map(spaces.Tuple))
+
+
+OBSERVATIONS = nested(st.one_of(BOXES, DISCRETE, CHOICES, BITS, TEXTS), 2)
+ACTIONS = nested(st.one_of(DISCRETE, CHOICES, BITS, VECTORS), 2)
+
+
+class Anything(gymnasium.Env[Any, Any]):
+    """Random observations, and episodes of four steps; an action outside of the space is an error."""
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+        self.observation_space.seed(0)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._num_steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        self._num_steps += 1
+        return self.observation_space.sample(), 1.0, self._num_steps == 4, False, {}
+
+
+@given(observation=OBSERVATIONS, action=ACTIONS, remembers=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_acts_inside_any_space_and_learns_with_the_probabilities_it_acted_with(
+    observation: spaces.Space[Any], action: spaces.Space[Any], remembers: bool
+) -> None:
+    env = VectorEnv(SerialVectorEnv([lambda: Anything(observation, action)] * 2))
+    actor, critic = make_actor_critic(
+        env.observation_spec,
+        env.full_action_spec["action"],
+        body=mlp,
+        memory=(lambda n: GRU(n, width=4)) if remembers else None,
+    )
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        rollout = ArrayRollouts(env, PolicyStep(actor, compile=False), 6, double_buffer=False)()
+        memories = {key: rollout[key][:, 0] for key in ("actor_memory", "critic_memory") if remembers}
+        data = TensorDict(dict(rollout.exclude("next").items()) | memories, [2])
+        data["advantage"] = data["value_target"] = data["state_value"] = torch.zeros(2, 6, 1)
+        losses = ClipPPOLoss(actor, critic)(data if remembers else data.auto_batch_size_(2))
+        again = actor.get_dist(data.copy()).log_prob(data[actor.dist_sample_keys[0]])
+    torch.testing.assert_close(again, rollout["action_log_prob"], rtol=1e-5, atol=1e-5)
+    assert losses["kl_approx"].item() == pytest.approx(0, abs=1e-5)
+
+
+def by_arrays(env: VectorEnv, actor: Any) -> Any:
+    return ArrayRollouts(env, PolicyStep(actor, compile=False), 9, double_buffer=False)
+
+
+def by_tensordicts(env: VectorEnv, actor: Any) -> Any:
+    return SteppedRollouts(env, actor, 9)
+
+
+def two_rollouts(collect: Any, *, remembers: bool) -> list[TensorDictBase]:
+    torch.manual_seed(0)
+    space = spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(3))
+    env = VectorEnv(SerialVectorEnv([lambda: Anything(space, spaces.Discrete(3))] * 2))
+    memory = (lambda n: GRU(n, width=4)) if remembers else None
+    actor = make_actor_critic(env.observation_spec, env.action_spec, body=mlp, memory=memory).actor
+    rollout = collect(env, actor)
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        return [rollout(), rollout()]
+
+
+@pytest.mark.parametrize("remembers", [False, True])
+def test_arrays_and_tensordicts_give_the_same_rollouts(remembers: bool) -> None:
+    pairs = zip(*(two_rollouts(how, remembers=remembers) for how in (by_arrays, by_tensordicts)), strict=True)
+    for ours, theirs in pairs:
+        for key in ours.keys(include_nested=True, leaves_only=True):
+            torch.testing.assert_close(ours[key], theirs[key], rtol=1e-6, atol=1e-6, msg=str(key))
