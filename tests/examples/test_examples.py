@@ -40,6 +40,7 @@ def test_has_at_most_60_lines(path: Path) -> None:
         ("own_memory", ["collector.frames_per_env=32", "update.minibatch_size=64"]),
         ("own_head", ["collector.frames_per_env=64"]),
         ("own_critic", []),
+        ("masked_actions", ["collector.frames_per_env=32", "update.minibatch_size=64"]),
     ],
 )
 def test_trains_from_the_command_line(

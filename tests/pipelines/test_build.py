@@ -26,6 +26,8 @@ from torchrl.envs import EnvBase
 
 from torchppo.envs import VectorEnv
 from torchppo.errors import ConfigurationError, EnvironmentFailure
+from torchppo.modules.critics import ValueHead
+from torchppo.modules.memories import memories_of
 from torchppo.pipelines.build import (
     EVALUATION_RANK,
     Training,
@@ -39,6 +41,7 @@ from torchppo.pipelines.build import (
     seed_of,
 )
 from torchppo.pipelines.configuration import compose
+from torchppo.pipelines.optimization import CompiledStep
 
 CONF = Path(__file__).parents[2] / "conf"
 NUMBERS = count()
@@ -70,6 +73,32 @@ class Images(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
         return self.observe(), float(action), self.steps == 5, False, {}
+
+
+class Nested(gymnasium.Env[Any, Any]):
+    """Random observations of every kind, one within another; one part of the action pays."""
+
+    observation_space = spaces.Dict(
+        camera=spaces.Dict(image=spaces.Box(0, 255, (3, 36, 36), np.uint8), zoom=spaces.Discrete(3, start=1)),
+        joints=spaces.Box(-5, 5, (4,)),
+        mission=spaces.Text(8, charset="ab "),
+    )
+    action_space = spaces.Dict(push=spaces.Box(-1, 1, (2,)), gear=spaces.MultiDiscrete([3, 2]))
+
+    def __init__(self, **_: Any) -> None:
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        if seed is not None:
+            self.observation_space = spaces.Dict(dict(Nested.observation_space.items()), seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space["gear"].contains(action["gear"])
+        self.steps += 1
+        return self.observation_space.sample(), float(action["gear"][1]), self.steps == 5, False, {}
 
 
 class Walk(EnvBase):  # type: ignore[misc]
@@ -131,9 +160,11 @@ def parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """This file under a name that a configuration can use, its environment under one that Gymnasium knows."""
     monkeypatch.setitem(sys.modules, "ours", sys.modules[__name__])
     monkeypatch.chdir(tmp_path)
-    gymnasium.register("Images-v0", entry_point=Images)  # type: ignore[arg-type]
+    for made in (Images, Nested):
+        gymnasium.register(f"{made.__name__}-v0", entry_point=made)  # type: ignore[arg-type]
     yield
-    del gymnasium.registry["Images-v0"]
+    for made in (Images, Nested):
+        del gymnasium.registry[f"{made.__name__}-v0"]
 
 
 def small(*overrides: str) -> DictConfig:
@@ -176,9 +207,27 @@ class TestEveryChoiceTrains:
 
     @pytest.mark.parametrize("policy", choices("policy"))
     def test_policy(self, policy: str) -> None:
-        env = "Images-v0" if policy == "cnn" else "CartPole-v1"
-        ppo = learn(small(f"policy={policy}", f"env.id={env}")).ppo
-        assert any(isinstance(module, nn.Conv2d) for module in ppo.actor.modules()) == (policy == "cnn")
+        sees = policy in ("cnn", "resnet")
+        ppo = learn(small(f"policy={policy}", f"env.id={'Images-v0' if sees else 'CartPole-v1'}")).ppo
+        assert any(isinstance(module, nn.Conv2d) for module in ppo.actor.modules()) == sees
+
+    @pytest.mark.parametrize("words", [("env.id=CartPole-v1",), ("env.id=Images-v0", "policy=cnn")], ids=["mlp", "cnn"])
+    @pytest.mark.parametrize("memory", choices("memory"))
+    def test_memory_shared_and_in_mixed_precision(self, memory: str, words: tuple[str, ...]) -> None:
+        cfg = small(*words, f"memory={memory}", "policy.shared=true", "trainer.precision=bf16-mixed")
+        assert memories_of(learn(cfg).ppo.actor) == ([] if memory == "none" else ["actor_memory"])
+
+    @pytest.mark.parametrize("memory", ["none", "gru"])
+    @pytest.mark.parametrize("head", choices("head"))
+    def test_head(self, head: str, memory: str) -> None:
+        learn(small("env.id=Pendulum-v1", f"head={head}", f"memory={memory}"))
+
+    @pytest.mark.parametrize("memory", ["none", "gru"])
+    @pytest.mark.parametrize("critic", choices("critic"))
+    def test_critic(self, critic: str, memory: str) -> None:
+        cfg = small(f"critic={critic}", f"memory={memory}")
+        heads = [module for module in learn(cfg).ppo.critic.modules() if isinstance(module, ValueHead)]
+        assert [type(head) for head in heads] == [get_object(cfg.critic.head._target_)]
 
     @pytest.mark.parametrize("estimator", choices("estimator"))
     def test_estimator(self, estimator: str) -> None:
@@ -228,8 +277,22 @@ class TestEveryChoiceTrains:
     def test_option(self, override: str) -> None:
         learn(small(override))
 
-    def test_squashed_actions(self) -> None:
-        learn(small("env.id=Pendulum-v1", "head=tanh_gaussian"))
+    @pytest.mark.parametrize("memory", ["none", "transformer"])
+    @pytest.mark.parametrize("workers", ["0", "2"])
+    def test_spaces_within_spaces(self, workers: str, memory: str) -> None:
+        normalized = "policy.normalize_observation=true"
+        learn(small("env.id=Nested-v0", f"env.num_workers={workers}", f"memory={memory}", normalized))
+
+    @pytest.mark.parametrize(
+        ("memory", "size"), [("gru", "policy.memory.width=8"), ("transformer_xl", "policy.memory.num_layers=1")]
+    )
+    def test_a_compiled_memory_learns_what_one_that_is_not_compiled_does(self, memory: str, size: str) -> None:
+        short = ["env.num_envs=4", "collector.frames_per_env=4", "total_frames=32", "policy.shared=true"]
+        words = [*short, f"memory={memory}", size, "policy.body.num_cells=[8]", "optimizer.eps=1e-2"]
+        compiled, eager = (learn(small(*words, f"compile={choice}")).ppo for choice in ("true", "false"))
+        assert isinstance(compiled._step, CompiledStep)
+        for one, other in zip(compiled.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 class TestGymnasiumEnvironments:

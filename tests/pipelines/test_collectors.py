@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from tensordict import TensorDictBase
+from gymnasium import spaces
+from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import Compose, RewardSum, StepCounter, TransformedEnv
 
 from torchppo.envs import VectorEnv, make_vector_env
 from torchppo.errors import ConfigurationError, NumericalError
 from torchppo.modules.actor_critic import make_actor_critic
+from torchppo.modules.memories import GRU, LSTM, Memory, memories_of
 from torchppo.modules.networks import mlp
+from torchppo.modules.transformer import Transformer
 from torchppo.pipelines.collectors import Collector
 from torchppo.pipelines.torchrl_rollouts import CollectedRollouts
 
@@ -40,17 +45,50 @@ class Broken(gymnasium.Env[np.ndarray, int]):
         return observation, bad if self.where == "reward" else 0.0, False, False, {}
 
 
+class Mixed(gymnasium.Env[Any, Any]):
+    """Noise of two kinds in episodes of seven steps; one part of the action pays."""
+
+    observation_space = spaces.Dict(seen=spaces.Box(-1, 1, (3,)), told=spaces.Tuple([spaces.Discrete(4, start=1)]))
+    action_space = spaces.Dict(go=spaces.Discrete(3), turn=spaces.Box(-1, 1, (2,)))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observe(), {}
+
+    def observe(self) -> Any:
+        return {"seen": self.np_random.random(3).astype(np.float32), "told": (self.np_random.integers(1, 5),)}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return self.observe(), float(action["go"]), False, self.steps == 7, {}
+
+
 gymnasium.register("Broken-v0", Broken)
+gymnasium.register("Mixed-v0", Mixed)
+
+MEMORIES: dict[str, Callable[[int], Memory]] = {
+    "lstm": partial(LSTM, width=6),
+    "gru": partial(GRU, width=6),
+    "transformer": partial(Transformer, width=8, num_heads=2, num_past=5),
+}
 
 
 def collector_of(
-    env: VectorEnv | TransformedEnv, frames_per_env: int = 40, rollouts: int = 2, seed: int = 0
+    env: VectorEnv | TransformedEnv,
+    frames_per_env: int = 40,
+    rollouts: int = 2,
+    seed: int = 0,
+    policy: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Collector:
     torch.manual_seed(seed)
     env.set_seed(seed)
-    actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]))
-    num_envs = env.batch_size.numel()
-    return Collector(env, actor, frames_per_env=frames_per_env, total_frames=frames_per_env * num_envs * rollouts)
+    actor, _ = make_actor_critic(
+        env.observation_spec, env.full_action_spec["action"], body=partial(mlp, num_cells=[8]), **(policy or {})
+    )
+    total_frames = frames_per_env * env.batch_size.numel() * rollouts
+    return Collector(env, actor, frames_per_env=frames_per_env, total_frames=total_frames, **options)
 
 
 def through_torchrl(env_id: str, num_envs: int) -> TransformedEnv:
@@ -168,6 +206,47 @@ class TestWorkers:
         for each in (env, through_torchrl("CartPole-v1", 2)):
             with pytest.raises(ConfigurationError, match=r"collector.double_buffer=true needs"):
                 Collector(each, actor, frames_per_env=8, total_frames=16, double_buffer=True)
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+class TestMemory:
+    @pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
+    def test_is_the_same_in_both_ways_of_stepping(self, name: str, shared: bool) -> None:
+        policy = {"memory": MEMORIES[name], "shared": shared}
+        ours = list(collector_of(make_vector_env("CartPole-v1", 2), policy=policy))
+        theirs = list(collector_of(through_torchrl("CartPole-v1", 2), policy=policy))
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine["next", "done"].any()
+            for key in mine.keys(include_nested=True, leaves_only=True):
+                torch.testing.assert_close(mine[key], other[key].to(mine[key].dtype), rtol=0, atol=1e-6, msg=str(key))
+
+    def test_is_the_same_in_workers_bit_for_bit_also_in_nested_spaces(self, name: str) -> None:
+        policy = {"memory": MEMORIES[name]}
+        serial = list(collector_of(make_vector_env("Mixed-v0", 4), policy=policy))
+        env = make_vector_env("Mixed-v0", 4, num_workers=2)
+        for mine, other in zip(collector_of(env, policy=policy), serial, strict=True):
+            assert ("action", "turn") in other.keys(include_nested=True)
+            for key in other.keys(include_nested=True, leaves_only=True):
+                assert torch.equal(mine[key], other[key]), key
+        env.close()
+
+    @pytest.mark.parametrize("how", ["double-buffered", "by TorchRL's collector"])
+    def test_reaches_from_its_first_step_to_the_end_of_the_rollout(self, name: str, how: str) -> None:
+        """Going through the whole rollout at once gives the probabilities that every step was taken with."""
+        double = how == "double-buffered"
+        env = make_vector_env("CartPole-v1", 4, num_workers=2 if double else 0)
+        options: dict[str, Any] = {"double_buffer": True} if double else {"rollouts": CollectedRollouts}
+        torch.manual_seed(0)
+        actor, _ = make_actor_critic(
+            env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]), memory=MEMORIES[name]
+        )
+        for rollout in Collector(env, actor, frames_per_env=40, total_frames=320, **options):
+            assert rollout["next", "done"].any()
+            memory = {key: rollout[key][:, 0] for key in memories_of(actor)}
+            whole = TensorDict({key: rollout[key] for key in ("observation", "is_init")} | memory, [4])
+            again = actor.get_dist(whole).log_prob(rollout["action"])
+            torch.testing.assert_close(again, rollout["action_log_prob"], rtol=1e-5, atol=1e-5)
+        env.close()
 
 
 class TestTorchRLsCollector:

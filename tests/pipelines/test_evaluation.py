@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import Tensor, nn
 from torchrl.envs import ExplorationType, exploration_type
 
-from torchppo.envs import SerialVectorEnv, VectorEnv
+from torchppo.envs import SerialVectorEnv, VectorEnv, make_vector_env
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 from torchppo.modules.actor_critic import make_actor_critic
+from torchppo.modules.memories import Memory
 from torchppo.modules.networks import mlp
 from torchppo.pipelines import evaluation
 from torchppo.pipelines.evaluation import Evaluation, evaluate, play
@@ -46,6 +48,23 @@ class Paying(gymnasium.Env[Any, Any]):
         self.actions.append(np.array(action))
         self.steps += 1
         return self.observe(), self.reward, False, self.steps == self.length, {}
+
+
+class First(Memory):
+    """Remembers the first observation of an episode, and nothing else."""
+
+    num_past = 1
+
+    def __init__(self, num_inputs: int) -> None:
+        super().__init__()
+        self.num_features = self.num_recorded = num_inputs
+
+    def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        tape = [past[:, 0]]
+        for now, begins in zip(features.unbind(1), is_init.unbind(1), strict=True):
+            tape.append(torch.where(begins, now, tape[-1]))
+        records = torch.stack(tape, 1)
+        return records[:, 1:], records
 
 
 Pair = tuple[Any, VectorEnv]
@@ -106,6 +125,17 @@ class TestPolicy:
         actor, env = pair(spaces.Box(-5, 5, (2,)))
         for stepped in islice(play(actor, env), 5):
             torch.testing.assert_close(stepped["action"], actor.get_dist(stepped.select("observation")).mode)
+
+    def test_remembers_an_episode_from_its_first_step_and_none_before(self) -> None:
+        """Right answers need the first observation of their own episode, at each episode's last step."""
+        env = make_vector_env("torchppo.envs:torchppo/Recall-v0", 3, num_cues=4, delay=3)
+        env.set_seed(0)
+        actor, _ = make_actor_critic(
+            env.observation_spec, env.action_spec, body=lambda _: nn.Identity(), memory=First, shared=True
+        )
+        (head,) = [module for module in actor.modules() if isinstance(module, nn.Linear) and module.out_features == 4]
+        head.weight.data, head.bias.data = torch.eye(4, 6), torch.zeros(4)
+        assert evaluate(actor, env, 15) == Evaluation([1.0] * 15, [5] * 15)
 
     def test_draws_no_random_numbers(self, pair: Callable[..., Pair]) -> None:
         actor, env = pair()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ SMALL = [
     "update.minibatch_size=24",
     "compile=false",
 ]
+HEADS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "head").glob("*.yaml"))
 MEMORIES = {
     "lstm": ["policy=lstm", "policy.memory.width=8"],
     "gru": ["policy=gru", "policy.memory.width=8"],
@@ -97,6 +100,17 @@ class TestMemory:
         again = experience.recomputed(data)
         torch.testing.assert_close(again["advantage"], data["advantage"], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(again["value_target"], data["value_target"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize("head", HEADS)
+def test_the_ratio_of_every_head_is_one_before_the_first_step(head: str, memory: str, shared: str) -> None:
+    made = training("env.id=Pendulum-v1", "policy=mlp", f"head={head}", f"memory={memory}", shared)
+    for rollout in rollouts(made, 2):
+        data = made.ppo.experience(rollout).estimate()
+        losses = made.ppo.objective(TensorDict(data, len(data["advantage"])))
+        assert losses["kl_approx"].item() == pytest.approx(0, abs=1e-6)
+        assert losses["clip_fraction"].item() == 0
 
 
 class TestWithoutMemory:

@@ -70,6 +70,18 @@ class TestEstimate:
         delta = rollout["next", "reward"][0, 199] + GAMMA * value - rollout["state_value"][0, 199]
         torch.testing.assert_close(rollout["advantage"][0, 199], delta)
 
+    def test_what_is_seen_after_a_termination_does_not_matter(self, make: Make) -> None:
+        estimated = []
+        for seen in (0.0, 99.0):
+            ppo, collector = make(frames_per_env=64)
+            rollout = next(iter(collector))
+            terminated = rollout["next", "terminated"].squeeze(-1)
+            assert terminated.any()
+            rollout["next", "observation"][terminated] = seen
+            estimated.append(ppo.experience(rollout).estimate())
+        for key in ("advantage", "value_target", "state_value"):
+            assert torch.equal(estimated[0][key], estimated[1][key])
+
     def test_advantages_are_normalised_over_the_whole_rollout(self, make: Make) -> None:
         ppo, collector = make()
         data = ppo.experience(next(iter(collector))).estimate()
@@ -160,7 +172,7 @@ class TestTraining:
     def test_a_loss_that_is_not_finite_stops_the_training(self, make: Make, fit: Fit) -> None:
         ppo, collector = make()
         with torch.no_grad():
-            ppo.critic.module[-1].module.head.bias.fill_(float("inf"))
+            list(ppo.critic.parameters())[-1].fill_(float("inf"))
         with pytest.raises(NumericalError, match=r"train/.*lower optimizer\.lr"):
             fit(ppo, collector)
 

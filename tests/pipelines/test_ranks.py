@@ -34,10 +34,14 @@ def test_groups_are_normalized_each_by_itself() -> None:
     np.testing.assert_allclose(normalized(values).numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("mode", "target_kl"), [("eager", "0"), ("compiled", "0.02")])
-def test_two_processes_share_weights_and_statistics_after_every_step(mode: str, target_kl: str) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [("eager", "0", "none"), ("compiled", "0.02", "none"), ("eager", "0", "gru")],
+    ids=["eager", "compiled", "memory"],
+)
+def test_two_processes_share_weights_and_statistics_after_every_step(words: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), mode, target_kl], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout.strip().splitlines()[-1])

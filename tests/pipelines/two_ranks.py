@@ -12,6 +12,7 @@ from torchrl.objectives.value import GAE
 
 from torchppo.envs import make_vector_env
 from torchppo.modules.actor_critic import make_actor_critic
+from torchppo.modules.memories import GRU
 from torchppo.modules.networks import mlp
 from torchppo.modules.normalizers import ObservationNormalizer
 from torchppo.modules.objectives import KLPENPPOLoss
@@ -73,9 +74,13 @@ seed_everything(seed_of(0, trainer.global_rank), verbose=False)
 env = make_vector_env("CartPole-v1", 2)
 env.set_seed(seed_of(0, trainer.global_rank))
 actor, critic = make_actor_critic(
-    env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[16]), normalize_observation=True
+    env.observation_spec,
+    env.action_spec,
+    body=partial(mlp, num_cells=[16]),
+    memory=partial(GRU, width=8) if sys.argv[3] == "gru" else None,
+    normalize_observation=True,
 )
-update = MinibatchUpdate(epochs=2, minibatch_size=16, target_kl=float(sys.argv[2]) or None)
+update = MinibatchUpdate(epochs=2, minibatch_size=16, sequence_length=8, target_kl=float(sys.argv[2]) or None)
 adam = partial(torch.optim.Adam, lr=3e-3)
 estimator = GAE(gamma=0.99, lmbda=0.95, value_network=None)
 objective = KLPENPPOLoss(actor, critic)
