@@ -60,7 +60,7 @@ def build_training(cfg: DictConfig, rank: int) -> Training:
 
 def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     """The LightningModule for an environment's specs."""
-    actor, critic = call(cfg.policy, observation_spec=env.observation_spec, action_spec=env.action_spec)
+    actor, critic = call(cfg.policy, observation_spec=env.observation_spec, action_spec=env.full_action_spec["action"])
     update = call(cfg["update"])
     frames = frames_per_batch(cfg, env)
     # A graph of a memory's whole sequences takes minutes to compile; that is for the user to decide.

@@ -164,7 +164,7 @@ def _list(arguments: argparse.Namespace) -> int:  # noqa: ARG001
     for group in ("env", "policy", "objective", "experiment"):
         print(f"{group}=")
         for name, description in groups[group].items():
-            print(f"  {name:<16}{description}")
+            print(f"  {name:<26}{description}")
     return 0
 
 
