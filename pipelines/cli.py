@@ -161,7 +161,7 @@ def describe_groups() -> str:
 
 def _list(arguments: argparse.Namespace) -> int:  # noqa: ARG001
     groups = configuration.options_by_group()
-    for group in ("env", "policy", "objective", "experiment"):
+    for group in ("env", "policy", "memory", "head", "critic", "objective", "experiment"):
         print(f"{group}=")
         for name, description in groups[group].items():
             print(f"  {name:<26}{description}")
