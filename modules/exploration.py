@@ -31,6 +31,6 @@ class Exploring(Carried):
         number of dimensions, and the parameters say that there is none.
         """
         if noise is None:
-            return (*self.network(features, *mask), features.new_zeros(features.shape[0]))
+            return (*self.network(features, *mask), features.new_zeros(features.shape[:-1]))
         drawn = self.redraw(noise.unflatten(-1, self.noise_shape).squeeze(-3), is_init)
         return (*self.network(features, *mask, noise=drawn), drawn.flatten(-2).unsqueeze(-2))

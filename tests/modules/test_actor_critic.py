@@ -370,11 +370,55 @@ class TestMemory:
         for network in networks:
             assert all(parameter.grad is not None for parameter in network.parameters())
 
+    def test_separate_memories_share_nothing_and_one_for_both_all_but_the_policys_head(
+        self, networks: ActorCritic
+    ) -> None:
+        shared = set(carried_by(networks.actor)) == {"actor_memory"}
+        assert set(carried_by(networks.critic)) == {"actor_memory" if shared else "critic_memory"}
+        logits = networks.actor.module[0].module[-1]
+        assert "logits" in logits.out_keys
+        valuing = set(networks.critic.parameters())
+        acting = set(networks.actor.parameters()) - (set() if shared else valuing)
+        assert (acting - valuing == set(logits.parameters())) is shared
+        assert acting.isdisjoint(valuing) is not shared
+
+    def test_nothing_that_the_critic_remembers_changes_the_action(self, build: Build, step: TensorDict) -> None:
+        networks = build("discrete", memory=partial(GRU, width=8))
+        other = step.clone().update({"critic_memory": torch.randn(NUM_ENVS, 1, 8)})
+        first, second = networks.actor(step.copy()), networks.actor(other)
+        assert torch.equal(first["logits"], second["logits"])
+        assert not torch.equal(first["state_value"], second["state_value"])
+
+
+class TestOwnBody:
+    class Attentive(nn.Module):
+        """A user's module, which knows nothing of this package."""
+
+        def __init__(self, shape: torch.Size) -> None:
+            super().__init__()
+            self.scores, self.values = nn.Linear(*shape, 5), nn.Linear(*shape, 5)
+
+        def forward(self, observation: Tensor) -> Tensor:
+            return self.scores(observation).softmax(-1) * self.values(observation)
+
+    @pytest.mark.parametrize("options", [{}, {"shared": True}, {"memory": partial(GRU, width=8)}])
+    def test_is_used_as_it_is_and_learned(self, options: dict[str, Any], build: Build) -> None:
+        networks = build("discrete", body=self.Attentive, **options)
+        data = TensorDict({"observation": torch.randn(NUM_ENVS, 3)}, [NUM_ENVS])
+        data["is_init"] = torch.ones(NUM_ENVS, 1, dtype=torch.bool)
+        data.update({key: torch.zeros(NUM_ENVS, *shape) for key, shape in carried_by(networks.actor).items()})
+        acted = networks.actor(data)
+        (networks.critic(acted)["state_value"].sum() + acted["logits"].square().sum()).backward()
+        bodies = {m for network in networks for m in network.modules() if isinstance(m, self.Attentive)}
+        assert len(bodies) == (1 if "shared" in options else 2)
+        assert all(p.grad is not None and p.grad.any() for body in bodies for p in body.parameters())
+
 
 class TestNestedSpaces:
     SPEC = Composite(
         camera=Bounded(0, 255, (7, 7, 3), dtype=torch.uint8),
         inner=Composite(speed=Unbounded((2,)), gear=Categorical(5, dtype=torch.int64)),
+        heading=Unbounded((1,)),
         action_mask=Binary(4, dtype=torch.int8),
     )
 
@@ -404,8 +448,9 @@ class TestNestedSpaces:
     def test_real_numbers_are_normalized_entry_by_entry(self) -> None:
         networks, _ = self.build(normalize_observation=True)
         found = [m for m in networks.actor.modules() if isinstance(m, ObservationNormalizer)]
-        assert [one.key for one in found] == [("observation", "inner", "speed")]
-        assert found[0] in set(networks.critic.modules())
+        assert {one.key for one in found} == {("observation", "inner", "speed"), ("observation", "heading")}
+        assert len(found) == 2
+        assert set(found) <= set(networks.critic.modules())
 
     def test_an_encoder_may_be_given_by_name(self) -> None:
         networks, data = self.build(encoders={"inner/speed": lambda shape: nn.Linear(*shape, 7)})

@@ -24,6 +24,7 @@ from torchppo.modules.distributions import (
     IndependentBernoulli,
     IndependentBeta,
     MultiCategorical,
+    OneHotCategorical,
     SquashedNormal,
     StateDependentNoise,
     masked_logits,
@@ -288,6 +289,47 @@ class TestAMask:
         assert torch.isfinite(logits.grad).all()
 
 
+class TestOneHotCategorical:
+    @settings(deadline=None, max_examples=30)
+    @given(st.integers(1, 6), st.floats(0.1, 10.0), st.integers(0, 2**32 - 1))
+    def test_has_the_numbers_of_the_choice(self, n: int, scale: float, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        old, new = (log_softmax(x) for x in generator.normal(scale=scale, size=(2, 5, n)))
+        choice = generator.integers(0, n, 5)
+        p, q = (OneHotCategorical(logits=torch.from_numpy(x)) for x in (old, new))
+        log_prob = p.log_prob(torch.from_numpy(np.eye(n, dtype=np.int64)[choice]))
+        np.testing.assert_allclose(log_prob.numpy(), old[np.arange(5), choice], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(p.entropy().numpy(), -(np.exp(old) * old).sum(-1), rtol=1e-9, atol=1e-12)
+        kl = (np.exp(old) * (old - new)).sum(-1)
+        np.testing.assert_allclose(D.kl_divergence(p, q).numpy(), kl, rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize("shape", [(), (7,), (2, 3)])
+    def test_a_sample_is_one_one_among_zeros(self, shape: tuple[int, ...]) -> None:
+        torch.manual_seed(0)
+        sample = OneHotCategorical(logits=torch.randn(5, 4)).sample(torch.Size(shape))
+        assert sample.shape == (*shape, 5, 4)
+        assert sample.dtype == torch.int64
+        assert set(sample.unique().tolist()) == {0, 1}
+        assert (sample.sum(-1) == 1).all()
+
+    def test_sampled_frequencies_are_the_probabilities(self) -> None:
+        torch.manual_seed(0)
+        probs = torch.tensor([0.1, 0.6, 0.3])
+        sample = OneHotCategorical(logits=probs.log()).sample(torch.Size([20_000]))
+        torch.testing.assert_close(sample.float().mean(0), probs, rtol=0, atol=0.015)
+
+    def test_the_deterministic_sample_is_the_most_probable_choice(self) -> None:
+        logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, -1.0, 2.0]])
+        assert OneHotCategorical(logits=logits).deterministic_sample.tolist() == [[0, 1, 0], [1, 0, 0]]
+
+    def test_a_mask_holds(self) -> None:
+        torch.manual_seed(0)
+        logits = masked_logits(torch.tensor([5.0, 0.0, 0.0]), torch.tensor([False, True, True]))
+        taken = OneHotCategorical(logits=logits).sample(torch.Size([500])).sum(0)
+        assert taken[0] == 0
+        assert taken[1:].min() > 150
+
+
 class TestSquashedNormal:
     LOW, HIGH = -1.5, 4.0
 
@@ -506,6 +548,7 @@ COMPILED: dict[str, tuple[Callable[..., D.Distribution], list[int]]] = {
     "IndependentBeta": (partial(IndependentBeta, validate_args=False), [2, 2]),
     "StateDependentNoise": (partial(StateDependentNoise, validate_args=False), [2, 2, 2]),
     "Categorical": (lambda logits: Categorical(logits=logits, validate_args=False), [4]),
+    "OneHotCategorical": (lambda logits: OneHotCategorical(logits=logits, validate_args=False), [4]),
     "MultiCategorical": (partial(MultiCategorical, nvec=[2, 3], validate_args=False), [5]),
     "IndependentBernoulli": (partial(IndependentBernoulli, validate_args=False), [3]),
     "Factors": (

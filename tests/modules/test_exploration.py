@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import torch
 from tensordict import TensorDict
@@ -16,13 +17,13 @@ from torchppo.modules.networks import mlp
 N = 5
 
 
-def build() -> ActorCritic:
+def build(num_steps: int = 10**9) -> ActorCritic:
     torch.manual_seed(0)
     return make_actor_critic(
         Composite(observation=Unbounded((N, 3)), shape=(N,)),
         Bounded(-torch.ones(N, 2), torch.ones(N, 2), (N, 2), dtype=torch.float32),
         body=partial(mlp, num_cells=(4,)),
-        head=partial(gsde, num_steps=10**9),
+        head=partial(gsde, num_steps=num_steps),
     )
 
 
@@ -50,8 +51,45 @@ def test_the_action_is_the_mean_and_what_the_noise_makes_of_the_features() -> No
     torch.testing.assert_close(data["action"] - data["loc"], expected)
 
 
+def test_noise_lasts_as_long_as_the_episode() -> None:
+    actor = build().actor
+    noise = [torch.zeros(N, 1, 8)]
+    for time in range(6):
+        noise.append(step(actor, noise[-1], [time == 0, time == 3, *[False] * 3])["next", "gsde_noise"])
+    changed = [[not torch.equal(a, b) for a, b in zip(*pair, strict=True)] for pair in pairwise(noise)]
+    assert [[time for time in range(6) if changed[time][row]] for row in range(3)] == [[0], [3], []]
+
+
+def test_noise_is_drawn_at_every_step_if_asked() -> None:
+    first = torch.randn(N, 1, 8)
+    later = step(build(num_steps=1).actor, first, [False] * N)["next", "gsde_noise"]
+    assert (later != first).all()
+
+
+def test_noise_is_of_the_scale_that_the_head_learns() -> None:
+    actor = build().actor
+    (log_std,) = {p for name, p in actor.named_parameters() if name.endswith("log_std")}
+    with torch.no_grad():
+        log_std[:, 1] = 3.0
+    noise = torch.cat([step(actor, torch.zeros(N, 1, 8), [True] * N)["next", "gsde_noise"] for _ in range(200)])
+    actual = noise.reshape(-1, 4, 2).std((0, 1))
+    torch.testing.assert_close(actual, torch.tensor([-2.0, 3.0]).exp(), rtol=0.05, atol=0)
+
+
 def test_learning_without_the_noise_sees_the_same_distribution() -> None:
     actor = build().actor
     data = step(actor, torch.randn(N, 1, 8), [False] * N)
-    again = actor.get_dist(data.select("observation", "is_init"))
-    torch.testing.assert_close(again.log_prob(data["action"]), data["action_log_prob"])
+    again = actor.get_dist_params(data.select("observation", "is_init"))
+    assert data["perturbation"].abs().min() > 0
+    assert not again["perturbation"].any()
+    for key in ("loc", "scale"):
+        assert torch.equal(again[key], data[key])
+    log_prob = actor.get_dist(data.select("observation", "is_init")).log_prob(data["action"])
+    torch.testing.assert_close(log_prob, data["action_log_prob"])
+
+
+def test_learning_takes_sequences_of_any_number_of_dimensions() -> None:
+    actor = build().actor
+    data = TensorDict({"observation": torch.randn(N, 7, 3), "is_init": torch.zeros(N, 7, 1, dtype=torch.bool)}, [N, 7])
+    whole = actor.get_dist_params(data.copy())
+    torch.testing.assert_close(whole["loc"][:, 4], actor.get_dist_params(data[:, 4].clone())["loc"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch import distributions as D  # noqa: N812
-from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules.head_networks import IntoBounds, StateDependentExploration, TanhFraction, redraw
@@ -47,6 +47,7 @@ tanh_gaussian_of_state = partial(tanh_gaussian, state_dependent=True)
 
 SPACES: dict[str, tuple[TensorSpec, ContinuousHead, dict[str, int]]] = {
     "discrete": (Categorical(4, dtype=torch.int64), gaussian, {"logits": 4}),
+    "one-hot": (OneHot(4, dtype=torch.int64), gaussian, {"logits": 4}),
     "multi-discrete": (MultiCategorical(torch.tensor([2, 5]), dtype=torch.int64), gaussian, {"logits": 7}),
     "multi-binary": (Binary(3, dtype=torch.int8), gaussian, {"logits": 3}),
     "box": (BOX, gaussian, {"loc": 2, "scale": 2}),

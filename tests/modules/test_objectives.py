@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,14 +18,26 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torch import distributions as D  # noqa: N812
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
+from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import IndependentNormal, ProbabilisticActor
 from torchrl.objectives import ClipPPOLoss as TorchRLClipPPOLoss
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.actor_critic import ActorCritic
-from torchppo.modules.critics import squared_error
-from torchppo.modules.distributions import MultiCategorical
+from torchppo.modules import distributions
+from torchppo.modules.actor_critic import ActorCritic, make_actor_critic
+from torchppo.modules.critics import (
+    CategoricalValue,
+    HuberValue,
+    PopArtValue,
+    SquaredErrorValue,
+    ValueHead,
+    squared_error,
+)
 from torchppo.modules.head_networks import StateIndependentScale
+from torchppo.modules.heads import ContinuousHead, beta, gaussian, gsde, tanh_gaussian
+from torchppo.modules.memories import GRU, carried_by
+from torchppo.modules.networks import mlp
 from torchppo.modules.objectives import (
     LOSS_PREFIX,
     Adaptive,
@@ -59,7 +72,7 @@ class Choices:
     keys = ("logits",)
 
     def distribution(self, logits: Tensor) -> D.Distribution:
-        return MultiCategorical(logits, self.nvec) if len(self.nvec) > 1 else D.Categorical(logits=logits)
+        return distributions.MultiCategorical(logits, self.nvec) if len(self.nvec) > 1 else D.Categorical(logits=logits)
 
     def head(self) -> nn.Module:
         return nn.Linear(NUM_FEATURES, sum(self.nvec))
@@ -490,6 +503,97 @@ class TestClipFraction:
     def test_an_objective_without_clipping_reports_its_penalty_instead(self) -> None:
         loss = KLPENPPOLoss(*at_zero("discrete").networks(), beta=0.5)
         assert {key: value.item() for key, value in loss.metrics(torch.tensor([0.0, 5.0])).items()} == {"beta": 0.5}
+
+
+# --- our own networks -------------------------------------------------------------------------------------------
+
+BOX = Bounded(torch.tensor([-2.0, 0.1]), torch.tensor([2.0, 0.7]), (2,), dtype=torch.float32)
+NESTED = Composite(
+    move=Categorical(4, dtype=torch.int64),
+    arm=Composite(reach=BOX, grip=Binary(3, dtype=torch.int8)),
+    gears=MultiCategorical(torch.tensor([2, 3]), dtype=torch.int64),
+)
+HEADS: dict[str, tuple[TensorSpec, ContinuousHead]] = {
+    "discrete": (Categorical(4, dtype=torch.int64), gaussian),
+    "one-hot": (OneHot(4, dtype=torch.int64), gaussian),
+    "multi-discrete": (MultiCategorical(torch.tensor([2, 3]), dtype=torch.int64), gaussian),
+    "multi-binary": (Binary(3, dtype=torch.int8), gaussian),
+    "gaussian": (BOX, gaussian),
+    "gaussian of the state": (BOX, partial(gaussian, state_dependent=True)),
+    "tanh_gaussian": (BOX, tanh_gaussian),
+    "tanh_gaussian of the state": (BOX, partial(tanh_gaussian, state_dependent=True)),
+    "beta": (BOX, beta),
+    "gsde": (BOX, gsde),
+    "composite, gaussian": (NESTED, gaussian),
+    "composite, tanh_gaussian": (NESTED, tanh_gaussian),
+    "composite, beta": (NESTED, beta),
+}
+
+
+def acting(head: str = "gaussian", **options: Any) -> tuple[ActorCritic, TensorDict]:
+    """Networks with the head of a name in `HEADS`, and what they wrote in one step."""
+    spec, continuous = HEADS[head]
+    torch.manual_seed(0)
+    observation = Composite(observation=Unbounded((NUM_FEATURES,))).expand(NUM_FRAMES)
+    actions = spec.expand(NUM_FRAMES, *spec.shape)
+    networks = make_actor_critic(observation, actions, body=partial(mlp, num_cells=(8,)), head=continuous, **options)
+    data = observation.rand()
+    data["is_init"] = torch.rand(NUM_FRAMES, 1) < 0.5
+    data.update({key: torch.rand(NUM_FRAMES, *shape) for key, shape in carried_by(networks.actor).items()})
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        data = networks.critic(networks.actor(data)).exclude("next", "gsde_noise")
+    return networks, data.update({key: torch.randn(NUM_FRAMES, 1) for key in ("advantage", "value_target")})
+
+
+@pytest.mark.parametrize("head", HEADS)
+class TestTheFirstMinibatch:
+    """Acting and learning see the same policy: every ratio is one, to the last bit."""
+
+    @pytest.mark.parametrize("options", [{}, {"memory": partial(GRU, width=8)}], ids=["", "memory"])
+    def test_of_the_clipped_objective_clips_nothing(self, head: str, options: dict[str, Any]) -> None:
+        networks, data = acting(head, **options)
+        losses = ClipPPOLoss(*networks, clip_epsilon=1e-9)(data)
+        assert losses["kl_approx"].item() == pytest.approx(0, abs=1e-7)
+        assert losses["clip_fraction"].item() == 0
+        assert losses["loss_objective"].item() == pytest.approx(-data["advantage"].mean().item(), abs=1e-6)
+
+    def test_of_the_penalised_objective_has_no_penalty(self, head: str) -> None:
+        networks, data = acting(head)
+        loss = KLPENPPOLoss(*networks, beta=100.0, dtarg=0.01)
+        losses = loss(data)
+        assert losses["kl_approx"].item() == pytest.approx(0, abs=1e-7)
+        assert losses["loss_objective"].item() == pytest.approx(-data["advantage"].mean().item(), abs=1e-5)
+        loss.adapt(data)
+        assert loss.beta.item() == 50
+
+    def test_moves_every_parameter_and_the_next_one_sees_it(self, head: str) -> None:
+        networks, data = acting(head)
+        loss = ClipPPOLoss(*networks, clip_epsilon=1e-9, entropy_coeff=0.01)
+        losses = loss(data)
+        sum_of_losses(losses).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in loss.parameters())
+        torch.optim.SGD(loss.parameters(), lr=1.0).step()
+        after = loss(data)
+        assert after["kl_approx"].item() > 0
+        assert after["clip_fraction"].item() > 0.5
+
+
+class TestValueClipping:
+    @pytest.mark.parametrize("objective", [ClipPPOLoss, KLPENPPOLoss])
+    @pytest.mark.parametrize("sigma_ratio", [0.75, 0.0])
+    def test_of_a_categorical_critic_is_refused(self, sigma_ratio: float, objective: Callable[..., PPOLoss]) -> None:
+        networks, data = acting(critic=partial(CategoricalValue, sigma_ratio=sigma_ratio))
+        message = r"objective\.clip_value=0\.2 does not go with a categorical critic; .*null"
+        with pytest.raises(ConfigurationError, match=message):
+            objective(*networks, clip_value=0.2)
+        assert objective(*networks)(data)["loss_critic"].isfinite()
+
+    @pytest.mark.parametrize("critic", [SquaredErrorValue, HuberValue, PopArtValue])
+    def test_of_every_other_takes_the_larger_error(self, critic: type[ValueHead]) -> None:
+        networks, data = acting(critic=critic)
+        data["state_value"] = data["state_value"] + torch.randn(NUM_FRAMES, 1)
+        free, clipped = (ClipPPOLoss(*networks, clip_value=value)(data)["loss_critic"] for value in (None, 0.01))
+        assert clipped > free
 
 
 # --- the penalty ------------------------------------------------------------------------------------------------
