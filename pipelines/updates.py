@@ -78,13 +78,17 @@ class MinibatchUpdate:
                 f"update.sequence_length={length} does not divide collector.frames_per_env={frames_per_env}; "
                 f"the nearest that fits is {nearest_divisors(length, frames_per_env, 1)}"
             )
-        frames, size = num_envs * frames_per_env, self.minibatch_size
-        if size <= frames and frames % size == 0 and size % length == 0:
-            return
+        self._check_size(num_envs * frames_per_env, length)
+
+    def _check_size(self, frames: int, length: int) -> None:
+        """Refuse minibatches that do not fill a rollout of `frames` with whole sequences of `length`."""
+        size = self.minibatch_size
         if size > frames or frames % size:
             problem = f"{'is larger than' if size > frames else 'does not divide'} the rollout of {frames} frames"
-        else:
+        elif size % length:
             problem = f"does not hold whole sequences of {length} frames, of the rollout of {frames} frames"
+        else:
+            return
         raise ConfigurationError(
             f"update.minibatch_size={size} {problem} (env.num_envs x collector.frames_per_env); the nearest that "
             f"fits is {nearest_divisors(size, frames, length)}"
@@ -112,11 +116,15 @@ class MinibatchUpdate:
         Returns:
             The metrics' mean over the steps taken `[metrics]`, and the number of steps taken.
 
+        Raises:
+            ConfigurationError: if minibatches cannot fill the rollout, naming the nearest sizes that do.
+
         """
         metrics: list[Tensor] = []
         for epoch in range(max(self.epochs, self.critic_epochs)):
             data = data_of(epoch)
             rows, frames = len(data["advantage"]), data["advantage"].numel()
+            self._check_size(frames, frames // rows)
             order = torch.randperm(rows).to(data["advantage"].device)
             minibatches = order.reshape(frames // self.minibatch_size, -1)
             if normalize:

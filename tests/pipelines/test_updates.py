@@ -45,6 +45,11 @@ class TestMinibatchUpdate:
         with pytest.raises(ConfigurationError, match=message):
             MinibatchUpdate(minibatch_size=size).check(4, frames // 4, in_sequences=False)
 
+    @pytest.mark.parametrize("size", [5, 16])
+    def test_a_rollout_that_does_not_fit_is_refused_when_it_comes(self, size: int) -> None:
+        with pytest.raises(ConfigurationError, match=f"minibatch_size={size}"):
+            MinibatchUpdate(minibatch_size=size)(lambda _: data(12), lambda *_: torch.zeros(1))
+
     @pytest.mark.parametrize("options", [{"epochs": 0}, {"minibatch_size": 0}, {"target_kl": 0.0}, {"target_kl": -1.0}])
     def test_impossible_settings_are_refused(self, options: dict[str, float]) -> None:
         with pytest.raises(ConfigurationError, match=next(iter(options))):
