@@ -51,6 +51,7 @@ class FlatAdam:
         # One for every parameter, because a checkpoint has them; they are always equal.
         self._steps = torch.stack([torch.as_tensor(s.get("step", 0.0), device=device).float() for s in states])
         self._lr = torch.zeros(len(self.groups), device=device)
+        self._lr_of = self._lr.unbind()
         for index, (param, view) in enumerate(zip(self.params, self.views(self._vector), strict=True)):
             param.data = view
             moments = {key: self.views(vector)[index] for key, vector in self._moments.items()}
@@ -76,8 +77,8 @@ class FlatAdam:
 
     def follow_lr(self) -> None:
         """Let the graph see the learning rates that a schedule has set."""
-        for index, group in enumerate(self.groups):
-            self._lr[index] = group["lr"]
+        for lr, group in zip(self._lr_of, self.groups, strict=True):
+            lr.fill_(group["lr"])
 
     @torch.no_grad()
     def step(self, gradient: Tensor, max_norm: float) -> Tensor:

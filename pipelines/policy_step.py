@@ -32,7 +32,7 @@ class PolicyStep:
         self.policy = policy
         self._carried = carried_by(policy)
         self._keys = [key for key in policy.out_keys if key not in [("next", name) for name in self._carried]]
-        self._actions = [index for index, key in enumerate(self._keys) if is_action(key)]
+        self._actions = {key: index for index, key in enumerate(self._keys) if is_action(key)}
         self._call = OneGraph(self._outputs) if compile else self._outputs
         self._steps: list[list[Sequence[Tensor]]] = []
         self._tapes: dict[str, Tensor] = {}
@@ -63,24 +63,26 @@ class PolicyStep:
             The action, `[group, ...]`, or where it is nested its parts by their keys.
 
         """
-        steps = self._steps[group]
+        steps, rows = self._steps[group], self._groups[group]
         given = {key: self._to_device(array) for key, array in observation.items()}
         if self._tapes:
             given["is_init"] = self._to_device(is_init).unsqueeze(-1)
-            rows = self._groups[group]
             for key, tape in self._tapes.items():
                 given[key] = tape[len(steps) : len(steps) + self._carried[key][0], rows].transpose(0, 1)
         written = self._call(given)
-        for (key, tape), record in zip(self._tapes.items(), written[len(self._keys) :], strict=True):
-            tape[len(steps) + self._carried[key][0], rows] = record
+        if self._tapes:
+            for key, record in zip(self._tapes, written[len(self._keys) :], strict=True):
+                self._tapes[key][len(steps) + self._carried[key][0], rows] = record
+            written = written[: len(self._keys)]
         steps.append(written)  # stacked at the end: cheaper than a copy at every step
-        action = {self._keys[i]: (written[i] if self._on_cpu else written[i].cpu()).numpy() for i in self._actions}
-        return action.get("action", action)
+        if "action" in self._actions:
+            return self._to_array(written[self._actions["action"]])
+        return {key: self._to_array(written[index]) for key, index in self._actions.items()}
 
     def written(self) -> dict[Any, Tensor]:
         """What the policy wrote since `begin`: tensors `[num_steps, num_envs, ...]`."""
         groups = [[torch.stack(column) for column in zip(*steps, strict=True)] for steps in self._steps]
-        return {key: torch.cat(parts, 1) for key, *parts in zip(self._keys, *groups, strict=False)}
+        return {key: torch.cat(parts, 1) for key, *parts in zip(self._keys, *groups, strict=True)}
 
     def carried(self) -> dict[str, Tensor]:
         """What the policy carried into every step since `begin`, and out of the last: views of its tapes.
@@ -92,6 +94,10 @@ class PolicyStep:
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)
         return tensor if self._on_cpu else tensor.to(self._device)
+
+    def _to_array(self, tensor: Tensor) -> NDArray[Any]:
+        array: NDArray[Any] = (tensor if self._on_cpu else tensor.cpu()).numpy()
+        return array
 
     def _outputs(self, given: dict[NestedKey, Tensor]) -> list[Tensor]:
         written = self.policy(TensorDict(given, next(iter(given.values())).shape[:1]))
