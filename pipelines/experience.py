@@ -79,8 +79,7 @@ class Experience:
         shape = self.rollout.shape
         values = values.reshape(*shape, 1) if self.memories else values.reshape(*shape[::-1], 1).transpose(0, 1)
         self._estimate_from(values)
-        again = self._data()
-        return data | {key: again[key] for key in ("advantage", "value_target")}
+        return data | in_rows(self.rollout, ("advantage", "value_target"), self.length if self.memories else None)
 
     @torch.no_grad()
     def burned_in(self, data: Data, num: int) -> Data:
@@ -125,9 +124,7 @@ class Experience:
         return training_data(self.rollout, keys, self.memories, self.length)
 
 
-def training_data(
-    rollout: TensorDictBase, keys: Iterable[NestedKey], memories: Sequence[str], length: int
-) -> dict[NestedKey, Tensor]:
+def training_data(rollout: TensorDictBase, keys: Iterable[NestedKey], memories: Sequence[str], length: int) -> Data:
     """A rollout `[num_envs, time]` as tensors for minibatches to take rows of.
 
     Args:
@@ -141,15 +138,22 @@ def training_data(
         what was remembered at their first step, `[num_envs x time / length, ...]`.
 
     """
-    selected = rollout.select(*keys)
     if not memories:
+        return in_rows(rollout, keys, None)
+    starts = {key: rollout[key][:, ::length].flatten(0, 1) for key in memories}
+    return in_rows(rollout, keys, length) | starts
+
+
+def in_rows(rollout: TensorDictBase, keys: Iterable[NestedKey], length: int | None) -> Data:
+    """Entries of a rollout as frames in the order of time, or as sequences of `length`; see `training_data`."""
+    selected = rollout.select(*keys)
+    if length is None:
         flat = selected.transpose(0, 1).flatten()
         return dict(flat.items(include_nested=True, leaves_only=True))
-    data = {
+    return {
         key: tensor.unflatten(1, (-1, length)).flatten(0, 1)
         for key, tensor in selected.items(include_nested=True, leaves_only=True)
     }
-    return data | {key: rollout[key][:, ::length].flatten(0, 1) for key in memories}
 
 
 def frames_before(
