@@ -10,8 +10,8 @@ from tensordict.nn import InteractionType, TensorDictModule, TensorDictSequentia
 from torchrl.data import Composite, TensorSpec
 from torchrl.modules import ProbabilisticActor
 
+from .acting import Acting
 from .critics import SquaredErrorValue, ValueHead
-from .distributions import Acting
 from .exploration import Exploring
 from .heads import ContinuousHead, gaussian, make_head
 from .memories import Memory
