@@ -157,8 +157,8 @@ def minibatch(data: dict[NestedKey, Tensor], indices: Tensor) -> TensorDict:
 
 
 def stacked(losses: TensorDictBase) -> Tensor:
-    """Scalars in one tensor, in their order."""
-    return torch.stack([value.float().reshape(()) for value in losses.values()])
+    """Losses and metrics in one tensor, in their order; of one with several entries, as TorchRL's may be, the mean."""
+    return torch.stack([value.float().mean() for value in losses.values()])
 
 
 def exceeds(kl: Tensor, limit: float) -> bool:

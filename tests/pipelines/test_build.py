@@ -199,10 +199,11 @@ def rewards(cfg: DictConfig, steps: int) -> list[float]:
 
 
 class TestEveryChoiceTrains:
+    @pytest.mark.parametrize("memory", ["none", "gru"])
     @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
     @pytest.mark.parametrize("objective", choices("objective"))
-    def test_objective(self, objective: str, env: str) -> None:
-        cfg = small(f"objective={objective}", f"env.id={env}")
+    def test_objective(self, objective: str, env: str, memory: str) -> None:
+        cfg = small(f"objective={objective}", f"env.id={env}", f"memory={memory}")
         assert type(learn(cfg).ppo.objective) is get_object(cfg.objective._target_)
 
     @pytest.mark.parametrize("policy", choices("policy"))
