@@ -143,6 +143,8 @@ def make_env(id: str, *, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gym
         raise EnvironmentFailure(f"environment {id!r} needs a package that is missing: {error}") from error
     except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
         hint = _nearest(id, gymnasium.registry) if isinstance(error, gymnasium.error.UnregisteredEnv) else ""
+        if isinstance(error, ModuleNotFoundError) and id.startswith("minigrid:"):
+            hint = "; pip install 'torchppo[minigrid]'"
         raise EnvironmentFailure(f"environment {id!r} cannot be made: {' '.join(str(error).split())}{hint}") from error
     env = without_order_enforcing(env)
     if wrappers:

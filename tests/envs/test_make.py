@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -124,6 +125,11 @@ class TestFailures:
 
     def test_an_unknown_keyword_is_named(self, counting_id: str) -> None:
         assert "nonsense" in self.failure(counting_id, nonsense=1)
+
+    def test_a_missing_extra_of_ours_is_told_with_its_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "minigrid", None)
+        with pytest.raises(EnvironmentFailure, match=r"pip install 'torchppo\[minigrid\]'"):
+            make_env("minigrid:MiniGrid-Empty-5x5-v0")
 
     def test_a_missing_package_is_told_as_gymnasium_tells_it(self) -> None:
         def entry_point(**_: Any) -> gymnasium.Env[Any, Any]:
