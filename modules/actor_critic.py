@@ -70,9 +70,9 @@ def make_actor_critic(
     make_trunk = TrunkMaker(observation.leaves, num_batch, normalizers, encoders or {}, body, memory)
     actor_trunk = make_trunk("actor")
     critic_trunk = actor_trunk if shared else make_trunk("critic")
+    policy = make_head(action_spec, num_batch, actor_trunk.width, head)
     value = critic(critic_trunk.width)
     value_head = TensorDictModule(value, in_keys=[critic_trunk.key], out_keys=value.out_keys)
-    policy = make_head(action_spec, num_batch, actor_trunk.width, head)
     masks = [observation.mask_key] if observation.mask_key else []
     remembered = [*dict.fromkeys([*actor_trunk.remembered, *critic_trunk.remembered])]
     if policy.redraw is None:

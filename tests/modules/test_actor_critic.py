@@ -20,7 +20,7 @@ from torchppo.errors import ConfigurationError
 from torchppo.modules.actor_critic import ActorCritic, make_actor_critic
 from torchppo.modules.heads import gaussian, tanh_gaussian
 from torchppo.modules.memories import GRU, carried_by
-from torchppo.modules.networks import mlp, nature_cnn
+from torchppo.modules.networks import mlp, nature_cnn, orthogonal_
 from torchppo.modules.normalizers import ObservationNormalizer
 from torchppo.modules.objectives import ClipPPOLoss
 
@@ -256,6 +256,15 @@ class TestInitialPolicy:
 
     def test_the_first_gaussian_is_nearly_centred(self, build: Build, observations: TensorDict) -> None:
         np.testing.assert_allclose(build("box").actor(observations)["loc"].detach().numpy(), 0, atol=0.05)
+
+    def test_weights_are_drawn_in_an_order_that_seeds_rely_on(self, build: Build) -> None:
+        actor, critic = build("discrete")
+        torch.manual_seed(0)
+        bodies = [mlp(torch.Size([3]), num_cells=(16, 16)) for _ in range(2)]
+        ends = [orthogonal_(nn.Linear(16, num), gain) for num, gain in ((4, 0.01), (1, 1.0))]
+        for network, parts in ((actor, (bodies[0], ends[0])), (critic, (bodies[1], ends[1]))):
+            expected = [parameter for part in parts for parameter in part.parameters()]
+            assert all(torch.equal(a, b) for a, b in zip(network.parameters(), expected, strict=True))
 
 
 class TestSharing:
