@@ -148,7 +148,11 @@ def impala_resnet(shape: torch.Size, channels: Sequence[int] = (16, 32, 32), num
         ]
     size = channels[-1] * math.prod(math.ceil(side / 2 ** len(channels)) for side in shape[1:])
     body = nn.Sequential(*stages, nn.ReLU(), nn.Flatten(), nn.Linear(size, num_features), nn.ReLU())
-    return OverImages(orthogonal_(body, math.sqrt(2)))
+    orthogonal_(body, math.sqrt(2))
+    for block in body:
+        if isinstance(block, ResidualBlock):
+            orthogonal_(block.network[-1], 0.0)  # the identity, as in Zhang et al. 2019, or every block adds variance
+    return OverImages(body)
 
 
 class ResidualBlock(nn.Module):

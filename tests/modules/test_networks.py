@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.networks import ACTIVATIONS, impala_resnet, mlp, nature_cnn, orthogonal_
+from torchppo.modules.networks import ACTIVATIONS, ResidualBlock, impala_resnet, mlp, nature_cnn, orthogonal_
 
 Array = NDArray[np.float64]
 
@@ -174,7 +174,7 @@ class TestImpalaResnet:
     def test_every_stage_halves_the_image_and_adds_two_residues(self) -> None:
         body = impala_resnet(torch.Size([2, 37, 40]), channels=(3, 5), num_features=8)
         image = torch.randint(256, (4, 2, 37, 40), dtype=torch.uint8)
-        *convolutions, last = [layer.weight for layer in weighted(body)]
+        *convolutions, last = [nn.init.normal_(layer.weight, std=0.2) for layer in weighted(body)]
         features = image / 255
         for first, *residual in (convolutions[:5], convolutions[5:]):
             features = nn.functional.max_pool2d(nn.functional.conv2d(features, first, padding=1), 3, 2, padding=1)
@@ -184,11 +184,17 @@ class TestImpalaResnet:
         expected = (features.relu().flatten(1) @ last.T).relu()
         torch.testing.assert_close(body(image), expected, rtol=1e-4, atol=1e-4)
 
-    def test_it_starts_orthogonal_with_gain_sqrt_two_and_no_bias(self) -> None:
-        for layer in weighted(impala_resnet(torch.Size([4, 36, 36]), num_features=32)):
-            assert_orthogonal(layer, math.sqrt(2))
+    def test_it_starts_orthogonal_with_gain_sqrt_two_and_no_bias_and_its_blocks_as_the_identity(self) -> None:
+        body = impala_resnet(torch.Size([4, 36, 36]), num_features=32)
+        ends = [module.network[-1] for module in body.modules() if isinstance(module, ResidualBlock)]
+        assert len(ends) == 6
+        for layer in weighted(body):
             assert layer.bias is not None
             assert not layer.bias.any()
+            if layer in ends:
+                assert not layer.weight.any()
+            else:
+                assert_orthogonal(layer, math.sqrt(2))
 
     @pytest.mark.parametrize("shape", [(17,), (84, 84, 3), (1, 35, 84)])
     def test_it_refuses_what_is_no_image_and_names_the_way_out(self, shape: tuple[int, ...]) -> None:

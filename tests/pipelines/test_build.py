@@ -48,7 +48,7 @@ NUMBERS = count()
 GYM_ENV = ("env=torchrl", "env._target_=torchrl.envs.GymEnv", "+env.env_name=CartPole-v1", "total_frames=32")
 SMALL = (
     *("total_frames=64", "env.num_envs=2", "collector.frames_per_env=16", "update.epochs=2"),
-    *("update.minibatch_size=16", "optimizer.lr=0.01", "logger=csv", "trainer.accelerator=cpu", "compile=false"),
+    *("update.minibatch_size=16", "optimizer.lr=0.003", "logger=csv", "trainer.accelerator=cpu", "compile=false"),
 )
 """Two rollouts of 32 frames, two minibatches and two epochs each."""
 
@@ -258,7 +258,7 @@ class TestEveryChoiceTrains:
         words = [f"schedule@schedule.{place}={schedule}" for place in places]
         seen = Rates()
         ppo = learn(small(*words, "objective.entropy_coeff=0.1"), seen).ppo
-        assert seen.rates == pytest.approx([0.01, 0.01 * factor])
+        assert seen.rates == pytest.approx([0.003, 0.003 * factor])
         assert float(ppo.objective.clip_epsilon) == pytest.approx(0.2 * factor)
         assert float(ppo.objective.entropy_coeff) == pytest.approx(0.1 * factor)
 
