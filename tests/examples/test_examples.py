@@ -12,6 +12,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
+from tensordict import TensorDict
 
 from torchppo.envs import make_env
 from torchppo.envs.wrappers import ActionMask, random_action
@@ -40,6 +42,9 @@ def test_has_at_most_60_lines(path: Path) -> None:
         ("own_memory", ["collector.frames_per_env=32", "update.minibatch_size=64"]),
         ("own_head", ["collector.frames_per_env=64"]),
         ("own_critic", []),
+        ("own_encoder", ["collector.frames_per_env=32", "update.minibatch_size=64"]),
+        ("own_estimator", ["collector.frames_per_env=32"]),
+        ("own_collector", []),
         ("masked_actions", ["collector.frames_per_env=32", "update.minibatch_size=64"]),
     ],
 )
@@ -57,6 +62,29 @@ def test_trains_from_the_command_line(
 def test_trains_from_python() -> None:
     ppo = importlib.import_module("train_from_python").main(total_frames=512)
     assert ppo.frames == 512
+
+
+def test_recorded_rollouts_are_read_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = ["collector.frames_per_env=32", f"run_dir={tmp_path / 'run'}"]
+    monkeypatch.setattr(sys, "argv", ["own_collector", *SMALL, *words])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(EXAMPLES / "own_collector.py"), run_name="__main__")
+    first, second = (TensorDict.load_memmap(path) for path in sorted((tmp_path / "run" / "rollouts").iterdir()))
+    assert first.shape == second.shape == (8, 32)
+    goes_on = ~first["next", "done"][:, -1, 0]
+    torch.testing.assert_close(second["observation"][goes_on, 0], first["next", "observation"][goes_on, -1])
+
+
+def test_upgoing_returns_go_on_while_actions_are_better_than_expected() -> None:
+    values, following = torch.tensor([[0.0, 10.0, 0.0]] * 2), torch.tensor([[10.0, 0.0, 4.0]] * 2)
+    ends = torch.tensor([[False, False, False], [False, True, False]])
+    after = {"reward": torch.ones(2, 3), "state_value": following, "done": ends, "terminated": ends}
+    rollout = TensorDict({"state_value": values, "next": after}, (2, 3)).apply(lambda entry: entry.unsqueeze(-1))
+    estimator = importlib.import_module("own_estimator").UpgoingReturn(gamma=0.5)
+    expected = torch.tensor([[6.0, 1 + 0.5 * 3, 3.0], [6.0, 1.0, 3.0]])
+    estimated = estimator(rollout)
+    torch.testing.assert_close(estimated["value_target"].squeeze(-1), expected)
+    torch.testing.assert_close(estimated["advantage"].squeeze(-1), expected - values)
 
 
 class TestMaskedActions:
