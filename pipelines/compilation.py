@@ -18,7 +18,7 @@ OPTIONS: dict[str, Any] = {
     "assert_indirect_indexing": False,  # the indices are permutations
 }
 
-FEW_ROWS, SMALL_WEIGHT = 16, 16_384
+FEW_ROWS, SMALL_WEIGHT = 3, 16_384
 
 # Of the rational function that Eigen takes for tanh: x p(x^2) / q(x^2), highest power first.
 TANH_P: tuple[float, ...] = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08)
