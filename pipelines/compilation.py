@@ -19,6 +19,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 FEW_ROWS, SMALL_WEIGHT = 3, 16_384
+"""Largest products that are sums: a policy of 17-64-64-6 takes 21 us either way for 4 rows, 35 against 22 for 8."""
 
 # Of the rational function that Eigen takes for tanh: x p(x^2) / q(x^2), highest power first.
 TANH_P: tuple[float, ...] = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08)

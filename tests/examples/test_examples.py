@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torchppo.envs import make_env
 from torchppo.envs.wrappers import ActionMask, random_action
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+Train = Callable[[str, list[str]], Path]
 SMALL = ["total_frames=512", "eval.episodes=1", "eval.video=false", "compile=false", "seed=1"]
 
 
@@ -26,6 +27,22 @@ SMALL = ["total_frames=512", "eval.episodes=1", "eval.video=false", "compile=fal
 def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Train:
+    """Runs an example as a program, sees it train, and gives its run directory."""
+
+    def run(name: str, overrides: list[str]) -> Path:
+        run_dir = tmp_path / "run"
+        monkeypatch.setattr(sys, "argv", [name, *SMALL, *overrides, f"run_dir={run_dir}"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        assert ended.value.code == 0
+        assert (run_dir / "summary.json").is_file()
+        return run_dir
+
+    return run
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
@@ -44,19 +61,11 @@ def test_has_at_most_60_lines(path: Path) -> None:
         ("own_critic", []),
         ("own_encoder", ["collector.frames_per_env=32", "update.minibatch_size=64"]),
         ("own_estimator", ["collector.frames_per_env=32"]),
-        ("own_collector", []),
         ("masked_actions", ["collector.frames_per_env=32", "update.minibatch_size=64"]),
     ],
 )
-def test_trains_from_the_command_line(
-    name: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    arguments = [*SMALL, *overrides, f"run_dir={tmp_path / 'run'}"]
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
-    assert ended.value.code == 0
-    assert (tmp_path / "run" / "summary.json").is_file()
+def test_trains_from_the_command_line(name: str, overrides: list[str], train: Train) -> None:
+    train(name, overrides)
 
 
 def test_trains_from_python() -> None:
@@ -64,12 +73,9 @@ def test_trains_from_python() -> None:
     assert ppo.frames == 512
 
 
-def test_recorded_rollouts_are_read_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    words = ["collector.frames_per_env=32", f"run_dir={tmp_path / 'run'}"]
-    monkeypatch.setattr(sys, "argv", ["own_collector", *SMALL, *words])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(EXAMPLES / "own_collector.py"), run_name="__main__")
-    first, second = (TensorDict.load_memmap(path) for path in sorted((tmp_path / "run" / "rollouts").iterdir()))
+def test_recorded_rollouts_are_read_again(train: Train) -> None:
+    run_dir = train("own_collector", ["collector.frames_per_env=32"])
+    first, second = (TensorDict.load_memmap(path) for path in sorted((run_dir / "rollouts").iterdir()))
     assert first.shape == second.shape == (8, 32)
     goes_on = ~first["next", "done"][:, -1, 0]
     torch.testing.assert_close(second["observation"][goes_on, 0], first["next", "observation"][goes_on, -1])
