@@ -1,7 +1,7 @@
 """Train experiments over seeds with their presets and keep figures and curves, every seed, the final policy.
 
     python benchmarks/learning.py cartpole --seeds 0 1 2 3 4
-    python benchmarks/learning.py cartpole --seeds 0 1 2 3 4 --name cartpole_kl -- objective=kl_penalty
+    python benchmarks/learning.py minigrid_memory --seeds 0 -- total_frames=400000
     python benchmarks/learning.py halfcheetah hopper walker2d --seeds 0 1 2 --name mujoco
 
 Runs that are complete under runs/benchmarks/ are not repeated. Writes <name>.csv, <name>.png and, for the curves,
