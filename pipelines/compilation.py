@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from types import FunctionType
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.graph import CodeGen
 
 Kernel = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -64,78 +68,157 @@ REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
 }
 
 
-class OneGraph:
-    """A function of tensors, compiled as a whole at its first call and then called directly.
+class Decompositions(dict[Any, Callable[..., Any]]):
+    """What operators are replaced by, known by this file's content where a compiled graph is looked up on disk.
 
-    `torch.compile` checks guards, replays Python's side effects and wraps tensors at every call, which costs
-    more than a small network. Here the kernel is taken out of the first call and given its inputs itself:
-    the arguments, and the tensors that the function closes over. Everything else is fixed at the first call:
+    Inductor cannot make a key of the functions themselves and would compile anew in every process.
+    """
+
+    def __reduce__(self) -> Any:
+        """The file's digest, as a string."""
+        return str, (sha256(Path(__file__).read_bytes()).hexdigest(),)
+
+
+class OneGraph:
+    """A function of tensors as one graph, traced at its first call and then called directly.
+
+    Python, TensorDict, hooks and autograd's engine take part in the first call alone, which records its operations
+    on tensors: those of the arguments, and those that the function closes over. Everything else is fixed then:
     shapes, modes and Python numbers must not change afterwards, and a tensor closed over only in place.
-    On CUDA the kernel is recorded once and replayed.
+    From the second call on the operations are run as they are, to the same bits, or compiled into one kernel;
+    on CUDA that is recorded once more and replayed.
+
+    `torch.compile` checks guards, replays Python's side effects and wraps tensors at every call, which costs more
+    than a small network, and takes seconds to simulate the Python that is simply run here.
 
     Args:
         function: of tensors and dictionaries of tensors, to one new tensor or a sequence of them; called
-            under `no_grad`.
+            under `no_grad`. What it does may not depend on a tensor's value.
+        compile: whether to compile.
 
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        """Nothing is compiled yet."""
+    def __init__(self, function: Callable[..., Any], *, compile: bool = True) -> None:  # noqa: A002
+        """Nothing is traced yet."""
         self._function = function
+        self._compile = compile
+        self._graph: GraphModule | None = None
         self._kernel: Kernel | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's value."""
-        if self._kernel is None:
-            return self._compile(arguments)
-        inputs: list[Any] = self._inputs.copy()
-        for place, tensor in zip(self._places, tensors_in(arguments), strict=True):
-            if place is not None:
-                inputs[place] = tensor
-        outputs = self._kernel(inputs)
-        results = [outputs[place] for place in self._results]
-        return results[0] if self._is_single else results
+        if self._graph is None:
+            return self._trace(arguments)
+        inputs = [*tensors_in(arguments), *self._closed_over]
+        if self._kernel is not None:
+            outputs = self._kernel(inputs)
+        elif self._compile:
+            self._kernel, outputs = compiled(self._graph, inputs)
+            if any(tensor.is_cuda for tensor in inputs):
+                self._kernel = CudaGraph(self._kernel, inputs, len(inputs) - len(self._closed_over))
+        else:
+            self._kernel = as_it_is(self._graph)
+            outputs = self._kernel(inputs)
+        return outputs[0] if self._is_single else outputs
 
-    def _compile(self, arguments: tuple[Any, ...]) -> Any:
-        # Here, because they take a second that a run without compilation does not have to wait.
-        from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-        from torch._inductor.decomposition import select_decomp_table
+    def _trace(self, arguments: tuple[Any, ...]) -> Any:
+        """The function's value, worked out as ever, while what happens to tensors is recorded."""
+        result: Any = None
 
-        calls: list[tuple[Kernel, list[Tensor], Sequence[Tensor]]] = []
+        def of_tensors(*tensors: Tensor) -> list[Tensor]:
+            nonlocal result
+            result = self._function(*filled(arguments, iter(tensors)))
+            return [result] if isinstance(result, Tensor) else list(result)
 
-        def inner_compile(graph: Any, examples: Any, **options: Any) -> Any:
-            kernel: Any = compile_fx_inner(graph, examples, **options)
-
-            def recorded(inputs: list[Tensor]) -> Sequence[Tensor]:
-                kept = list(inputs)  # the kernel empties its list
-                outputs = kernel(inputs)
-                calls.append((kernel, kept, outputs))
-                return outputs
-
-            recorded._boxed_call = True  # type: ignore[attr-defined] # takes one list, which it may empty
-            return recorded
-
-        def backend(graph: Any, examples: Any) -> Any:
-            on_cuda = any(tensor.is_cuda for tensor in tensors_in(arguments))
-            patches = OPTIONS | {"cpp_wrapper": not on_cuda}  # on a CPU, kernels call one another in C++
-            table = {**select_decomp_table(), **REPLACEMENTS}
-            return compile_fx(
-                graph, examples, inner_compile=inner_compile, config_patches=patches, decompositions=table
-            )
-
-        result = torch.compile(own_copy(self._function), fullgraph=True, dynamic=False, backend=backend)(*arguments)
-        kernel, inputs, outputs = calls.pop()
-        self._places = [place_of(tensor, inputs) for tensor in tensors_in(arguments)]
+        traced = make_fx(of_tensors)(*tensors_in(arguments))
         self._is_single = isinstance(result, Tensor)
-        found = [place_of(tensor, outputs) for tensor in ([result] if self._is_single else result)]
-        self._results = [place for place in found if place is not None]
-        if len(self._results) < len(found):
+        self._graph, self._closed_over = closed(traced)
+        if any(output.op == "placeholder" for output in self._graph.graph.output_node().args[0]):
             raise RuntimeError(f"a result of {self._function} is not a new tensor of its own")
-        given = [place for place in self._places if place is not None]
-        self._kernel = CudaGraph(kernel, inputs, given) if any(tensor.is_cuda for tensor in inputs) else kernel
-        # Only what is closed over is kept; a rollout would be large.
-        self._inputs = [None if place in given else tensor for place, tensor in enumerate(inputs)]
         return result
+
+
+def closed(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """A traced graph whose constants have become inputs after its own, and these constants."""
+    graph = traced.graph
+    graph.set_codegen(CodeGen())  # tensors come and go in lists
+    graph.eliminate_dead_code()
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    constants = graph.find_nodes(op="get_attr")
+    inputs: dict[str, Any] = {}
+    for node in constants:
+        if node.target not in inputs:
+            with graph.inserting_before(first):
+                inputs[node.target] = graph.placeholder(f"closed_over_{len(inputs)}")
+        node.replace_all_uses_with(inputs[node.target])
+    for node in constants:
+        graph.erase_node(node)
+    for node in graph.nodes:
+        node.meta.clear()  # of shapes and types, each with a mode of its own, which the compiler does not mix
+    return GraphModule({}, graph), [getattr(traced, name) for name in inputs]
+
+
+def as_it_is(graph: GraphModule) -> Kernel:
+    """The graph, operation by operation."""
+    forward = graph.forward
+
+    def kernel(inputs: list[Tensor]) -> Sequence[Tensor]:
+        with torch._C._DisableAutocast():  # what it casts is in the graph
+            return forward(*inputs)
+
+    return kernel
+
+
+def compiled(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Sequence[Tensor]]:
+    """The graph as one kernel, and what it has computed from `inputs`.
+
+    The kernel is taken out of its first call, to be given its inputs without what wraps it.
+    """
+    # Here, because they take a second that a run without compilation does not have to wait.
+    from torch._guards import TracingContext, tracing
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    calls: list[tuple[Kernel, list[Tensor], Sequence[Tensor]]] = []
+
+    def inner_compile(graph: Any, examples: Any, **options: Any) -> Any:
+        kernel: Any = compile_fx_inner(graph, examples, **options)
+
+        def recorded(inputs: list[Tensor]) -> Sequence[Tensor]:
+            kept = list(inputs)  # the kernel empties its list
+            outputs = kernel(inputs)
+            calls.append((kernel, kept, outputs))
+            return outputs
+
+        recorded._boxed_call = True  # type: ignore[attr-defined] # takes one list, which it may empty
+        return recorded
+
+    on_cuda = any(tensor.is_cuda for tensor in inputs)
+    patches = OPTIONS | {"cpp_wrapper": not on_cuda}  # on a CPU, kernels call one another in C++
+    table = Decompositions({**select_decomp_table(), **REPLACEMENTS})
+    context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))  # without one, nothing is looked up on disk
+    with torch._C._DisableAutocast():  # what it casts is in the graph
+        with tracing(context):
+            whole = compile_fx(
+                graph,
+                inputs,
+                inner_compile=inner_compile,
+                config_patches=patches,
+                decompositions=table,
+                ignore_shape_env=True,
+            )
+        results = whole(*inputs)
+    kernel, taken, outputs = calls.pop()
+    sources = [place_of(tensor, inputs) for tensor in taken]
+    places = [place_of(tensor, outputs) for tensor in results]
+
+    def direct(inputs: list[Tensor]) -> Sequence[Tensor]:
+        outputs = kernel([inputs[source] for source in sources])
+        return [outputs[place] for place in places]
+
+    return direct, results
 
 
 class CudaGraph:
@@ -144,23 +227,22 @@ class CudaGraph:
     Args:
         kernel: has been called once before.
         inputs: the tensors of that call; all but the arguments have to stay where they are.
-        arguments: the places of those that differ from call to call. They are copied to where the recording
+        num_arguments: how many of the first differ from call to call. They are copied to where the recording
             reads them, unless it is the very tensor of the last call.
 
     """
 
-    def __init__(self, kernel: Kernel, inputs: Sequence[Tensor], arguments: Sequence[int]) -> None:
+    def __init__(self, kernel: Kernel, inputs: Sequence[Tensor], num_arguments: int) -> None:
         """Nothing is recorded yet."""
         self._kernel = kernel
-        self._arguments = arguments
-        self._latest = list(inputs)
-        self._read = [tensor.clone() if place in arguments else tensor for place, tensor in enumerate(inputs)]
+        self._latest = list(inputs[:num_arguments])
+        self._read = [*(tensor.clone() for tensor in self._latest), *inputs[num_arguments:]]
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, inputs: list[Tensor]) -> Sequence[Tensor]:
         """The kernel's outputs, copied out of the recording."""
-        for place in self._arguments:
-            if inputs[place] is not self._latest[place]:
+        for place, latest in enumerate(self._latest):
+            if inputs[place] is not latest:
                 self._read[place].copy_(inputs[place], non_blocking=True)
                 self._latest[place] = inputs[place]
         if self._graph is None:
@@ -169,15 +251,6 @@ class CudaGraph:
                 self._outputs = self._kernel(list(self._read))
         self._graph.replay()
         return [output.clone() for output in self._outputs]
-
-
-def own_copy(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function with a code object of its own: compiled graphs are counted, and kept, per code object."""
-
-    def entry(*arguments: Any) -> Any:
-        return function(*arguments)
-
-    return FunctionType(entry.__code__.replace(), entry.__globals__, entry.__name__, None, entry.__closure__)
 
 
 def tensors_in(arguments: Sequence[Any]) -> Iterator[Tensor]:
@@ -189,9 +262,17 @@ def tensors_in(arguments: Sequence[Any]) -> Iterator[Tensor]:
             yield from argument.values()
 
 
-def place_of(tensor: Tensor, among: Sequence[Tensor]) -> int | None:
-    """Where the same memory in the same layout stands; none: the graph does not use it."""
+def filled(arguments: Sequence[Any], tensors: Iterator[Tensor]) -> list[Any]:
+    """Such arguments with other tensors in them."""
+    return [
+        next(tensors) if isinstance(argument, Tensor) else {key: next(tensors) for key in argument}
+        for argument in arguments
+    ]
+
+
+def place_of(tensor: Tensor, among: Sequence[Tensor]) -> int:
+    """Where the same memory in the same layout stands."""
     for place, other in enumerate(among):
         if tensor.data_ptr() == other.data_ptr() and tensor.shape == other.shape and tensor.stride() == other.stride():
             return place
-    return None
+    raise RuntimeError("a kernel takes or makes a tensor that is none of the graph's")
