@@ -21,12 +21,15 @@ from ..envs import VectorEnv
 from ..errors import ConfigurationError, TorchPPOError
 from ..modules.memories import memories_of
 from .collectors import Collector
+from .compilation import Compile
+from .flat_adam import lacking
 from .ppo import PPO
 
-POLICY_STEPS_TO_PAY = 8_000
-OPTIMIZER_STEPS_TO_PAY = 3_000
-"""Steps from which the seconds of compilation are won back on a CPU: 0.5 ms at each of the policy's, 2 ms at each of
-the optimiser's."""
+STEPS_TO_TRACE = 300
+POLICY_STEPS_TO_COMPILE = 30_000
+OPTIMIZER_STEPS_TO_COMPILE = 8_000
+"""Steps from which a graph wins back on a CPU what it costs: traced 0.3 s, for 0.5 ms at each of the policy's steps and
+2 ms at each of the optimiser's; compiled 5 and 10 s, where nothing is compiled yet, for another 0.15 and 2 ms."""
 
 WRONG_KEYS = re.compile(r"unexpected keyword argument|required .*argument")
 """What Python says of keys that a target does not take, or misses."""
@@ -52,8 +55,9 @@ def build_training(cfg: DictConfig, rank: int) -> Training:
     """
     env = build_env(cfg, seed=seed_of(cfg.seed, rank))
     ppo = build_ppo(cfg, env)
-    compiled = compiles(cfg, cfg.collector.frames_per_env, POLICY_STEPS_TO_PAY, frames_per_batch(cfg, env))
-    collector = call(cfg.collector, env=env, policy=ppo.actor, total_frames=cfg.total_frames, compile=compiled)
+    num_steps = cfg.total_frames / frames_per_batch(cfg, env) * cfg.collector.frames_per_env
+    graph = graph_for(cfg, num_steps, POLICY_STEPS_TO_COMPILE)
+    collector = call(cfg.collector, env=env, policy=ppo.actor, total_frames=cfg.total_frames, compile=graph)
     ppo.update.check(env.batch_size.numel(), cfg.collector.frames_per_env, in_sequences=bool(memories_of(ppo.actor)))
     return Training(ppo, collector)
 
@@ -61,20 +65,22 @@ def build_training(cfg: DictConfig, rank: int) -> Training:
 def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     """The LightningModule for an environment's specs."""
     actor, critic = call(cfg.policy, observation_spec=env.observation_spec, action_spec=env.full_action_spec["action"])
-    update = call(cfg["update"])
+    update, optimizer = call(cfg["update"]), call(cfg.optimizer)
     frames = frames_per_batch(cfg, env)
+    num_steps = cfg.total_frames / frames * update.num_steps(frames)
     # A graph of a memory's whole sequences takes minutes to compile; that is for the user to decide.
-    num_steps = 0 if memories_of(actor) else update.num_steps(frames)
+    if memories_of(actor) or lacking(optimizer.func, optimizer.keywords):
+        num_steps = 0
     return call(
         cfg.ppo,
         objective=call(cfg.objective, actor_network=actor, critic_network=critic),
         estimator=call(cfg.estimator),
         critic_estimator=None if cfg.critic.lmbda is None else call(cfg.estimator, lmbda=cfg.critic.lmbda),
         update=update,
-        optimizer=call(cfg.optimizer),
+        optimizer=optimizer,
         schedules=schedules_of(cfg),
         total_frames=cfg.total_frames,
-        compile=compiles(cfg, num_steps, OPTIMIZER_STEPS_TO_PAY, frames),
+        compile=graph_for(cfg, num_steps, OPTIMIZER_STEPS_TO_COMPILE),
         config=OmegaConf.to_container(cfg, resolve=True),
     )
 
@@ -130,13 +136,16 @@ def env_name(cfg: DictConfig) -> str:
     return str(cfg.env.get("id", cfg.env._target_))
 
 
-def compiles(cfg: DictConfig, steps_per_rollout: int, pays_after: int, frames: int) -> bool:
-    """Whether to compile a step: as `compile` says, or where the run is long enough to win back what it costs."""
-    if cfg.compile in (True, False):
-        return bool(cfg.compile)
+def graph_for(cfg: DictConfig, num_steps: float, steps_to_compile: int) -> Compile:
+    """What becomes of a step: as `compile` says, or what pays in so many steps."""
+    if cfg.compile in (True, False, "trace"):
+        choice: Compile = cfg.compile
+        return choice
     if cfg.compile != "auto":
-        raise ConfigurationError(f"compile={cfg.compile} is none of auto, true and false")
-    return bool(cfg.total_frames / frames * steps_per_rollout > pays_after)
+        raise ConfigurationError(f"compile={cfg.compile} is none of auto, true, trace and false")
+    if num_steps > steps_to_compile:
+        return True
+    return "trace" if num_steps > STEPS_TO_TRACE else False
 
 
 def call(node: DictConfig, **arguments: Any) -> Any:

@@ -80,7 +80,7 @@ def evaluate_checkpoint(path: Path, *, episodes: int, seed: int, video: Path | N
 
     """
     ppo, cfg, env = restore(path, seed=seed, num_envs=max(1, min(episodes, 20)))
-    result = evaluate(ppo.actor, env, episodes)
+    result = evaluate(ppo.actor, env, episodes, trace=cfg.compile is not False)
     env.close()
     filmed = try_to_film(cfg, ppo.actor, video, seed) if video else None
     return {

@@ -15,6 +15,7 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from ..envs import VectorEnv
 from ..errors import ConfigurationError
 from .array_rollouts import ArrayRollouts
+from .compilation import Compile
 from .finite import checked
 from .policy_step import PolicyStep
 from .ranks import num_ranks
@@ -46,7 +47,7 @@ class Collector:
         policy: reads observations, writes `action` and `action_log_prob`.
         frames_per_env: length of a rollout.
         total_frames: environment steps over all environments and ranks that iteration stays within.
-        compile: whether to compile the policy's step.
+        compile: whether the policy's step is a graph, compiled (true) or run as it was traced (`"trace"`).
         double_buffer: let the policy act for one half of the environments while worker processes step the other.
         rollouts: another way to make rollouts from environment, policy and length; none: the fastest that fits.
 
@@ -63,7 +64,7 @@ class Collector:
         *,
         frames_per_env: int,
         total_frames: int,
-        compile: bool = False,  # noqa: A002
+        compile: Compile = False,  # noqa: A002
         double_buffer: bool = False,
         rollouts: Callable[[EnvBase, TensorDictModuleBase, int], Rollouts] | None = None,
     ) -> None:

@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.graph import CodeGen
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from ..errors import ConfigurationError
 
 Kernel = Callable[[list[Tensor]], Sequence[Tensor]]
+Compile = bool | Literal["trace"]
+"""What becomes of a step: a compiled graph, no graph at all, or one whose operations are run as they are."""
 
 OPTIONS: dict[str, Any] = {
     "fallback_random": True,  # the same random numbers as without compilation
@@ -85,8 +98,8 @@ class OneGraph:
     Python, TensorDict, hooks and autograd's engine take part in the first call alone, which records its operations
     on tensors: those of the arguments, and those that the function closes over. Everything else is fixed then:
     shapes, modes and Python numbers must not change afterwards, and a tensor closed over only in place.
-    From the second call on the operations are run as they are, to the same bits, or compiled into one kernel;
-    on CUDA that is recorded once more and replayed.
+    The operations are compiled into one kernel, which on CUDA is recorded once more and replayed; or run as they
+    are, to the same bits as the function's own.
 
     `torch.compile` checks guards, replays Python's side effects and wraps tensors at every call, which costs more
     than a small network, and takes seconds to simulate the Python that is simply run here.
@@ -96,33 +109,26 @@ class OneGraph:
             under `no_grad`. What it does may not depend on a tensor's value.
         compile: whether to compile.
 
+    Raises:
+        ConfigurationError: at the first call, if it does depend on a value.
+
     """
 
     def __init__(self, function: Callable[..., Any], *, compile: bool = True) -> None:  # noqa: A002
         """Nothing is traced yet."""
         self._function = function
         self._compile = compile
-        self._graph: GraphModule | None = None
         self._kernel: Kernel | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's value."""
-        if self._graph is None:
-            return self._trace(arguments)
-        inputs = [*tensors_in(arguments), *self._closed_over]
-        if self._kernel is not None:
-            outputs = self._kernel(inputs)
-        elif self._compile:
-            self._kernel, outputs = compiled(self._graph, inputs)
-            if any(tensor.is_cuda for tensor in inputs):
-                self._kernel = CudaGraph(self._kernel, inputs, len(inputs) - len(self._closed_over))
-        else:
-            self._kernel = as_it_is(self._graph)
-            outputs = self._kernel(inputs)
+        if self._kernel is None:
+            return self._begin(arguments)
+        outputs = self._kernel([*tensors_in(arguments), *self._closed_over])
         return outputs[0] if self._is_single else outputs
 
-    def _trace(self, arguments: tuple[Any, ...]) -> Any:
-        """The function's value, worked out as ever, while what happens to tensors is recorded."""
+    def _begin(self, arguments: tuple[Any, ...]) -> Any:
+        """Trace with tensors that have shapes but no values, make the kernel, and call it."""
         result: Any = None
 
         def of_tensors(*tensors: Tensor) -> list[Tensor]:
@@ -130,12 +136,60 @@ class OneGraph:
             result = self._function(*filled(arguments, iter(tensors)))
             return [result] if isinstance(result, Tensor) else list(result)
 
-        traced = make_fx(of_tensors)(*tensors_in(arguments))
-        self._is_single = isinstance(result, Tensor)
-        self._graph, self._closed_over = closed(traced)
-        if any(output.op == "placeholder" for output in self._graph.graph.output_node().args[0]):
+        given = list(tensors_in(arguments))
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode, Valueless(mode) as valueless:
+                traced = make_fx(of_tensors)(*(mode.from_tensor(tensor) for tensor in given))
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise ConfigurationError(
+                f"a policy or objective needs the values of tensors ({error}), which a graph does not have; "
+                "compile=false runs it as it is"
+            ) from error
+        except Exception as error:
+            error.add_note("while a graph was traced; compile=false runs the policy and the objective as they are")
+            raise
+        graph, constants = closed(traced)
+        self._closed_over = [valueless.real(constant) for constant in constants]
+        outputs: Any = graph.graph.output_node().args[0]
+        if any(output.op == "placeholder" for output in outputs):
             raise RuntimeError(f"a result of {self._function} is not a new tensor of its own")
-        return result
+        self._is_single = isinstance(result, Tensor)
+        inputs = [*given, *self._closed_over]
+        if self._compile:
+            self._kernel, outputs = compiled(graph, inputs)
+            if any(tensor.is_cuda for tensor in inputs):
+                self._kernel = CudaGraph(self._kernel, inputs, len(given))
+        else:
+            self._kernel = as_it_is(graph)
+            outputs = self._kernel(inputs)
+        return outputs[0] if self._is_single else outputs
+
+
+class Valueless(TorchDispatchMode):
+    """Stands in tensors of `mode`, which have no values, for those that a function closes over.
+
+    By itself `mode` runs for real what none of its own tensors takes part in.
+    """
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        """No tensor has been met."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._mode = mode
+        self._met: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        args, kwargs = tree_map_only(Tensor, self._stand_in, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def _stand_in(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        return self._met.setdefault(id(tensor), (tensor, self._mode.from_tensor(tensor)))[1]
+
+    def real(self, stand_in: Tensor) -> Tensor:
+        """The tensor itself."""
+        return next(tensor for tensor, other in self._met.values() if other is stand_in)
 
 
 def closed(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
@@ -178,8 +232,6 @@ def compiled(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Sequence
     from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     calls: list[tuple[Kernel, list[Tensor], Sequence[Tensor]]] = []
 
@@ -201,7 +253,7 @@ def compiled(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Sequence
     context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))  # without one, nothing is looked up on disk
     with torch._C._DisableAutocast():  # what it casts is in the graph
         with tracing(context):
-            whole = compile_fx(
+            whole: Any = compile_fx(
                 graph,
                 inputs,
                 inner_compile=inner_compile,

@@ -11,7 +11,10 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
+from ..envs import VectorEnv
 from ..errors import ConfigurationError, EnvironmentFailure
+from .array_rollouts import ArrayRollouts
+from .policy_step import PolicyStep
 from .torchrl_rollouts import steps
 
 MAX_STEPS = 100_000
@@ -35,7 +38,7 @@ class Evaluation(NamedTuple):
         return float(np.std(self.returns))
 
 
-def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int) -> Evaluation:
+def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, trace: bool = False) -> Evaluation:
     """Play whole episodes with the most probable actions.
 
     Every environment plays the same number of episodes, so that short ones do not count more often.
@@ -44,6 +47,7 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int) -> Evalua
         actor: the policy.
         env: a batched environment that writes `episode_reward` and `step_count`.
         episodes: how many, at least 1.
+        trace: whether to step a `VectorEnv` with a graph of the policy.
 
     Raises:
         EnvironmentFailure: if no episode ends.
@@ -55,7 +59,7 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int) -> Evalua
     quota[: episodes % env.batch_size.numel()] += 1
     returns: list[float] = []
     lengths: list[int] = []
-    for stepped in play(actor, env):
+    for stepped in play(actor, env, trace=trace):
         following = stepped["next"]
         for index in following["done"].reshape(-1).nonzero().reshape(-1).tolist():
             if quota[index] > 0:
@@ -72,7 +76,11 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int) -> Evalua
     return Evaluation(returns, lengths)
 
 
-def play(actor: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase]:
+def play(actor: TensorDictModuleBase, env: EnvBase, *, trace: bool = False) -> Iterator[TensorDictBase]:
     """Steps of a deterministic policy, without end: each a TensorDict `[num_envs]` with its `next`."""
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        yield from steps(actor, env)
+        if not isinstance(env, VectorEnv):
+            yield from steps(actor, env)
+        rollouts = ArrayRollouts(env, PolicyStep(actor, compile="trace" if trace else False), 1, double_buffer=False)
+        while True:
+            yield rollouts()[:, 0]

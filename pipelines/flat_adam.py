@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from ..errors import ConfigurationError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def lacking(kind: Any, options: Mapping[str, Any]) -> str:
+    """What `FlatAdam` lacks for an optimiser, as the end of a sentence; nothing if it has all of it."""
+    if kind not in (torch.optim.Adam, torch.optim.AdamW):
+        return f"needs Adam or AdamW, not {kind.__name__}"
+    unknown = [key for key in ("amsgrad", "maximize") if options.get(key)]
+    return f"does not know optimizer.{unknown[0]}=true" if unknown else ""
 
 
 class FlatAdam:
@@ -30,12 +38,10 @@ class FlatAdam:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         """Move parameters and state into vectors."""
-        if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
-            raise ConfigurationError(f"compile=true needs Adam or AdamW, not {optimizer}")
         self.groups = optimizer.param_groups
-        unknown = [key for group in self.groups for key in ("amsgrad", "maximize") if group[key]]
-        if unknown:
-            raise ConfigurationError(f"compile=true does not know optimizer.{unknown[0]}=true; compile=false does")
+        for group in self.groups:
+            if missing := lacking(type(optimizer), group):
+                raise ConfigurationError(f"compile=true or trace {missing}; compile=false takes any optimiser")
         self.params: list[nn.Parameter] = [param for group in self.groups for param in group["params"]]
         self._sizes = [sum(param.numel() for param in group["params"]) for group in self.groups]
         self._is_adamw = isinstance(optimizer, torch.optim.AdamW)

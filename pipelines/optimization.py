@@ -1,4 +1,4 @@
-"""One optimiser step from one minibatch: eager through Lightning, or compiled into one graph."""
+"""One optimiser step from one minibatch: eager through Lightning, or one graph."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class EagerStep:
         return torch.cat([stacked(losses).detach(), ppo.grad_norm.reshape(1)])
 
 
-class CompiledStep:
-    """The same step without autograd's engine, Lightning's hooks, or Python between the operations.
+class GraphStep:
+    """The same step as a graph: without autograd's engine, Lightning's hooks, or Python between the operations.
 
     Gradients come from `torch.func` and go into `FlatAdam`. One graph where nothing comes between gradient
     and step; two where ranks average their gradients or the KL may forbid the step.
@@ -84,14 +84,14 @@ class CompiledStep:
 
     """
 
-    def __init__(self, ppo: Learner, kl_limit: float | None) -> None:
-        """Nothing is compiled before the first step."""
+    def __init__(self, ppo: Learner, kl_limit: float | None, *, compile: bool) -> None:  # noqa: A002
+        """Nothing is traced before the first step."""
         self.ppo = ppo
         self.kl_limit = kl_limit
         self.names: list[str] = []
         self._adam = adam = FlatAdam(ppo.optimizer)
         self._num_ranks = num_ranks()
-        # Graphs refer to what they compute with alone: whatever they reach is looked at when they are compiled.
+        # Graphs refer to what they compute with alone: whatever they reach is looked at when they are traced.
         gradient, max_norm = Gradient(ppo.objective, (ppo.policy_weight, ppo.critic_weight), adam), ppo.max_grad_norm
 
         def step(vector: Tensor) -> Tensor:
@@ -103,9 +103,9 @@ class CompiledStep:
 
         self._step: Callable[[dict[NestedKey, Tensor], Tensor], Tensor | None]
         if kl_limit is None and self._num_ranks == 1:
-            self._step = OneGraph(both)
+            self._step = OneGraph(both, compile=compile)
         else:
-            self._gradient, self._apply = OneGraph(gradient), OneGraph(step)
+            self._gradient, self._apply = (OneGraph(one, compile=compile) for one in (gradient, step))
             self._step = self._step_in_two
 
     def __call__(self, data: dict[NestedKey, Tensor], indices: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from ..modules.memories import carried_by, windows_of
-from .compilation import OneGraph
+from .compilation import Compile, OneGraph
 
 
 class PolicyStep:
@@ -23,17 +23,17 @@ class PolicyStep:
 
     Args:
         policy: reads the observation, and `is_init` and what it carries if it does; writes its `out_keys`.
-        compile: whether a call is one compiled graph; the TensorDict then exists only while tracing.
+        compile: whether a call is one graph, traced or compiled; the TensorDict then exists only while tracing.
 
     """
 
-    def __init__(self, policy: TensorDictModuleBase, *, compile: bool) -> None:  # noqa: A002
+    def __init__(self, policy: TensorDictModuleBase, *, compile: Compile) -> None:  # noqa: A002
         """Choose the way to call the policy."""
         self.policy = policy
         self._carried = carried_by(policy)
         self._keys = [key for key in policy.out_keys if key not in [("next", name) for name in self._carried]]
         self._actions = {key: index for index, key in enumerate(self._keys) if is_action(key)}
-        self._call = OneGraph(self._outputs) if compile else self._outputs
+        self._call = OneGraph(self._outputs, compile=compile is True) if compile else self._outputs
         self._steps: list[list[Sequence[Tensor]]] = []
         self._tapes: dict[str, Tensor] = {}
 

@@ -22,8 +22,9 @@ from ..modules.critics import ValueHead
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from ..modules.objectives import Adaptive, policy_parameters
 from .collectors import Collector
+from .compilation import Compile
 from .experience import Data, Experience
-from .optimization import CompiledStep, EagerStep
+from .optimization import EagerStep, GraphStep
 from .ranks import num_ranks, summed
 from .updates import MinibatchUpdate
 
@@ -50,7 +51,7 @@ class PPO(LightningModule):
         critic_optimizer: options of the optimiser for what only the critic depends on, such as `lr`, where they are
             to differ.
         value_pretraining: the number of first rollouts that train the critic alone.
-        compile: whether an optimiser step is one compiled graph.
+        compile: whether an optimiser step is a graph, compiled (true) or run as it was traced (`"trace"`).
         config: a plain dictionary to keep in every checkpoint, from which the command line rebuilds.
 
     """
@@ -74,7 +75,7 @@ class PPO(LightningModule):
         critic_estimator: ValueEstimatorBase | None = None,
         critic_optimizer: Mapping[str, Any] | None = None,
         value_pretraining: int = 0,
-        compile: bool = False,  # noqa: A002
+        compile: Compile = False,  # noqa: A002
         config: dict[str, Any] | None = None,
     ) -> None:
         """Keep the parts; nothing is allocated before the training starts."""
@@ -107,7 +108,7 @@ class PPO(LightningModule):
         self._make_optimizer = optimizer
         self._schedules = dict(schedules or {})
         self._initial = {name: float(getattr(objective, name)) for name in self._schedules if name != "lr"}
-        self._step: EagerStep | CompiledStep | None = None
+        self._step: EagerStep | GraphStep | None = None
 
     @property
     def actor(self) -> Any:
@@ -138,7 +139,8 @@ class PPO(LightningModule):
         self._reported_at = time.perf_counter()
         if isinstance(self.trainer.train_dataloader, Collector):
             self.trainer.train_dataloader.precision = self.trainer.precision_plugin.forward_context
-        self._step = (CompiledStep if self.compile_step else EagerStep)(self, self.update.kl_limit)
+        limit, compile_step = self.update.kl_limit, self.compile_step
+        self._step = GraphStep(self, limit, compile=compile_step is True) if compile_step else EagerStep(self, limit)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
 
@@ -231,7 +233,7 @@ class PPO(LightningModule):
 
     def _count_steps(self, num_steps: int) -> None:
         """Make `trainer.global_step` true where steps are taken outside of Lightning's optimiser."""
-        if isinstance(self._step, CompiledStep):
+        if isinstance(self._step, GraphStep):
             progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
             progress.total.ready += num_steps
             progress.total.completed += num_steps

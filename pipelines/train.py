@@ -94,7 +94,7 @@ def evaluator(cfg: DictConfig) -> Callable[[Any], Evaluation]:
     def run(actor: Any) -> Evaluation:
         seed, num_envs = seed_of(cfg.seed, EVALUATION_RANK), min(cfg.eval.episodes, 20)
         env = build_env(cfg, seed=seed, num_envs=num_envs, num_workers=0)
-        result = evaluate(actor, env, cfg.eval.episodes)
+        result = evaluate(actor, env, cfg.eval.episodes, trace=cfg.compile is not False)
         env.close()
         torch.set_num_threads(cfg.num_threads)  # TorchRL's SerialEnv takes more when it is closed
         return result

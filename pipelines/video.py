@@ -29,14 +29,17 @@ def try_to_film(cfg: DictConfig, actor: Any, path: Path, seed: int) -> Path | No
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         os.environ.setdefault("MUJOCO_GL", "egl")
     try:
-        record_video(actor, build_env(cfg, seed=seed, num_envs=1, num_workers=0, render_mode="rgb_array"), path)
+        env = build_env(cfg, seed=seed, num_envs=1, num_workers=0, render_mode="rgb_array")
+        record_video(actor, env, path, trace=cfg.compile is not False)
     except Exception as error:  # noqa: BLE001 - whatever a graphics driver raises must not cost a finished run
         Console(stderr=True).print(f"no video: {type(error).__name__}: {error}")
         return None
     return path
 
 
-def record_video(actor: TensorDictModuleBase, env: EnvBase, path: Path, max_steps: int = 5000) -> None:
+def record_video(
+    actor: TensorDictModuleBase, env: EnvBase, path: Path, max_steps: int = 5000, *, trace: bool = False
+) -> None:
     """Film one episode of the deterministic policy as an mp4.
 
     Args:
@@ -44,15 +47,21 @@ def record_video(actor: TensorDictModuleBase, env: EnvBase, path: Path, max_step
         env: one environment that renders `rgb_array`, or shows images; closed afterwards.
         path: of the video.
         max_steps: the film ends here if the episode does not.
+        trace: whether to step with a graph of the policy.
 
     """
-    frames = film(actor, env, max_steps)
+    frames = film(actor, env, max_steps, trace=trace)
     first = next(frames)
     fps = env.vector.metadata.get("render_fps", 30)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Even sizes are what the codec takes; macro_block_size 2 scales odd ones.
     writer = imageio_ffmpeg.write_frames(
-        str(path), first.shape[1::-1], fps=fps, macro_block_size=2, ffmpeg_log_level="error"
+        str(path),
+        first.shape[1::-1],
+        fps=fps,
+        macro_block_size=2,
+        ffmpeg_log_level="error",
+        output_params=["-preset", "veryfast"],
     )
     writer.send(None)
     for frame in (first, *frames):
@@ -61,9 +70,9 @@ def record_video(actor: TensorDictModuleBase, env: EnvBase, path: Path, max_step
     env.close()
 
 
-def film(actor: TensorDictModuleBase, env: EnvBase, max_steps: int) -> Iterator[NDArray[np.uint8]]:
+def film(actor: TensorDictModuleBase, env: EnvBase, max_steps: int, *, trace: bool) -> Iterator[NDArray[np.uint8]]:
     """Frames `[height, width, 3]` of one episode."""
-    for step, stepped in enumerate(play(actor, env)):
+    for step, stepped in enumerate(play(actor, env, trace=trace)):
         yield frame_of(env, stepped)
         if stepped["next", "done"].any() or step + 1 >= max_steps:
             return

@@ -40,8 +40,9 @@ from torchppo.pipelines.build import (
     schedules_of,
     seed_of,
 )
+from torchppo.pipelines.compilation import Compile
 from torchppo.pipelines.configuration import compose
-from torchppo.pipelines.optimization import CompiledStep
+from torchppo.pipelines.optimization import GraphStep
 
 CONF = Path(__file__).parents[2] / "conf"
 NUMBERS = count()
@@ -287,12 +288,13 @@ class TestEveryChoiceTrains:
     @pytest.mark.parametrize(
         ("memory", "size"), [("gru", "policy.memory.width=8"), ("transformer_xl", "policy.memory.num_layers=1")]
     )
-    def test_a_compiled_memory_learns_what_one_that_is_not_compiled_does(self, memory: str, size: str) -> None:
+    @pytest.mark.parametrize("graph", ["trace", "true"])
+    def test_a_memory_learns_the_same_with_a_graph(self, graph: str, memory: str, size: str) -> None:
         short = ["env.num_envs=4", "collector.frames_per_env=4", "total_frames=32", "policy.shared=true"]
         words = [*short, f"memory={memory}", size, "policy.body.num_cells=[8]", "optimizer.eps=1e-2"]
-        compiled, eager = (learn(small(*words, f"compile={choice}")).ppo for choice in ("true", "false"))
-        assert isinstance(compiled._step, CompiledStep)
-        for one, other in zip(compiled.parameters(), eager.parameters(), strict=True):
+        by_graph, eager = (learn(small(*words, f"compile={choice}")).ppo for choice in (graph, "false"))
+        assert isinstance(by_graph._step, GraphStep)
+        for one, other in zip(by_graph.parameters(), eager.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
@@ -487,8 +489,19 @@ class TestSchedules:
 
 @pytest.mark.parametrize(
     ("total_frames", "compile_", "expected"),
-    [(512, "auto", False), (10_000_000, "auto", True), (512, "true", True), (10_000_000, "false", False)],
+    [
+        *((512, "auto", False), (10_000, "auto", "trace"), (10_000_000, "auto", True)),
+        *((512, "true", True), (512, "trace", "trace"), (10_000_000, "false", False)),
+    ],
 )
-def test_long_trainings_are_compiled_unless_told_otherwise(total_frames: int, compile_: str, expected: bool) -> None:
+def test_long_trainings_run_on_graphs_unless_told_otherwise(
+    total_frames: int, compile_: str, expected: Compile
+) -> None:
     cfg = small(f"total_frames={total_frames}", f"compile={compile_}")
-    assert build_ppo(cfg, build_env(cfg, seed=0)).compile_step is expected
+    assert build_ppo(cfg, build_env(cfg, seed=0)).compile_step == expected
+
+
+@pytest.mark.parametrize("optimizer", ["optimizer._target_=torch.optim.RMSprop", "+optimizer.amsgrad=true"])
+def test_an_optimiser_that_graphs_do_not_know_is_run_as_it_is(optimizer: str) -> None:
+    cfg = small("total_frames=10_000_000", "compile=auto", optimizer)
+    assert build_ppo(cfg, build_env(cfg, seed=0)).compile_step is False

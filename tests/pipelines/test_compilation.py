@@ -1,25 +1,31 @@
-"""One graph computes what its function computes, wherever its tensors have moved to."""
+"""One graph computes what its function computes, wherever its tensors have moved to, compiled or as it was traced."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
+from torchppo.errors import ConfigurationError
 from torchppo.pipelines.compilation import FEW_ROWS, OneGraph
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def closing_over(layer: nn.Linear) -> OneGraph:
-    return OneGraph(lambda data, rows: [layer(data["x"][rows]).tanh(), data["x"][rows].sum()])
+def closing_over(layer: nn.Linear, *, compile: bool = True) -> OneGraph:  # noqa: A002
+    return OneGraph(lambda data, rows: [layer(data["x"][rows]).tanh(), data["x"][rows].sum()], compile=compile)
 
 
+@pytest.mark.parametrize("compile_", [True, False], ids=["compiled", "traced"])
 class TestOneGraph:
-    def test_equals_its_function_for_every_argument(self) -> None:
+    def test_equals_its_function_for_every_argument(self, compile_: bool) -> None:
         torch.manual_seed(0)
         layer = nn.Linear(3, 4)
-        graph = closing_over(layer)
+        graph = closing_over(layer, compile=compile_)
         for seed in range(4):
             data = {"unused": torch.zeros(1), "x": torch.randn(20, 3, generator=torch.Generator().manual_seed(seed))}
             rows = torch.randperm(20)[:8]
@@ -28,9 +34,9 @@ class TestOneGraph:
                 torch.testing.assert_close(out, layer(data["x"][rows]).tanh())
                 torch.testing.assert_close(total, data["x"][rows].sum())
 
-    def test_sees_parameters_change_in_place_and_move_to_other_memory(self) -> None:
+    def test_sees_parameters_change_in_place_and_move_to_other_memory(self, compile_: bool) -> None:
         layer = nn.Linear(3, 4)
-        graph = OneGraph(layer)
+        graph = OneGraph(layer, compile=compile_)
         x = torch.randn(20, 3)
         with torch.no_grad():
             graph(x)
@@ -39,6 +45,87 @@ class TestOneGraph:
             layer.weight.data = torch.randn(4, 3)
             torch.testing.assert_close(graph(x), layer(x))
 
+    def test_changes_what_it_closes_over_once_in_every_call(self, compile_: bool) -> None:
+        count, total = torch.zeros(2), torch.zeros(3)
+
+        def add(x: Tensor) -> Tensor:
+            count.add_(1.0)
+            total[:2].add_(x * count)
+            return total.sum() + count[0]
+
+        graph = OneGraph(add, compile=compile_)
+        with torch.no_grad():
+            values = [graph(torch.ones(2)).item() for _ in range(3)]
+        assert count.tolist() == [3.0, 3.0]
+        assert total.tolist() == [6.0, 6.0, 0.0]
+        assert values == [3.0, 8.0, 15.0]
+
+    def test_draws_the_random_numbers_of_its_function(self, compile_: bool) -> None:
+        def sample(mean: Tensor) -> Tensor:
+            return torch.normal(mean, 1.0) + torch.rand(mean.shape)
+
+        graph, mean = OneGraph(sample, compile=compile_), torch.zeros(5)
+        with torch.no_grad():
+            graph(mean)
+            torch.manual_seed(1)
+            drawn = [graph(mean) for _ in range(3)]
+            torch.manual_seed(1)
+            for one in drawn:
+                torch.testing.assert_close(one, sample(mean))
+
+    def test_two_graphs_of_one_function_are_apart(self, compile_: bool) -> None:
+        layers = [nn.Linear(2, width) for width in range(1, 11)]
+        x = torch.randn(4, 2)
+        with torch.no_grad():
+            for layer in layers:
+                torch.testing.assert_close(OneGraph(layer, compile=compile_)(x), layer(x))
+
+    def test_refuses_a_result_that_is_no_new_tensor(self, compile_: bool) -> None:
+        with torch.no_grad(), pytest.raises(RuntimeError, match="not a new tensor"):
+            OneGraph(lambda x: [x + 1, x], compile=compile_)(torch.zeros(3))
+
+    @pytest.mark.parametrize(
+        "function",
+        [lambda x: x * 2 if x.sum() > 0 else x * 3, lambda x: x[x > 0] + 1, lambda x: torch.tensor(x.tolist())],
+    )
+    def test_refuses_a_function_of_values_with_the_way_out(self, function: Any, compile_: bool) -> None:
+        with torch.no_grad(), pytest.raises(ConfigurationError, match=r"needs the values .* compile=false"):
+            OneGraph(function, compile=compile_)(torch.ones(3))
+
+    def test_an_error_of_its_function_keeps_its_traceback_and_says_when(self, compile_: bool) -> None:
+        with torch.no_grad(), pytest.raises(RuntimeError, match="must have same reduction dim") as told:
+            OneGraph(nn.Linear(2, 2), compile=compile_)(torch.ones(3, 3))
+        assert "compile=false" in told.value.__notes__[0]
+
+
+def test_a_graph_as_it_was_traced_has_the_bits_of_its_function() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4), nn.LogSoftmax(-1))
+    graph = OneGraph(layers, compile=False)
+    with torch.no_grad():
+        for _ in range(3):
+            x = torch.randn(5, 3)
+            assert torch.equal(graph(x), layers(x))
+
+
+def test_casts_where_its_function_casts() -> None:
+    layer, x = nn.Linear(3, 4), torch.randn(5, 3)
+
+    def half_cast(x: Tensor) -> list[Tensor]:
+        with torch.autocast("cpu", enabled=False):
+            whole = layer(x)
+        return [layer(x), whole]
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = half_cast(x)
+        for compile_ in (False, True):
+            graph = OneGraph(half_cast, compile=compile_)
+            for _ in range(2):
+                for one, other in zip(graph(x), expected, strict=True):
+                    torch.testing.assert_close(one, other)
+
+
+class TestCompiled:
     @pytest.mark.parametrize("num_rows", [1, FEW_ROWS, FEW_ROWS + 1])
     def test_small_products_are_products(self, num_rows: int) -> None:
         layer, x = nn.Linear(7, 5).double(), torch.randn(num_rows, 7, dtype=torch.float64)
@@ -54,29 +141,14 @@ class TestOneGraph:
         with torch.no_grad():
             assert OneGraph(torch.tanh)(torch.tensor([float("nan")])).isnan().all(), "a bad number is not hidden"
 
-    def test_draws_the_random_numbers_of_its_function(self) -> None:
-        def sample(mean: Tensor) -> Tensor:
-            return torch.normal(mean, 1.0) + torch.rand(mean.shape)
-
-        graph, mean = OneGraph(sample), torch.zeros(5)
+    def test_is_found_again_on_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+        layer, x = nn.Linear(3, 4), torch.randn(5, 3)
         with torch.no_grad():
-            graph(mean)
-            torch.manual_seed(1)
-            drawn = [graph(mean) for _ in range(3)]
-            torch.manual_seed(1)
-            for one in drawn:
-                torch.testing.assert_close(one, sample(mean))
-
-    def test_two_graphs_of_one_function_are_apart(self) -> None:
-        layers = [nn.Linear(2, width) for width in range(1, 11)]
-        x = torch.randn(4, 2)
-        with torch.no_grad():
-            for layer in layers:
-                torch.testing.assert_close(OneGraph(layer)(x), layer(x))
-
-    def test_refuses_a_result_that_is_no_new_tensor(self) -> None:
-        with torch.no_grad(), pytest.raises(RuntimeError, match="not a new tensor"):
-            OneGraph(lambda x: [x + 1, x])(torch.zeros(3))
+            OneGraph(layer)(x)
+            before = counters["inductor"]["fxgraph_cache_hit"]
+            torch.testing.assert_close(OneGraph(layer)(x), layer(x))
+        assert counters["inductor"]["fxgraph_cache_hit"] == before + 1
 
     @CUDA
     def test_a_recording_on_cuda_equals_its_function(self) -> None:

@@ -101,6 +101,9 @@ class TestEpisodes:
         paid = {2: 2.0, 3: 30.0, 7: 700.0}
         assert returns == [paid[length] for length in lengths]
 
+    def test_are_the_same_with_a_graph_of_the_policy(self, pair: Callable[..., Pair]) -> None:
+        assert evaluate(*pair(), 7, trace=True) == evaluate(*pair(), 7)
+
     def test_start_anew(self, pair: Callable[..., Pair]) -> None:
         """Also where an evaluation before was left in the middle of an episode."""
         actor, env = pair()
@@ -135,7 +138,8 @@ class TestPolicy:
         )
         (head,) = [module for module in actor.modules() if isinstance(module, nn.Linear) and module.out_features == 4]
         head.weight.data, head.bias.data = torch.eye(4, 6), torch.zeros(4)
-        assert evaluate(actor, env, 15) == Evaluation([1.0] * 15, [5] * 15)
+        for trace in (False, True):
+            assert evaluate(actor, env, 15, trace=trace) == Evaluation([1.0] * 15, [5] * 15)
 
     def test_draws_no_random_numbers(self, pair: Callable[..., Pair]) -> None:
         actor, env = pair()

@@ -1,4 +1,4 @@
-"""The compiled step takes the same trajectory as the eager one."""
+"""A step that is a graph takes the same trajectory as the eager one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from torchppo.errors import ConfigurationError
 from torchppo.modules import schedules
 from torchppo.modules.objectives import ClipPPOLoss, KLPENPPOLoss, PPOLoss
 from torchppo.pipelines.collectors import Collector
+from torchppo.pipelines.compilation import Compile
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates import MinibatchUpdate
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
 
 
-class TestCompiledStep:
+@pytest.mark.parametrize("graph", ["trace", True], ids=["traced", "compiled"])
+class TestGraphStep:
     @pytest.mark.parametrize(
         ("env_id", "objective", "options"),
         [
@@ -30,34 +32,34 @@ class TestCompiledStep:
         ],
     )
     def test_takes_the_eager_trajectory_while_schedules_move(
-        self, env_id: str, objective: type[PPOLoss], options: dict[str, Any], make: Make, fit: Fit
+        self, env_id: str, objective: type[PPOLoss], options: dict[str, Any], graph: Compile, make: Make, fit: Fit
     ) -> None:
         trained = {}
-        for compiled in (False, True):
-            ppo, collector = make(env_id, objective=objective, rollouts=3, compile=compiled, **options)
+        for choice in (False, graph):
+            ppo, collector = make(env_id, objective=objective, rollouts=3, compile=choice, **options)
             trainer = fit(ppo, collector)
-            trained[compiled] = ppo.state_dict()
+            trained[choice] = ppo.state_dict()
             assert trainer.global_step == 3 * 2 * 4
         for name, value in trained[False].items():
-            torch.testing.assert_close(trained[True][name], value, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(trained[graph][name], value, rtol=1e-4, atol=1e-5)
 
-    def test_updates_the_state_that_checkpoints_save(self, make: Make, fit: Fit) -> None:
-        ppo, collector = make(rollouts=1, compile=True)
+    def test_updates_the_state_that_checkpoints_save(self, graph: Compile, make: Make, fit: Fit) -> None:
+        ppo, collector = make(rollouts=1, compile=graph)
         fit(ppo, collector)
         state = ppo.optimizer.state_dict()["state"]
         assert len(state) == len(list(ppo.parameters()))
         assert all(entry["step"] == 2 * 4 for entry in state.values())
         assert any(entry["exp_avg"].abs().sum() > 0 for entry in state.values())
 
-    def test_refuses_an_optimiser_that_it_cannot_compile(self, make: Make, fit: Fit) -> None:
-        ppo, collector = make(compile=True, optimizer=partial(torch.optim.SGD, lr=1e-3))
-        with pytest.raises(ConfigurationError, match=r"compile=true needs Adam or AdamW"):
+    def test_refuses_an_optimiser_that_it_does_not_know(self, graph: Compile, make: Make, fit: Fit) -> None:
+        ppo, collector = make(compile=graph, optimizer=partial(torch.optim.SGD, lr=1e-3))
+        with pytest.raises(ConfigurationError, match=r"compile=true or trace needs Adam or AdamW, not SGD"):
             fit(ppo, collector)
 
 
 class TestEarlyStop:
-    @pytest.mark.parametrize("compiled", [False, True])
-    def test_no_step_is_taken_above_the_limit_and_all_epochs_end(self, compiled: bool, make: Make, fit: Fit) -> None:
-        ppo, collector = make(update=MinibatchUpdate(10, 8, target_kl=1e-9), rollouts=1, compile=compiled)
+    @pytest.mark.parametrize("graph", [False, "trace", True])
+    def test_no_step_is_taken_above_the_limit_and_all_epochs_end(self, graph: Compile, make: Make, fit: Fit) -> None:
+        ppo, collector = make(update=MinibatchUpdate(10, 8, target_kl=1e-9), rollouts=1, compile=graph)
         trainer = fit(ppo, collector)
         assert trainer.global_step == 1, "the first minibatch has a KL of 0, the second is above the limit"

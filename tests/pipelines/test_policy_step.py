@@ -21,6 +21,7 @@ from torchppo.modules.memories import GRU
 from torchppo.modules.networks import mlp
 from torchppo.modules.objectives import ClipPPOLoss
 from torchppo.pipelines.array_rollouts import ArrayRollouts
+from torchppo.pipelines.compilation import Compile
 from torchppo.pipelines.policy_step import PolicyStep
 from torchppo.pipelines.torchrl_rollouts import SteppedRollouts
 
@@ -61,10 +62,10 @@ class Anything(gymnasium.Env[Any, Any]):
         return self.observation_space.sample(), 1.0, self._num_steps == 4, False, {}
 
 
-@given(observation=OBSERVATIONS, action=ACTIONS, remembers=st.booleans())
+@given(observation=OBSERVATIONS, action=ACTIONS, remembers=st.booleans(), graph=st.sampled_from([False, "trace"]))
 @settings(max_examples=25, deadline=None)
 def test_acts_inside_any_space_and_learns_with_the_probabilities_it_acted_with(
-    observation: spaces.Space[Any], action: spaces.Space[Any], remembers: bool
+    observation: spaces.Space[Any], action: spaces.Space[Any], remembers: bool, graph: Compile
 ) -> None:
     env = VectorEnv(SerialVectorEnv([lambda: Anything(observation, action)] * 2))
     actor, critic = make_actor_critic(
@@ -74,7 +75,7 @@ def test_acts_inside_any_space_and_learns_with_the_probabilities_it_acted_with(
         memory=(lambda n: GRU(n, width=4)) if remembers else None,
     )
     with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-        rollout = ArrayRollouts(env, PolicyStep(actor, compile=False), 6, double_buffer=False)()
+        rollout = ArrayRollouts(env, PolicyStep(actor, compile=graph), 6, double_buffer=False)()
         memories = {key: rollout[key][:, 0] for key in ("actor_memory", "critic_memory") if remembers}
         data = TensorDict(dict(rollout.exclude("next").items()) | memories, [2])
         data["advantage"] = data["value_target"] = data["state_value"] = torch.zeros(2, 6, 1)
@@ -86,6 +87,10 @@ def test_acts_inside_any_space_and_learns_with_the_probabilities_it_acted_with(
 
 def by_arrays(env: VectorEnv, actor: Any) -> Any:
     return ArrayRollouts(env, PolicyStep(actor, compile=False), 9, double_buffer=False)
+
+
+def by_arrays_and_a_graph(env: VectorEnv, actor: Any) -> Any:
+    return ArrayRollouts(env, PolicyStep(actor, compile="trace"), 9, double_buffer=False)
 
 
 def by_tensordicts(env: VectorEnv, actor: Any) -> Any:
@@ -109,3 +114,10 @@ def test_arrays_and_tensordicts_give_the_same_rollouts(remembers: bool) -> None:
     for ours, theirs in pairs:
         for key in ours.keys(include_nested=True, leaves_only=True):
             torch.testing.assert_close(ours[key], theirs[key], rtol=1e-6, atol=1e-6, msg=str(key))
+
+
+@pytest.mark.parametrize("remembers", [False, True])
+def test_a_traced_policy_gives_the_same_rollouts_bit_for_bit(remembers: bool) -> None:
+    pairs = zip(*(two_rollouts(how, remembers=remembers) for how in (by_arrays, by_arrays_and_a_graph)), strict=True)
+    for ours, theirs in pairs:
+        assert (ours == theirs).all()

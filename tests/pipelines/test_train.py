@@ -472,7 +472,7 @@ class TestBadInput:
     def test_an_option_that_the_compiled_step_does_not_have_is_refused(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        refused(2, ["compile=true", "amsgrad"], ["compile=true", "+optimizer.amsgrad=true"], capsys)
+        refused(2, ["compile=true", "amsgrad", "compile=false"], ["compile=true", "+optimizer.amsgrad=true"], capsys)
 
     def test_weights_that_explode_are_told_with_the_remedy(self, capsys: pytest.CaptureFixture[str]) -> None:
         refused(4, ["frames", "optimizer.lr"], ["optimizer.lr=1e30"], capsys)
