@@ -136,7 +136,7 @@ class OneGraph:
             result = self._function(*filled(arguments, iter(tensors)))
             return [result] if isinstance(result, Tensor) else list(result)
 
-        given = list(tensors_in(arguments))
+        given = [tensor.detach() for tensor in tensors_in(arguments)]  # apart, also where one was given twice
         try:
             with FakeTensorMode(allow_non_fake_inputs=True) as mode, Valueless(mode) as valueless:
                 traced = make_fx(of_tensors)(*(mode.from_tensor(tensor) for tensor in given))
@@ -323,8 +323,12 @@ def filled(arguments: Sequence[Any], tensors: Iterator[Tensor]) -> list[Any]:
 
 
 def place_of(tensor: Tensor, among: Sequence[Tensor]) -> int:
-    """Where the same memory in the same layout stands."""
-    for place, other in enumerate(among):
-        if tensor.data_ptr() == other.data_ptr() and tensor.shape == other.shape and tensor.stride() == other.stride():
-            return place
-    raise RuntimeError("a kernel takes or makes a tensor that is none of the graph's")
+    """Where a tensor stands, or else one with the same memory in the same layout."""
+    alike = [
+        place
+        for place, other in enumerate(among)
+        if tensor.data_ptr() == other.data_ptr() and tensor.shape == other.shape and tensor.stride() == other.stride()
+    ]
+    if not alike:
+        raise RuntimeError("a kernel takes or makes a tensor that is none of the graph's")
+    return min(alike, key=lambda place: among[place] is not tensor)

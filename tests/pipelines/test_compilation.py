@@ -60,6 +60,13 @@ class TestOneGraph:
         assert total.tolist() == [6.0, 6.0, 0.0]
         assert values == [3.0, 8.0, 15.0]
 
+    def test_tells_arguments_apart_that_were_one_at_first(self, compile_: bool) -> None:
+        graph, x, y = OneGraph(lambda x, y: x - 2 * y, compile=compile_), torch.ones(2), torch.zeros(2)
+        with torch.no_grad():
+            assert graph(x, x).tolist() == [-1.0, -1.0]
+            assert graph(x, y).tolist() == [1.0, 1.0]
+            assert graph(y, x).tolist() == [-2.0, -2.0]
+
     def test_draws_the_random_numbers_of_its_function(self, compile_: bool) -> None:
         def sample(mean: Tensor) -> Tensor:
             return torch.normal(mean, 1.0) + torch.rand(mean.shape)
