@@ -315,7 +315,7 @@ class TestEvaluation:
     def means(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         """What the evaluations to come find."""
         left: list[float] = []
-        monkeypatch.setattr(train_module, "evaluate", lambda *_: Evaluation([left.pop(0)], [1]))
+        monkeypatch.setattr(train_module, "evaluate", lambda *_, **__: Evaluation([left.pop(0)], [1]))
         return left
 
     def test_takes_place_every_so_many_frames_and_at_the_end(
@@ -339,7 +339,7 @@ class TestEvaluation:
     def test_that_fails_does_not_cost_the_training(
         self, scripted: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(*_: Any) -> Evaluation:
+        def fail(*_: Any, **__: Any) -> Evaluation:
             raise ZeroDivisionError
 
         monkeypatch.setattr(train_module, "evaluate", fail)
