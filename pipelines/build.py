@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -21,15 +22,15 @@ from ..envs import VectorEnv
 from ..errors import ConfigurationError, TorchPPOError
 from ..modules.memories import memories_of
 from .collectors import Collector
-from .compilation import Compile
 from .flat_adam import lacking
+from .graphs import Compile
 from .ppo import PPO
 
 STEPS_TO_TRACE = 300
 POLICY_STEPS_TO_COMPILE = 30_000
 OPTIMIZER_STEPS_TO_COMPILE = 8_000
 """Steps from which a graph wins back on a CPU what it costs: traced 0.3 s, for 0.5 ms at each of the policy's steps and
-2 ms at each of the optimiser's; compiled 5 and 10 s, where nothing is compiled yet, for another 0.15 and 2 ms."""
+2 ms at each of the optimiser's; compiled some 20 s for both, where nothing is yet, for another 0.15 and 2 ms."""
 
 WRONG_KEYS = re.compile(r"unexpected keyword argument|required .*argument")
 """What Python says of keys that a target does not take, or misses."""
@@ -55,8 +56,7 @@ def build_training(cfg: DictConfig, rank: int) -> Training:
     """
     env = build_env(cfg, seed=seed_of(cfg.seed, rank))
     ppo = build_ppo(cfg, env)
-    num_steps = cfg.total_frames / frames_per_batch(cfg, env) * cfg.collector.frames_per_env
-    graph = graph_for(cfg, num_steps, POLICY_STEPS_TO_COMPILE)
+    graph = graph_for(cfg, num_rollouts(cfg, env) * cfg.collector.frames_per_env, POLICY_STEPS_TO_COMPILE)
     collector = call(cfg.collector, env=env, policy=ppo.actor, total_frames=cfg.total_frames, compile=graph)
     ppo.update.check(env.batch_size.numel(), cfg.collector.frames_per_env, in_sequences=bool(memories_of(ppo.actor)))
     return Training(ppo, collector)
@@ -66,10 +66,10 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     """The LightningModule for an environment's specs."""
     actor, critic = call(cfg.policy, observation_spec=env.observation_spec, action_spec=env.full_action_spec["action"])
     update, optimizer = call(cfg["update"]), call(cfg.optimizer)
-    frames = frames_per_batch(cfg, env)
-    num_steps = cfg.total_frames / frames * update.num_steps(frames)
+    num_steps = num_rollouts(cfg, env) * update.num_steps(frames_per_batch(cfg, env))
+    has_graph = isinstance(optimizer, partial) and not lacking(optimizer.func, optimizer.keywords)
     # A graph of a memory's whole sequences takes minutes to compile; that is for the user to decide.
-    if memories_of(actor) or lacking(optimizer.func, optimizer.keywords):
+    if memories_of(actor) or not has_graph:
         num_steps = 0
     return call(
         cfg.ppo,
@@ -117,6 +117,11 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
 def frames_per_batch(cfg: DictConfig, env: EnvBase) -> int:
     """Environment steps in one rollout, at least 1; it is the collector that refuses none."""
     return int(max(1, env.batch_size.numel() * cfg.collector.frames_per_env))
+
+
+def num_rollouts(cfg: DictConfig, env: EnvBase) -> float:
+    """How many rollouts a rank would make on its own."""
+    return float(cfg.total_frames / frames_per_batch(cfg, env))
 
 
 def schedules_of(cfg: DictConfig) -> dict[str, Callable[[float], float]]:

@@ -15,8 +15,8 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from ..envs import VectorEnv
 from ..errors import ConfigurationError
 from .array_rollouts import ArrayRollouts
-from .compilation import Compile
 from .finite import checked
+from .graphs import Compile
 from .policy_step import PolicyStep
 from .ranks import num_ranks
 from .torchrl_rollouts import SteppedRollouts

@@ -1,32 +1,19 @@
-"""How a function of tensors becomes one graph."""
+"""How a graph becomes one kernel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.fx.graph import CodeGen
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-
-from ..errors import ConfigurationError
 
 Kernel = Callable[[list[Tensor]], Sequence[Tensor]]
-Compile = bool | Literal["trace"]
-"""What becomes of a step: a compiled graph, no graph at all, or one whose operations are run as they are."""
 
 OPTIONS: dict[str, Any] = {
     "fallback_random": True,  # the same random numbers as without compilation
@@ -90,137 +77,6 @@ class Decompositions(dict[Any, Callable[..., Any]]):
     def __reduce__(self) -> Any:
         """The file's digest, as a string."""
         return str, (sha256(Path(__file__).read_bytes()).hexdigest(),)
-
-
-class OneGraph:
-    """A function of tensors as one graph, traced at its first call and then called directly.
-
-    Python, TensorDict, hooks and autograd's engine take part in the first call alone, which records its operations
-    on tensors: those of the arguments, and those that the function closes over. Everything else is fixed then:
-    shapes, modes and Python numbers must not change afterwards, and a tensor closed over only in place.
-    The operations are compiled into one kernel, which on CUDA is recorded once more and replayed; or run as they
-    are, to the same bits as the function's own.
-
-    `torch.compile` checks guards, replays Python's side effects and wraps tensors at every call, which costs more
-    than a small network, and takes seconds to simulate the Python that is simply run here.
-
-    Args:
-        function: of tensors and dictionaries of tensors, to one new tensor or a sequence of them; called
-            under `no_grad`. What it does may not depend on a tensor's value.
-        compile: whether to compile.
-
-    Raises:
-        ConfigurationError: at the first call, if it does depend on a value.
-
-    """
-
-    def __init__(self, function: Callable[..., Any], *, compile: bool = True) -> None:  # noqa: A002
-        """Nothing is traced yet."""
-        self._function = function
-        self._compile = compile
-        self._kernel: Kernel | None = None
-
-    def __call__(self, *arguments: Any) -> Any:
-        """The function's value."""
-        if self._kernel is None:
-            return self._begin(arguments)
-        outputs = self._kernel([*tensors_in(arguments), *self._closed_over])
-        return outputs[0] if self._is_single else outputs
-
-    def _begin(self, arguments: tuple[Any, ...]) -> Any:
-        """Trace with tensors that have shapes but no values, make the kernel, and call it."""
-        result: Any = None
-
-        def of_tensors(*tensors: Tensor) -> list[Tensor]:
-            nonlocal result
-            result = self._function(*filled(arguments, iter(tensors)))
-            return [result] if isinstance(result, Tensor) else list(result)
-
-        given = [tensor.detach() for tensor in tensors_in(arguments)]  # apart, also where one was given twice
-        try:
-            with FakeTensorMode(allow_non_fake_inputs=True) as mode, Valueless(mode) as valueless:
-                traced = make_fx(of_tensors)(*(mode.from_tensor(tensor) for tensor in given))
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise ConfigurationError(
-                f"a policy or objective needs the values of tensors ({error}), which a graph does not have; "
-                "compile=false runs it as it is"
-            ) from error
-        except Exception as error:
-            error.add_note("while a graph was traced; compile=false runs the policy and the objective as they are")
-            raise
-        graph, constants = closed(traced)
-        self._closed_over = [valueless.real(constant) for constant in constants]
-        outputs: Any = graph.graph.output_node().args[0]
-        if any(output.op == "placeholder" for output in outputs):
-            raise RuntimeError(f"a result of {self._function} is not a new tensor of its own")
-        self._is_single = isinstance(result, Tensor)
-        inputs = [*given, *self._closed_over]
-        if self._compile:
-            self._kernel, outputs = compiled(graph, inputs)
-            if any(tensor.is_cuda for tensor in inputs):
-                self._kernel = CudaGraph(self._kernel, inputs, len(given))
-        else:
-            self._kernel = as_it_is(graph)
-            outputs = self._kernel(inputs)
-        return outputs[0] if self._is_single else outputs
-
-
-class Valueless(TorchDispatchMode):
-    """Stands in tensors of `mode`, which have no values, for those that a function closes over.
-
-    By itself `mode` runs for real what none of its own tensors takes part in.
-    """
-
-    def __init__(self, mode: FakeTensorMode) -> None:
-        """No tensor has been met."""
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._mode = mode
-        self._met: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation."""
-        args, kwargs = tree_map_only(Tensor, self._stand_in, (args, kwargs or {}))
-        return func(*args, **kwargs)
-
-    def _stand_in(self, tensor: Tensor) -> Tensor:
-        if isinstance(tensor, FakeTensor):
-            return tensor
-        return self._met.setdefault(id(tensor), (tensor, self._mode.from_tensor(tensor)))[1]
-
-    def real(self, stand_in: Tensor) -> Tensor:
-        """The tensor itself."""
-        return next(tensor for tensor, other in self._met.values() if other is stand_in)
-
-
-def closed(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
-    """A traced graph whose constants have become inputs after its own, and these constants."""
-    graph = traced.graph
-    graph.set_codegen(CodeGen())  # tensors come and go in lists
-    graph.eliminate_dead_code()
-    first = next(node for node in graph.nodes if node.op != "placeholder")
-    constants = graph.find_nodes(op="get_attr")
-    inputs: dict[str, Any] = {}
-    for node in constants:
-        if node.target not in inputs:
-            with graph.inserting_before(first):
-                inputs[node.target] = graph.placeholder(f"closed_over_{len(inputs)}")
-        node.replace_all_uses_with(inputs[node.target])
-    for node in constants:
-        graph.erase_node(node)
-    for node in graph.nodes:
-        node.meta.clear()  # of shapes and types, each with a mode of its own, which the compiler does not mix
-    return GraphModule({}, graph), [getattr(traced, name) for name in inputs]
-
-
-def as_it_is(graph: GraphModule) -> Kernel:
-    """The graph, operation by operation."""
-    forward = graph.forward
-
-    def kernel(inputs: list[Tensor]) -> Sequence[Tensor]:
-        with torch._C._DisableAutocast():  # what it casts is in the graph
-            return forward(*inputs)
-
-    return kernel
 
 
 def compiled(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Sequence[Tensor]]:
@@ -303,23 +159,6 @@ class CudaGraph:
                 self._outputs = self._kernel(list(self._read))
         self._graph.replay()
         return [output.clone() for output in self._outputs]
-
-
-def tensors_in(arguments: Sequence[Any]) -> Iterator[Tensor]:
-    """The tensors of arguments that are tensors or dictionaries of tensors."""
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            yield argument
-        else:
-            yield from argument.values()
-
-
-def filled(arguments: Sequence[Any], tensors: Iterator[Tensor]) -> list[Any]:
-    """Such arguments with other tensors in them."""
-    return [
-        next(tensors) if isinstance(argument, Tensor) else {key: next(tensors) for key in argument}
-        for argument in arguments
-    ]
 
 
 def place_of(tensor: Tensor, among: Sequence[Tensor]) -> int:

@@ -79,8 +79,9 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, trace:
 def play(actor: TensorDictModuleBase, env: EnvBase, *, trace: bool = False) -> Iterator[TensorDictBase]:
     """Steps of a deterministic policy, without end: each a TensorDict `[num_envs]` with its `next`."""
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        if not isinstance(env, VectorEnv):
-            yield from steps(actor, env)
-        rollouts = ArrayRollouts(env, PolicyStep(actor, compile="trace" if trace else False), 1, double_buffer=False)
-        while True:
-            yield rollouts()[:, 0]
+        if isinstance(env, VectorEnv):
+            act = PolicyStep(actor, compile="trace" if trace else False)
+            rollouts = ArrayRollouts(env, act, 1, double_buffer=False)
+            while True:
+                yield rollouts()[:, 0]
+        yield from steps(actor, env)

@@ -10,8 +10,8 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from .compilation import OneGraph
 from .flat_adam import FlatAdam
+from .graphs import OneGraph
 from .ranks import num_ranks, summed
 
 

@@ -12,7 +12,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from ..modules.memories import carried_by, windows_of
-from .compilation import Compile, OneGraph
+from .graphs import Compile, OneGraph
 
 
 class PolicyStep:

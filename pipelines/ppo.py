@@ -22,8 +22,8 @@ from ..modules.critics import ValueHead
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from ..modules.objectives import Adaptive, policy_parameters
 from .collectors import Collector
-from .compilation import Compile
 from .experience import Data, Experience
+from .graphs import Compile
 from .optimization import EagerStep, GraphStep
 from .ranks import num_ranks, summed
 from .updates import MinibatchUpdate

@@ -40,8 +40,8 @@ from torchppo.pipelines.build import (
     schedules_of,
     seed_of,
 )
-from torchppo.pipelines.compilation import Compile
 from torchppo.pipelines.configuration import compose
+from torchppo.pipelines.graphs import Compile
 from torchppo.pipelines.optimization import GraphStep
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 
 from torchppo.errors import ConfigurationError
-from torchppo.pipelines.compilation import FEW_ROWS, OneGraph
-
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-def closing_over(layer: nn.Linear, *, compile: bool = True) -> OneGraph:  # noqa: A002
-    return OneGraph(lambda data, rows: [layer(data["x"][rows]).tanh(), data["x"][rows].sum()], compile=compile)
+from torchppo.pipelines.graphs import OneGraph
 
 
 @pytest.mark.parametrize("compile_", [True, False], ids=["compiled", "traced"])
@@ -25,7 +17,7 @@ class TestOneGraph:
     def test_equals_its_function_for_every_argument(self, compile_: bool) -> None:
         torch.manual_seed(0)
         layer = nn.Linear(3, 4)
-        graph = closing_over(layer, compile=compile_)
+        graph = OneGraph(lambda data, rows: [layer(data["x"][rows]).tanh(), data["x"][rows].sum()], compile=compile_)
         for seed in range(4):
             data = {"unused": torch.zeros(1), "x": torch.randn(20, 3, generator=torch.Generator().manual_seed(seed))}
             rows = torch.randperm(20)[:8]
@@ -130,39 +122,3 @@ def test_casts_where_its_function_casts() -> None:
             for _ in range(2):
                 for one, other in zip(graph(x), expected, strict=True):
                     torch.testing.assert_close(one, other)
-
-
-class TestCompiled:
-    @pytest.mark.parametrize("num_rows", [1, FEW_ROWS, FEW_ROWS + 1])
-    def test_small_products_are_products(self, num_rows: int) -> None:
-        layer, x = nn.Linear(7, 5).double(), torch.randn(num_rows, 7, dtype=torch.float64)
-        with torch.no_grad():
-            torch.testing.assert_close(OneGraph(layer)(x), layer(x), rtol=1e-12, atol=1e-12)
-
-    def test_a_tanh_is_near_the_true_one_everywhere(self) -> None:
-        x = torch.cat([torch.linspace(-12, 12, 100_001), torch.tensor([0.0, 1e-30, -1e-6, 1e4, float("inf")])])
-        with torch.no_grad():
-            value = OneGraph(torch.tanh)(x)
-        torch.testing.assert_close(value.double(), x.double().tanh(), rtol=1e-6, atol=5e-7)
-        assert value.abs().max() <= 1
-        with torch.no_grad():
-            assert OneGraph(torch.tanh)(torch.tensor([float("nan")])).isnan().all(), "a bad number is not hidden"
-
-    def test_is_found_again_on_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-        layer, x = nn.Linear(3, 4), torch.randn(5, 3)
-        with torch.no_grad():
-            OneGraph(layer)(x)
-            before = counters["inductor"]["fxgraph_cache_hit"]
-            torch.testing.assert_close(OneGraph(layer)(x), layer(x))
-        assert counters["inductor"]["fxgraph_cache_hit"] == before + 1
-
-    @CUDA
-    def test_a_recording_on_cuda_equals_its_function(self) -> None:
-        layer = nn.Linear(3, 4).cuda()
-        graph = closing_over(layer)
-        for _ in range(4):
-            data, rows = {"x": torch.randn(20, 3, device="cuda")}, torch.randperm(20, device="cuda")[:8]
-            with torch.no_grad():
-                torch.testing.assert_close(graph(data, rows)[0], layer(data["x"][rows]).tanh())
-                layer.weight.mul_(1.1)

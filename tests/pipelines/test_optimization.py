@@ -14,7 +14,7 @@ from torchppo.errors import ConfigurationError
 from torchppo.modules import schedules
 from torchppo.modules.objectives import ClipPPOLoss, KLPENPPOLoss, PPOLoss
 from torchppo.pipelines.collectors import Collector
-from torchppo.pipelines.compilation import Compile
+from torchppo.pipelines.graphs import Compile
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates import MinibatchUpdate
 

@@ -21,7 +21,7 @@ from torchppo.modules.memories import GRU
 from torchppo.modules.networks import mlp
 from torchppo.modules.objectives import ClipPPOLoss
 from torchppo.pipelines.array_rollouts import ArrayRollouts
-from torchppo.pipelines.compilation import Compile
+from torchppo.pipelines.graphs import Compile
 from torchppo.pipelines.policy_step import PolicyStep
 from torchppo.pipelines.torchrl_rollouts import SteppedRollouts
 
