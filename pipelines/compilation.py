@@ -92,12 +92,12 @@ def compiled(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Sequence
     calls: list[tuple[Kernel, list[Tensor], Sequence[Tensor]]] = []
 
     def inner_compile(graph: Any, examples: Any, **options: Any) -> Any:
-        kernel: Any = compile_fx_inner(graph, examples, **options)
+        result: Any = compile_fx_inner(graph, examples, **options)
 
         def recorded(inputs: list[Tensor]) -> Sequence[Tensor]:
             kept = list(inputs)  # the kernel empties its list
-            outputs = kernel(inputs)
-            calls.append((kernel, kept, outputs))
+            outputs = result(inputs)
+            calls.append((result.current_callable, kept, outputs))
             return outputs
 
         recorded._boxed_call = True  # type: ignore[attr-defined] # takes one list, which it may empty

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections import deque
@@ -109,6 +110,7 @@ class PPO(LightningModule):
         self._schedules = dict(schedules or {})
         self._initial = {name: float(getattr(objective, name)) for name in self._schedules if name != "lr"}
         self._step: EagerStep | GraphStep | None = None
+        self._has_frozen = False
 
     @property
     def actor(self) -> Any:
@@ -172,6 +174,20 @@ class PPO(LightningModule):
         metrics.update({f"train/{name}": value for name, value in zip(names, means.tolist(), strict=False)})
         metrics["train/num_steps"] = float(num_steps)
         self._report(metrics, self._count_frames(rollout))
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Spare the garbage collector what has come by the end of a first rollout, and stays.
+
+        Libraries and graphs are 600,000 objects; looking through them takes 0.4 s every few rollouts.
+        """
+        if not self._has_frozen:
+            gc.freeze()
+            self._has_frozen = True
+
+    def on_train_end(self) -> None:
+        """Let the garbage collector see it all again, so that the next training in this process gets this memory."""
+        gc.unfreeze()
+        self._has_frozen = False
 
     def experience(self, rollout: TensorDictBase) -> Experience:
         """A rollout with its rewards as learning sees them, not yet estimated."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -175,6 +177,14 @@ class TestTraining:
             list(ppo.critic.parameters())[-1].fill_(float("inf"))
         with pytest.raises(NumericalError, match=r"train/.*lower optimizer\.lr"):
             fit(ppo, collector)
+
+    def test_a_finished_training_can_be_forgotten(self, make: Make, fit: Fit) -> None:
+        ppo, collector = make(rollouts=2)
+        fit(ppo, collector)
+        weight = weakref.ref(next(ppo.parameters()))
+        del ppo, collector
+        gc.collect()
+        assert weight() is None
 
 
 class TestCheckpoint:
