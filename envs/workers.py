@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
+import sys
+import time
 import traceback
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Iterable, Sequence
+from itertools import cycle, pairwise
+from typing import Any, cast
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -19,10 +22,12 @@ from .actions import action_dtype
 from .arrays import StepArrays, shared, step_arrays_for
 from .serial import ALL, Maker, SerialVectorEnv, describe, reset_indices, seeds_of
 
-STEP, RESET, CLOSE = range(3)
+STEP, RESET, CLOSE, FAILED = range(4)
 NO_SEED = -1
 LOOK_EVERY = 1.0
 """Seconds between two looks at whether the other process still lives."""
+AWAKE = 1e-3
+"""Seconds in which a wait gives its core to others but does not sleep: to wake up would cost 50 us and a cold core."""
 
 
 class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
@@ -62,6 +67,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
             _Worker(makers[start:stop], slice(start, stop), self._tables, step_timeout)
             for start, stop in pairwise(bounds)
         ]
+        self._spread()
 
     @property
     def _tables(self) -> _Tables:
@@ -91,7 +97,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         """Wait for the steps in `rows` and return what they left behind."""
         for worker in self._inside(rows):
             worker.finish()
-        return self.arrays.rows(rows)
+        return self.arrays if rows is ALL else self.arrays.rows(rows)
 
     def step(
         self, actions: Any
@@ -118,7 +124,21 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         for worker in self._workers:
             worker.close()
 
-    def _inside(self, rows: slice) -> Iterator[_Worker]:
+    def _spread(self) -> None:
+        """Give every worker a core where there are no more cores than workers.
+
+        To Linux one that waits awake is as busy as one that steps, so it would let two that step share a core.
+        """
+        if sys.platform != "linux":
+            return
+        cores = sorted(os.sched_getaffinity(0))
+        if len(self._workers) >= len(cores):
+            for worker, core in zip(self._workers, cycle(cores), strict=False):
+                worker.stay_on(core)
+
+    def _inside(self, rows: slice) -> Iterable[_Worker]:
+        if rows is ALL:
+            return self._workers
         start, stop, _ = rows.indices(self.num_envs)
         return (worker for worker in self._workers if start <= worker.rows.start and worker.rows.stop <= stop)
 
@@ -150,7 +170,7 @@ class _Worker:
     def finish(self) -> None:
         """Wait until the command is done."""
         waited = 0.0
-        while not self._done.acquire(timeout=min(LOOK_EVERY, self.step_timeout)):
+        while not _acquired(self._done, min(LOOK_EVERY, self.step_timeout)):
             waited += LOOK_EVERY
             if not self._process.is_alive():
                 raise EnvironmentFailure(f"{self._name} died with exit code {self._process.exitcode}")
@@ -158,8 +178,12 @@ class _Worker:
                 raise EnvironmentFailure(
                     f"{self._name} did not answer within env.step_timeout={self.step_timeout:g} seconds"
                 )
-        if self._failure.poll():
+        if self._command[0] == FAILED:
             raise EnvironmentFailure(f"{self._name} failed: {self._failure.recv()}")
+
+    def stay_on(self, core: int) -> None:
+        """Run on this core alone."""
+        os.sched_setaffinity(cast(int, self._process.pid), {core})
 
     def close(self) -> None:
         """End the process."""
@@ -174,18 +198,29 @@ class _Worker:
         return f"the worker of environments {self.rows.start} to {self.rows.stop - 1}"
 
 
+def _acquired(semaphore: Any, timeout: float) -> bool:
+    """Whether the other process has released it within so many seconds."""
+    asleep_at = time.perf_counter() + AWAKE
+    while time.perf_counter() < asleep_at:
+        if semaphore.acquire(False):
+            return True
+        os.sched_yield()
+    return bool(semaphore.acquire(timeout=timeout))
+
+
 def _work(
     makers: Sequence[Maker], rows: slice, tables: _Tables, command: NDArray[np.int8], go: Any, done: Any, failure: Any
 ) -> None:
     """Serve commands until the last one, or until the owner is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # what was the owner's is no business of this process's collector
     owner = os.getppid()
     arrays, actions, mask, seeds = tables
     try:
         vector = SerialVectorEnv(makers, arrays.rows(rows))
         while True:
-            while not go.acquire(timeout=LOOK_EVERY):
+            while not _acquired(go, LOOK_EVERY):
                 if os.getppid() != owner:
                     return
             if command[0] == CLOSE:
@@ -200,4 +235,5 @@ def _work(
     except Exception as error:  # noqa: BLE001 - whatever an environment raises is told to the owner
         traceback.print_exc()
         failure.send(f"{type(error).__name__}: {error}; its traceback stands above")
+        command[0] = FAILED
         done.release()

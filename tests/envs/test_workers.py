@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -83,6 +84,24 @@ class TestData:
         vector.send(np.zeros(2, np.int64), first)
         assert (vector.receive(first).observation != before[first]).any(-1).all()
         np.testing.assert_array_equal(vector.arrays.observation[second], before[second])
+        vector.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process is given cores on Linux alone")
+class TestCores:
+    @pytest.mark.parametrize(("num_cores", "are_given"), [(1, True), (2, True), (3, False)])
+    def test_are_given_to_as_many_workers_and_left_to_the_scheduler_else(
+        self, num_cores: int, are_given: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        true_cores = os.sched_getaffinity
+        own = sorted(true_cores(0))
+        if are_given and len(own) < num_cores:
+            pytest.skip("needs two cores")
+        seen = [*own, *range(1000, 1003)][:num_cores]
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(seen))
+        vector = WorkerVectorEnv([partial(make_env, "CartPole-v1")] * 2, 2)
+        actual = [true_cores(worker._process.pid or 0) for worker in vector._workers]
+        assert actual == ([{seen[0]}, {seen[1 % num_cores]}] if are_given else [set(own)] * 2)
         vector.close()
 
 
