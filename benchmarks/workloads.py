@@ -40,7 +40,7 @@ WORKLOADS = {
     "halfcheetah_1": Workload("HalfCheetah-v5", 1, 2048, 64, 10, 4, normalized=True),
     "halfcheetah_8": Workload("HalfCheetah-v5", 8, 2048, 2048, 10, 3, normalized=True),
     "pong": Workload("ALE/Pong-v5", 8, 128, 256, 4, 2),
-    "pong_bf16": Workload("ALE/Pong-v5", 8, 128, 256, 4, 1, precision="bf16-mixed"),
+    "pong_bf16": Workload("ALE/Pong-v5", 8, 128, 256, 4, 2, precision="bf16-mixed"),
 }
 
 

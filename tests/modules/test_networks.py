@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.networks import ACTIVATIONS, ResidualBlock, impala_resnet, mlp, nature_cnn, orthogonal_
+from torchppo.modules.networks import ACTIVATIONS, Flat, ResidualBlock, impala_resnet, mlp, nature_cnn, orthogonal_
 
 Array = NDArray[np.float64]
 
@@ -68,7 +68,8 @@ class TestShapes:
         features = image / 255
         for layer, stride in zip(convolutions, (4, 2, 1), strict=True):
             features = nn.functional.conv2d(features, layer.weight, stride=stride).relu()
-        torch.testing.assert_close(body(image), (features.flatten(1) @ last.weight.T).relu(), rtol=1e-4, atol=1e-5)
+        flat = features.permute(0, 2, 3, 1).flatten(1)
+        torch.testing.assert_close(body(image), (flat @ last.weight.T).relu(), rtol=1e-4, atol=1e-5)
 
     def test_the_nature_cnn_has_the_published_layers(self) -> None:
         shapes = [tuple(layer.weight.shape) for layer in weighted(nature_cnn(torch.Size([4, 84, 84]), num_features=8))]
@@ -81,6 +82,15 @@ class TestShapes:
         weighted(body)[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         body(torch.full((1, 1, 36, 36), 51, dtype=torch.uint8))
         np.testing.assert_allclose(seen[0].numpy(), np.full((1, 1, 36, 36), 0.2), rtol=1e-6)
+
+
+class TestFlat:
+    def test_gives_an_image_that_lies_channels_last_without_a_copy(self) -> None:
+        image = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+        flat = Flat()(image)
+        assert flat.shape == (2, 60)
+        assert flat.data_ptr() == image.data_ptr()
+        assert flat[1, :3].tolist() == image[1, :, 0, 0].tolist()
 
 
 class TestInitialisation:
@@ -181,7 +191,7 @@ class TestImpalaResnet:
             for one, other in (residual[:2], residual[2:]):
                 change = nn.functional.conv2d(features.relu(), one, padding=1).relu()
                 features = features + nn.functional.conv2d(change, other, padding=1)
-        expected = (features.relu().flatten(1) @ last.T).relu()
+        expected = (features.relu().permute(0, 2, 3, 1).flatten(1) @ last.T).relu()
         torch.testing.assert_close(body(image), expected, rtol=1e-4, atol=1e-4)
 
     def test_it_starts_orthogonal_with_gain_sqrt_two_and_no_bias_and_its_blocks_as_the_identity(self) -> None:
