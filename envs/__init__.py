@@ -2,9 +2,9 @@
 
 import gymnasium
 
-from .arrays import leaves
+from .arrays import ALL, leaves
 from .make import make_env, make_vector_env
-from .serial import ALL, SerialVectorEnv
+from .serial import SerialVectorEnv
 from .vector import VectorEnv
 from .workers import WorkerVectorEnv
 

@@ -15,6 +15,7 @@ from torchrl.data import Composite, TensorSpec
 from .spaces import observation_spec
 
 Key = str | tuple[str, ...]
+ALL = slice(None)
 
 
 class StepArrays(NamedTuple):
@@ -32,6 +33,8 @@ class StepArrays(NamedTuple):
 
     def rows(self, rows: slice) -> StepArrays:
         """Views of the environments in `rows`."""
+        if rows is ALL:
+            return self
         return StepArrays._make(array[rows] for array in self)
 
 

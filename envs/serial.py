@@ -11,12 +11,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from .arrays import StepArrays, step_arrays_for
+from .arrays import ALL, StepArrays, step_arrays_for
 from .encoding import encoded
 from .spaces import action_spec, observation_spec
 
 Maker = Callable[[], gymnasium.Env[Any, Any]]
-ALL = slice(None)
 
 
 class SerialVectorEnv(VectorEnv[Any, Any, Any]):
@@ -62,7 +61,7 @@ class SerialVectorEnv(VectorEnv[Any, Any, Any]):
 
     def receive(self, rows: slice = ALL) -> StepArrays:
         """What the last steps in `rows` left behind; an observation is the true one also where an episode ended."""
-        return self.arrays if rows is ALL else self.arrays.rows(rows)
+        return self.arrays.rows(rows)
 
     def step(
         self, actions: Any

@@ -15,9 +15,9 @@ from torchrl.envs import EnvBase
 
 from ..errors import EnvironmentFailure
 from .actions import conversion
-from .arrays import Key, StepArrays, leaves
+from .arrays import ALL, Key, StepArrays, leaves
 from .encoding import as_it_is, encoder
-from .serial import ALL, SerialVectorEnv
+from .serial import SerialVectorEnv
 from .spaces import action_spec, entries, observation_spec
 from .workers import WorkerVectorEnv
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, EnvironmentFailure
 from .actions import action_dtype
-from .arrays import StepArrays, shared, step_arrays_for
-from .serial import ALL, Maker, SerialVectorEnv, describe, reset_indices, seeds_of
+from .arrays import ALL, StepArrays, shared, step_arrays_for
+from .serial import Maker, SerialVectorEnv, describe, reset_indices, seeds_of
 
-STEP, RESET, CLOSE, FAILED = range(4)
+STEP, RESET, CLOSE = range(3)
 NO_SEED = -1
 LOOK_EVERY = 1.0
 """Seconds between two looks at whether the other process still lives."""
@@ -97,7 +97,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         """Wait for the steps in `rows` and return what they left behind."""
         for worker in self._inside(rows):
             worker.finish()
-        return self.arrays if rows is ALL else self.arrays.rows(rows)
+        return self.arrays.rows(rows)
 
     def step(
         self, actions: Any
@@ -178,7 +178,7 @@ class _Worker:
                 raise EnvironmentFailure(
                     f"{self._name} did not answer within env.step_timeout={self.step_timeout:g} seconds"
                 )
-        if self._command[0] == FAILED:
+        if self._failure.poll():
             raise EnvironmentFailure(f"{self._name} failed: {self._failure.recv()}")
 
     def stay_on(self, core: int) -> None:
@@ -235,5 +235,4 @@ def _work(
     except Exception as error:  # noqa: BLE001 - whatever an environment raises is told to the owner
         traceback.print_exc()
         failure.send(f"{type(error).__name__}: {error}; its traceback stands above")
-        command[0] = FAILED
         done.release()

@@ -128,6 +128,16 @@ class TestFailures:
         vector.close()
         assert not any(worker._process.is_alive() for worker in vector._workers)
 
+    def test_an_environment_that_cannot_be_made_is_told_at_the_first_reset(
+        self, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        vector = WorkerVectorEnv([partial(make_env, "CartPole-v1"), partial(make_env, "NoSuchEnv-v0")], 2)
+        vector._workers[1]._process.join(timeout=30.0)
+        with pytest.raises(EnvironmentFailure, match=r"environments 1 to 1 failed: EnvironmentFailure: .*NoSuchEnv"):
+            vector.reset(seed=0)
+        assert "Traceback" in capfd.readouterr().err
+        vector.close()
+
     @pytest.mark.parametrize("num_workers", [-1, 3, "many"])
     def test_numbers_of_workers_that_cannot_be_are_refused(self, num_workers: Any) -> None:
         with pytest.raises(ConfigurationError, match=rf"env.num_workers={num_workers}"):
