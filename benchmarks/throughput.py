@@ -109,7 +109,7 @@ def compare(name: str, rounds: int) -> dict[str, Any]:
 
 def costs(rounds: int) -> dict[str, Any]:
     """What collection costs: against the environment, with workers, by the number of environments; and start-up."""
-    sixteen = ("halfcheetah_8", "@num_envs=16", "@frames_per_env=256")
+    sixteen = ("halfcheetah_8", "@num_envs=16", "@frames_per_env=256", "@rollouts=12")
     shares, gains = [], []
     for _ in range(rounds):
         alone = measure("environment", "halfcheetah_8")["fps"]

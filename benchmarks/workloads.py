@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -233,5 +234,6 @@ def collection(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
     clock = Clock()
     for _ in Collector(env, actor, frames_per_env=work.frames_per_env, total_frames=total, compile=True):
         clock.tick()
+        gc.freeze()  # as a training does
     env.close()
     return {"fps": clock.figures(work)["fps"]}
