@@ -91,6 +91,7 @@ def ours(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
         f"update.epochs={work.epochs}",
         f"trainer.precision={work.precision}",
         f"total_frames={(work.rollouts + 1) * work.frames}",
+        f"collector.double_buffer={work.is_atari}",
         "compile=true",
         "logger=[]",
         *extra,

@@ -3,11 +3,21 @@
 import gymnasium
 
 from .arrays import ALL, leaves
+from .halves import HalvesVectorEnv
 from .make import make_env, make_vector_env
 from .serial import SerialVectorEnv
 from .vector import VectorEnv
 from .workers import WorkerVectorEnv
 
-__all__ = ["ALL", "SerialVectorEnv", "VectorEnv", "WorkerVectorEnv", "leaves", "make_env", "make_vector_env"]
+__all__ = [
+    "ALL",
+    "HalvesVectorEnv",
+    "SerialVectorEnv",
+    "VectorEnv",
+    "WorkerVectorEnv",
+    "leaves",
+    "make_env",
+    "make_vector_env",
+]
 
 gymnasium.register("torchppo/Recall-v0", entry_point=f"{__name__}.recall:Recall")

@@ -11,11 +11,10 @@ from functools import partial
 from typing import Any, Literal
 
 import gymnasium
-from gymnasium.vector import AutoresetMode
-from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure
+from .halves import HalvesVectorEnv
 from .serial import Maker, SerialVectorEnv
 from .vector import VectorEnv
 from .workers import WorkerVectorEnv
@@ -82,7 +81,7 @@ def fastest_num_workers(maker: Maker, num_envs: int) -> int:
     Measures a few steps of one environment. Workers have to win clearly, because they also take the cores
     that learning could use.
     """
-    cores = min(len(os.sched_getaffinity(0)), num_envs)
+    cores = min(num_cores(), num_envs)
     if cores < 2:
         return 0
     env = maker()
@@ -100,13 +99,14 @@ def fastest_num_workers(maker: Maker, num_envs: int) -> int:
     return cores if serial > 1.2 * parallel else 0
 
 
-def make_atari_vector(id: str, num_envs: int, **kwargs: Any) -> GymnasiumVectorEnv[Any, Any, Any]:  # noqa: A002
+def make_atari_vector(id: str, num_envs: int, **kwargs: Any) -> HalvesVectorEnv:  # noqa: A002
     """A batch of Atari games in ale-py's native vector environment: grey 84x84, 4 frames stacked, 4 skipped.
 
     Args:
         id: `ALE/<Game>-v5`; only the game is taken from it, every option is a keyword.
         num_envs: how many.
-        kwargs: for `ale_py.vector_env.AtariVectorEnv`; rewards are not clipped unless asked for.
+        kwargs: for `ale_py.vector_env.AtariVectorEnv`, of which there are two; rewards are not clipped unless asked
+            for, and each has a thread for every second core.
 
     Raises:
         EnvironmentFailure: if ale-py or the game is missing, or an option is unknown.
@@ -120,14 +120,16 @@ def make_atari_vector(id: str, num_envs: int, **kwargs: Any) -> GymnasiumVectorE
     if spec is None or "game" not in spec.kwargs:
         games = [name for name in gymnasium.registry if name.startswith("ALE/")]
         raise EnvironmentFailure(f"there is no Atari game {id!r}{_nearest(id, games)}")
-    options = {"reward_clipping": False, **kwargs}
+    options = {"reward_clipping": False, "num_threads": max(1, num_cores() // 2), **kwargs}
     try:
-        vector = AtariVectorEnv(spec.kwargs["game"], num_envs, **options)
+        return HalvesVectorEnv(lambda num: AtariVectorEnv(spec.kwargs["game"], num, **options), num_envs)
     except TypeError as error:
         raise EnvironmentFailure(f"environment {id!r} cannot be made: {error}") from error
-    # It would reset in the step after the last one, and does not where it has been told to before.
-    vector.metadata = {**vector.metadata, "autoreset_mode": AutoresetMode.DISABLED}
-    return vector
+
+
+def num_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_env(id: str, *, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa: A002

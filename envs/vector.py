@@ -17,6 +17,7 @@ from ..errors import EnvironmentFailure
 from .actions import conversion
 from .arrays import ALL, Key, StepArrays, leaves
 from .encoding import as_it_is, encoder
+from .halves import HalvesVectorEnv
 from .serial import SerialVectorEnv
 from .spaces import action_spec, entries, observation_spec
 from .workers import WorkerVectorEnv
@@ -51,7 +52,7 @@ class VectorEnv(EnvBase):
         self.vector: Any = vector
         self.is_closed = False  # TorchRL's own start is closed
         self.num_envs: int = vector.num_envs
-        self._by_rows = isinstance(vector, SerialVectorEnv | WorkerVectorEnv)
+        self._by_rows = isinstance(vector, SerialVectorEnv | WorkerVectorEnv | HalvesVectorEnv)
         if not self._by_rows:
             _refuse_coded(vector)
         self._declare_specs()

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from tensordict import NestedKey, TensorDict, TensorDictBase
 
-from ..envs import ALL, VectorEnv, WorkerVectorEnv, leaves
+from ..envs import ALL, HalvesVectorEnv, VectorEnv, WorkerVectorEnv, leaves
 from ..errors import ConfigurationError
 from .finite import refuse_not_finite
 from .policy_step import PolicyStep
@@ -27,7 +27,7 @@ class ArrayRollouts:
         double_buffer: let the policy act for one half of the environments while the other half steps.
 
     Raises:
-        ConfigurationError: if `double_buffer` is asked for without worker processes.
+        ConfigurationError: if `double_buffer` is asked for where halves cannot be stepped apart.
 
     """
 
@@ -39,8 +39,10 @@ class ArrayRollouts:
         self.seconds = {"environment": 0.0, "policy": 0.0}
         self._groups = [ALL]
         if double_buffer:
-            if not isinstance(env.vector, WorkerVectorEnv):
-                raise ConfigurationError("collector.double_buffer=true needs worker processes; set env.num_workers=2")
+            if not isinstance(env.vector, WorkerVectorEnv | HalvesVectorEnv):
+                raise ConfigurationError(
+                    "collector.double_buffer=true needs worker processes or an Atari game; set env.num_workers=2"
+                )
             self._groups = env.vector.halves()
         self._episodes = RunningEpisodes(env.num_envs)
         self._observation: NDArray[Any] | None = None  # where the episodes go on

@@ -48,7 +48,8 @@ class Collector:
         frames_per_env: length of a rollout.
         total_frames: environment steps over all environments and ranks that iteration stays within.
         compile: whether the policy's step is a graph, compiled (true) or run as it was traced (`"trace"`).
-        double_buffer: let the policy act for one half of the environments while worker processes step the other.
+        double_buffer: let the policy act for one half of the environments while worker processes, or the threads of
+            an Atari game, step the other.
         rollouts: another way to make rollouts from environment, policy and length; none: the fastest that fits.
 
     Raises:

@@ -42,16 +42,26 @@ class OneGraph:
         function: of tensors and dictionaries of tensors, to one new tensor or a sequence of them; called
             under `no_grad`. What it does may not depend on a tensor's value.
         compile: whether to compile.
+        keep_casts: whether closed-over tensors stay as they are until `refresh` is called: what is only one of them
+            in another precision is then computed once, and not at every call.
 
     Raises:
         ConfigurationError: at the first call, if it does depend on a value.
 
     """
 
-    def __init__(self, function: Callable[..., Any], *, compile: bool = True) -> None:  # noqa: A002
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        compile: bool = True,  # noqa: A002
+        keep_casts: bool = False,
+    ) -> None:
         """Nothing is traced yet."""
         self._function = function
         self._compile = compile
+        self._keep_casts = keep_casts
+        self._casts: list[tuple[Tensor, Tensor]] = []
         self._kernel: Kernel | None = None
 
     def __call__(self, *arguments: Any) -> Any:
@@ -60,6 +70,11 @@ class OneGraph:
             return self._begin(arguments)
         outputs = self._kernel([*tensors_in(arguments), *self._closed_over])
         return outputs[0] if self._is_single else outputs
+
+    def refresh(self) -> None:
+        """Take note that closed-over tensors have changed."""
+        for cast, source in self._casts:
+            cast.copy_(source)
 
     def _begin(self, arguments: tuple[Any, ...]) -> Any:
         """Trace with tensors that have shapes but no values, make the kernel, and call it."""
@@ -84,6 +99,10 @@ class OneGraph:
             raise
         graph, constants = closed(traced)
         self._closed_over = [valueless.real(constant) for constant in constants]
+        if self._keep_casts:
+            sources = [(self._closed_over[index], dtype) for index, dtype in casts_as_inputs(graph, len(given))]
+            self._casts = [(source.to(dtype), source) for source, dtype in sources]
+            self._closed_over += [cast for cast, _ in self._casts]
         results: Any = graph.graph.output_node().args[0]
         if any(node.op == "placeholder" for node in results):
             raise RuntimeError(f"a result of {self._function} is not a new tensor of its own")
@@ -144,6 +163,27 @@ def closed(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
     for node in graph.nodes:
         node.meta.clear()  # of shapes and types, each with a mode of its own, which the compiler does not mix
     return GraphModule({}, graph), [getattr(traced, name) for name in inputs]
+
+
+def casts_as_inputs(graph: GraphModule, num_given: int) -> list[tuple[int, torch.dtype]]:
+    """Make inputs of what is only an input after the first `num_given` in another precision.
+
+    Returns:
+        Of which of these inputs, counted from 0, and in which precision.
+
+    """
+    inputs = graph.graph.find_nodes(op="placeholder")
+    closed_over, last = inputs[num_given:], inputs[-1]
+    casts: list[tuple[int, torch.dtype]] = []
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten._to_copy.default):
+        if node.args[0] in closed_over:
+            with graph.graph.inserting_after(last):
+                last = graph.graph.placeholder(f"cast_{len(casts)}")
+            casts.append((closed_over.index(node.args[0]), node.kwargs["dtype"]))
+            node.replace_all_uses_with(last)
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return casts
 
 
 def as_it_is(graph: GraphModule) -> Kernel:

@@ -33,12 +33,15 @@ class PolicyStep:
         self._carried = carried_by(policy)
         self._keys = [key for key in policy.out_keys if key not in [("next", name) for name in self._carried]]
         self._actions = {key: index for index, key in enumerate(self._keys) if is_action(key)}
-        self._call = OneGraph(self._outputs, compile=compile is True) if compile else self._outputs
+        self._graph = OneGraph(self._outputs, compile=compile is True, keep_casts=True) if compile else None
+        self._call = self._graph or self._outputs
         self._steps: list[list[Sequence[Tensor]]] = []
         self._tapes: dict[str, Tensor] = {}
 
     def begin(self, groups: Sequence[slice], num_envs: int, num_steps: int) -> None:
         """Forget all steps; `num_steps` come next, from groups of `num_envs` environments in turn."""
+        if self._graph is not None:
+            self._graph.refresh()
         self._groups = groups
         self._steps = [[] for _ in groups]
         self._device = next(self.policy.parameters()).device

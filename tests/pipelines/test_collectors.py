@@ -74,6 +74,12 @@ MEMORIES: dict[str, Callable[[int], Memory]] = {
 }
 
 
+HALVES: list[tuple[str, dict[str, Any]]] = [
+    ("CartPole-v1", {"num_workers": 2}),
+    ("ALE/Pong-v5", {"max_num_frames_per_episode": 40}),
+]
+
+
 def collector_of(
     env: VectorEnv | TransformedEnv,
     frames_per_env: int = 40,
@@ -186,13 +192,20 @@ class TestWorkers:
                 assert torch.equal(mine[key], other[key]), key
         env.close()
 
-    def test_double_buffered_halves_are_what_two_smaller_batches_would_be(self) -> None:
-        env = make_vector_env("CartPole-v1", 4, num_workers=2)
+    @pytest.mark.parametrize(("name", "options"), HALVES, ids=["workers", "threads of a game"])
+    def test_double_buffered_halves_are_what_two_smaller_batches_would_be(
+        self, name: str, options: dict[str, Any]
+    ) -> None:
+        if name.startswith("ALE/"):
+            pytest.importorskip("ale_py")
+        env = make_vector_env(name, 4, **options)
         env.set_seed(0)
-        actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]))
+        body = partial(mlp, num_cells=[8])
+        actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=body)
         collector = Collector(env, actor, frames_per_env=60, total_frames=480, double_buffer=True)
         for rollout in collector:
             assert tuple(rollout.shape) == (4, 60)
+            assert rollout["next", "done"].any()
             done, following = rollout["next", "done"][:, :-1, 0], rollout["observation"][:, 1:]
             assert torch.equal(following[~done], rollout["next", "observation"][:, :-1][~done])
             assert torch.equal(rollout["is_init"][:, 1:, 0], done)
@@ -200,7 +213,7 @@ class TestWorkers:
             torch.testing.assert_close(again, rollout["action_log_prob"])
         env.close()
 
-    def test_double_buffering_needs_workers(self) -> None:
+    def test_double_buffering_needs_what_steps_apart(self) -> None:
         env = make_vector_env("CartPole-v1", 2)
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
         for each in (env, through_torchrl("CartPole-v1", 2)):

@@ -122,3 +122,18 @@ def test_casts_where_its_function_casts() -> None:
             for _ in range(2):
                 for one, other in zip(graph(x), expected, strict=True):
                     torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("compile_", [False, True])
+def test_a_kept_cast_is_its_tensors_again_once_refreshed(compile_: bool) -> None:
+    layer, x = nn.Linear(3, 4).requires_grad_(requires_grad=False), torch.randn(5, 3)
+    graph = OneGraph(layer, compile=compile_, keep_casts=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = layer(x)
+        assert torch.equal(graph(x), before)
+        layer.weight.mul_(2.0)
+        layer.bias.mul_(2.0)
+        assert torch.equal(graph(x), before)
+        graph.refresh()
+        assert torch.equal(graph(x), layer(x))
+        assert not torch.equal(layer(x), before)

@@ -1,0 +1,97 @@
+"""A native vector environment in two halves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from ..errors import ConfigurationError
+from .arrays import ALL, StepArrays, step_arrays_for
+from .serial import seeds_of
+
+
+class HalvesVectorEnv(VectorEnv[Any, Any, Any]):
+    """Two of ale-py's vector environments as one: the policy can act for one while the other steps in its threads.
+
+    Also where it acts for both at once they are faster than one with as many threads: Linux often sends both threads
+    of one to the same core, when the policy's has been busy.
+
+    Args:
+        make: makes a half from its number of environments; it has `send` and `recv`.
+        num_envs: how many in both halves.
+
+    """
+
+    def __init__(self, make: Callable[[int], Any], num_envs: int) -> None:
+        """Make the halves; there is only one of a single environment."""
+        middle = num_envs // 2
+        parts = [slice(0, middle), slice(middle, num_envs)] if middle else [slice(0, num_envs)]
+        self._halves = [(make(rows.stop - rows.start), rows) for rows in parts]
+        half, _ = self._halves[0]
+        self.num_envs = num_envs
+        self.single_observation_space = half.single_observation_space
+        self.single_action_space = half.single_action_space
+        self.observation_space = batch_space(half.single_observation_space, num_envs)
+        self.action_space = batch_space(half.single_action_space, num_envs)
+        # A half would reset in the step after the last one, and does not where it has been told to before.
+        self.metadata = {**half.metadata, "autoreset_mode": AutoresetMode.DISABLED}
+        self.arrays = step_arrays_for(half.single_observation_space, num_envs)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Reset all environments, or those of `options["reset_mask"]` (bool, `[num_envs]`)."""
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, np.bool_))
+        seeds = np.array([-1 if one is None else one for one in seeds_of(seed, self.num_envs)])
+        for half, rows in self._halves:
+            if mask[rows].any():
+                observation, _ = half.reset(seed=seeds[rows][mask[rows]], options={"reset_mask": mask[rows]})
+                self.arrays.observation[rows] = observation
+        return self.arrays.observation, {}
+
+    def send(self, actions: Any, rows: slice = ALL) -> None:
+        """Let the environments in `rows`, those of whole halves, take a step, and do not wait for it."""
+        for half, own in self._inside(rows):
+            half.send(actions[own] if rows is ALL else actions)
+
+    def receive(self, rows: slice = ALL) -> StepArrays:
+        """Wait for the steps in `rows` and return what they left behind."""
+        for half, own in self._inside(rows):
+            observation, reward, terminated, truncated, _ = half.recv()
+            self.arrays.observation[own] = observation
+            self.arrays.reward[own] = reward
+            self.arrays.terminated[own] = terminated
+            self.arrays.truncated[own] = truncated
+        return self.arrays.rows(rows)
+
+    def step(
+        self, actions: Any
+    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Step every environment and wait."""
+        self.send(actions)
+        observation, reward, terminated, truncated, _ = self.receive()
+        return observation, reward, terminated, truncated, {}
+
+    def halves(self) -> list[slice]:
+        """Two runs of environments that can be stepped apart.
+
+        Raises:
+            ConfigurationError: if there is only one environment.
+
+        """
+        if len(self._halves) < 2:
+            raise ConfigurationError("collector.double_buffer=true needs two environments; set env.num_envs=2 or more")
+        return [rows for _, rows in self._halves]
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the threads."""
+        for half, _ in self._halves:
+            half.close()
+
+    def _inside(self, rows: slice) -> Iterable[tuple[Any, slice]]:
+        return self._halves if rows is ALL else (pair for pair in self._halves if pair[1] == rows)
