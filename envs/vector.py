@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,10 @@ class VectorEnv(EnvBase):
         seed = None
         if mask is None:
             seed, self._seed = self._seed, None
-        observation, _ = self.vector.reset(seed=seed, options=None if mask is None else {"reset_mask": mask})
+        try:
+            observation, _ = self.vector.reset(seed=seed, options=None if mask is None else {"reset_mask": mask})
+        except Exception as error:  # noqa: BLE001 - whatever an environment raises is its own failure
+            raise _failure(error) from None
         return observation
 
     def send(self, action: NDArray[Any] | dict[Key, NDArray[Any]], rows: slice = ALL) -> None:
@@ -100,10 +104,13 @@ class VectorEnv(EnvBase):
         Where the action space is a Dict or Tuple, these are the leaves: `{("action", "move"): [rows, *move], ...}`.
         """
         action = self._convert(action)
-        if self._by_rows:
-            self.vector.send(action, rows)
-        else:
-            self._stepped = self.vector.step(action)
+        try:
+            if self._by_rows:
+                self.vector.send(action, rows)
+            else:
+                self._stepped = self.vector.step(action)
+        except Exception as error:  # noqa: BLE001 - whatever an environment raises is its own failure
+            raise _failure(error) from None
 
     def receive(self, rows: slice = ALL) -> StepArrays:
         """What the step of the environments in `rows` left behind; the next step may overwrite it."""
@@ -156,6 +163,14 @@ class VectorEnv(EnvBase):
         if not self.is_closed:
             self.vector.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def _failure(error: Exception) -> EnvironmentFailure:
+    """What went wrong in an environment, which is not for us to mend; as a worker tells it."""
+    if isinstance(error, EnvironmentFailure):
+        return error
+    traceback.print_exc()
+    return EnvironmentFailure(f"an environment failed: {type(error).__name__}: {error}; its traceback stands above")
 
 
 def _refuse_coded(vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:

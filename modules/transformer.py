@@ -45,7 +45,7 @@ class Transformer(Memory):
     ) -> None:
         """Build the layers."""
         super().__init__()
-        if width % num_heads or width % 2:
+        if num_heads < 1 or width % num_heads or width % 2:
             raise ConfigurationError(
                 f"policy.memory.width={width} must be even and a multiple of policy.memory.num_heads={num_heads}"
             )

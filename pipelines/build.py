@@ -35,6 +35,9 @@ OPTIMIZER_STEPS_TO_COMPILE = 8_000
 WRONG_KEYS = re.compile(r"unexpected keyword argument|required .*argument")
 """What Python says of keys that a target does not take, or misses."""
 
+OTHER_PRECISIONS = ("64", "64-true", "bf16-true", "16-true")
+"""In which Lightning would have all weights."""
+
 EVALUATION_RANK = 1_000_000
 """A rank that no training has, for the seeds of evaluation and video."""
 
@@ -55,10 +58,15 @@ def build_training(cfg: DictConfig, rank: int) -> Training:
 
     """
     env = build_env(cfg, seed=seed_of(cfg.seed, rank))
-    ppo = build_ppo(cfg, env)
-    graph = graph_for(cfg, num_rollouts(cfg, env) * cfg.collector.frames_per_env, POLICY_STEPS_TO_COMPILE)
-    collector = call(cfg.collector, env=env, policy=ppo.actor, total_frames=cfg.total_frames, compile=graph)
-    ppo.update.check(env.batch_size.numel(), cfg.collector.frames_per_env, in_sequences=bool(memories_of(ppo.actor)))
+    try:
+        ppo = build_ppo(cfg, env)
+        graph = graph_for(cfg, num_rollouts(cfg, env) * cfg.collector.frames_per_env, POLICY_STEPS_TO_COMPILE)
+        collector = call(cfg.collector, env=env, policy=ppo.actor, total_frames=cfg.total_frames, compile=graph)
+        in_sequences = bool(memories_of(ppo.actor))
+        ppo.update.check(env.batch_size.numel(), cfg.collector.frames_per_env, in_sequences=in_sequences)
+    except Exception:
+        env.close()  # its workers would stay
+        raise
     return Training(ppo, collector)
 
 
@@ -74,8 +82,8 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     return call(
         cfg.ppo,
         objective=call(cfg.objective, actor_network=actor, critic_network=critic),
-        estimator=call(cfg.estimator),
-        critic_estimator=None if cfg.critic.lmbda is None else call(cfg.estimator, lmbda=cfg.critic.lmbda),
+        estimator=estimator_of(cfg.estimator),
+        critic_estimator=None if cfg.critic.lmbda is None else estimator_of(cfg.estimator, lmbda=cfg.critic.lmbda),
         update=update,
         optimizer=optimizer,
         schedules=schedules_of(cfg),
@@ -83,6 +91,17 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
         compile=graph_for(cfg, num_steps, OPTIMIZER_STEPS_TO_COMPILE),
         config=OmegaConf.to_container(cfg, resolve=True),
     )
+
+
+def estimator_of(node: DictConfig, **changes: float) -> Any:
+    """An estimator, some of its keys changed, whose discounts have been looked at."""
+    discounts = {key: changes.get(key, node.get(key, 1.0)) for key in ("gamma", "lmbda")}
+    for key, value in discounts.items():
+        if not 0.0 <= value <= 1.0:
+            raise ConfigurationError(f"{key}={value} of an estimator must lie between 0 and 1")
+    if 0.0 in discounts.values() and "vectorized" in node:
+        changes["vectorized"] = False  # TorchRL's vectorised GAE fails where nothing is left after one step
+    return call(node, **changes)
 
 
 def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
@@ -107,6 +126,11 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
         ConfigurationError: for devices, precision or a logger that are not to be had.
 
     """
+    if str(cfg.trainer.get("precision")) in OTHER_PRECISIONS:
+        raise ConfigurationError(
+            f"trainer.precision={cfg.trainer.precision} does not go with environments' float32; take 32-true, "
+            "bf16-mixed or 16-mixed"
+        )
     loggers: list[Logger] = [call(logger) for logger in cfg.logger.values()]
     try:
         return call(cfg.trainer, logger=loggers, callbacks=callbacks)

@@ -56,7 +56,7 @@ def restore(path: Path, *, seed: int, num_envs: int) -> tuple[PPO, DictConfig, E
     config = checkpoint["torchppo"]["config"]
     if not config:
         raise CheckpointError(f"{path} has no configuration; it was trained from Python: load it with PPO(...) there")
-    cfg = OmegaConf.create({**config, "compile": False})
+    cfg = OmegaConf.create(config)
     env = build_env(cfg, seed=seed, num_envs=num_envs, num_workers=0)
     ppo = build_ppo(cfg, env)
     try:

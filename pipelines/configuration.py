@@ -30,6 +30,8 @@ KINDS = {
 }
 MAY_BE_AUTO = ("env.num_workers", "trainer.devices")
 """Numbers in whose place their part also takes `auto`."""
+MAY_BE_NULL = ("eval.every_frames",)
+"""Numbers of ours in whose place there may be none."""
 CONF = Path(__file__).parents[1] / "conf"
 
 
@@ -128,7 +130,9 @@ def check_types(cfg: DictConfig, default: DictConfig, overrides: Iterable[Overri
     for override in overrides:
         key = override.key_or_group
         before, after = OmegaConf.select(default, key), OmegaConf.select(cfg, key)
-        if is_group(key) or after is None or before is None or type(after) is type(before):
+        if override.is_delete() or is_group(key) or before is None or type(after) is type(before):
+            continue
+        if after is None and (key in MAY_BE_NULL or type(before) not in (bool, int, float)):
             continue
         if after == "auto" and key in MAY_BE_AUTO:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from lightning import seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
@@ -48,11 +49,14 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
     trainer = build_trainer(cfg, [stopwatch, stop, ProgressBar(), evaluation])
     seed_everything(seed_of(cfg.seed, trainer.global_rank), verbose=False)
     training = build_training(cfg, trainer.global_rank)
-    with owned(run_dir) if trainer.is_global_zero else nullcontext():
+    with closing(training.collector.env), owned(run_dir) if trainer.is_global_zero else nullcontext():
         if trainer.is_global_zero:
             OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
             (run_dir / "overrides.yaml").write_text(yaml.safe_dump(overrides))
-        trainer.fit(training.ppo, train_dataloaders=training.collector)
+        try:
+            trainer.fit(training.ppo, train_dataloaders=training.collector)
+        except MisconfigurationException as error:  # what Lightning sees only now
+            raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
         if trainer.is_global_zero:
             leave_behind(cfg, training, summary_of(cfg, training, stopwatch.seconds, evaluation.last, stop.received))
     return 0 if stop.received is None else 128 + stop.received
@@ -93,9 +97,8 @@ def evaluator(cfg: DictConfig) -> Callable[[Any], Evaluation]:
 
     def run(actor: Any) -> Evaluation:
         seed, num_envs = seed_of(cfg.seed, EVALUATION_RANK), min(cfg.eval.episodes, 20)
-        env = build_env(cfg, seed=seed, num_envs=num_envs, num_workers=0)
-        result = evaluate(actor, env, cfg.eval.episodes, trace=cfg.compile is not False)
-        env.close()
+        with closing(build_env(cfg, seed=seed, num_envs=num_envs, num_workers=0)) as env:
+            result = evaluate(actor, env, cfg.eval.episodes, trace=cfg.compile is not False)
         torch.set_num_threads(cfg.num_threads)  # TorchRL's SerialEnv takes more when it is closed
         return result
 

@@ -71,10 +71,12 @@ def record_video(
 
 
 def film(actor: TensorDictModuleBase, env: EnvBase, max_steps: int, *, trace: bool) -> Iterator[NDArray[np.uint8]]:
-    """Frames `[height, width, 3]` of one episode."""
+    """Frames `[height, width, 3]` of one episode, one after every step but the last, which shows the next episode."""
     for step, stepped in enumerate(play(actor, env, trace=trace)):
-        yield frame_of(env, stepped)
-        if stepped["next", "done"].any() or step + 1 >= max_steps:
+        is_over = bool(stepped["next", "done"].any())
+        if step == 0 or not is_over:
+            yield frame_of(env, stepped)
+        if is_over or step + 1 >= max_steps:
             return
 
 

@@ -238,6 +238,25 @@ class TestEveryChoiceTrains:
         assert type(trained) is get_object(cfg.estimator._target_)
         assert float(trained.gamma) == 0.5
 
+    @pytest.mark.parametrize("words", [("estimator.lmbda=0",), ("estimator.gamma=0",), ("critic.lmbda=0",)])
+    def test_no_discount_at_all_is_one_step_ahead(self, words: tuple[str, ...]) -> None:
+        trained = learn(small(*words)).ppo
+        estimator = trained.critic_estimator or trained.estimator
+        step = TensorDict(
+            {
+                "state_value": torch.tensor([[[1.0], [2.0]]]),
+                "next": {
+                    "state_value": torch.tensor([[[2.0], [3.0]]]),
+                    "reward": torch.ones(1, 2, 1),
+                    **{key: torch.zeros(1, 2, 1, dtype=torch.bool) for key in ("done", "terminated", "truncated")},
+                },
+            },
+            [1, 2],
+        )
+        gamma = float(estimator.gamma)
+        targets = estimator(step)["value_target"].flatten().tolist()
+        assert targets == pytest.approx([1 + 2 * gamma, 1 + 3 * gamma])
+
     @pytest.mark.parametrize("optimizer", choices("optimizer"))
     def test_optimizer(self, optimizer: str) -> None:
         cfg = small(f"optimizer={optimizer}")

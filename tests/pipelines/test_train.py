@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -410,6 +411,12 @@ class TestBadInput:
             (["update.epochs=0"], 2, ["update.epochs=0"]),
             (["eval.episodes=0"], 2, ["eval.episodes=0"]),
             (["transforms=[3]"], 2, ["3", "_target_"]),
+            (["seed=null"], 2, ["seed", "a whole number"]),
+            (["ppo.max_grad_norm=null"], 2, ["ppo.max_grad_norm", "a number"]),
+            (["trainer.precision=64-true"], 2, ["trainer.precision=64-true", "32-true", "bf16-mixed"]),
+            (["estimator.gamma=1.5"], 2, ["gamma=1.5", "between 0 and 1"]),
+            (["critic.lmbda=-0.1"], 2, ["lmbda=-0.1", "between 0 and 1"]),
+            (["policy=transformer", "policy.memory.num_heads=0"], 2, ["policy.memory.num_heads=0"]),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else None,
     )
@@ -468,6 +475,32 @@ class TestBadInput:
     ) -> None:
         overrides = scripted(only=2, broken="observation", at=0, action_space=action_space)
         refused(4, ["observation of environment 2 is nan"], overrides, capsys)
+
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_an_environment_that_fails_is_told_the_same_in_process_and_in_workers(
+        self, num_workers: int, scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def fail() -> None:
+            raise ValueError("the robot fell off the table")
+
+        overrides = [*scripted(at=9, event=fail), f"env.num_workers={num_workers}"]
+        assert run(*overrides) == 3
+        err = capsys.readouterr().err
+        assert "ValueError: the robot fell off the table; its traceback stands above" in err.splitlines()[-1]
+        assert multiprocessing.active_children() == []
+
+    @pytest.mark.parametrize(
+        ("overrides", "words"),
+        [
+            (["optimizer.lr=-1"], ["optimizer", "-1"]),
+            (["+critic.optimizer.learning_rate=1"], ["critic.optimizer.learning_rate", "Adam", "lr, betas"]),
+            (["+trainer.gradient_clip_val=0.5"], ["trainer", "gradient_clip_val"]),
+        ],
+    )
+    def test_what_only_the_training_sees_is_one_line_too(
+        self, overrides: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        refused(2, words, overrides, capsys)
 
     def test_an_option_that_the_compiled_step_does_not_have_is_refused(
         self, capsys: pytest.CaptureFixture[str]
