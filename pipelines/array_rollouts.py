@@ -44,6 +44,12 @@ class ArrayRollouts:
                     "collector.double_buffer=true needs worker processes or an Atari game; set env.num_workers=2"
                 )
             self._groups = env.vector.halves()
+            sizes = [rows.stop - rows.start for rows in self._groups]
+            if sizes[0] != sizes[1]:
+                raise ConfigurationError(
+                    f"collector.double_buffer=true needs equal halves, not {sizes[0]} and {sizes[1]} environments; set "
+                    "env.num_workers to an even number, and env.num_envs to a multiple of it"
+                )
         self._episodes = RunningEpisodes(env.num_envs)
         self._observation: NDArray[Any] | None = None  # where the episodes go on
         self._begins = np.ones(env.num_envs, np.bool_)
@@ -75,7 +81,8 @@ class ArrayRollouts:
         """Make room; for observations one step more, the first of the next rollout."""
         first = self.env.reset_arrays() if self._observation is None else self._observation
         time_by_envs = (self.num_steps, self.env.num_envs)
-        self.observations = np.empty((self.num_steps + 1, *first.shape), first.dtype)
+        # Zeros, not what was in memory before: after a failure they are searched for what is not finite.
+        self.observations = np.zeros((self.num_steps + 1, *first.shape), first.dtype)
         self.observations[0] = first
         self.is_init = np.empty((self.num_steps + 1, self.env.num_envs), np.bool_)
         self.is_init[0] = self._begins

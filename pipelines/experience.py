@@ -140,7 +140,7 @@ def training_data(rollout: TensorDictBase, keys: Iterable[NestedKey], memories: 
     """
     if not memories:
         return in_rows(rollout, keys, None)
-    starts = {key: rollout[key][:, ::length].flatten(0, 1) for key in memories}
+    starts = {key: rollout[key][:, ::length].flatten(0, 1).contiguous() for key in memories}
     return in_rows(rollout, keys, length) | starts
 
 

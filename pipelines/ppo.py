@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections import deque
@@ -11,7 +10,7 @@ from functools import partial
 from typing import Any, Literal, cast
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
@@ -22,11 +21,12 @@ from ..errors import ConfigurationError, NumericalError
 from ..modules.critics import ValueHead
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from ..modules.objectives import Adaptive, policy_parameters
+from .callbacks import SpareGarbageCollector
 from .collectors import Collector
 from .experience import Data, Experience
 from .graphs import Compile
 from .optimization import EagerStep, GraphStep
-from .ranks import num_ranks, summed
+from .ranks import gathered, num_ranks, summed
 from .updates import MinibatchUpdate
 
 Schedule = Callable[[float], float]
@@ -51,7 +51,7 @@ class PPO(LightningModule):
         critic_estimator: another estimator for the critic's targets, such as GAE of another lambda; none: the same.
         critic_optimizer: options of the optimiser for what only the critic depends on, such as `lr`, where they are
             to differ.
-        value_pretraining: the number of first rollouts that train the critic alone.
+        value_pretraining: the number of first rollouts that train the critic alone, and what it shares with the policy.
         compile: whether an optimiser step is a graph, compiled (true) or run as it was traced (`"trace"`).
         config: a plain dictionary to keep in every checkpoint, from which the command line rebuilds.
 
@@ -110,7 +110,6 @@ class PPO(LightningModule):
         self._schedules = dict(schedules or {})
         self._initial = {name: float(getattr(objective, name)) for name in self._schedules if name != "lr"}
         self._step: EagerStep | GraphStep | None = None
-        self._has_frozen = False
 
     @property
     def actor(self) -> Any:
@@ -128,13 +127,46 @@ class PPO(LightningModule):
         return self.objective.critic_network
 
     def configure_optimizers(self) -> Optimizer:
-        """One optimiser over all parameters, the critic's own in a group apart if it has options of its own."""
+        """One optimiser over all parameters.
+
+        In groups where the critic has options of its own, or policy and critic do not always learn together: what
+        only the one depends on, what only the other, and what both share.
+
+        Raises:
+            ConfigurationError: for options that the optimiser refuses.
+
+        """
         parameters = list(self.objective.parameters())
-        if not self.critic_optimizer:
-            return self._make_optimizer(parameters)
-        of_policy = policy_parameters(self.actor)
-        groups = [[one for one in parameters if (one in of_policy) is policy] for policy in (True, False)]
-        return self._make_optimizer([{"params": groups[0]}, {"params": groups[1], **self.critic_optimizer}])
+        groups: list[dict[str, Any]] = [{"params": parameters}]
+        if self.critic_optimizer or self._takes_turns:
+            of_policy, of_critic = policy_parameters(self.actor), {*self.critic.parameters()}
+            sides = {"policy": of_policy - of_critic, "shared": of_policy & of_critic, "critic": of_critic - of_policy}
+            own = {"critic": self.critic_optimizer}
+            groups = [
+                {"params": [one for one in parameters if one in side], "side": name, **own.get(name, {})}
+                for name, side in sides.items()
+                if side
+            ]
+        try:
+            optimizer = self._make_optimizer(groups)
+        except ValueError as error:
+            raise ConfigurationError(f"optimizer: {error}") from error
+        unknown = [key for key in self.critic_optimizer if key not in optimizer.defaults]
+        if unknown:
+            raise ConfigurationError(
+                f"critic.optimizer.{unknown[0]} is no option of {type(optimizer).__name__}; "
+                f"there is {', '.join(optimizer.defaults)}"
+            )
+        return optimizer
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What has to happen around a training whoever's Trainer it is."""
+        return [SpareGarbageCollector()]
+
+    @property
+    def _takes_turns(self) -> bool:
+        """Whether policy or critic learns alone at times."""
+        return self.value_pretraining > 0 or self.update.critic_epochs != self.update.epochs
 
     def on_train_start(self) -> None:
         """Choose how a step is taken, now that devices and optimiser exist."""
@@ -161,7 +193,8 @@ class PPO(LightningModule):
             partial(self._data_of, experience, data), step, normalize=self.normalize_advantage == "minibatch"
         )
         self._count_steps(num_steps)
-        if isinstance(self.objective, Adaptive):
+        self._let_learn(policy=True, critic=True)
+        if isinstance(self.objective, Adaptive) and self.num_rollouts >= self.value_pretraining:
             self.objective.adapt(TensorDict(data, len(data["advantage"])), summed)
         for module in self.modules():
             if isinstance(module, ObservationNormalizer):
@@ -174,20 +207,6 @@ class PPO(LightningModule):
         metrics.update({f"train/{name}": value for name, value in zip(names, means.tolist(), strict=False)})
         metrics["train/num_steps"] = float(num_steps)
         self._report(metrics, self._count_frames(rollout))
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Spare the garbage collector what has come by the end of a first rollout, and stays.
-
-        Libraries and graphs are 600,000 objects; looking through them takes 0.4 s every few rollouts.
-        """
-        if not self._has_frozen:
-            gc.freeze()
-            self._has_frozen = True
-
-    def on_train_end(self) -> None:
-        """Let the garbage collector see it all again, so that the next training in this process gets this memory."""
-        gc.unfreeze()
-        self._has_frozen = False
 
     def experience(self, rollout: TensorDictBase) -> Experience:
         """A rollout with its rewards as learning sees them, not yet estimated."""
@@ -208,11 +227,18 @@ class PPO(LightningModule):
     def _data_of(self, experience: Experience, data: Data, epoch: int) -> Data:
         """What an epoch learns from, and who learns in it."""
         pretrained = self.num_rollouts >= self.value_pretraining
-        self.policy_weight.fill_(float(pretrained and epoch < self.update.epochs))
-        self.critic_weight.fill_(float(epoch < self.update.critic_epochs))
+        self._let_learn(policy=pretrained and epoch < self.update.epochs, critic=epoch < self.update.critic_epochs)
         if epoch and self.update.burn_in and experience.memories:
             data = experience.burned_in(data, self.update.burn_in)
         return experience.recomputed(data) if epoch and self.update.recompute_advantage else data
+
+    def _let_learn(self, *, policy: bool, critic: bool) -> None:
+        """Weigh the losses; what only an idle side depends on must not follow its momentum or decay either."""
+        self.policy_weight.fill_(float(policy))
+        self.critic_weight.fill_(float(critic))
+        idle = {name for name, learns in (("policy", policy), ("critic", critic)) if not learns}
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = 0.0 if group.get("side") in idle else rate
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients, once the precision plugin has taken a loss scale back."""
@@ -246,6 +272,7 @@ class PPO(LightningModule):
                     group["lr"] = group["initial_lr"] * schedule(progress)
             else:
                 getattr(self.objective, name).fill_(self._initial[name] * schedule(progress))
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def _count_steps(self, num_steps: int) -> None:
         """Make `trainer.global_step` true where steps are taken outside of Lightning's optimiser."""
@@ -257,8 +284,9 @@ class PPO(LightningModule):
     def _count_frames(self, rollout: TensorDictBase) -> int:
         done = rollout["next", "done"]
         rewards, lengths = (rollout["next", key][done] for key in ("episode_reward", "step_count"))
-        self.episodes.extend(zip(rewards.tolist(), lengths.tolist(), strict=True))
-        self.num_episodes += len(rewards)
+        ended = gathered([*zip(rewards.tolist(), lengths.tolist(), strict=True)])
+        self.episodes.extend(ended)
+        self.num_episodes += len(ended)
         self.num_rollouts += 1
         num_frames: int = rollout.numel() * num_ranks()
         self.frames += num_frames

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import Tensor, distributed
+
+Item = TypeVar("Item")
 
 
 def num_ranks() -> int:
@@ -16,6 +20,15 @@ def summed(tensor: Tensor) -> Tensor:
         tensor = tensor.clone()
         distributed.all_reduce(tensor)
     return tensor
+
+
+def gathered(items: list[Item]) -> list[Item]:
+    """What all ranks have, in their order, the same on each."""
+    if num_ranks() == 1:
+        return items
+    lists: list[list[Item]] = [[] for _ in range(num_ranks())]
+    distributed.all_gather_object(lists, items)
+    return [item for one in lists for item in one]
 
 
 def normalized(values: Tensor) -> Tensor:

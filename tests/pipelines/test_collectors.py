@@ -220,6 +220,13 @@ class TestWorkers:
             with pytest.raises(ConfigurationError, match=r"collector.double_buffer=true needs"):
                 Collector(each, actor, frames_per_env=8, total_frames=16, double_buffer=True)
 
+    def test_double_buffering_needs_equal_halves(self) -> None:
+        env = make_vector_env("CartPole-v1", 6, num_workers=3)
+        actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
+        with pytest.raises(ConfigurationError, match=r"equal halves, not 2 and 4 .*env.num_workers.*env.num_envs"):
+            Collector(env, actor, frames_per_env=8, total_frames=48, double_buffer=True)
+        env.close()
+
 
 @pytest.mark.parametrize("name", MEMORIES)
 class TestMemory:

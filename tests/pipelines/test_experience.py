@@ -157,6 +157,12 @@ class TestTrainingData:
         assert data["x"].squeeze(-1).tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
         assert data["memory"].flatten().tolist() == [0, 30, 60, 90]
 
+    def test_what_was_remembered_lies_as_what_is_worked_out_anew(self) -> None:
+        """A compiled graph reads its inputs in the layout of the first call."""
+        tape = torch.zeros(6, 1, 3, 4)
+        rollout = TensorDict({"x": torch.zeros(1, 6, 1), "memory": tape.transpose(0, 1)}, [1, 6])
+        assert training_data(rollout, ["x"], ["memory"], 3)["memory"].stride() == (12, 4, 1)
+
     def test_the_frames_before_a_sequence_are_those_of_its_environment(self, rollout: TensorDict) -> None:
         before = frames_before(rollout, ["x"], ["memory"], 3, 2)
         assert before["x"].squeeze(-1).tolist() == [[1, 2], [7, 8]]

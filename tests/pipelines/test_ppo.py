@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torchppo.modules.normalizers import ObservationNormalizer, RewardNormalizer
 from torchppo.modules.objectives import ClipPPOLoss, KLPENPPOLoss, PPOLoss
 from torchppo.pipelines.collectors import Collector
 from torchppo.pipelines.ppo import PPO
+from torchppo.pipelines.updates import MinibatchUpdate
 
 GAMMA, LMBDA = 0.9, 0.8
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
@@ -136,6 +138,59 @@ class TestTraining:
         fit(ppo, collector)
         assert all(torch.equal(value, actor[name]) for name, value in weights(ppo.actor).items())
         assert any(not torch.equal(value, critic[name]) for name, value in weights(ppo.critic).items())
+
+    @pytest.mark.parametrize("compile_", [False, "trace"])
+    @pytest.mark.parametrize(("epochs", "critic_epochs"), [(1, 4), (4, 1)])
+    def test_who_has_learnt_its_epochs_stays_where_it_is_while_the_other_goes_on(
+        self, epochs: int, critic_epochs: int, compile_: Any, make: Make, fit: Fit
+    ) -> None:
+        after = []
+        for longer in (False, True):
+            each = (epochs, critic_epochs) if longer else (1, 1)
+            update = MinibatchUpdate(epochs=each[0], critic_epochs=each[1], minibatch_size=8)
+            optimizer = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+            ppo, collector = make(rollouts=1, update=update, optimizer=optimizer, compile=compile_)
+            fit(ppo, collector)
+            after.append((weights(ppo.actor), weights(ppo.critic)))
+        idle = 0 if epochs < critic_epochs else 1
+        assert all(torch.equal(value, after[1][idle][name]) for name, value in after[0][idle].items())
+        assert any(not torch.equal(value, after[1][1 - idle][name]) for name, value in after[0][1 - idle].items())
+
+    def test_decay_does_not_move_a_policy_that_waits_for_its_critic(self, make: Make, fit: Fit) -> None:
+        optimizer = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+        ppo, collector = make(rollouts=2, value_pretraining=2, optimizer=optimizer, schedules={"lr": schedules.linear})
+        actor = weights(ppo.actor)
+        fit(ppo, collector)
+        assert all(torch.equal(value, actor[name]) for name, value in weights(ppo.actor).items())
+
+    def test_a_shared_trunk_learns_with_either(self, make: Make, fit: Fit) -> None:
+        ppo, collector = make(rollouts=1, value_pretraining=1, shared=True)
+        parameters = list(ppo.objective.parameters())
+        before = [param.detach().clone() for param in parameters]
+        fit(ppo, collector)
+        moved = {param for old, param in zip(before, parameters, strict=True) if not torch.equal(old, param)}
+        moved_sides = {group["side"] for group in ppo.optimizer.param_groups if moved & {*group["params"]}}
+        assert moved_sides == {"shared", "critic"}
+
+    def test_beta_waits_for_the_policy_to_move(self, make: Make, fit: Fit) -> None:
+        ppo, collector = make(objective=KLPENPPOLoss, rollouts=3, value_pretraining=3)
+        beta = float(ppo.objective.beta)
+        fit(ppo, collector)
+        assert float(ppo.objective.beta) == beta
+
+    def test_a_failure_leaves_nothing_frozen(self, make: Make, fit: Fit) -> None:
+        class Failing(PPO):
+            def training_step(self, rollout: TensorDictBase) -> None:
+                if self.num_rollouts == 1:
+                    assert gc.get_freeze_count() > 0
+                    raise ZeroDivisionError
+                super().training_step(rollout)
+
+        ppo, collector = make(rollouts=3)
+        ppo.__class__ = Failing
+        with pytest.raises(ZeroDivisionError):
+            fit(ppo, collector)
+        assert gc.get_freeze_count() == 0
 
     def test_observation_statistics_move_once_per_rollout_after_the_update(self, make: Make, fit: Fit) -> None:
         ppo, collector = make(normalize_observation=True, rollouts=2)

@@ -53,4 +53,6 @@ def test_two_processes_share_weights_and_statistics_after_every_step(words: tupl
     assert report["same_data"] is False
     assert report["same_statistics"]
     assert report["same_beta"]
+    assert report["same_episodes"]
+    assert report["episodes"] == report["all_own_episodes"] > report["own_episodes"], "of all ranks"
     np.testing.assert_allclose(report["normalized"], expected[:4], rtol=1e-5)

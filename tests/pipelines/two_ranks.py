@@ -19,7 +19,7 @@ from torchppo.modules.objectives import KLPENPPOLoss
 from torchppo.pipelines.build import seed_of
 from torchppo.pipelines.collectors import Collector
 from torchppo.pipelines.ppo import PPO
-from torchppo.pipelines.ranks import normalized
+from torchppo.pipelines.ranks import normalized, summed
 from torchppo.pipelines.updates import MinibatchUpdate
 
 
@@ -52,6 +52,9 @@ class Watched(PPO):
         mine, other = gathered(rollout["observation"])
         report["same_data"] |= bool(torch.equal(mine, other))
         super().training_step(rollout)
+        report["own_episodes"] += int(rollout["next", "done"].sum())
+        mine, other = gathered(torch.tensor([self.num_episodes, sum(length for _, length in self.episodes)]))
+        report["same_episodes"] &= bool(torch.equal(mine, other))
         for module in self.modules():
             if isinstance(module, ObservationNormalizer):
                 mine, other = gathered(module.moments.mean)
@@ -62,10 +65,12 @@ class Watched(PPO):
 
 report: dict[str, Any] = {
     "steps": 0,
+    "own_episodes": 0,
     "largest_difference": 0.0,
     "same_data": False,
     "same_statistics": True,
     "same_beta": True,
+    "same_episodes": True,
 }
 torch.set_num_threads(1)
 quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
@@ -89,5 +94,7 @@ trainer.fit(ppo, train_dataloaders=Collector(env, actor, frames_per_env=32, tota
 values = torch.arange(4.0) + 10 * trainer.global_rank
 report["normalized"] = normalized(values.unsqueeze(0))[0].tolist()
 report["frames"] = ppo.frames
+report["episodes"] = ppo.num_episodes
+report["all_own_episodes"] = int(summed(torch.tensor(report["own_episodes"])))
 if trainer.is_global_zero:
     print(json.dumps(report))
