@@ -13,17 +13,21 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..errors import ConfigurationError
 from .evaluation import Evaluation
 
 
 class EvaluateAndSave(Callback):
-    """Evaluates every so many frames and at the end, and keeps the best and the last checkpoint.
+    """Evaluates every so many frames and at the end, and keeps the best checkpoint and, each time, the last.
 
     Args:
         run_evaluation: plays the evaluation's episodes with a policy.
         directory: of `best.ckpt` and `last.ckpt`.
         every_frames: between evaluations; none: only at the end.
         stop_at: mean return of an evaluation at which the training ends; none: it goes on to its last frame.
+
+    Raises:
+        ConfigurationError: if `stop_at` is no number.
 
     """
 
@@ -35,6 +39,8 @@ class EvaluateAndSave(Callback):
         stop_at: float | None = None,
     ) -> None:
         """Nothing has been evaluated."""
+        if not isinstance(stop_at, int | float | None):
+            raise ConfigurationError(f"eval.stop_at={stop_at} is not a number")
         self.stop_at = stop_at
         self.run_evaluation = run_evaluation
         self.directory = directory
@@ -60,12 +66,12 @@ class EvaluateAndSave(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Keep the final policy and evaluate it."""
-        trainer.save_checkpoint(self.directory / "last.ckpt")
         if self._evaluated_at != pl_module.frames:
             self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: Trainer, ppo: Any) -> None:
         self._evaluated_at = ppo.frames
+        trainer.save_checkpoint(self.directory / "last.ckpt")  # first: an evaluation that fails must not cost it
         played: Any = self.run_evaluation(ppo.actor) if trainer.is_global_zero else None
         evaluation: Evaluation = trainer.strategy.broadcast(played)
         self.last = evaluation

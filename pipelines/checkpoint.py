@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import EnvBase
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigurationError
 from .build import build_env, build_ppo, env_name
 from .evaluation import evaluate
 from .ppo import PPO
@@ -79,6 +79,8 @@ def evaluate_checkpoint(path: Path, *, episodes: int, seed: int, video: Path | N
         TorchPPOError: if the checkpoint cannot be used, or its environment not be made.
 
     """
+    if seed < 0:
+        raise ConfigurationError(f"--seed {seed} must not be negative")
     ppo, cfg, env = restore(path, seed=seed, num_envs=max(1, min(episodes, 20)))
     result = evaluate(ppo.actor, env, episodes, trace=cfg.compile is not False)
     env.close()

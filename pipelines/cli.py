@@ -26,8 +26,9 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code (see ARCHITECTURE: 0, 1, 2, 3, 4, 5, 6, 74, 130, 143)."""
+    """Run one command and return its exit code: 0, that of the error (see `errors`), 74 for files, 130 or 143."""
     arguments = parser().parse_args(argv)
+    sys.path.append(str(Path.cwd()))  # parts and environments of one's own, as `python -m` finds them
     try:
         return int(arguments.run(arguments))
     except TorchPPOError as error:
@@ -54,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("overrides", nargs="*", metavar="override")
     train.add_argument("-m", "--multirun", action="store_true", help="one run for every combination of a,b,c values")
-    train.add_argument("-cd", "--config-dir", type=Path, help="a folder with groups of your own")
+    train.add_argument(
+        "-cd", "--config-dir", type=Path, help="a folder with groups of your own; their parts may lie beside it"
+    )
     train.add_argument("--cfg", action="store_true", help="print the configuration instead of training")
     train.set_defaults(run=_train, parser=train)
     evaluate = commands.add_parser(
@@ -95,6 +98,8 @@ class _Parser(argparse.ArgumentParser):
 def _train(arguments: argparse.Namespace) -> int:
     if arguments.multirun:
         return _multirun(arguments)
+    if arguments.config_dir:
+        sys.path.append(str(arguments.config_dir.resolve().parent))
     cfg = configuration.compose(arguments.overrides, arguments.config_dir)
     if arguments.cfg:
         print(OmegaConf.to_yaml(cfg), end="")

@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import Override, Sweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ..errors import ConfigurationError
 
@@ -68,7 +69,9 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
         raise ConfigurationError(f"{missing[0]} has no value; add {missing[0]}=... to the command")
     if cfg.run_dir is None:
         moment = datetime.now().strftime("%Y%m%d-%H%M%S")
-        cfg.run_dir = str(Path("runs") / (chosen.experiment or chosen.env) / f"{moment}-s{cfg.seed}")
+        own_id = any(override.key_or_group == "env.id" for override in parsed)
+        name = chosen.experiment or (re.sub(r"[^\w.-]+", "-", str(cfg.env.id)) if own_id else chosen.env)
+        cfg.run_dir = str(Path("runs") / name / f"{moment}-s{cfg.seed}")
     cfg.run_dir = str(cfg.run_dir)  # a folder called 2026 is no number
     return cfg
 
@@ -126,7 +129,7 @@ def options_by_group() -> dict[str, dict[str, str]]:
 
 
 def check_types(cfg: DictConfig, default: DictConfig, overrides: Iterable[Override]) -> None:
-    """Refuse a word where the default is a number or a truth value, and a part replaced by a word."""
+    """Refuse a word or null where the default is a number or a truth value, and a part replaced by a word."""
     for override in overrides:
         key = override.key_or_group
         before, after = OmegaConf.select(default, key), OmegaConf.select(cfg, key)
@@ -135,6 +138,9 @@ def check_types(cfg: DictConfig, default: DictConfig, overrides: Iterable[Overri
         if after is None and (key in MAY_BE_NULL or type(before) not in (bool, int, float)):
             continue
         if after == "auto" and key in MAY_BE_AUTO:
+            continue
+        if type(before) is int and isinstance(after, float) and after.is_integer():
+            OmegaConf.update(cfg, key, int(after))  # 1e6
             continue
         wanted = KINDS.get(type(before))
         if wanted and not (isinstance(before, float) and type(after) is int):
@@ -146,7 +152,7 @@ def one_line_errors() -> Iterator[None]:
     """Turn what Hydra says into one line with the nearest name."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigurationError(explain(str(error))) from error
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import nn
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from ..envs import VectorEnv
@@ -76,9 +78,21 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, trace:
     return Evaluation(returns, lengths)
 
 
+@contextmanager
+def evaluated(module: nn.Module) -> Iterator[None]:
+    """Without dropout, for as long as it lasts."""
+    training = [one for one in module.modules() if one.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for one in training:
+            one.training = True
+
+
 def play(actor: TensorDictModuleBase, env: EnvBase, *, trace: bool = False) -> Iterator[TensorDictBase]:
     """Steps of a deterministic policy, without end: each a TensorDict `[num_envs]` with its `next`."""
-    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC), evaluated(actor):
         if isinstance(env, VectorEnv):
             act = PolicyStep(actor, compile="trace" if trace else False)
             rollouts = ArrayRollouts(env, act, 1, double_buffer=False)

@@ -88,6 +88,10 @@ class PPO(LightningModule):
         self.total_frames = total_frames
         self.reward_normalizer = reward_normalizer
         self.max_grad_norm = max_grad_norm
+        if not max_grad_norm > 0:
+            raise ConfigurationError(f"ppo.max_grad_norm={max_grad_norm} must be positive; inf is no limit")
+        if value_pretraining < 0:
+            raise ConfigurationError(f"ppo.value_pretraining={value_pretraining} must not be negative")
         if normalize_advantage not in ("rollout", "minibatch", None):
             raise ConfigurationError(
                 f"ppo.normalize_advantage={normalize_advantage} is none of rollout, minibatch and null"

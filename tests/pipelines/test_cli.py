@@ -280,6 +280,14 @@ class TestTrain:
         (cfg,) = torchppo("train env=ours --config-dir mine").trained
         assert (cfg.env.id, cfg.env.num_envs) == ("Acrobot-v1", 8)
 
+    def test_parts_of_the_users_own_lie_in_this_folder_or_beside_the_folder_of_groups(
+        self, torchppo: Torchppo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        (tmp_path / "robots" / "conf").mkdir(parents=True)
+        assert torchppo("train --config-dir robots/conf").code == 0
+        assert sys.path[-2:] == [str(Path.cwd()), str((tmp_path / "robots").resolve())]
+
 
 class TestSweeps:
     def test_run_every_combination_in_a_process_of_its_own(

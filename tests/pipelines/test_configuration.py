@@ -59,6 +59,26 @@ class TestComposition:
     def test_holds_nothing_of_hydras_own(self) -> None:
         assert "hydra" not in compose([])
 
+    def test_a_whole_number_may_be_written_as_a_power_of_ten(self) -> None:
+        total_frames = compose(["total_frames=1e5"]).total_frames
+        assert total_frames == 100_000
+        assert type(total_frames) is int
+        with pytest.raises(ConfigurationError, match=r"total_frames=1\.5 is not a whole number"):
+            compose(["total_frames=1.5"])
+
+    @pytest.mark.parametrize("name", options_by_group()["env"])
+    def test_an_environment_by_itself_fills_the_minibatches(self, name: str) -> None:
+        if name not in ("gymnasium", "torchrl", "atari"):  # which need an id
+            cfg = compose([f"env={name}"])
+            assert cfg.env.num_envs * cfg.collector.frames_per_env % cfg["update"].minibatch_size == 0
+
+    def test_broken_yaml_is_one_line(self, tmp_path: Path) -> None:
+        (tmp_path / "policy").mkdir()
+        (tmp_path / "policy" / "mine.yaml").write_text("a: [1, 2\nb: }")
+        with pytest.raises(ConfigurationError, match=r"mine.yaml") as told:
+            compose(["policy=mine"], tmp_path)
+        assert len(str(told.value).splitlines()) == 1
+
     def test_a_part_is_swapped_by_one_word(self) -> None:
         cfg = compose(["objective=kl_penalty", "schedule@schedule.lr=cosine", "reward=clipped"])
         assert cfg.objective._target_.endswith(".KLPENPPOLoss")
@@ -94,8 +114,11 @@ class TestComposition:
 class TestRunDir:
     @pytest.mark.parametrize(
         ("overrides", "parent", "seed"),
-        [([], "cartpole", 0), (["env=acrobot", "seed=3"], "acrobot", 3), (["experiment=hopper"], "hopper", 0)],
-        ids=["env", "another env", "experiment"],
+        [
+            *(([], "cartpole", 0), (["env=acrobot", "seed=3"], "acrobot", 3), (["experiment=hopper"], "hopper", 0)),
+            *((["env.id=ALE/Pong-v5"], "ALE-Pong-v5", 0), (["experiment=hopper", "env.id=Ant-v5"], "hopper", 0)),
+        ],
+        ids=["env", "another env", "experiment", "an id", "an experiment with another id"],
     )
     def test_is_named_after_the_experiment_or_the_environment(
         self, overrides: list[str], parent: str, seed: int

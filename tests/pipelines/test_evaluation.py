@@ -50,6 +50,19 @@ class Paying(gymnasium.Env[Any, Any]):
         return self.observe(), self.reward, False, self.steps == self.length, {}
 
 
+class Dropping(nn.Module):
+    """Tells what mode it is in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes: set[bool] = set()
+        self.layer, self.dropout, self.frozen = nn.Linear(3, 8), nn.Dropout(0.5), nn.BatchNorm1d(8).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.modes.add(self.dropout.training)
+        return self.frozen(self.dropout(self.layer(x)))
+
+
 class First(Memory):
     """Remembers the first observation of an episode, and nothing else."""
 
@@ -183,3 +196,19 @@ class TestFigures:
 
     def test_are_plain_floats(self) -> None:
         assert [type(figure) for figure in (Evaluation([5.0], [1]).mean, Evaluation([5.0], [1]).std)] == [float, float]
+
+
+def test_nothing_is_dropped_and_every_module_goes_on_in_its_own_mode() -> None:
+    env = make_vector_env("Pendulum-v1", 2)
+    bodies: list[Dropping] = []
+
+    def body(_: torch.Size) -> nn.Module:
+        bodies.append(Dropping())
+        return bodies[-1]
+
+    actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=body)
+    bodies[0].modes.clear()
+    env.set_seed(0)
+    list(islice(play(actor, env), 3))
+    assert bodies[0].modes == {False}
+    assert (bodies[0].dropout.training, bodies[0].frozen.training) == (True, False)

@@ -337,6 +337,17 @@ class TestEvaluation:
         assert frames == {"best": 64, "last": 96}
         assert summary()["eval_return_mean"] == 7.0
 
+    def test_keeps_the_last_of_a_training_that_fails_later(
+        self, means: list[float], scripted: Callable[..., list[str]]
+    ) -> None:
+        means.extend([5.0, 4.0])
+
+        def fail() -> None:
+            raise ValueError
+
+        assert run(*scripted(at=20, event=fail), "total_frames=96", "eval.every_frames=32") == 3
+        assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["torchppo"]["frames"] == 64
+
     def test_that_fails_does_not_cost_the_training(
         self, scripted: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -411,6 +422,9 @@ class TestBadInput:
             (["update.epochs=0"], 2, ["update.epochs=0"]),
             (["eval.episodes=0"], 2, ["eval.episodes=0"]),
             (["transforms=[3]"], 2, ["3", "_target_"]),
+            (["ppo.max_grad_norm=-1"], 2, ["ppo.max_grad_norm=-1", "positive"]),
+            (["ppo.value_pretraining=-1"], 2, ["ppo.value_pretraining=-1"]),
+            (["eval.stop_at=high"], 2, ["eval.stop_at=high", "a number"]),
             (["seed=null"], 2, ["seed", "a whole number"]),
             (["ppo.max_grad_norm=null"], 2, ["ppo.max_grad_norm", "a number"]),
             (["trainer.precision=64-true"], 2, ["trainer.precision=64-true", "32-true", "bf16-mixed"]),
