@@ -125,3 +125,17 @@ class TestMaskedActions:
         closed = int(observation["action_mask"][:5].argmin())
         with pytest.raises(ValueError, match=f"box {closed} does not wait"):
             env.step(np.array([closed, 0]))
+
+
+def test_a_trained_policy_acts_in_a_loop_of_its_users(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = train("own_policy", []) / "checkpoints" / "last.ckpt"
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["use_policy", str(checkpoint)])
+    returns = []
+    for _ in range(2):
+        runpy.run_path(str(EXAMPLES / "use_policy.py"), run_name="__main__")
+        returns.append(capsys.readouterr().out)
+    assert returns[0] == returns[1]
+    assert float(returns[0].split()[1]) >= 8
