@@ -36,7 +36,9 @@ class ArrayRollouts:
         self.env = env
         self.act = act
         self.num_steps = num_steps
-        self.seconds = {"environment": 0.0, "policy": 0.0}
+        # Of two halves only the waiting is seen, which is not the time that they take.
+        self._stepping = "waiting" if double_buffer else "environment"
+        self.seconds = {self._stepping: 0.0, "policy": 0.0}
         self._groups = [ALL]
         if double_buffer:
             if not isinstance(env.vector, WorkerVectorEnv | HalvesVectorEnv):
@@ -48,7 +50,7 @@ class ArrayRollouts:
             if sizes[0] != sizes[1]:
                 raise ConfigurationError(
                     f"collector.double_buffer=true needs equal halves, not {sizes[0]} and {sizes[1]} environments; set "
-                    "env.num_workers to an even number, and env.num_envs to a multiple of it"
+                    "env.num_envs to an even number, and a multiple of an even env.num_workers"
                 )
         self._episodes = RunningEpisodes(env.num_envs)
         self._observation: NDArray[Any] | None = None  # where the episodes go on
@@ -97,12 +99,12 @@ class ArrayRollouts:
         acted = time.perf_counter()
         self.env.send(action, rows)
         self.seconds["policy"] += acted - start
-        self.seconds["environment"] += time.perf_counter() - acted
+        self.seconds[self._stepping] += time.perf_counter() - acted
 
     def _receive(self, step: int, rows: slice) -> None:
         start = time.perf_counter()
         observation, reward, terminated, truncated, raw = self.env.receive(rows)
-        self.seconds["environment"] += time.perf_counter() - start
+        self.seconds[self._stepping] += time.perf_counter() - start
         self.rewards[step, rows] = reward
         self.terminated[step, rows] = terminated
         self.truncated[step, rows] = truncated
@@ -116,7 +118,7 @@ class ArrayRollouts:
             mask[ended] = True
             start = time.perf_counter()
             observation = self.env.reset_arrays(mask)[rows]
-            self.seconds["environment"] += time.perf_counter() - start
+            self.seconds[self._stepping] += time.perf_counter() - start
         self.observations[step + 1, rows] = observation
 
     def _as_tensordict(self) -> TensorDictBase:

@@ -95,7 +95,10 @@ class Collector:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds spent to `collect`, and in its parts `environment` and `policy` where they are known."""
+        """Seconds spent to `collect`, and in its parts where they are known.
+
+        They are the `policy` and the `environment`, or, double-buffered, the `waiting` for it.
+        """
         return {"collect": self._seconds, **self._rollouts.seconds}
 
     def __len__(self) -> int:

@@ -211,6 +211,7 @@ class TestWorkers:
             assert torch.equal(rollout["is_init"][:, 1:, 0], done)
             again = actor.get_dist(rollout.copy()).log_prob(rollout["action"])
             torch.testing.assert_close(again, rollout["action_log_prob"])
+        assert set(collector.seconds) == {"collect", "policy", "waiting"}
         env.close()
 
     def test_double_buffering_needs_what_steps_apart(self) -> None:
@@ -223,7 +224,7 @@ class TestWorkers:
     def test_double_buffering_needs_equal_halves(self) -> None:
         env = make_vector_env("CartPole-v1", 6, num_workers=3)
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
-        with pytest.raises(ConfigurationError, match=r"equal halves, not 2 and 4 .*env.num_workers.*env.num_envs"):
+        with pytest.raises(ConfigurationError, match=r"equal halves, not 2 and 4 .*env.num_envs.*env.num_workers"):
             Collector(env, actor, frames_per_env=8, total_frames=48, double_buffer=True)
         env.close()
 
