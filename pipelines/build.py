@@ -98,7 +98,9 @@ def estimator_of(node: DictConfig, **changes: float) -> Any:
     discounts = {key: changes.get(key, node.get(key, 1.0)) for key in ("gamma", "lmbda")}
     for key, value in discounts.items():
         if not 0.0 <= value <= 1.0:
-            raise ConfigurationError(f"{key}={value} of an estimator must lie between 0 and 1")
+            raise ConfigurationError(
+                f"{'critic' if key in changes else 'estimator'}.{key}={value} must lie between 0 and 1"
+            )
     if 0.0 in discounts.values() and "vectorized" in node:
         changes["vectorized"] = False  # TorchRL's vectorised GAE fails where nothing is left after one step
     return call(node, **changes)

@@ -147,8 +147,7 @@ class SpareGarbageCollector(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The same after a failure."""
-        gc.unfreeze()
-        self._has_frozen = False
+        self.on_train_end(trainer, pl_module)
 
 
 class StopOnSignal(Callback):

@@ -59,7 +59,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
     with one_line_errors():
         default = _compose([*choices, *search])
         cfg = _compose([*overrides, *search])
-        check_types(cfg, default, parsed)
+        fit_types(cfg, default, parsed)
     chosen = cfg.hydra.runtime.choices
     del cfg.hydra
     with one_line_errors():
@@ -128,8 +128,8 @@ def options_by_group() -> dict[str, dict[str, str]]:
     return groups
 
 
-def check_types(cfg: DictConfig, default: DictConfig, overrides: Iterable[Override]) -> None:
-    """Refuse a word or null where the default is a number or a truth value, and a part replaced by a word."""
+def fit_types(cfg: DictConfig, default: DictConfig, overrides: Iterable[Override]) -> None:
+    """Make 1e6 a whole number where one belongs; refuse what is no number, truth value, list or part where one does."""
     for override in overrides:
         key = override.key_or_group
         before, after = OmegaConf.select(default, key), OmegaConf.select(cfg, key)

@@ -79,7 +79,7 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, trace:
 
 
 @contextmanager
-def evaluated(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Without dropout, for as long as it lasts."""
     training = [one for one in module.modules() if one.training]
     module.eval()
@@ -92,7 +92,7 @@ def evaluated(module: nn.Module) -> Iterator[None]:
 
 def play(actor: TensorDictModuleBase, env: EnvBase, *, trace: bool = False) -> Iterator[TensorDictBase]:
     """Steps of a deterministic policy, without end: each a TensorDict `[num_envs]` with its `next`."""
-    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC), evaluated(actor):
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC), eval_mode(actor):
         if isinstance(env, VectorEnv):
             act = PolicyStep(actor, compile="trace" if trace else False)
             rollouts = ArrayRollouts(env, act, 1, double_buffer=False)

@@ -10,6 +10,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
+from ..modules.objectives import policy_parameters
 from .flat_adam import FlatAdam
 from .graphs import OneGraph
 from .ranks import num_ranks, summed
@@ -149,6 +150,16 @@ class Gradient:
 
         gradients, (_, metrics) = grad_and_value(loss, has_aux=True)(self.adam.point())
         return self.adam.flatten(gradients), metrics.detach()
+
+
+def by_side(objective: Any) -> dict[str, list[nn.Parameter]]:
+    """The parameters that only the `policy` depends on, only the `critic`, and those of both or neither (`shared`)."""
+    of_policy, of_critic = policy_parameters(objective.actor_network), {*objective.critic_network.parameters()}
+    sides: dict[str, list[nn.Parameter]] = {}
+    for one in objective.parameters():
+        is_shared = (one in of_policy) == (one in of_critic)
+        sides.setdefault("shared" if is_shared else "policy" if one in of_policy else "critic", []).append(one)
+    return sides
 
 
 def minibatch(data: dict[NestedKey, Tensor], indices: Tensor) -> TensorDict:

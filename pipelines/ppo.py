@@ -20,12 +20,12 @@ from torchrl.objectives.value import ValueEstimatorBase
 from ..errors import ConfigurationError, NumericalError
 from ..modules.critics import ValueHead
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
-from ..modules.objectives import Adaptive, policy_parameters
+from ..modules.objectives import Adaptive
 from .callbacks import SpareGarbageCollector
 from .collectors import Collector
 from .experience import Data, Experience
 from .graphs import Compile
-from .optimization import EagerStep, GraphStep
+from .optimization import EagerStep, GraphStep, by_side
 from .ranks import gathered, num_ranks, summed
 from .updates import MinibatchUpdate
 
@@ -131,25 +131,18 @@ class PPO(LightningModule):
         return self.objective.critic_network
 
     def configure_optimizers(self) -> Optimizer:
-        """One optimiser over all parameters.
-
-        In groups where the critic has options of its own, or policy and critic do not always learn together: what
-        only the one depends on, what only the other, and what both share.
+        """One optimiser over all parameters, by sides where the critic has its own options, or one side learns alone.
 
         Raises:
             ConfigurationError: for options that the optimiser refuses.
 
         """
-        parameters = list(self.objective.parameters())
-        groups: list[dict[str, Any]] = [{"params": parameters}]
-        if self.critic_optimizer or self._takes_turns:
-            of_policy, of_critic = policy_parameters(self.actor), {*self.critic.parameters()}
-            sides = {"policy": of_policy - of_critic, "shared": of_policy & of_critic, "critic": of_critic - of_policy}
-            own = {"critic": self.critic_optimizer}
+        takes_turns = self.value_pretraining > 0 or self.update.critic_epochs != self.update.epochs
+        groups: list[dict[str, Any]] = [{"params": list(self.objective.parameters())}]
+        if self.critic_optimizer or takes_turns:
             groups = [
-                {"params": [one for one in parameters if one in side], "side": name, **own.get(name, {})}
-                for name, side in sides.items()
-                if side
+                {"params": params, "side": side, **(self.critic_optimizer if side == "critic" else {})}
+                for side, params in by_side(self.objective).items()
             ]
         try:
             optimizer = self._make_optimizer(groups)
@@ -166,11 +159,6 @@ class PPO(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """What has to happen around a training whoever's Trainer it is."""
         return [SpareGarbageCollector()]
-
-    @property
-    def _takes_turns(self) -> bool:
-        """Whether policy or critic learns alone at times."""
-        return self.value_pretraining > 0 or self.update.critic_epochs != self.update.epochs
 
     def on_train_start(self) -> None:
         """Choose how a step is taken, now that devices and optimiser exist."""

@@ -1,4 +1,4 @@
-"""Sums over the processes of a distributed training; over one process they cost nothing."""
+"""What the processes of a distributed training have together; over one process it costs nothing."""
 
 from __future__ import annotations
 

@@ -172,6 +172,21 @@ class TestTraining:
         moved_sides = {group["side"] for group in ppo.optimizer.param_groups if moved & {*group["params"]}}
         assert moved_sides == {"shared", "critic"}
 
+    def test_what_belongs_to_neither_side_learns_too(self, make: Make, fit: Fit) -> None:
+        class Tempered(ClipPPOLoss):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                self.temperature = nn.Parameter(torch.ones(()))
+
+            def forward(self, td: TensorDictBase) -> TensorDictBase:
+                losses = super().forward(td)
+                losses["loss_temperature"] = self.temperature.square()
+                return losses
+
+        ppo, collector = make(objective=Tempered, critic_optimizer={"lr": 1e-2})
+        fit(ppo, collector)
+        assert float(ppo.objective.temperature) < 1.0
+
     def test_beta_waits_for_the_policy_to_move(self, make: Make, fit: Fit) -> None:
         ppo, collector = make(objective=KLPENPPOLoss, rollouts=3, value_pretraining=3)
         beta = float(ppo.objective.beta)
