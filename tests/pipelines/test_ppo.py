@@ -185,7 +185,7 @@ class TestTraining:
 
         ppo, collector = make(objective=Tempered, critic_optimizer={"lr": 1e-2})
         fit(ppo, collector)
-        assert float(ppo.objective.temperature) < 1.0
+        assert ppo.objective.temperature.item() < 1.0
 
     def test_beta_waits_for_the_policy_to_move(self, make: Make, fit: Fit) -> None:
         ppo, collector = make(objective=KLPENPPOLoss, rollouts=3, value_pretraining=3)
