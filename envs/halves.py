@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from ..errors import ConfigurationError
 from .arrays import ALL, StepArrays, step_arrays_for
+from .rows import RowsVectorEnv
 from .serial import seeds_of
 
 
-class HalvesVectorEnv(VectorEnv[Any, Any, Any]):
+class HalvesVectorEnv(RowsVectorEnv):
     """Two of ale-py's vector environments as one: the policy can act for one while the other steps in its threads.
 
     Also where it acts for both at once they are faster than one with as many threads: Linux often sends both threads
@@ -68,14 +69,6 @@ class HalvesVectorEnv(VectorEnv[Any, Any, Any]):
             self.arrays.terminated[own] = terminated
             self.arrays.truncated[own] = truncated
         return self.arrays.rows(rows)
-
-    def step(
-        self, actions: Any
-    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Step every environment and wait."""
-        self.send(actions)
-        observation, reward, terminated, truncated, _ = self.receive()
-        return observation, reward, terminated, truncated, {}
 
     def halves(self) -> list[slice]:
         """Two runs of environments that can be stepped apart.

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from .arrays import ALL, StepArrays, step_arrays_for
 from .encoding import encoded
+from .rows import RowsVectorEnv
 from .spaces import action_spec, observation_spec
 
 Maker = Callable[[], gymnasium.Env[Any, Any]]
 
 
-class SerialVectorEnv(VectorEnv[Any, Any, Any]):
+class SerialVectorEnv(RowsVectorEnv):
     """Steps its environments in turn and resets those it is told to (`AutoresetMode.DISABLED`).
 
     Gymnasium's `SyncVectorEnv` merges the `info` of all environments at every step, which costs more
@@ -62,14 +63,6 @@ class SerialVectorEnv(VectorEnv[Any, Any, Any]):
     def receive(self, rows: slice = ALL) -> StepArrays:
         """What the last steps in `rows` left behind; an observation is the true one also where an episode ended."""
         return self.arrays.rows(rows)
-
-    def step(
-        self, actions: Any
-    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Step every environment."""
-        self.send(actions)
-        observation, reward, terminated, truncated, raw = self.receive()
-        return observation, reward, terminated, truncated, {"raw_episode_reward": raw}
 
     def render(self) -> tuple[Any, ...]:
         """One frame of every environment."""

@@ -14,14 +14,12 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from ..errors import EnvironmentFailure
+from ..errors import ConfigurationError, EnvironmentFailure
 from .actions import conversion
 from .arrays import ALL, Key, StepArrays, leaves
 from .encoding import as_it_is, encoder
-from .halves import HalvesVectorEnv
-from .serial import SerialVectorEnv
+from .rows import RowsVectorEnv
 from .spaces import action_spec, entries, observation_spec
-from .workers import WorkerVectorEnv
 
 
 class VectorEnv(EnvBase):
@@ -53,7 +51,7 @@ class VectorEnv(EnvBase):
         self.vector: Any = vector
         self.is_closed = False  # TorchRL's own start is closed
         self.num_envs: int = vector.num_envs
-        self._by_rows = isinstance(vector, SerialVectorEnv | WorkerVectorEnv | HalvesVectorEnv)
+        self._by_rows = isinstance(vector, RowsVectorEnv)
         if not self._by_rows:
             _refuse_coded(vector)
         self._declare_specs()
@@ -118,6 +116,26 @@ class VectorEnv(EnvBase):
             return self.vector.receive(rows)
         observation, reward, terminated, truncated, _ = self._stepped
         return StepArrays(observation, reward, terminated, truncated, self._no_raw)
+
+    def halves(self) -> list[slice]:
+        """Two equal runs of environments that can be sent actions and received from apart.
+
+        Raises:
+            ConfigurationError: if there are none.
+
+        """
+        parts = self.vector.halves() if self._by_rows else []
+        if not parts:
+            raise ConfigurationError(
+                "collector.double_buffer=true needs worker processes or an Atari game; set env.num_workers=2"
+            )
+        sizes = [rows.stop - rows.start for rows in parts]
+        if sizes[0] != sizes[1]:
+            raise ConfigurationError(
+                f"collector.double_buffer=true needs equal halves, not {sizes[0]} and {sizes[1]} environments; set "
+                "env.num_envs to an even number, and a multiple of an even env.num_workers"
+            )
+        return parts
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)

@@ -14,12 +14,12 @@ from itertools import cycle, pairwise
 from typing import Any, cast
 
 import numpy as np
-from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, EnvironmentFailure
 from .actions import action_dtype
 from .arrays import ALL, StepArrays, shared, step_arrays_for
+from .rows import RowsVectorEnv
 from .serial import Maker, SerialVectorEnv, describe, reset_indices, seeds_of
 
 STEP, RESET, CLOSE = range(3)
@@ -30,7 +30,7 @@ AWAKE = 1e-3
 """Seconds in which a wait gives its core to others but does not sleep: to wake up would cost 50 us and a cold core."""
 
 
-class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
+class WorkerVectorEnv(RowsVectorEnv):
     """Steps its environments in worker processes: the same data as `SerialVectorEnv`, bit for bit.
 
     Every worker holds a run of environments and writes what they return into memory that it shares with
@@ -98,14 +98,6 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         for worker in self._inside(rows):
             worker.finish()
         return self.arrays.rows(rows)
-
-    def step(
-        self, actions: Any
-    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Step every environment and wait."""
-        self.send(actions)
-        observation, reward, terminated, truncated, raw = self.receive()
-        return observation, reward, terminated, truncated, {"raw_episode_reward": raw}
 
     def halves(self) -> list[slice]:
         """Two runs of environments that can be stepped apart.

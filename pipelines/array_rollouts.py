@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from tensordict import NestedKey, TensorDict, TensorDictBase
 
-from ..envs import ALL, HalvesVectorEnv, VectorEnv, WorkerVectorEnv, leaves
-from ..errors import ConfigurationError
+from ..envs import ALL, VectorEnv, leaves
 from .finite import refuse_not_finite
 from .policy_step import PolicyStep
 
@@ -39,19 +38,7 @@ class ArrayRollouts:
         # Of two halves only the waiting is seen, which is not the time that they take.
         self._stepping = "waiting" if double_buffer else "environment"
         self.seconds = {self._stepping: 0.0, "policy": 0.0}
-        self._groups = [ALL]
-        if double_buffer:
-            if not isinstance(env.vector, WorkerVectorEnv | HalvesVectorEnv):
-                raise ConfigurationError(
-                    "collector.double_buffer=true needs worker processes or an Atari game; set env.num_workers=2"
-                )
-            self._groups = env.vector.halves()
-            sizes = [rows.stop - rows.start for rows in self._groups]
-            if sizes[0] != sizes[1]:
-                raise ConfigurationError(
-                    f"collector.double_buffer=true needs equal halves, not {sizes[0]} and {sizes[1]} environments; set "
-                    "env.num_envs to an even number, and a multiple of an even env.num_workers"
-                )
+        self._groups = env.halves() if double_buffer else [ALL]
         self._episodes = RunningEpisodes(env.num_envs)
         self._observation: NDArray[Any] | None = None  # where the episodes go on
         self._begins = np.ones(env.num_envs, np.bool_)
