@@ -88,8 +88,8 @@ class OverImages(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """`uint8 [*, channels, height, width] -> [*, features]`, from floats in [0, 1]."""
         batch = image.shape[:-3]
-        flat = (image.reshape(-1, *image.shape[-3:]) / 255.0).contiguous(memory_format=torch.channels_last)
-        features: Tensor = self.network(flat)
+        flat = image.reshape(-1, *image.shape[-3:]).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.network(flat / 255.0)
         return features.reshape(*batch, features.shape[-1])
 
 

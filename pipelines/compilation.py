@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +10,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from .replacements import REPLACEMENTS, Decompositions
 
 Kernel = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -21,62 +21,6 @@ OPTIONS: dict[str, Any] = {
     "alignment_asserts": False,
     "assert_indirect_indexing": False,  # the indices are permutations
 }
-
-FEW_ROWS, SMALL_WEIGHT = 3, 16_384
-"""Largest products that are sums: a policy of 17-64-64-6 takes 21 us either way for 4 rows, 35 against 22 for 8."""
-
-# Of the rational function that Eigen takes for tanh: x p(x^2) / q(x^2), highest power first.
-TANH_P: tuple[float, ...] = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08)
-TANH_P += (1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)
-TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
-
-
-def small_product(rows: Tensor, weight: Tensor) -> Tensor:
-    """A product with few rows as sums, which fuse with what comes before and after; a library call costs more."""
-    on_cpu_by_rows = rows.device.type == "cpu" and weight.stride(0) == 1
-    if not on_cpu_by_rows or rows.shape[0] > FEW_ROWS or weight.numel() > SMALL_WEIGHT:
-        return NotImplemented
-    return (rows.unsqueeze(1) * weight.t().unsqueeze(0)).sum(-1)
-
-
-def small_linear(bias: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-    """The same with a bias."""
-    product = small_product(rows, weight)
-    return product if product is NotImplemented else product + bias
-
-
-def fast_tanh(x: Tensor) -> Tensor:
-    """Within 4e-7 of tanh, at a fraction of what the library's costs, which is a third of a small network's time."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        return NotImplemented
-    x = x.clamp(-7.905, 7.905)
-    return x * polynomial(TANH_P, x * x) / polynomial(TANH_Q, x * x)
-
-
-def polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
-    """The value at `x` by Horner's rule, highest power first."""
-    value = torch.full_like(x, coefficients[0])
-    for coefficient in coefficients[1:]:
-        value = value * x + coefficient
-    return value
-
-
-REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
-    torch.ops.aten.mm.default: small_product,
-    torch.ops.aten.addmm.default: small_linear,
-    torch.ops.aten.tanh.default: fast_tanh,
-}
-
-
-class Decompositions(dict[Any, Callable[..., Any]]):
-    """What operators are replaced by, known by this file's content where a compiled graph is looked up on disk.
-
-    Inductor cannot make a key of the functions themselves and would compile anew in every process.
-    """
-
-    def __reduce__(self) -> Any:
-        """The file's digest, as a string."""
-        return str, (sha256(Path(__file__).read_bytes()).hexdigest(),)
 
 
 def compiled(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Sequence[Tensor]]:

@@ -149,17 +149,11 @@ def in_rows(rollout: TensorDictBase, keys: Iterable[NestedKey], length: int | No
     selected = rollout.select(*keys)
     if length is None:
         flat = selected.transpose(0, 1).flatten()
-        return {key: _laid_out(tensor) for key, tensor in flat.items(include_nested=True, leaves_only=True)}
+        return dict(flat.items(include_nested=True, leaves_only=True))
     return {
         key: tensor.unflatten(1, (-1, length)).flatten(0, 1)
         for key, tensor in selected.items(include_nested=True, leaves_only=True)
     }
-
-
-def _laid_out(frames: Tensor) -> Tensor:
-    """Images channels last in memory, as convolutions want them: once for all epochs."""
-    is_image = frames.dtype == torch.uint8 and frames.dim() == 4
-    return frames.contiguous(memory_format=torch.channels_last) if is_image else frames
 
 
 def frames_before(

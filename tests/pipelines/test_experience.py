@@ -146,12 +146,6 @@ class TestTrainingData:
         flat = training_data(rollout, ["x"], [], 1)["x"].flatten().tolist()
         assert flat == [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]
 
-    def test_images_lie_channels_last_and_are_the_same(self) -> None:
-        image = torch.randint(0, 256, (2, 3, 4, 5, 6), dtype=torch.uint8)
-        data = training_data(TensorDict({"image": image}, (2, 3)), ["image"], [], 1)["image"]
-        assert data.is_contiguous(memory_format=torch.channels_last)
-        np.testing.assert_array_equal(data.numpy(), image.numpy().swapaxes(0, 1).reshape(6, 4, 5, 6))
-
     def test_sequences_begin_with_what_was_remembered_there(self, rollout: TensorDict) -> None:
         data = training_data(rollout, ["x"], ["memory"], 3)
         assert data["x"].squeeze(-1).tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
