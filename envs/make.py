@@ -153,6 +153,10 @@ def make_env(id: str, *, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gym
         env = RawEpisodeReward(env)  # innermost: the environment's own reward, whatever wrappers make of it
     for wrapper in wrappers:
         env = wrapper(env)
+    for name in ("observation_space", "action_space"):
+        space = getattr(env, name, None)
+        if not isinstance(space, gymnasium.Space):
+            raise EnvironmentFailure(f"environment {id!r} has {name}={space}; set it to one of gymnasium.spaces")
     return env
 
 

@@ -143,6 +143,15 @@ class TestFailures:
         assert "needs a package that is missing" in message
         assert 'pip install "gymnasium[box2d]"' in message
 
+    @pytest.mark.parametrize("name", ["observation_space", "action_space"])
+    @pytest.mark.parametrize("space", [None, [0, 1]])
+    def test_a_space_that_is_none_is_named(self, name: str, space: Any, counting_id: str) -> None:
+        def spoiled(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+            setattr(env.unwrapped, name, space)
+            return env
+
+        assert f"{name}={space}; set it to one of gymnasium.spaces" in self.failure(counting_id, wrappers=[spoiled])
+
     def test_the_exit_code_is_that_of_an_environment(self) -> None:
         assert EnvironmentFailure.exit_code == 3
 
