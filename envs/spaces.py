@@ -84,8 +84,9 @@ def choice_spec(space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBina
 
 
 def box_spec(space: spaces.Box) -> TensorSpec:
-    """Bounded where every bound is finite, else unbounded; float64 becomes float32."""
-    dtype = torch.float32 if space.dtype == np.float64 else torch.from_numpy(np.empty(0, space.dtype)).dtype
+    """Bounded where every bound is finite, else unbounded; floats of any size become float32."""
+    is_float = np.issubdtype(space.dtype, np.floating)
+    dtype = torch.float32 if is_float else torch.from_numpy(np.empty(0, space.dtype)).dtype
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         return Unbounded(space.shape, dtype=dtype)
     return Bounded(

@@ -41,7 +41,7 @@ def make_encoder(spec: TensorSpec, num_batch: int, key: Key) -> nn.Module:
         case MultiCategorical():
             return nn.Sequential(Flat(len(shape)), Indicators(spec.nvec[(0,) * num_batch].flatten().tolist()))
         case Binary() | OneHot():  # before Categorical, of which TorchRL derives the one
-            return nn.Sequential(Float(), Flat(len(shape)))
+            return nn.Sequential(Scaled(torch.zeros(shape), torch.ones(shape)), Flat(len(shape)))
         case Categorical() if not shape:
             return nn.Embedding(spec.n, 64) if spec.n > MAX_ONE_HOT else nn.Sequential(Flat(0), Indicators([spec.n]))
         case Categorical() if len(shape) == 1:

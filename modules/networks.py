@@ -29,10 +29,12 @@ def orthogonal_(module: nn.Module, gain: float) -> nn.Module:
 
 
 class Float(nn.Module):
-    """Integers to floats."""
+    """Integers to floats, bytes to [0, 1]."""
 
     def forward(self, observation: Tensor) -> Tensor:
         """`[*] -> floating [*]`."""
+        if observation.dtype == torch.uint8:
+            return observation / 255.0
         return observation if observation.is_floating_point() else observation.float()
 
 
@@ -86,10 +88,10 @@ class OverImages(nn.Module):
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, image: Tensor) -> Tensor:
-        """`uint8 [*, channels, height, width] -> [*, features]`, from floats in [0, 1]."""
+        """`[*, channels, height, width] -> [*, features]`, from bytes brought to [0, 1] or from floats as they are."""
         batch = image.shape[:-3]
         flat = image.reshape(-1, *image.shape[-3:]).contiguous(memory_format=torch.channels_last)
-        features: Tensor = self.network(flat / 255.0)
+        features: Tensor = self.network(flat / 255.0 if flat.dtype == torch.uint8 else flat)
         return features.reshape(*batch, features.shape[-1])
 
 

@@ -91,8 +91,10 @@ class TrunkMaker:
         """What stands in front of the body, and the shape of what the body reads."""
         specs = list(self.leaves.values())
         shape = specs[0].shape[self.num_batch :]
-        is_plain = list(self.leaves) == ["observation"] and isinstance(specs[0], Bounded | Unbounded) and len(shape)
-        if is_plain and not self.encoders:
+        is_box = list(self.leaves) == ["observation"] and isinstance(specs[0], Bounded | Unbounded) and len(shape)
+        # Bodies that read images take bytes as they are; other whole numbers have bounds that no body knows.
+        is_read = specs[0].dtype.is_floating_point or (specs[0].dtype == torch.uint8 and len(shape) == 3)
+        if is_box and is_read and not self.encoders:
             normalizers = [TensorDictModule(one, ["observation"], [key]) for one in self.normalizers.values()]
             return normalizers, shape
         encoders = Encoders({name_of(leaf): self._encoder(leaf, spec) for leaf, spec in self.leaves.items()})
@@ -111,7 +113,7 @@ def observation_of(spec: Composite) -> Observation:
     """What of an environment's observations a policy reads: the entry `observation`, a tensor or nested.
 
     Raises:
-        ConfigurationError: if there is no such entry.
+        ConfigurationError: if there is no such entry, or several masks.
 
     """
     if "observation" not in spec.keys():  # noqa: SIM118 - a Composite has no `in` of its own
@@ -124,6 +126,11 @@ def observation_of(spec: Composite) -> Observation:
         return Observation({"observation": inner}, None)
     keys = [("observation", *((key,) if isinstance(key, str) else key)) for key in inner.keys(True, True)]
     masks = [key for key in keys if key[-1] == MASK]
+    if len(masks) > 1:
+        raise ConfigurationError(
+            f"the observation has several masks, {' and '.join(map(name_of, masks))}; give one {MASK} for the whole "
+            "action, the choices of all its factors one after the other"
+        )
     return Observation({key: spec[key] for key in keys if key not in masks}, masks[0] if masks else None)
 
 

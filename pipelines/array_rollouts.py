@@ -50,7 +50,7 @@ class ArrayRollouts:
             self._roll()
         except Exception:  # an observation that is not finite makes an action that is none: look for the reason
             for key, observed in leaves(self.observations[: self._step + 1]).items():
-                refuse_not_finite(key, torch.from_numpy(observed).transpose(0, 1), first_step=-1)
+                refuse_not_finite(key, torch.from_numpy(observed).transpose(0, 1), "rollout", -1)
             raise
         self._observation = self.observations[-1].copy()
         self._begins = self.is_init[-1].copy()

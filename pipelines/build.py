@@ -133,9 +133,12 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
             f"trainer.precision={cfg.trainer.precision} does not go with environments' float32; take 32-true, "
             "bf16-mixed or 16-mixed"
         )
+    if "logger" in cfg.trainer:
+        raise ConfigurationError("trainer.logger is not read; choose with logger=csv, logger=[csv,wandb] or logger=[]")
     loggers: list[Logger] = [call(logger) for logger in cfg.logger.values()]
+    own = [call(callback) for callback in cfg.trainer.get("callbacks") or []]
     try:
-        return call(cfg.trainer, logger=loggers, callbacks=callbacks)
+        return call(cfg.trainer, logger=loggers, callbacks=[*callbacks, *own])
     except (MisconfigurationException, ValueError) as error:  # Lightning's own refusals
         raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
 

@@ -145,7 +145,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     video = None if arguments.no_video else arguments.video or default_video(arguments.checkpoint)
     report = evaluate_checkpoint(arguments.checkpoint, episodes=arguments.episodes, seed=arguments.seed, video=video)
     if arguments.json:
-        print(json.dumps(report))
+        print(json.dumps(report, allow_nan=False))
     else:
         print_evaluation(report)
     return 0

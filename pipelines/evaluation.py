@@ -16,6 +16,7 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from ..envs import VectorEnv
 from ..errors import ConfigurationError, EnvironmentFailure
 from .array_rollouts import ArrayRollouts
+from .finite import checked
 from .policy_step import PolicyStep
 from .torchrl_rollouts import steps
 
@@ -53,6 +54,7 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, trace:
 
     Raises:
         EnvironmentFailure: if no episode ends.
+        NumericalError: at the first observation or reward that is not finite.
 
     """
     if episodes < 1:
@@ -61,7 +63,8 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, trace:
     quota[: episodes % env.batch_size.numel()] += 1
     returns: list[float] = []
     lengths: list[int] = []
-    for stepped in play(actor, env, trace=trace):
+    for step, stepped in enumerate(play(actor, env, trace=trace)):
+        checked(stepped.unsqueeze(1), of="evaluation", first_step=step)
         following = stepped["next"]
         for index in following["done"].reshape(-1).nonzero().reshape(-1).tolist():
             if quota[index] > 0:

@@ -98,12 +98,13 @@ class TestObservations:
             (spaces.Box(-np.inf, np.inf, (3,)), Unbounded, torch.float32),
             (spaces.Box(-np.inf, np.inf, (3,), np.float64), Unbounded, torch.float32),
             (spaces.Box(-0.1, 0.7, (3,), np.float64), Bounded, torch.float32),
+            (spaces.Box(-1, 1, (3,), np.float16), Bounded, torch.float32),
             (spaces.Box(0, 255, (4, 84, 84), np.uint8), Bounded, torch.uint8),
             (spaces.Box(0, 9, (3,), np.int64), Bounded, torch.int64),
         ],
         ids=str,
     )
-    def test_a_box_becomes_a_spec_of_its_shape_and_float64_becomes_float32(
+    def test_a_box_becomes_a_spec_of_its_shape_and_all_floats_become_float32(
         self, space: spaces.Box, kind: type[TensorSpec], dtype: torch.dtype
     ) -> None:
         spec = observation_spec(space)

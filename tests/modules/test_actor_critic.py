@@ -337,6 +337,14 @@ class TestObservations:
         data = networks.critic(networks.actor(TensorDict({"observation": batched(spec).rand()}, [NUM_ENVS])))
         assert data["state_value"].dtype == torch.float32
 
+    def test_integers_with_wide_bounds_are_brought_to_the_unit_interval(self, build: Build) -> None:
+        spec = Bounded(-100, 300, (3,), dtype=torch.int64)
+        networks = build("discrete", observation=spec)
+        plain = build("discrete", observation=Bounded(0, 1, (3,)))
+        data = TensorDict({"observation": batched(spec).rand()}, [NUM_ENVS])
+        scaled = TensorDict({"observation": (data["observation"] + 100) / 400}, [NUM_ENVS])
+        torch.testing.assert_close(networks.critic(data)["state_value"], plain.critic(scaled)["state_value"])
+
     def test_the_critic_reads_observations_alone(self, build: Build, observations: TensorDict) -> None:
         critic: TensorDictModule = build("discrete").critic
         assert list(critic.in_keys) == ["observation"]

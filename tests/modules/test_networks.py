@@ -61,6 +61,15 @@ class TestShapes:
         for index in np.ndindex(3, 2):
             torch.testing.assert_close(features[index], body(images[index]), rtol=1e-4, atol=1e-5)
 
+    def test_a_picture_of_floats_is_read_as_it_is(self) -> None:
+        body = nature_cnn(torch.Size([2, 36, 40]), num_features=16)
+        image = torch.randint(256, (3, 2, 36, 40), dtype=torch.uint8)
+        torch.testing.assert_close(body(image / 255), body(image))
+
+    def test_an_mlp_reads_bytes_as_numbers_from_0_to_1(self) -> None:
+        body, image = mlp(torch.Size([2, 3])), torch.randint(256, (5, 2, 3), dtype=torch.uint8)
+        torch.testing.assert_close(body(image), body(image / 255))
+
     def test_the_nature_cnn_strides_by_four_two_and_one(self) -> None:
         body = nature_cnn(torch.Size([1, 44, 52]), num_features=8)
         image = torch.randint(256, (5, 1, 44, 52), dtype=torch.uint8)

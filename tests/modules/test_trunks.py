@@ -75,6 +75,12 @@ class TestWhatIsRead:
         assert [one[-1] for one in leaves] == ["speed"]
         assert mask_key == key
 
+    def test_has_one_mask_at_most(self) -> None:
+        with pytest.raises(
+            ConfigurationError, match=r"several masks, left/action_mask and right/action_mask; give one"
+        ):
+            observation_of(of(Composite(left=MASKED, right=MASKED)))
+
     def test_is_missing_with_the_names_of_what_there_is(self) -> None:
         with pytest.raises(ConfigurationError, match=r"no entry 'observation', only pixels, state; .*CatTensors"):
             observation_of(Composite(pixels=Unbounded((3,)), state=Unbounded((2,))))

@@ -493,6 +493,17 @@ class TestTrainer:
         trainer = build_trainer(small(f"logger={logger}"), [])
         assert [type(one).__name__ for one in trainer.loggers] == names
 
+    def test_has_the_callbacks_of_the_configuration_beside_ours(self) -> None:
+        ours = Callback()
+        own = "+trainer.callbacks=[{_target_: lightning.pytorch.callbacks.DeviceStatsMonitor, cpu_stats: false}]"
+        callbacks = build_trainer(small(own), [ours]).callbacks  # type: ignore[attr-defined, unused-ignore]
+        assert ours in callbacks
+        assert "DeviceStatsMonitor" in [type(one).__name__ for one in callbacks]
+
+    def test_refuses_a_logger_of_its_own(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"trainer.logger is not read; choose with logger=csv"):
+            build_trainer(small("+trainer.logger=true"), [])
+
 
 class TestSchedules:
     def test_are_those_of_the_coefficients_that_the_objective_has(self) -> None:

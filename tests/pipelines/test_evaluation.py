@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchrl.envs import ExplorationType, exploration_type
 
 from torchppo.envs import SerialVectorEnv, VectorEnv, make_vector_env
-from torchppo.errors import ConfigurationError, EnvironmentFailure
+from torchppo.errors import ConfigurationError, EnvironmentFailure, NumericalError
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.memories import Memory
 from torchppo.modules.networks import mlp
@@ -129,6 +129,12 @@ class TestEpisodes:
         monkeypatch.setattr(evaluation, "MAX_STEPS", 5)
         with pytest.raises(EnvironmentFailure, match=r"after 5 steps.*max_steps"):
             evaluate(*pair(), 3)
+
+    def test_with_a_reward_that_is_no_number_are_refused_where_it_is_met(self, pair: Callable[..., Pair]) -> None:
+        actor, env = pair()
+        env.vector.envs[1].reward = float("nan")
+        with pytest.raises(NumericalError, match="reward of environment 1 is nan at step 0 of the evaluation"):
+            evaluate(actor, env, 3)
 
     @pytest.mark.parametrize("episodes", [0, -1])
     def test_must_be_at_least_one(self, episodes: int, pair: Callable[..., Pair]) -> None:
