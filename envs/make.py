@@ -13,7 +13,7 @@ from typing import Any, Literal
 import gymnasium
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
-from ..errors import ConfigurationError, EnvironmentFailure
+from ..errors import ConfigurationError, EnvironmentFailure, environment_failure
 from .halves import HalvesVectorEnv
 from .serial import Maker, SerialVectorEnv
 from .vector import VectorEnv
@@ -123,8 +123,8 @@ def make_atari_vector(id: str, num_envs: int, **kwargs: Any) -> HalvesVectorEnv:
     options = {"reward_clipping": False, "num_threads": max(1, num_cores() // 2), **kwargs}
     try:
         return HalvesVectorEnv(lambda num: AtariVectorEnv(spec.kwargs["game"], num, **options), num_envs)
-    except TypeError as error:
-        raise EnvironmentFailure(f"environment {id!r} cannot be made: {error}") from error
+    except (gymnasium.error.Error, TypeError) as error:
+        raise EnvironmentFailure(f"environment {id!r} cannot be made: {' '.join(str(error).split())}") from error
 
 
 def num_cores() -> int:
@@ -148,11 +148,16 @@ def make_env(id: str, *, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gym
         if isinstance(error, ModuleNotFoundError) and id.startswith("minigrid:"):
             hint = "; pip install 'torchppo[minigrid]'"
         raise EnvironmentFailure(f"environment {id!r} cannot be made: {' '.join(str(error).split())}{hint}") from error
+    except Exception as error:  # noqa: BLE001 - whatever its module or constructor raises is its own failure
+        raise environment_failure(f"environment {id!r} cannot be made", error) from None
     env = without_order_enforcing(env)
     if wrappers:
         env = RawEpisodeReward(env)  # innermost: the environment's own reward, whatever wrappers make of it
-    for wrapper in wrappers:
-        env = wrapper(env)
+    for place, wrapper in enumerate(wrappers):
+        try:
+            env = wrapper(env)
+        except Exception as error:  # noqa: BLE001 - as above
+            raise environment_failure(f"env.wrappers[{place}] does not go with environment {id!r}", error) from None
     for name in ("observation_space", "action_space"):
         space = getattr(env, name, None)
         if not isinstance(space, gymnasium.Space):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from ..errors import ConfigurationError, EnvironmentFailure
+from ..errors import ConfigurationError, EnvironmentFailure, environment_failure
 from .actions import conversion
 from .arrays import ALL, Key, StepArrays, leaves
 from .encoding import as_it_is, encoder
@@ -93,7 +92,7 @@ class VectorEnv(EnvBase):
         try:
             observation, _ = self.vector.reset(seed=seed, options=None if mask is None else {"reset_mask": mask})
         except Exception as error:  # noqa: BLE001 - whatever an environment raises is its own failure
-            raise _failure(error) from None
+            raise environment_failure("an environment failed", error) from None
         return observation
 
     def send(self, action: NDArray[Any] | dict[Key, NDArray[Any]], rows: slice = ALL) -> None:
@@ -108,7 +107,7 @@ class VectorEnv(EnvBase):
             else:
                 self._stepped = self.vector.step(action)
         except Exception as error:  # noqa: BLE001 - whatever an environment raises is its own failure
-            raise _failure(error) from None
+            raise environment_failure("an environment failed", error) from None
 
     def receive(self, rows: slice = ALL) -> StepArrays:
         """What the step of the environments in `rows` left behind; the next step may overwrite it."""
@@ -181,14 +180,6 @@ class VectorEnv(EnvBase):
         if not self.is_closed:
             self.vector.close()
         super().close(raise_if_closed=raise_if_closed)
-
-
-def _failure(error: Exception) -> EnvironmentFailure:
-    """What went wrong in an environment, which is not for us to mend; as a worker tells it."""
-    if isinstance(error, EnvironmentFailure):
-        return error
-    traceback.print_exc()
-    return EnvironmentFailure(f"an environment failed: {type(error).__name__}: {error}; its traceback stands above")
 
 
 def _refuse_coded(vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:

@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigurationError
+
 
 class Carried(nn.Module, ABC):
     """A module that reads what it wrote in the step before: under `key`, `[*, *carried_shape]`, zeros at first."""
@@ -121,6 +123,7 @@ class LSTM(Recurrent):
 
     def __init__(self, num_inputs: int, *, width: int = 128) -> None:
         """Make a cell of `width`; the state is its output and its cell."""
+        require_positive(width=width)
         super().__init__(nn.LSTMCell(num_inputs, width), num_states=2)
         with torch.no_grad():
             self.cell.bias_hh[width : 2 * width] = 1.0
@@ -138,12 +141,20 @@ class GRU(Recurrent):
 
     def __init__(self, num_inputs: int, *, width: int = 128) -> None:
         """Make a cell of `width`; the state is its output."""
+        require_positive(width=width)
         super().__init__(nn.GRUCell(num_inputs, width), num_states=1)
 
     def step(self, features: Tensor, state: Tensor) -> Tensor:
         """See `Recurrent`."""
         new: Tensor = self.cell(features, state)
         return new
+
+
+def require_positive(**sizes: int) -> None:
+    """Raise ConfigurationError for a size below 1, naming it."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigurationError(f"policy.memory.{name}={size} must be at least 1")
 
 
 def carried_by(policy: nn.Module) -> dict[str, tuple[int, int]]:

@@ -90,6 +90,8 @@ class PPOLoss(nn.Module, ABC):
     ) -> None:
         """Keep the networks and the coefficients."""
         super().__init__()
+        if clip_value is not None and clip_value <= 0:
+            raise ConfigurationError(f"objective.clip_value={clip_value} must be positive, or null for no clipping")
         self.actor_network = actor_network
         self.critic_network = critic_network
         self.clip_value = clip_value
@@ -214,6 +216,8 @@ class KLPENPPOLoss(PPOLoss):
             raise ConfigurationError(
                 f"objective.beta={beta} must lie within beta_min={beta_min} and beta_max={beta_max}, both positive"
             )
+        if dtarg <= 0:
+            raise ConfigurationError(f"objective.dtarg={dtarg} must be positive")
         self.dtarg = dtarg
         self.beta_min = beta_min
         self.beta_max = beta_max

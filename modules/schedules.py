@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from ..errors import ConfigurationError
+
 
 def constant(progress: float) -> float:  # noqa: ARG001
     """1 throughout."""
@@ -22,4 +24,6 @@ def cosine(progress: float, final: float = 0.0) -> float:
 
 def step(progress: float, gamma: float = 0.5, num_steps: int = 4) -> float:
     """Multiplied by `gamma` at the end of every `num_steps`-th part of the training."""
+    if num_steps < 1:
+        raise ConfigurationError(f"num_steps={num_steps} of a step schedule must be at least 1")
     return gamma ** min(int(progress * num_steps), num_steps - 1)

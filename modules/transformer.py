@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ..errors import ConfigurationError
-from .memories import Memory
+from .memories import Memory, require_positive
 from .networks import orthogonal_
 
 
@@ -29,7 +29,7 @@ class Transformer(Memory):
         gated: join each layer's work by a GRU-like gate instead of adding it.
 
     Raises:
-        ConfigurationError: if the heads do not divide the width.
+        ConfigurationError: if a size is not positive, or the heads do not divide the width.
 
     """
 
@@ -45,6 +45,7 @@ class Transformer(Memory):
     ) -> None:
         """Build the layers."""
         super().__init__()
+        require_positive(width=width, num_layers=num_layers, num_past=num_past)
         if num_heads < 1 or width % num_heads or width % 2:
             raise ConfigurationError(
                 f"policy.memory.width={width} must be even and a multiple of policy.memory.num_heads={num_heads}"

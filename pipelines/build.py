@@ -17,9 +17,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import Compose, EnvBase, RewardSum, SerialEnv, StepCounter, TransformedEnv
+from torchrl.objectives import LossModule
 
 from ..envs import VectorEnv
 from ..errors import ConfigurationError, TorchPPOError
+from ..modules.critics import SquaredErrorValue, ValueHead
 from ..modules.memories import memories_of
 from .collectors import Collector
 from .flat_adam import lacking
@@ -73,6 +75,13 @@ def build_training(cfg: DictConfig, rank: int) -> Training:
 def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     """The LightningModule for an environment's specs."""
     actor, critic = call(cfg.policy, observation_spec=env.observation_spec, action_spec=env.full_action_spec["action"])
+    objective = call(cfg.objective, actor_network=actor, critic_network=critic)
+    heads = {type(module) for module in critic.modules() if isinstance(module, ValueHead)} - {SquaredErrorValue}
+    if isinstance(objective, LossModule) and heads:
+        raise ConfigurationError(
+            f"objective={cfg.objective._target_} judges values by an error of its own, not by that of "
+            f"{heads.pop().__name__}; choose critic=mse, or objective=clip or kl_penalty"
+        )
     update, optimizer = call(cfg["update"]), call(cfg.optimizer)
     num_steps = num_rollouts(cfg, env) * update.num_steps(frames_per_batch(cfg, env))
     has_graph = isinstance(optimizer, partial) and not lacking(optimizer.func, optimizer.keywords)
@@ -81,7 +90,7 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
         num_steps = 0
     return call(
         cfg.ppo,
-        objective=call(cfg.objective, actor_network=actor, critic_network=critic),
+        objective=objective,
         estimator=estimator_of(cfg.estimator),
         critic_estimator=None if cfg.critic.lmbda is None else estimator_of(cfg.estimator, lmbda=cfg.critic.lmbda),
         update=update,
@@ -207,7 +216,8 @@ def call(node: DictConfig, **arguments: Any) -> Any:
             if isinstance(cause, ModuleNotFoundError) and extra in node._target_.lower():
                 raise ConfigurationError(f"{node._target_} needs a package: pip install 'torchppo[{extra}]'") from error
         if isinstance(cause, InstantiationException | ImportError) or WRONG_KEYS.search(str(cause)):
-            raise ConfigurationError(f"{node._target_}: {' '.join(str(error).split())}") from error
+            message = str(error).replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", "")
+            raise ConfigurationError(f"{node._target_}: {' '.join(message.split())}") from error
         raise cause from None
     except TypeError as error:
         if not WRONG_KEYS.search(str(error)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -57,6 +58,8 @@ def restore(path: Path, *, seed: int, num_envs: int) -> tuple[PPO, DictConfig, E
     if not config:
         raise CheckpointError(f"{path} has no configuration; it was trained from Python: load it with PPO(...) there")
     cfg = OmegaConf.create(config)
+    if "code_dir" in cfg:
+        sys.path.append(cfg.code_dir)
     env = build_env(cfg, seed=seed, num_envs=num_envs, num_workers=0)
     ppo = build_ppo(cfg, env)
     try:

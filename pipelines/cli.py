@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from ..errors import TorchPPOError
+from ..errors import ConfigurationError, TorchPPOError
 from . import configuration
 
 EXAMPLES = """\
@@ -101,6 +101,8 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.config_dir:
         sys.path.append(str(arguments.config_dir.resolve().parent))
     cfg = configuration.compose(arguments.overrides, arguments.config_dir)
+    if arguments.config_dir:
+        cfg.code_dir = str(arguments.config_dir.resolve().parent)  # for an evaluation to find own parts again
     if arguments.cfg:
         print(OmegaConf.to_yaml(cfg), end="")
         return 0
@@ -116,9 +118,11 @@ def _multirun(arguments: argparse.Namespace) -> int:
         command += ["--config-dir", str(arguments.config_dir)]
     if arguments.cfg:
         command += ["--cfg"]
-    combinations = configuration.combinations(arguments.overrides)
-    for overrides in combinations:
-        configuration.compose(overrides, arguments.config_dir)
+    combinations = configuration.combinations(arguments.overrides, arguments.config_dir)
+    folders = [configuration.compose(overrides, arguments.config_dir).run_dir for overrides in combinations]
+    shared = [folder for number, folder in enumerate(folders) if folder in folders[:number]]
+    if shared and any(word.startswith("run_dir=") for word in arguments.overrides):
+        raise ConfigurationError(f"run_dir={shared[0]} would hold several runs; write run_dir='{shared[0]}/s${{seed}}'")
     for number, overrides in enumerate(combinations, 1):
         print(f"[{number}/{len(combinations)}] torchppo train {' '.join(overrides)}", flush=True)
         code = run_to_end([*command, *overrides])

@@ -14,7 +14,7 @@ from typing import Any
 import hydra
 from hydra import initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Sweep
+from hydra.core.override_parser.types import Glob, Override, Sweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,6 +35,9 @@ MAY_BE_NULL = ("eval.every_frames",)
 """Numbers of ours in whose place there may be none."""
 CONF = Path(__file__).parents[1] / "conf"
 
+Options = dict[str, dict[str, str]]
+"""The choices of every group, with what each is."""
+
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
     """The configuration of one run, its `run_dir` chosen.
@@ -51,18 +54,23 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
         raise ConfigurationError(f"--config-dir {config_dir} is not a folder")
     parsed = parse(overrides)
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
-    groups = [override for override in parsed if is_group(override.key_or_group)]
+    options = options_by_group(config_dir)
+    groups = [override for override in parsed if is_group(override.key_or_group, options)]
     for override in groups:
         if not isinstance(override.value(), str | list | Sweep | None):
-            raise ConfigurationError(unknown_choice(override.key_or_group, str(override.value())))
+            raise ConfigurationError(unknown_choice(override.key_or_group, str(override.value()), options))
     choices = [str(override.input_line) for override in groups]
-    with one_line_errors():
+    with one_line_errors(options):
         default = _compose([*choices, *search])
         cfg = _compose([*overrides, *search])
-        fit_types(cfg, default, parsed)
+        given = [override for override in parsed if override not in groups and not override.is_delete()]
+        fit_types(cfg, default, [override.key_or_group for override in given])
+        if config_dir:
+            built_in = _compose([])
+            fit_types(cfg, built_in, numbers_in_common(cfg, built_in))
     chosen = cfg.hydra.runtime.choices
     del cfg.hydra
-    with one_line_errors():
+    with one_line_errors(options):
         OmegaConf.to_container(cfg, resolve=True)  # refuses a ${key} that leads nowhere
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -100,40 +108,60 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return list(OverridesParser.create().parse_overrides(list(overrides)))
 
 
-def combinations(overrides: Sequence[str]) -> list[list[str]]:
-    """One list of overrides for every combination of swept values; of one key, the last word counts."""
+def combinations(overrides: Sequence[str], config_dir: Path | None = None) -> list[list[str]]:
+    """One list of overrides for every combination of swept values; of one key, the last word counts.
+
+    Raises:
+        ConfigurationError: for what cannot be swept over.
+
+    """
     values: dict[str, list[str]] = {}
+    options = options_by_group(config_dir)
     for override in parse(overrides):
-        key = override.get_key_element()
-        swept = override.is_sweep_override()
-        values[key] = (
-            [f"{key}={value}" for value in override.sweep_string_iterator()] if swept else [str(override.input_line)]
-        )
+        key, swept = override.get_key_element(), override.value()
+        if isinstance(swept, Glob):
+            group = override.key_or_group.split("@", maxsplit=1)[0]
+            values[key] = [f"{key}={name}" for name in swept.filter([*options.get(group, {})])]
+        elif override.is_sweep_override():
+            with one_line_errors(options):
+                values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            values[key] = [str(override.input_line)]
     return [list(combination) for combination in product(*values.values())]
 
 
-def is_group(key: str) -> bool:
+def is_group(key: str, options: Options) -> bool:
     """Whether `key` (possibly `group@package`) names a folder of `conf/`, or one that only the user has."""
-    return key.split("@", maxsplit=1)[0] in options_by_group()
+    return key.split("@", maxsplit=1)[0] in options
 
 
-def options_by_group() -> dict[str, dict[str, str]]:
-    """The built-in choices of every group, with the first comment of their file."""
-    groups: dict[str, dict[str, str]] = {}
-    for path in sorted(CONF.glob("*/*.yaml")):
+def options_by_group(config_dir: Path | None = None) -> Options:
+    """The choices of every group, built in and the user's, with the first comment of their file."""
+    groups: Options = {}
+    for path in sorted([*CONF.glob("*/*.yaml"), *(config_dir.glob("*/*.yaml") if config_dir else ())]):
         comments = [
             line[2:] for line in path.read_text().splitlines() if line.startswith("# ") and "@package" not in line
         ]
-        groups.setdefault(path.parent.name, {})[path.stem] = comments[0]
+        groups.setdefault(path.parent.name, {})[path.stem] = comments[0] if comments else ""
     return groups
 
 
-def fit_types(cfg: DictConfig, default: DictConfig, overrides: Iterable[Override]) -> None:
+def numbers_in_common(cfg: DictConfig, built_in: DictConfig) -> list[str]:
+    """The keys of numbers and truth values whose part is that of the built-in configuration."""
+
+    def same_part(key: str) -> bool:
+        target = f"{key.rpartition('.')[0]}._target_".lstrip(".")
+        return bool(OmegaConf.select(cfg, target) == OmegaConf.select(built_in, target))
+
+    keys = [key for key in keys_of(built_in) if isinstance(OmegaConf.select(built_in, key), bool | int | float)]
+    return [key for key in keys if same_part(key)]
+
+
+def fit_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
     """Make 1e6 a whole number where one belongs; refuse what is no number, truth value, list or part where one does."""
-    for override in overrides:
-        key = override.key_or_group
+    for key in keys:
         before, after = OmegaConf.select(default, key), OmegaConf.select(cfg, key)
-        if override.is_delete() or is_group(key) or before is None or type(after) is type(before):
+        if before is None or type(after) is type(before):
             continue
         if after is None and (key in MAY_BE_NULL or type(before) not in (bool, int, float)):
             continue
@@ -144,44 +172,43 @@ def fit_types(cfg: DictConfig, default: DictConfig, overrides: Iterable[Override
             continue
         wanted = KINDS.get(type(before))
         if wanted and not (isinstance(before, float) and type(after) is int):
-            raise ConfigurationError(f"{key}={override.value()} is not {wanted} (the default is {before})")
+            raise ConfigurationError(f"{key}={after} is not {wanted} (the default is {before})")
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(options: Options) -> Iterator[None]:
     """Turn what Hydra says into one line with the nearest name."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigurationError(explain(str(error))) from error
+        raise ConfigurationError(explain(str(error), options)) from error
 
 
-def explain(message: str) -> str:
+def explain(message: str, options: Options) -> str:
     """One line for one of Hydra's messages."""
     if unknown := re.search(r"Could not override '([^']+)'|Could not delete from config. '([^']+)'", message):
         key = unknown.group(1) or unknown.group(2)
         places = [place for place in _compose([]).hydra.runtime.choices if place.startswith(f"{key}@")]
         if places:
             return f"{key} has several places; write {'=..., '.join(places)}=..."
-        return f"unknown key {key!r}{nearest(key, known_keys())}; a key of your own is added with +{key}=..."
+        known = [*keys_of(_compose([])), *options]
+        return f"unknown key {key!r}{nearest(key, known)}; a key of your own is added with +{key}=..."
     if choice := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", message):
         group, name = choice.groups()
-        return unknown_choice(group, name)
+        return unknown_choice(group, name, options)
     if ambiguous := re.search(r"Ambiguous value for argument '([^']+)'", message):
         return f"{ambiguous.group(1)} has several values; add -m for one run each, or write key=[a,b] for a list"
     return " ".join(message.split("See https", maxsplit=1)[0].split())
 
 
-def unknown_choice(group: str, name: str) -> str:
+def unknown_choice(group: str, name: str, options: Options) -> str:
     """One line for a choice that a group does not have."""
-    names = options_by_group().get(group.split("@", maxsplit=1)[0], {})
+    names = options.get(group.split("@", maxsplit=1)[0], {})
     return f"unknown choice {group}={name}{nearest(name, names)}; there is {', '.join(names) or 'none'}"
 
 
-def known_keys() -> list[str]:
-    """Every dotted key and every group of the default configuration."""
-    cfg = _compose([])
-    del cfg.hydra
+def keys_of(cfg: DictConfig) -> list[str]:
+    """Every dotted key but Hydra's own."""
 
     def walk(node: Any, prefix: str) -> Iterator[str]:
         for key in node:
@@ -190,7 +217,7 @@ def known_keys() -> list[str]:
             if isinstance(value, DictConfig):
                 yield from walk(value, f"{prefix}{key}.")
 
-    return [*walk(cfg, ""), *options_by_group()]
+    return [key for key in walk(cfg, "") if key.split(".")[0] != "hydra"]
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -142,6 +143,23 @@ class TestFailures:
             del gymnasium.registry["Dependent-v0"]
         assert "needs a package that is missing" in message
         assert 'pip install "gymnasium[box2d]"' in message
+
+    def test_what_its_own_code_raises_is_told_after_its_traceback(
+        self, counting_id: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        def broken(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+            raise ValueError("an image is needed")
+
+        message = self.failure(counting_id, wrappers=[broken])
+        assert "env.wrappers[0] does not go with" in message
+        assert "ValueError: an image is needed" in capsys.readouterr().err
+        (tmp_path / "broken_on_import.py").write_text("raise RuntimeError('no licence')")
+        monkeypatch.syspath_prepend(tmp_path)
+        assert "RuntimeError: no licence" in self.failure("broken_on_import:X-v0")
+        assert "Traceback" in capsys.readouterr().err
+
+    def test_an_option_of_a_game_that_cannot_be_is_told(self) -> None:
+        assert "frameskip" in self.failure("ALE/Pong-v5", frameskip=0)
 
     @pytest.mark.parametrize("name", ["observation_space", "action_space"])
     @pytest.mark.parametrize("space", [None, [0, 1]])

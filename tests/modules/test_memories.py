@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from torchppo.errors import ConfigurationError
 from torchppo.modules.memories import GRU, LSTM, Memory, Remembering, windows_of
 from torchppo.modules.transformer import Transformer
 
@@ -142,3 +144,11 @@ def test_windows_are_views_of_the_tape() -> None:
     assert windows.shape == (2, 4, 3, 2)
     assert windows.untyped_storage().data_ptr() == tape.untyped_storage().data_ptr()
     np.testing.assert_array_equal(windows[:, 1], tape[:, 1:4])
+
+
+@pytest.mark.parametrize(
+    ("name", "memory"), [("width", LSTM), ("width", GRU), ("num_layers", Transformer), ("num_past", Transformer)]
+)
+def test_no_size_is_below_one(name: str, memory: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"policy.memory.{name}=0 must be at least 1"):
+        memory(3, **{name: 0})

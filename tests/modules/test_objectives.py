@@ -407,6 +407,15 @@ class TestValueLoss:
         with pytest.raises(ValueError, match=r"state_value \[40, 1\] and value_target .* differ in shape"):
             squared_error(value, torch.zeros(shape), value, None)
 
+    @pytest.mark.parametrize(
+        ("objective", "name"), [(ClipPPOLoss, "clip_value"), (KLPENPPOLoss, "clip_value"), (KLPENPPOLoss, "dtarg")]
+    )
+    def test_an_objective_refuses_a_limit_that_is_not_positive(
+        self, case: Case, objective: Callable[..., PPOLoss], name: str
+    ) -> None:
+        with pytest.raises(ConfigurationError, match=rf"objective.{name}=-1 must be positive"):
+            objective(*case.networks(), **{name: -1})
+
     def test_an_objective_refuses_targets_without_the_last_dimension(self, case: Case) -> None:
         data = case.data()
         data["value_target"] = data["value_target"].squeeze(-1)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from torchppo.errors import ConfigurationError
 from torchppo.modules.schedules import constant, cosine, linear, step
 
 Schedule = Callable[[float], float]
@@ -76,3 +77,8 @@ def test_no_schedule_ever_rises_or_leaves_zero_to_one(schedule: Schedule, progre
 )
 def test_a_schedule_has_the_value_worked_out_by_hand(schedule: Schedule, progress: float, factor: float) -> None:
     assert schedule(progress) == pytest.approx(factor, rel=1e-12)
+
+
+def test_steps_are_at_least_one() -> None:
+    with pytest.raises(ConfigurationError, match="num_steps=0"):
+        step(0.5, num_steps=0)

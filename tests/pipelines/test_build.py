@@ -207,6 +207,11 @@ class TestEveryChoiceTrains:
         cfg = small(f"objective={objective}", f"env.id={env}", f"memory={memory}")
         assert type(learn(cfg).ppo.objective) is get_object(cfg.objective._target_)
 
+    @pytest.mark.parametrize("critic", ["huber", "popart", "hl_gauss"])
+    def test_an_objective_that_would_not_ask_the_critic_for_its_error_is_refused(self, critic: str) -> None:
+        with pytest.raises(ConfigurationError, match=r"ClipPPOLoss judges values .*choose critic=mse"):
+            build_training(small("objective=torchrl_clip", f"critic={critic}"), rank=0)
+
     @pytest.mark.parametrize("policy", choices("policy"))
     def test_policy(self, policy: str) -> None:
         sees = policy in ("cnn", "resnet")

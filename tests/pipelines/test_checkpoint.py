@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -206,6 +207,18 @@ class TestRestore:
 
     def test_needs_nothing_but_the_file(self, checkpoint: Path) -> None:
         assert list(checkpoint.parent.iterdir()) == [checkpoint]
+        assert evaluate_checkpoint(checkpoint, episodes=1, seed=0, video=None)["eval_episodes"] == 1
+
+    def test_finds_parts_of_ones_own_again(
+        self, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path_factory.mktemp("own")
+        (folder / "own_bodies.py").write_text("from torchppo.modules.networks import mlp\n")
+        state = load_checkpoint(checkpoint)["torchppo"]
+        state["config"]["policy"]["body"]["_target_"] = "own_bodies.mlp"
+        state["config"]["code_dir"] = str(folder)
+        change(checkpoint, torchppo=state)
+        monkeypatch.setattr(sys, "path", [*sys.path])
         assert evaluate_checkpoint(checkpoint, episodes=1, seed=0, video=None)["eval_episodes"] == 1
 
 

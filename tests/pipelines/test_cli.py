@@ -66,6 +66,8 @@ MISTAKES = [
     ("train --config-dir nowhere", "nowhere", "--config-dir"),
     ("train -m policy=mlp,mpl", "policy=mpl", "'mlp'"),
     ("train seed=0,1 -m total_frames=abc", "total_frames=abc", "whole number"),
+    ("train -m optimizer.lr=interval(0,1)", "sweeps", "CHOICE"),
+    ("train -m seed=0,1 run_dir=here", "run_dir=here", "here/s${seed}"),
 ]
 
 
@@ -300,6 +302,16 @@ class TestSweeps:
         assert [cfg.env.id for cfg in started] == ["Pendulum-v1"] * 4
         assert {(cfg.seed, cfg.optimizer.lr) for cfg in started} == {(0, 1e-3), (0, 1e-4), (1, 1e-3), (1, 1e-4)}
         assert all(f"[{number}/4]" in out for number in range(1, 5))
+
+    def test_run_every_choice_that_a_pattern_fits(self, torchppo: Torchppo, processes: Callable[[str], Runs]) -> None:
+        runs = processes("exit 0")
+        assert torchppo("train -m policy=glob(transformer*)").code == 0
+        assert runs.overrides() == [{"policy=transformer"}, {"policy=transformer_xl"}]
+
+    def test_run_in_one_folder_each(self, torchppo: Torchppo, processes: Callable[[str], Runs]) -> None:
+        runs = processes("exit 0")
+        assert torchppo("train -m seed=0,1 run_dir=here/s${seed}").code == 0
+        assert len(runs.overrides()) == 2
 
     def test_pass_the_users_folder_on(
         self, torchppo: Torchppo, processes: Callable[[str], Runs], tmp_path: Path

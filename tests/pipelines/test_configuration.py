@@ -72,6 +72,19 @@ class TestComposition:
             cfg = compose([f"env={name}"])
             assert cfg.env.num_envs * cfg.collector.frames_per_env % cfg["update"].minibatch_size == 0
 
+    def test_numbers_in_a_users_folder_are_what_belongs_there(self, user_conf: Path) -> None:
+        experiment = user_conf / "experiment" / "ours.yaml"
+        experiment.write_text(experiment.read_text() + "total_frames: 1e4\noptimizer: {lr: 1}\n")
+        cfg = compose(["experiment=ours"], user_conf)
+        assert (cfg.total_frames, type(cfg.total_frames), cfg.optimizer.lr) == (10_000, int, 1)
+        experiment.write_text(experiment.read_text().replace("1e4", "many"))
+        with pytest.raises(ConfigurationError, match="total_frames=many is not a whole number"):
+            compose(["experiment=ours"], user_conf)
+
+    def test_a_users_own_choices_are_among_the_names(self, user_conf: Path) -> None:
+        with pytest.raises(ConfigurationError, match=r"policy=our \(did you mean 'ours'\?\); there is .*ours"):
+            compose(["policy=our"], user_conf)
+
     def test_broken_yaml_is_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "policy").mkdir()
         (tmp_path / "policy" / "mine.yaml").write_text("a: [1, 2\nb: }")
