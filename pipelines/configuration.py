@@ -147,14 +147,14 @@ def options_by_group(config_dir: Path | None = None) -> Options:
 
 
 def numbers_in_common(cfg: DictConfig, built_in: DictConfig) -> list[str]:
-    """The keys of numbers and truth values whose part is that of the built-in configuration."""
+    """The keys of numbers and truth values that the same part has in the built-in configuration."""
 
-    def same_part(key: str) -> bool:
-        target = f"{key.rpartition('.')[0]}._target_".lstrip(".")
-        return bool(OmegaConf.select(cfg, target) == OmegaConf.select(built_in, target))
+    def target_of(key: str, of: DictConfig) -> Any:
+        return OmegaConf.select(of, f"{key.rpartition('.')[0]}._target_".lstrip("."))
 
+    present = set(keys_of(cfg))
     keys = [key for key in keys_of(built_in) if isinstance(OmegaConf.select(built_in, key), bool | int | float)]
-    return [key for key in keys if same_part(key)]
+    return [key for key in keys if key in present and target_of(key, cfg) == target_of(key, built_in)]
 
 
 def fit_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:

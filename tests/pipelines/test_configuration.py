@@ -77,6 +77,8 @@ class TestComposition:
         experiment.write_text(experiment.read_text() + "total_frames: 1e4\noptimizer: {lr: 1}\n")
         cfg = compose(["experiment=ours"], user_conf)
         assert (cfg.total_frames, type(cfg.total_frames), cfg.optimizer.lr) == (10_000, int, 1)
+        (user_conf / "policy" / "ours.yaml").write_text("_target_: torchppo.modules.actor_critic.make_actor_critic\n")
+        assert "shared" not in compose(["experiment=ours"], user_conf).policy
         experiment.write_text(experiment.read_text().replace("1e4", "many"))
         with pytest.raises(ConfigurationError, match="total_frames=many is not a whole number"):
             compose(["experiment=ours"], user_conf)
