@@ -1,9 +1,5 @@
 """What a person can be told in one line: each class carries the exit code of the command line."""
 
-from __future__ import annotations
-
-import traceback
-
 
 class TorchPPOError(Exception):
     """A failure that is not a bug of torchppo; its message is one line that names the way out."""
@@ -21,14 +17,6 @@ class EnvironmentFailure(TorchPPOError):  # noqa: N818 - EnvironmentError is Pyt
     """An environment that does not exist, is not supported, or failed while it ran."""
 
     exit_code = 3
-
-
-def environment_failure(what: str, error: Exception) -> TorchPPOError:
-    """What an environment's own code raised, which its traceback tells best; itself if it is one line already."""
-    if isinstance(error, TorchPPOError):
-        return error
-    traceback.print_exception(error)
-    return EnvironmentFailure(f"{what}: {type(error).__name__}: {error}; its traceback stands above")
 
 
 class NumericalError(TorchPPOError, ArithmeticError):

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import gymnasium
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
-from ..errors import ConfigurationError, EnvironmentFailure, environment_failure
+from ..errors import ConfigurationError, EnvironmentFailure
+from .failures import environment_failure
 from .halves import HalvesVectorEnv
 from .serial import Maker, SerialVectorEnv
 from .vector import VectorEnv

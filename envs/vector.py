@@ -13,10 +13,11 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from ..errors import ConfigurationError, EnvironmentFailure, environment_failure
+from ..errors import ConfigurationError, EnvironmentFailure
 from .actions import conversion
 from .arrays import ALL, Key, StepArrays, leaves
 from .encoding import as_it_is, encoder
+from .failures import environment_failure
 from .rows import RowsVectorEnv
 from .spaces import action_spec, entries, observation_spec
 
