@@ -33,9 +33,14 @@ class Float(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """`[*] -> floating [*]`."""
-        if observation.dtype == torch.uint8:
-            return observation / 255.0
-        return observation if observation.is_floating_point() else observation.float()
+        return as_floats(observation)
+
+
+def as_floats(observation: Tensor) -> Tensor:
+    """Bytes as floats in [0, 1], other integers as their floats, floats as they are."""
+    if observation.dtype == torch.uint8:
+        return observation / 255.0
+    return observation if observation.is_floating_point() else observation.float()
 
 
 def mlp(
@@ -91,7 +96,7 @@ class OverImages(nn.Module):
         """`[*, channels, height, width] -> [*, features]`, from bytes brought to [0, 1] or from floats as they are."""
         batch = image.shape[:-3]
         flat = image.reshape(-1, *image.shape[-3:]).contiguous(memory_format=torch.channels_last)
-        features: Tensor = self.network(flat / 255.0 if flat.dtype == torch.uint8 else flat)
+        features: Tensor = self.network(as_floats(flat))
         return features.reshape(*batch, features.shape[-1])
 
 

@@ -146,8 +146,9 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
         raise ConfigurationError("trainer.logger is not read; choose with logger=csv, logger=[csv,wandb] or logger=[]")
     loggers: list[Logger] = [call(logger) for logger in cfg.logger.values()]
     own = [call(callback) for callback in cfg.trainer.get("callbacks") or []]
+    others = OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key != "callbacks"])  # not made again
     try:
-        return call(cfg.trainer, logger=loggers, callbacks=[*callbacks, *own])
+        return call(others, logger=loggers, callbacks=[*callbacks, *own])
     except (MisconfigurationException, ValueError) as error:  # Lightning's own refusals
         raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
 
