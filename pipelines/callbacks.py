@@ -1,13 +1,11 @@
-"""What happens around the updates: evaluation, checkpoints, progress and stopping on a signal."""
+"""What happens around the updates: evaluation, checkpoints, progress and time."""
 
 from __future__ import annotations
 
 import gc
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -15,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..errors import ConfigurationError
 from .evaluation import Evaluation
+from .ranks import together
+from .signals import StopOnSignal
 
 
 class EvaluateAndSave(Callback):
@@ -25,6 +25,7 @@ class EvaluateAndSave(Callback):
         directory: of `best.ckpt` and `last.ckpt`.
         every_frames: between evaluations; none: only at the end.
         stop_at: mean return of an evaluation at which the training ends; none: it goes on to its last frame.
+        stop: tells of a signal, which ends an evaluation, and after which none is begun.
 
     Raises:
         ConfigurationError: if `stop_at` is no number.
@@ -36,12 +37,14 @@ class EvaluateAndSave(Callback):
         run_evaluation: Callable[[Any], Evaluation],
         directory: Path,
         every_frames: int | None,
-        stop_at: float | None = None,
+        stop_at: float | None,
+        stop: StopOnSignal,
     ) -> None:
         """Nothing has been evaluated."""
         if not isinstance(stop_at, int | float | None):
             raise ConfigurationError(f"eval.stop_at={stop_at} is not a number")
         self.stop_at = stop_at
+        self.stop = stop
         self.run_evaluation = run_evaluation
         self.directory = directory
         self.every_frames = every_frames
@@ -65,16 +68,20 @@ class EvaluateAndSave(Callback):
                 trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Keep the final policy and evaluate it."""
+        """Keep the final policy and, if no signal came, evaluate it."""
         if self._evaluated_at != pl_module.frames:
             self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: Trainer, ppo: Any) -> None:
         self._evaluated_at = ppo.frames
         trainer.save_checkpoint(self.directory / "last.ckpt")  # first: an evaluation that fails must not cost it
-        played: Any = self.run_evaluation(ppo.actor) if trainer.is_global_zero else None
-        evaluation: Evaluation = trainer.strategy.broadcast(played)
-        self.last = evaluation
+
+        def play() -> Evaluation | None:
+            return self.stop.interruptible(lambda: self.run_evaluation(ppo.actor)) if trainer.is_global_zero else None
+
+        self.last = evaluation = trainer.strategy.broadcast(together(play))
+        if evaluation is None:
+            return
         for logger in trainer.loggers:
             logger.log_metrics(
                 {"eval/mean_reward": evaluation.mean, "eval/std_reward": evaluation.std}, step=ppo.frames
@@ -148,34 +155,6 @@ class SpareGarbageCollector(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The same after a failure."""
         self.on_train_end(trainer, pl_module)
-
-
-class StopOnSignal(Callback):
-    """Ctrl-C and SIGTERM end the training after the rollout at work, on every rank; a second one at once."""
-
-    def __init__(self) -> None:
-        """No signal has come."""
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals over from Lightning, which would exit with 0 or 1."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._receive)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let all ranks stop together."""
-        trainer.should_stop = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, signal.SIG_DFL)
 
 
 class Stopwatch(Callback):

@@ -18,7 +18,7 @@ from .array_rollouts import ArrayRollouts
 from .finite import checked
 from .graphs import Compile
 from .policy_step import PolicyStep
-from .ranks import num_ranks
+from .ranks import num_ranks, together
 from .torchrl_rollouts import SteppedRollouts
 
 
@@ -110,6 +110,6 @@ class Collector:
         for _ in range(len(self)):
             start = time.perf_counter()
             with torch.no_grad(), self.precision(), set_exploration_type(ExplorationType.RANDOM):
-                rollout = checked(self._rollouts())
+                rollout = together(lambda: checked(self._rollouts()))
             self._seconds += time.perf_counter() - start
             yield rollout

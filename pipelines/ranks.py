@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from torch import Tensor, distributed
+
+from ..errors import TorchPPOError
 
 Item = TypeVar("Item")
 
@@ -29,6 +32,30 @@ def gathered(items: list[Item]) -> list[Item]:
     lists: list[list[Item]] = [[] for _ in range(num_ranks())]
     distributed.all_gather_object(lists, items)
     return [item for one in lists for item in one]
+
+
+def together(work: Callable[[], Item]) -> Item:
+    """What `work` returns on this rank, once it has ended well on all of them.
+
+    Raises:
+        TorchPPOError: of this rank, or else of the first on which it failed, which is named; else the others would
+            wait for that rank until their connection breaks.
+
+    """
+    if num_ranks() == 1:
+        return work()
+    failure = None
+    try:
+        result = work()
+    except TorchPPOError as error:
+        failure = error
+    failures = gathered([failure])
+    if failure is not None:
+        raise failure
+    for rank, other in enumerate(failures):
+        if other is not None:
+            raise type(other)(f"on rank {rank}: {other}")
+    return result
 
 
 def normalized(values: Tensor) -> Tensor:

@@ -19,9 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from .. import __version__
 from ..errors import ConfigurationError, RunLockedError
 from .build import EVALUATION_RANK, Training, build_env, build_trainer, build_training, env_name, seed_of
-from .callbacks import EvaluateAndSave, ProgressBar, StopOnSignal, Stopwatch
+from .callbacks import EvaluateAndSave, ProgressBar, Stopwatch
 from .evaluation import Evaluation, evaluate
 from .report import Summary, plot_learning_curve, print_summary, write_summary
+from .signals import StopOnSignal
 from .video import try_to_film
 
 
@@ -45,8 +46,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
     torch.set_num_threads(cfg.num_threads)
     run_dir = Path(cfg.run_dir)
     stop, stopwatch = StopOnSignal(), Stopwatch()
-    evaluation = EvaluateAndSave(evaluator(cfg), run_dir / "checkpoints", cfg.eval.every_frames, cfg.eval.stop_at)
-    trainer = build_trainer(cfg, [stopwatch, stop, ProgressBar(), evaluation])
+    evaluation = EvaluateAndSave(evaluator(cfg), run_dir / "checkpoints", cfg.eval.every_frames, cfg.eval.stop_at, stop)
+    trainer = build_trainer(cfg, [stopwatch, ProgressBar(), evaluation, stop])
     seed_everything(seed_of(cfg.seed, trainer.global_rank), verbose=False)
     training = build_training(cfg, trainer.global_rank)
     with closing(training.collector.env), owned(run_dir) if trainer.is_global_zero else nullcontext():

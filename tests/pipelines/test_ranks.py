@@ -56,3 +56,34 @@ def test_two_processes_share_weights_and_statistics_after_every_step(words: tupl
     assert report["same_episodes"]
     assert report["episodes"] == report["all_own_episodes"] > report["own_episodes"], "of all ranks"
     np.testing.assert_allclose(report["normalized"], expected[:4], rtol=1e-5)
+
+
+BROKEN = """
+import os
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Broken(CartPoleEnv):
+    def step(self, action):
+        if os.environ.get("LOCAL_RANK") == "1":
+            raise ValueError("it fell off the table")
+        return super().step(action)
+
+gymnasium.register("Broken-v0", entry_point=Broken, max_episode_steps=20)
+"""
+
+
+def test_an_environment_that_fails_on_one_rank_ends_the_training_on_all_with_its_words(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    words = ["env.id=broken:Broken-v0", "compile=false", "trainer.accelerator=cpu", "trainer.devices=2", "run_dir=run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torchppo", "train", *words, "trainer.strategy=ddp", "logger=[]"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr[-2000:]
+    assert "torchppo: on rank 1: an environment failed: ValueError: it fell off the table" in done.stderr
+    assert done.stderr.count("Traceback") == 1, "the environment's own"

@@ -591,6 +591,26 @@ class TestSignals:
         assert (figures["exit"], figures["frames"]) == ("interrupted", 64)
         assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["torchppo"]["frames"] == 64
 
+    def test_in_an_evaluation_it_ends_that_and_the_training_at_once(
+        self, scripted: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        overrides = scripted(only=4, at=5, event=lambda: signal.raise_signal(signal.SIGINT), length=9)
+        assert run(*overrides, "total_frames=320", "eval.every_frames=64", "eval.episodes=1") == 130
+        assert "once more to stop at once" in capfd.readouterr().err
+        figures = summary()
+        assert (figures["exit"], figures["frames"]) == ("interrupted", 64)
+        assert (figures["eval_episodes"], figures["eval_return_mean"]) == (0, None)
+        assert {path.name for path in Path("run/checkpoints").iterdir()} == {"last.ckpt"}
+
+    def test_in_a_rollout_begins_no_evaluation(
+        self, scripted: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        overrides = scripted(only=0, at=12, event=lambda: signal.raise_signal(signal.SIGINT))
+        monkeypatch.setattr(train_module, "evaluate", lambda *_, **__: pytest.fail("an evaluation"))
+        assert run(*overrides, "total_frames=320", "eval.every_frames=64") == 130
+        figures = summary()
+        assert (figures["frames"], figures["eval_episodes"]) == (64, 0)
+
     def test_ctrl_c_in_a_terminal_ends_a_long_training_the_same_way(self, tmp_path: Path) -> None:
         words = [*TINY, "total_frames=100_000_000", "logger=csv", "run_dir=run"]
         process = subprocess.Popen(
