@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Iterable, Sequence
 from itertools import cycle, pairwise
 from typing import Any, cast
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigurationError, EnvironmentFailure
 from .actions import action_dtype
 from .arrays import ALL, StepArrays, shared, step_arrays_for
+from .failures import environment_failure
 from .rows import RowsVectorEnv
 from .serial import Maker, SerialVectorEnv, describe, reset_indices, seeds_of
 
@@ -165,13 +165,13 @@ class _Worker:
         while not _acquired(self._done, min(LOOK_EVERY, self.step_timeout)):
             waited += LOOK_EVERY
             if not self._process.is_alive():
-                raise EnvironmentFailure(f"{self._name} died with exit code {self._process.exitcode}")
+                raise EnvironmentFailure(f"{_named(self.rows)} died with exit code {self._process.exitcode}")
             if waited >= self.step_timeout:
                 raise EnvironmentFailure(
-                    f"{self._name} did not answer within env.step_timeout={self.step_timeout:g} seconds"
+                    f"{_named(self.rows)} did not answer within env.step_timeout={self.step_timeout:g} seconds"
                 )
         if self._has_failed[0]:  # to poll the pipe takes 6 us
-            raise EnvironmentFailure(f"{self._name} failed: {self._failure.recv()}")
+            raise self._failure.recv()
 
     def stay_on(self, core: int) -> None:
         """Run on this core alone."""
@@ -185,9 +185,9 @@ class _Worker:
             self._process.kill()
             self._process.join()
 
-    @property
-    def _name(self) -> str:
-        return f"the worker of environments {self.rows.start} to {self.rows.stop - 1}"
+
+def _named(rows: slice) -> str:
+    return f"the worker of environments {rows.start} to {rows.stop - 1}"
 
 
 def _acquired(semaphore: Any, timeout: float) -> bool:
@@ -232,7 +232,6 @@ def _work(
                 vector.reset(seed=given, options={"reset_mask": mask[rows]})
             done.release()
     except Exception as error:  # noqa: BLE001 - whatever an environment raises is told to the owner
-        traceback.print_exc()
-        failure.send(f"{type(error).__name__}: {error}; its traceback stands above")
+        failure.send(environment_failure(f"{_named(rows)} failed", error))
         has_failed[0] = True
         done.release()

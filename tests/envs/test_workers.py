@@ -128,14 +128,14 @@ class TestFailures:
         vector.close()
         assert not any(worker._process.is_alive() for worker in vector._workers)
 
-    def test_an_environment_that_cannot_be_made_is_told_at_the_first_reset(
+    def test_an_environment_that_cannot_be_made_is_told_at_the_first_reset_as_in_process(
         self, capfd: pytest.CaptureFixture[str]
     ) -> None:
         vector = WorkerVectorEnv([partial(make_env, "CartPole-v1"), partial(make_env, "NoSuchEnv-v0")], 2)
         vector._workers[1]._process.join(timeout=30.0)
-        with pytest.raises(EnvironmentFailure, match=r"environments 1 to 1 failed: EnvironmentFailure: .*NoSuchEnv"):
+        with pytest.raises(EnvironmentFailure, match=r"^environment 'NoSuchEnv-v0' cannot be made: .*$"):
             vector.reset(seed=0)
-        assert "Traceback" in capfd.readouterr().err
+        assert capfd.readouterr().err == ""
         vector.close()
 
     @pytest.mark.parametrize("num_workers", [-1, 3, "many"])
