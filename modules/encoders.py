@@ -123,12 +123,12 @@ class Scaled(nn.Module):
         super().__init__()
         span = high.double() - low.double()  # an integer's own range overflows
         wide = (span > 16) & (span < 2**16)
-        self.register_buffer("low", low.double().where(wide, 0.0).float(), persistent=False)
+        self.register_buffer("low", low.long().where(wide, 0), persistent=False)
         self.register_buffer("span", span.where(wide, 1.0).float(), persistent=False)
 
     def forward(self, entry: Tensor) -> Tensor:
         """`[*, *shape] -> float32 [*, *shape]`."""
-        return (entry.float() - self.low) / self.span
+        return (entry.long() - self.low) / self.span  # large numbers are not near to each other in float32
 
 
 class Words(nn.Module):

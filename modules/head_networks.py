@@ -135,36 +135,32 @@ class StateDependentExploration(nn.Module):
         self.log_std = nn.Parameter(torch.full((width, num_actions), log_std))
 
     def forward(self, features: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """`[*, width], noise [*, width, actions] -> loc, scale, perturbation`, `[*, actions]` each; no noise: zeros."""
+        """`[*, width], noise [*, width, actions] -> loc, scale, perturbation`, `[*, actions]` each; no noise: zeros.
+
+        The noise is standard, and has the scale that is learnt by now also where it was drawn before an update.
+        """
         loc = self.linear(features)
         fixed = features.detach()
-        scale = (fixed.square() @ self.log_std.exp().square() + 1e-6).sqrt()
-        perturbation = torch.zeros_like(loc) if noise is None else (fixed.unsqueeze(-2) @ noise).squeeze(-2)
+        std = self.log_std.exp()
+        scale = (fixed.square() @ std.square() + 1e-6).sqrt()
+        perturbation = (
+            torch.zeros_like(loc) if noise is None else (fixed.unsqueeze(-2) @ (noise * std.detach())).squeeze(-2)
+        )
         return loc, scale, perturbation
 
 
-def redraw(noise: Tensor, is_init: Tensor, log_std: Tensor, probability: float) -> Tensor:
-    """Noise N(0, exp(log_std)^2), drawn anew where an episode begins and with `probability` at every other step.
-
-    Shapes: `noise [*, width, actions], is_init [*, 1], log_std [width, actions] -> [*, width, actions]`.
-    """
-    fresh = torch.randn_like(noise) * log_std.detach().exp()
-    anew = is_init | (torch.rand_like(is_init, dtype=noise.dtype) < probability)
-    return torch.where(anew.unsqueeze(-1), fresh, noise)
-
-
 class Redraw(nn.Module):
-    """`redraw` with the scale of a network that learns it."""
+    """Standard normal noise, drawn anew where an episode begins and with `probability` at every other step."""
 
-    def __init__(self, log_std: nn.Parameter, probability: float) -> None:
-        """Share `log_std` `[width, actions]`."""
+    def __init__(self, probability: float) -> None:
+        """Keep the probability."""
         super().__init__()
-        self.log_std = log_std
         self.probability = probability
 
     def forward(self, noise: Tensor, is_init: Tensor) -> Tensor:
         """`[*, width, actions], [*, 1] -> [*, width, actions]`."""
-        return redraw(noise, is_init, self.log_std, self.probability)
+        anew = is_init | (torch.rand_like(is_init, dtype=noise.dtype) < self.probability)
+        return torch.where(anew.unsqueeze(-1), torch.randn_like(noise), noise)
 
 
 class IntoBounds(nn.Module):

@@ -143,7 +143,7 @@ def gsde(width: int, spec: TensorSpec, *, log_std: float = -2.0, num_steps: int 
         ["loc", "scale", "perturbation"],
         partial(distributions.StateDependentNoise, validate_args=False),
         carried={"gsde_noise": (width, spec.shape[-1])},
-        redraw=Redraw(network.log_std, 1 / num_steps),
+        redraw=Redraw(1 / num_steps),
     )
 
 

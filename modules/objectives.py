@@ -22,6 +22,9 @@ from .normalizers import Reduce, alone
 
 LOSS_PREFIX = "loss_"
 
+HIGHEST_LOG_RATIO = 80.0
+"""Beyond, in float32, the ratio is infinite, and a gradient that it does not count for is NaN instead of 0."""
+
 
 @runtime_checkable
 class Adaptive(Protocol):
@@ -36,8 +39,13 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_epsilon: Tensor
 
     Source: Schulman et al. 2017, eq. 7. Shapes: `[batch], [batch], [] -> [batch]`, to be maximised.
     """
-    ratio = log_ratio.exp()
+    ratio = ratio_of(log_ratio)
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon) * advantage)
+
+
+def ratio_of(log_ratio: Tensor) -> Tensor:
+    """R = new / old, finite: `[batch] -> [batch]`."""
+    return log_ratio.clamp(max=HIGHEST_LOG_RATIO).exp()
 
 
 def kl_estimate(log_ratio: Tensor) -> Tensor:
@@ -225,7 +233,7 @@ class KLPENPPOLoss(PPOLoss):
 
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
         """-(r A - beta KL(old || new))."""
-        return self.beta * kl - log_ratio.exp() * advantage
+        return self.beta * kl - ratio_of(log_ratio) * advantage
 
     def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
         """`beta`, the weight of the penalty."""

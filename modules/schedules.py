@@ -26,4 +26,5 @@ def step(progress: float, gamma: float = 0.5, num_steps: int = 4) -> float:
     """Multiplied by `gamma` at the end of every `num_steps`-th part of the training."""
     if num_steps < 1:
         raise ConfigurationError(f"num_steps={num_steps} of a step schedule must be at least 1")
-    return gamma ** min(int(progress * num_steps), num_steps - 1)
+    done = int(progress * num_steps + 1e-9)  # 0.29 * 100 is 28.999999999999996
+    return gamma ** min(done, num_steps - 1)

@@ -60,8 +60,8 @@ def together(work: Callable[[], Item]) -> Item:
 
 def normalized(values: Tensor) -> Tensor:
     """Values `[groups, *]` with mean 0 and standard deviation 1 in every group, over all ranks."""
-    flat = values.flatten(1)
+    flat = values.flatten(1).double()  # in float32 the mean of equal numbers is not theirs, and what is left is all
     count = flat.shape[1] * num_ranks()
     centered = flat - summed(flat.sum(1, keepdim=True)) / count
     deviation = (summed(centered.square().sum(1, keepdim=True)) / count).sqrt()
-    return (centered / (deviation + 1e-8)).reshape(values.shape)
+    return (centered / (deviation + 1e-8)).to(values.dtype).reshape(values.shape)

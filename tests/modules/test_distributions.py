@@ -170,6 +170,28 @@ class TestIndependentBernoulliIsASumOverItsCoins:
         np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-8, atol=1e-10)
 
 
+class TestKLFarInTheTails:
+    """PyTorch's is infinite where a probability rounds to 0."""
+
+    @pytest.mark.parametrize(("old", "new"), [(16.0, 17.5), (10.0, 17.5), (-30.0, -90.0), (3.0, -120.0), (0.0, 40.0)])
+    def test_of_coins_is_numpys(self, old: float, new: float) -> None:
+        log_p, log_q = (-np.logaddexp(0.0, [[-x], [x]]) for x in (old, new))  # of heads, of tails
+        expected = float((np.exp(log_p) * (log_p - log_q)).sum())
+        coins = [IndependentBernoulli(torch.tensor([x])) for x in (old, new)]
+        actual = D.kl_divergence(*coins).item()
+        assert actual == pytest.approx(expected, rel=1e-3, abs=1e-12)
+
+    @pytest.mark.parametrize("new", [-104.0, -110.0, -3000.0])
+    def test_of_choices_is_numpys(self, new: float) -> None:
+        old = np.array([0.0, 1.0, -80.0])
+        log_p, log_q = (x - np.logaddexp.reduce(x) for x in (old, np.array([0.5, 1.0, new])))
+        expected = float((np.exp(log_p) * (log_p - log_q)).sum())
+        choices = [Categorical(logits=torch.tensor([x])) for x in (old.tolist(), [0.5, 1.0, new])]
+        assert D.kl_divergence(*choices).item() == pytest.approx(expected, rel=1e-5)
+        factors = [MultiCategorical(torch.tensor([[0.0, *x]]), [1, 3]) for x in (old.tolist(), [0.5, 1.0, new])]
+        assert D.kl_divergence(*factors).item() == pytest.approx(expected, rel=1e-5)
+
+
 class TestIndependentBernoulliActions:
     def test_a_sample_is_zeros_and_ones_in_int8(self) -> None:
         torch.manual_seed(0)

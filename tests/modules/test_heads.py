@@ -18,7 +18,7 @@ from torch import distributions as D  # noqa: N812
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.head_networks import IntoBounds, StateDependentExploration, TanhFraction, redraw
+from torchppo.modules.head_networks import IntoBounds, Redraw, StateDependentExploration, TanhFraction
 from torchppo.modules.heads import ContinuousHead, Head, beta, gaussian, gsde, make_head, tanh_gaussian
 
 CONF = Path(__file__).parents[2] / "conf" / "head"
@@ -331,17 +331,18 @@ class TestStateDependentExploration:
         expected = np.sqrt(given.double().numpy() ** 2 @ std**2 + 1e-6)
         loc, scale, _ = head.network(given)
         np.testing.assert_allclose(scale.detach().numpy(), expected, rtol=1e-5)
-        noise = redraw(torch.zeros(50_000, WIDTH, 2), torch.ones(50_000, 1, dtype=torch.bool), network.log_std, 0.0)
+        noise = Redraw(0.0)(torch.zeros(50_000, WIDTH, 2), torch.ones(50_000, 1, dtype=torch.bool))
         parameters = head.network(given[:1].expand(50_000, WIDTH), noise=noise)
         actual = head.distribution_class(**dict(zip(head.param_keys, parameters, strict=True))).sample()
         np.testing.assert_allclose(actual.std(0).numpy(), expected[0], rtol=0.03)
         np.testing.assert_allclose(actual.mean(0).numpy(), loc[0].detach().numpy(), atol=0.03)
 
     def test_perturbs_by_its_noise_and_without_by_nothing(self) -> None:
-        head, _ = self.build()
+        head, network = self.build()
         given, noise = features(2, 3), torch.randn(2, 3, WIDTH, 2)
         _, _, perturbation = head.network(given, noise=noise)
-        torch.testing.assert_close(perturbation, torch.einsum("...f,...fa->...a", given, noise))
+        std = network.log_std.detach().exp()
+        torch.testing.assert_close(perturbation, torch.einsum("...f,...fa,fa->...a", given, noise, std))
         assert not head.network(given)[2].any()
 
     def test_trains_the_features_by_the_mean_alone(self) -> None:
@@ -355,19 +356,18 @@ class TestStateDependentExploration:
     def test_draws_noise_anew_where_an_episode_begins_and_nowhere_else(self) -> None:
         torch.manual_seed(0)
         noise, is_init = torch.randn(4, WIDTH, 2), torch.tensor([[True], [False], [True], [False]])
-        after = redraw(noise, is_init, torch.zeros(WIDTH, 2), 0.0)
+        after = Redraw(0.0)(noise, is_init)
         assert (after == noise).all((-2, -1)).tolist() == [False, True, False, True]
 
-    def test_draws_noise_anew_every_few_steps_with_the_scale_of_the_network(self) -> None:
-        head, network = self.build(num_steps=4)
+    def test_draws_standard_noise_anew_every_few_steps(self) -> None:
+        head, _ = self.build(num_steps=4)
         assert head.redraw is not None
         old = torch.full((20_000, WIDTH, 2), 99.0)
         after = head.redraw(old, torch.zeros(20_000, 1, dtype=torch.bool))
         is_anew = (after != old).all((-2, -1))
         assert is_anew.float().mean().item() == pytest.approx(0.25, abs=0.02)
         assert torch.equal(after[~is_anew], old[~is_anew])
-        std = network.log_std.detach().exp()
-        np.testing.assert_allclose(after[is_anew].std(0).numpy(), std.numpy(), rtol=0.06)
+        np.testing.assert_allclose(after[is_anew].std(0).numpy(), 1.0, rtol=0.06)
         assert not after.requires_grad
 
     def test_draws_noise_in_one_graph(self) -> None:

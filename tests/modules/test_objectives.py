@@ -363,6 +363,14 @@ class TestClippedSurrogate:
         assert output.item() == pytest.approx(surrogate, rel=1e-6)
         assert log_ratio.grad.item() == pytest.approx(gradient, rel=1e-6)
 
+    @pytest.mark.parametrize("log_ratio", [88.0, 89.0, 1000.0])
+    def test_a_ratio_beyond_all_numbers_has_the_gradient_zero_where_it_does_not_count(self, log_ratio: float) -> None:
+        logs = torch.full((2,), log_ratio, requires_grad=True)
+        value = clipped_surrogate(logs, torch.tensor([1.0, 0.0]), torch.tensor(0.2))
+        (gradient,) = torch.autograd.grad(value.sum(), logs)
+        torch.testing.assert_close(value.detach(), torch.tensor([1.2, 0.0]))
+        assert gradient.tolist() == [0.0, 0.0]
+
     @settings(deadline=None)
     @given(log_ratio=st.floats(-5, 5), advantage=st.floats(-10, 10), epsilon=st.floats(0.01, 0.9))
     def test_it_is_never_above_the_unclipped_objective(

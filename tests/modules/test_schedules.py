@@ -72,6 +72,8 @@ def test_no_schedule_ever_rises_or_leaves_zero_to_one(schedule: Schedule, progre
         (step, 0.6, 0.25),
         (step, 0.75, 0.125),
         (step, 0.9999, 0.125),
+        (partial(step, num_steps=100), 0.29, 0.5**29),
+        (partial(step, num_steps=100), 0.57, 0.5**57),
         (partial(step, gamma=0.1, num_steps=2), 0.5, 0.1),
     ],
 )

@@ -34,6 +34,11 @@ def test_groups_are_normalized_each_by_itself() -> None:
     np.testing.assert_allclose(normalized(values).numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("value", "count"), [(100.7, 64), (33.3, 2048), (0.1, 64), (1000.1, 3), (0.0, 5), (7.0, 1)])
+def test_equal_numbers_are_normalized_to_zero(value: float, count: int) -> None:
+    assert normalized(torch.full((1, count), value)).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize(
     "words",
     [("eager", "0", "none"), ("compiled", "0.02", "none"), ("eager", "0", "gru")],
