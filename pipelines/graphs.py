@@ -138,7 +138,10 @@ class Valueless(TorchDispatchMode):
     def _stand_in(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, FakeTensor):
             return tensor
-        return self._met.setdefault(id(tensor), (tensor, self._mode.from_tensor(tensor)))[1]
+        if id(tensor) not in self._met:
+            # Its data is no view of anything: of a view, `from_tensor` would make a part of a base that it makes too.
+            self._met[id(tensor)] = tensor, self._mode.from_tensor(tensor.data)
+        return self._met[id(tensor)][1]
 
     def real(self, stand_in: Tensor) -> Tensor:
         """The tensor itself."""

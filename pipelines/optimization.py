@@ -39,7 +39,8 @@ class Learner(Protocol):
 def total_loss(losses: TensorDictBase, policy_weight: Tensor, critic_weight: Tensor) -> Tensor:
     """The sum of all `loss_*`, the critic's and the others' each with a weight that is 0 where they do not learn."""
     policy = sum(loss for key, loss in losses.items() if key.startswith("loss_") and key != "loss_critic")
-    return critic_weight * losses["loss_critic"] + policy_weight * policy
+    critic = losses.get("loss_critic", 0.0)  # an objective may have none
+    return critic_weight * critic + policy_weight * policy
 
 
 class EagerStep:
@@ -69,6 +70,10 @@ class EagerStep:
         optimizer: Any = ppo.optimizers()
         optimizer.zero_grad()
         ppo.manual_backward(total_loss(losses, ppo.policy_weight, ppo.critic_weight))
+        for group in ppo.optimizer.param_groups:
+            if not group.get("learns", True):
+                for param in group["params"]:
+                    param.grad = None  # zeros would wear the moments out
         optimizer.step()  # ppo.on_before_optimizer_step clips, after a loss scale is taken back
         self.names = [*losses.keys(), "grad_norm"]
         return torch.cat([stacked(losses).detach(), ppo.grad_norm.reshape(1)])
@@ -114,7 +119,7 @@ class GraphStep:
         with torch.no_grad():
             if not self.names:
                 self.names = [*self.ppo.objective(minibatch(data, indices)).keys(), "grad_norm"]
-            self._adam.follow_lr()
+            self._adam.follow()
             return self._step(data, indices)
 
     def _step_in_two(self, data: dict[NestedKey, Tensor], indices: Tensor) -> Tensor | None:
@@ -138,6 +143,7 @@ class Gradient:
             f"{path}.{name}" if path else name: index_of[param]
             for path, module in objective.named_modules()
             for name, param in module.named_parameters(recurse=False)
+            if param in index_of  # others are frozen, or not the optimiser's
         }
 
     def __call__(self, data: dict[NestedKey, Tensor], indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -141,7 +141,7 @@ class PPO(LightningModule):
         groups: list[dict[str, Any]] = [{"params": list(self.objective.parameters())}]
         if self.critic_optimizer or takes_turns:
             groups = [
-                {"params": params, "side": side, **(self.critic_optimizer if side == "critic" else {})}
+                {"params": params, "side": side, "learns": True} | (self.critic_optimizer if side == "critic" else {})
                 for side, params in by_side(self.objective).items()
             ]
         try:
@@ -225,12 +225,12 @@ class PPO(LightningModule):
         return experience.recomputed(data) if epoch and self.update.recompute_advantage else data
 
     def _let_learn(self, *, policy: bool, critic: bool) -> None:
-        """Weigh the losses; what only an idle side depends on must not follow its momentum or decay either."""
+        """Weigh the losses; the optimiser leaves alone what only an idle side depends on, momentum and all."""
         self.policy_weight.fill_(float(policy))
         self.critic_weight.fill_(float(critic))
-        idle = {name for name, learns in (("policy", policy), ("critic", critic)) if not learns}
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = 0.0 if group.get("side") in idle else rate
+        for group in self.optimizer.param_groups:
+            if "side" in group:
+                group["learns"] = {"policy": policy, "critic": critic}.get(group["side"], True)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients, once the precision plugin has taken a loss scale back."""
@@ -264,7 +264,6 @@ class PPO(LightningModule):
                     group["lr"] = group["initial_lr"] * schedule(progress)
             else:
                 getattr(self.objective, name).fill_(self._initial[name] * schedule(progress))
-        self._rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def _count_steps(self, num_steps: int) -> None:
         """Make `trainer.global_step` true where steps are taken outside of Lightning's optimiser."""

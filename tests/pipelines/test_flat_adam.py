@@ -30,7 +30,7 @@ def train(module: nn.Module, optimizer: torch.optim.Optimizer, flat: FlatAdam | 
             optimizer.step()
         else:
             gradients = [param.grad for param in flat.params if param.grad is not None]
-            flat.follow_lr()
+            flat.follow()
             flat.step(flat.flatten(gradients), 0.5)
 
 
@@ -41,6 +41,7 @@ class TestStep:
             (torch.optim.Adam, {}),
             (torch.optim.Adam, {"weight_decay": 0.1, "eps": 1e-5}),
             (torch.optim.AdamW, {"weight_decay": 0.1, "betas": (0.8, 0.95)}),
+            (torch.optim.Adam, {"betas": (0.0, 0.9)}),
         ],
     )
     def test_equals_pytorchs_also_after_steps_that_it_took(self, optimizer: Any, options: dict[str, Any]) -> None:
@@ -55,6 +56,58 @@ class TestStep:
         for a, b in zip(mine.state_dict()["state"].values(), other.state_dict()["state"].values(), strict=True):
             assert a["step"] == b["step"] == 8
             torch.testing.assert_close(a["exp_avg_sq"], b["exp_avg_sq"], rtol=1e-6, atol=1e-10)
+
+    @pytest.mark.parametrize("idle_steps", [(), (0, 1, 2), (3, 4, 5, 7)])
+    def test_a_group_that_does_not_learn_is_left_as_pytorch_leaves_one_without_gradients(
+        self, idle_steps: tuple[int, ...]
+    ) -> None:
+        ours = network()
+        theirs = copy.deepcopy(ours)
+
+        def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
+            convolution, linear = module[0].parameters(), module[2].parameters()  # type: ignore[index]
+            groups = [{"params": list(convolution), "learns": True}, {"params": list(linear)}]
+            return torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1)
+
+        mine, other = optimizer_of(ours), optimizer_of(theirs)
+        flat = FlatAdam(mine)
+        for step in range(10):
+            learns = step not in idle_steps
+            mine.param_groups[0]["learns"] = learns
+            generator = torch.Generator().manual_seed(step)
+            gradients = [torch.randn(p.shape, dtype=torch.float64, generator=generator) for p in theirs.parameters()]
+            for index, (param, gradient) in enumerate(zip(theirs.parameters(), gradients, strict=True)):
+                param.grad = gradient if learns or index > 1 else None
+            other.step()
+            flat.follow()
+            flat.step(flat.flatten([g * (learns or i > 1) for i, g in enumerate(gradients)]), float("inf"))
+        for name, value in theirs.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-6, atol=1e-8)
+        for param, twin in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert mine.state[param]["step"] == other.state[twin]["step"]
+
+    def test_a_frozen_parameter_stays_where_it_is(self) -> None:
+        module = network()
+        frozen = next(module.parameters()).requires_grad_(False)
+        flat = FlatAdam(torch.optim.Adam(module.parameters()))
+        assert not any(param is frozen for param in flat.params)
+        with pytest.raises(ConfigurationError, match="no parameter that requires a gradient"):
+            FlatAdam(torch.optim.Adam(module.requires_grad_(False).parameters()))
+
+    def test_a_parameter_that_had_no_gradient_yet_does_not_hold_the_others_back(self) -> None:
+        module = network()
+        optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+        first, *others = module.parameters()
+        for _ in range(300):
+            for param in others:
+                param.grad = torch.ones_like(param)
+            optimizer.step()
+        before = [param.detach().clone() for param in others]
+        flat = FlatAdam(optimizer)
+        flat.follow()
+        flat.step(torch.ones(sum(param.numel() for param in (first, *others)), dtype=torch.float64), float("inf"))
+        for param, old in zip(others, before, strict=True):
+            torch.testing.assert_close(old - param.detach(), torch.full_like(old, 1e-2))
 
     def test_weights_of_images_stay_channels_last(self) -> None:
         module = network()

@@ -37,6 +37,15 @@ class TestOneGraph:
             layer.weight.data = torch.randn(4, 3)
             torch.testing.assert_close(graph(x), layer(x))
 
+    def test_takes_views_for_what_they_are(self, compile_: bool) -> None:
+        views = torch.arange(12.0).reshape(-1, 1), torch.randn(5, 3)[1:4, ::2], torch.randn(2, 6).t()
+        for view in views:
+            graph, x = OneGraph(lambda x, view=view: x * view + 1, compile=compile_), torch.randn(view.shape)
+            with torch.no_grad():
+                torch.testing.assert_close(graph(x), x * view + 1)
+                view.add_(1.0)
+                torch.testing.assert_close(graph(x), x * view + 1)
+
     def test_changes_what_it_closes_over_once_in_every_call(self, compile_: bool) -> None:
         count, total = torch.zeros(2), torch.zeros(3)
 
