@@ -209,10 +209,11 @@ class CategoricalValue(ValueHead):
         v_min: smallest value, in units of the reward; smaller targets count as this.
         v_max: largest value.
         sigma_ratio: standard deviation of the Gaussian in bins.
-        symlog: whether bins are equal in sign(x) log(1 + |x|) (Hafner et al. 2023) instead of in x.
+        symlog: whether bins are equal in sign(x) log(1 + |x|) (Hafner et al. 2023) instead of in x; weights and mean
+            are those of x itself, or the value of a return that varies would be too small. Needs `sigma_ratio=0`.
 
     Raises:
-        ConfigurationError: if the range is empty, or the bins too few for it.
+        ConfigurationError: if the range is empty, the bins too few for it, or `symlog` asked for a Gaussian.
 
     """
 
@@ -235,6 +236,11 @@ class CategoricalValue(ValueHead):
             raise ConfigurationError(f"critic.head.v_min={v_min} must be below critic.head.v_max={v_max}")
         if sigma_ratio < 0:
             raise ConfigurationError(f"critic.head.sigma_ratio={sigma_ratio} must not be negative; 0.75 is usual")
+        if symlog and sigma_ratio:
+            raise ConfigurationError(
+                f"critic.head.symlog=true needs critic.head.sigma_ratio=0, not {sigma_ratio}, or symlog=false: a "
+                "Gaussian over bins that grow has another mean"
+            )
         self.sigma_ratio = sigma_ratio
         self.symlog = symlog
         self._margin = MARGIN * sigma_ratio
@@ -247,20 +253,24 @@ class CategoricalValue(ValueHead):
         self._bin_width = (high - low) / num_inner
         self._first = low - self._margin * self._bin_width
         centres = self._first + self._bin_width * torch.arange(num_bins, dtype=torch.float64)
-        self.register_buffer("centres", centres.to(torch.get_default_dtype()), persistent=False)
+        in_units = symmetric_exp(centres) if symlog else centres
+        self.register_buffer("centres", in_units.to(torch.get_default_dtype()), persistent=False)
         self.layer = last_layer(width, num_bins)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """`[*, width] -> state_value [*, 1], value_logits [*, num_bins]`."""
         logits: Tensor = self.layer(features)
-        value = (logits.softmax(-1) * self.centres).sum(-1, keepdim=True)
-        return symmetric_exp(value) if self.symlog else value, logits
+        return (logits.softmax(-1) * self.centres).sum(-1, keepdim=True), logits
 
     def histogram(self, target: Tensor) -> Tensor:
         """The probabilities to learn: `[*, 1] -> [*, num_bins]`."""
         num_bins = len(self.centres)
         place = ((symmetric_log(target) if self.symlog else target) - self._first) / self._bin_width
         place = place.clamp(self._margin, num_bins - 1 - self._margin)
+        if self.symlog:
+            below = place.long().clamp(max=num_bins - 2)
+            low, high = self.centres[below], self.centres[below + 1]
+            place = below + ((target - low) / (high - low)).clamp(0, 1)
         return gaussian(place, num_bins, self.sigma_ratio) if self.sigma_ratio else two_hot(place, num_bins)
 
     def error(

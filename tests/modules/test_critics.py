@@ -37,7 +37,6 @@ HEADS: dict[str, Make] = {
     "popart": PopArtValue,
     "hl_gauss": partial(CategoricalValue, num_bins=21, v_min=-3.0, v_max=5.0),
     "two_hot": partial(CategoricalValue, num_bins=21, v_min=-3.0, v_max=5.0, sigma_ratio=0.0),
-    "hl_gauss symlog": partial(CategoricalValue, num_bins=21, v_min=-30.0, v_max=500.0, symlog=True),
     "two_hot symlog": partial(CategoricalValue, num_bins=21, v_min=-30.0, v_max=500.0, sigma_ratio=0.0, symlog=True),
 }
 CATEGORICAL = [name for name, make in HEADS.items() if isinstance(make(1), CategoricalValue)]
@@ -88,7 +87,11 @@ def ends_of(name: str) -> tuple[float, float]:
 
 def numpy_place(name: str, target: float) -> float:
     """Where a target lies, counted in bins from the centre of the first: 3 bins = 4 sigma lie beyond either end."""
-    y = math.copysign(math.log1p(abs(target)), target) if "symlog" in name else target
+    if "symlog" in name:  # in the units of the target between the two centres
+        centres = numpy_centres(name)
+        in_units = (np.sign(centres) * np.expm1(np.abs(centres))).astype(np.float32)  # as they are kept
+        return float(np.interp(target, in_units, np.arange(21)))
+    y = target
     low, high = ends_of(name)
     beyond = 0 if "two_hot" in name else 3
     return beyond + (20 - 2 * beyond) * (min(max(y, low), high) - low) / (high - low)
@@ -258,7 +261,8 @@ class TestCategoricalValue:
         probabilities = head.histogram(column(target))[0].numpy()
         assert (probabilities >= 0).all()
         assert probabilities.sum() == pytest.approx(1, abs=1e-12)
-        accuracy = 1e-10 if "two_hot" in name else 2e-5  # in bins, of a Gaussian that is cut into them
+        # In bins: of a Gaussian that is cut into them, and of centres in float32.
+        accuracy = {"hl_gauss": 2e-5, "two_hot": 1e-10, "two_hot symlog": 1e-6}[name]
         assert probabilities @ np.arange(21) == pytest.approx(numpy_place(name, target), abs=accuracy)
 
     def test_a_target_is_the_histogram_of_numpy(self, name: str) -> None:
@@ -266,7 +270,7 @@ class TestCategoricalValue:
         assert isinstance(head, CategoricalValue)
         for target in (-100.0, -3.0, -2.9, -0.4, 0.0, 1.234, 4.999, 5.0, 700.0):
             expected = numpy_histogram(name, target)
-            np.testing.assert_allclose(head.histogram(column(target))[0].numpy(), expected, atol=1e-10)
+            np.testing.assert_allclose(head.histogram(column(target))[0].numpy(), expected, atol=1e-7)
 
     def test_float32_is_as_good(self, name: str) -> None:
         head = HEADS[name](WIDTH)
@@ -282,8 +286,8 @@ class TestCategoricalValue:
         assert isinstance(head, CategoricalValue)
         value, logits = head(batch["features"])
         odds = np.exp(logits.detach().numpy())
-        mean = odds @ numpy_centres(name) / odds.sum(-1)
-        expected = np.sign(mean) * np.expm1(np.abs(mean)) if head.symlog else mean
+        centres = numpy_centres(name)
+        expected = odds @ (np.sign(centres) * np.expm1(np.abs(centres)) if head.symlog else centres) / odds.sum(-1)
         np.testing.assert_allclose(value[:, 0].detach().numpy(), expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("clamped", [False, True])
@@ -298,6 +302,17 @@ class TestCategoricalValue:
             bias.copy_(head.histogram(column(target))[0].log().clamp(min=-60))
         value = head(torch.zeros(WIDTH, dtype=torch.float64))[0]
         assert value.item() == pytest.approx(min(target, limit), rel=1e-4)
+
+    def test_the_value_of_returns_that_vary_is_their_mean(self, name: str) -> None:
+        head = HEADS[name](WIDTH).double()
+        assert isinstance(head, CategoricalValue)
+        returns = [-1.5, 0.0, 400.0] if head.symlog else [-1.5, 0.0, 4.0]
+        weight, bias = head.parameters()
+        with torch.no_grad():
+            weight.zero_()
+            bias.copy_(head.histogram(column(*returns)).mean(0).log().clamp(min=-60))
+        value = head(torch.zeros(WIDTH, dtype=torch.float64))[0]
+        assert value.item() == pytest.approx(np.mean(returns), rel=1e-4)
 
     def test_the_error_is_least_for_the_target_itself(self, name: str) -> None:
         head = made(name)
@@ -315,6 +330,7 @@ class TestBins:
         [
             ({"v_min": 1.0, "v_max": 1.0}, r"v_min=1\.0 must be below critic\.head\.v_max=1\.0"),
             ({"sigma_ratio": -0.1}, r"sigma_ratio=-0\.1 must not be negative"),
+            ({"symlog": True}, r"symlog=true needs critic\.head\.sigma_ratio=0, not 0\.75"),
             ({"num_bins": 7}, r"num_bins=7 must be at least 8"),
             ({"num_bins": 1, "sigma_ratio": 0.0}, r"num_bins=1 must be at least 2"),
         ],
