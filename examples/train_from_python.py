@@ -28,7 +28,7 @@ def main(total_frames: int = 50_000) -> PPO:
         total_frames=total_frames,
     )
     collector = Collector(env, actor, frames_per_env=32, total_frames=total_frames)
-    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer = Trainer(max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(ppo, train_dataloaders=collector)
     return ppo
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ WRONG_KEYS = re.compile(r"unexpected keyword argument|required .*argument")
 """What Python says of keys that a target does not take, or misses."""
 
 OTHER_PRECISIONS = ("64", "64-true", "bf16-true", "16-true")
-"""In which Lightning would have all weights."""
+"""In which Lightning would have all weights: PPO refuses them, but once there is a folder."""
 
 EVALUATION_RANK = 1_000_000
 """A rank that no training has, for the seeds of evaluation and video."""
@@ -110,7 +111,7 @@ def estimator_of(node: DictConfig, **changes: float) -> Any:
             raise ConfigurationError(
                 f"{'critic' if key in changes else 'estimator'}.{key}={value} must lie between 0 and 1"
             )
-    if 0.0 in discounts.values() and "vectorized" in node:
+    if math.prod(discounts.values()) <= 1e-7 and "vectorized" in node:
         changes["vectorized"] = False  # TorchRL's vectorised GAE fails where nothing is left after one step
     return call(node, **changes)
 

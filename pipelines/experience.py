@@ -65,9 +65,10 @@ class Experience:
 
     @property
     def explained_variance(self) -> float:
-        """1 - Var(target - value) / Var(target)."""
-        target = self.rollout["value_target"]
-        return 1 - ((target - self.rollout["state_value"]).var() / (target.var() + 1e-8)).item()
+        """1 - Var(target - value) / Var(target); 0 where all targets are equal."""
+        target = self.rollout["value_target"].double()
+        left, variance = (values.var(correction=0).item() for values in (target - self.rollout["state_value"], target))
+        return 1 - left / variance if variance > 0 else 0.0
 
     @torch.no_grad()
     def recomputed(self, data: Data) -> Data:

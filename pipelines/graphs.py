@@ -26,6 +26,13 @@ Compile = bool | Literal["trace"]
 """What becomes of a step: a compiled graph, no graph at all, or one whose operations are run as they are."""
 
 
+def checked_compile(value: Compile) -> Compile:
+    """The same, if it is one of them."""
+    if value is not True and value is not False and value != "trace":
+        raise ConfigurationError(f"compile={value!r} is none of True, False and 'trace'")
+    return value
+
+
 class OneGraph:
     """A function of tensors as one graph, traced at its first call and then called directly.
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from lightning import Callback
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from ..modules.objectives import policy_parameters
+from ..errors import ConfigurationError
 from .flat_adam import FlatAdam
 from .graphs import OneGraph
 from .ranks import num_ranks, summed
@@ -129,6 +130,35 @@ class GraphStep:
         return torch.cat([metrics, self._apply(summed(vector) / self._num_ranks)])
 
 
+HOOKS = (
+    *("backward", "optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping"),
+    *("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad"),
+)
+
+
+def refuse_hooks(module: Any, parent: type) -> None:
+    """Raise a ConfigurationError where Lightning's hooks around a step are a module's own, or one of its callbacks'.
+
+    A graph would not call them; those of `parent` it makes up for.
+    """
+    for owner, above in [(module, parent), *((callback, Callback) for callback in module.trainer.callbacks)]:
+        for hook in HOOKS:
+            if getattr(type(owner), hook, None) is not getattr(above, hook, None):
+                raise ConfigurationError(
+                    f"compile=true or trace calls no {hook}, which {type(owner).__name__} has; compile=false does"
+                )
+
+
+def refuse_other_types(module: Any) -> None:
+    """Raise a ConfigurationError where weights are not of environments' type."""
+    others = {param.dtype for param in module.parameters()} - {torch.float32}
+    if others:
+        raise ConfigurationError(
+            f"trainer.precision={module.trainer.precision}: weights are {others.pop()}, which does not go with "
+            "environments' float32; take 32-true, bf16-mixed or 16-mixed"
+        )
+
+
 class Gradient:
     """All gradients of an objective in one vector, and its metrics, without autograd's engine."""
 
@@ -156,16 +186,6 @@ class Gradient:
 
         gradients, (_, metrics) = grad_and_value(loss, has_aux=True)(self.adam.point())
         return self.adam.flatten(gradients), metrics.detach()
-
-
-def by_side(objective: Any) -> dict[str, list[nn.Parameter]]:
-    """The parameters that only the `policy` depends on, only the `critic`, and those of both or neither (`shared`)."""
-    of_policy, of_critic = policy_parameters(objective.actor_network), {*objective.critic_network.parameters()}
-    sides: dict[str, list[nn.Parameter]] = {}
-    for one in objective.parameters():
-        is_shared = (one in of_policy) == (one in of_critic)
-        sides.setdefault("shared" if is_shared else "policy" if one in of_policy else "critic", []).append(one)
-    return sides
 
 
 def minibatch(data: dict[NestedKey, Tensor], indices: Tensor) -> TensorDict:

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from tensordict import NestedKey, TensorDict
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..modules.memories import carried_by, windows_of
-from .graphs import Compile, OneGraph
+from .graphs import Compile, OneGraph, checked_compile
 
 
 class PolicyStep:
@@ -33,7 +33,8 @@ class PolicyStep:
         self._carried = carried_by(policy)
         self._keys = [key for key in policy.out_keys if key not in [("next", name) for name in self._carried]]
         self._actions = {key: index for index, key in enumerate(self._keys) if is_action(key)}
-        self._graph = OneGraph(self._outputs, compile=compile is True, keep_casts=True) if compile else None
+        as_graph = checked_compile(compile)
+        self._graph = OneGraph(self._outputs, compile=as_graph is True, keep_casts=True) if as_graph else None
         self._call = self._graph or self._outputs
         self._steps: list[list[Sequence[Tensor]]] = []
         self._tapes: dict[str, Tensor] = {}
@@ -44,7 +45,7 @@ class PolicyStep:
             self._graph.refresh()
         self._groups = groups
         self._steps = [[] for _ in groups]
-        self._device = next(self.policy.parameters()).device
+        self._device = device_of(self.policy)
         self._on_cpu = self._device.type == "cpu"
         for key, (num_past, num_recorded) in self._carried.items():
             tape = torch.zeros(num_past + num_steps, num_envs, num_recorded, device=self._device)
@@ -106,6 +107,11 @@ class PolicyStep:
         written = self.policy(TensorDict(given, next(iter(given.values())).shape[:1]))
         records = [written["next", key][:, -1] for key in self._carried]
         return [*(written[key].contiguous() for key in self._keys), *(record.contiguous() for record in records)]
+
+
+def device_of(policy: nn.Module) -> torch.device:
+    """Where a policy is; one without parameters is on the CPU."""
+    return next((param.device for param in policy.parameters()), torch.device("cpu"))
 
 
 def is_action(key: NestedKey) -> bool:

@@ -24,9 +24,10 @@ from ..modules.objectives import Adaptive
 from .callbacks import SpareGarbageCollector
 from .collectors import Collector
 from .experience import Data, Experience
-from .graphs import Compile
-from .optimization import EagerStep, GraphStep, by_side
+from .graphs import Compile, checked_compile
+from .optimization import EagerStep, GraphStep, refuse_hooks, refuse_other_types
 from .ranks import gathered, num_ranks, summed
+from .sides import let_learn, optimizer_of
 from .updates import MinibatchUpdate
 
 Schedule = Callable[[float], float]
@@ -41,8 +42,9 @@ class PPO(LightningModule):
         estimator: `td -> td`, writes `advantage` and `value_target` from `state_value` and
             `("next", "state_value")`.
         update: epochs, minibatches and early stop.
-        optimizer: makes the optimiser from the parameters.
-        total_frames: environment steps of the whole training, over which the schedules run.
+        optimizer: makes the optimiser from the parameters, or from groups of them where critic and policy take turns
+            or the critic has options of its own.
+        total_frames: environment steps of the whole training, over which the schedules run, and at which it ends.
         schedules: factors of `lr`, `clip_epsilon` or `entropy_coeff` over the training's progress.
         reward_normalizer: what learning sees of the rewards; none: the rewards themselves.
         max_grad_norm: limit of the gradients' global norm.
@@ -52,8 +54,13 @@ class PPO(LightningModule):
         critic_optimizer: options of the optimiser for what only the critic depends on, such as `lr`, where they are
             to differ.
         value_pretraining: the number of first rollouts that train the critic alone, and what it shares with the policy.
-        compile: whether an optimiser step is a graph, compiled (true) or run as it was traced (`"trace"`).
+        compile: whether an optimiser step is a graph, compiled (true) or run as it was traced (`"trace"`). A graph
+            takes `max_grad_norm` and the optimiser's options, other than `lr`, as they are at the first step.
         config: a plain dictionary to keep in every checkpoint, from which the command line rebuilds.
+
+    Raises:
+        ConfigurationError: for numbers and names that cannot be; as a training starts, for weights that are not
+            float32, for frames that are all trained, and for hooks of Lightning that a graph would not call.
 
     """
 
@@ -88,6 +95,8 @@ class PPO(LightningModule):
         self.total_frames = total_frames
         self.reward_normalizer = reward_normalizer
         self.max_grad_norm = max_grad_norm
+        if total_frames < 1:
+            raise ConfigurationError(f"total_frames={total_frames} must be at least 1")
         if not max_grad_norm > 0:
             raise ConfigurationError(f"ppo.max_grad_norm={max_grad_norm} must be positive; inf is no limit")
         if value_pretraining < 0:
@@ -100,7 +109,7 @@ class PPO(LightningModule):
         self.critic_estimator = critic_estimator
         self.critic_optimizer = dict(critic_optimizer or {})
         self.value_pretraining = value_pretraining
-        self.compile_step = compile
+        self.compile_step = checked_compile(compile)
         self.config = config or {}
         self.frames = 0
         self.num_rollouts = 0
@@ -112,6 +121,9 @@ class PPO(LightningModule):
         self.register_buffer("grad_norm", torch.zeros(()), persistent=False)
         self._make_optimizer = optimizer
         self._schedules = dict(schedules or {})
+        for name in self._schedules:
+            if name != "lr" and not isinstance(getattr(objective, name, None), Tensor):
+                raise ConfigurationError(f"schedule.{name}: {type(objective).__name__} has no such coefficient")
         self._initial = {name: float(getattr(objective, name)) for name in self._schedules if name != "lr"}
         self._step: EagerStep | GraphStep | None = None
 
@@ -131,42 +143,28 @@ class PPO(LightningModule):
         return self.objective.critic_network
 
     def configure_optimizers(self) -> Optimizer:
-        """One optimiser over all parameters, by sides where the critic has its own options, or one side learns alone.
-
-        Raises:
-            ConfigurationError: for options that the optimiser refuses.
-
-        """
+        """One optimiser over all parameters; see `optimizer_of`."""
         takes_turns = self.value_pretraining > 0 or self.update.critic_epochs != self.update.epochs
-        groups: list[dict[str, Any]] = [{"params": list(self.objective.parameters())}]
-        if self.critic_optimizer or takes_turns:
-            groups = [
-                {"params": params, "side": side, "learns": True} | (self.critic_optimizer if side == "critic" else {})
-                for side, params in by_side(self.objective).items()
-            ]
-        try:
-            optimizer = self._make_optimizer(groups)
-        except ValueError as error:
-            raise ConfigurationError(f"optimizer: {error}") from error
-        unknown = [key for key in self.critic_optimizer if key not in optimizer.defaults]
-        if unknown:
-            raise ConfigurationError(
-                f"critic.optimizer.{unknown[0]} is no option of {type(optimizer).__name__}; "
-                f"there is {', '.join(optimizer.defaults)}"
-            )
-        return optimizer
+        return optimizer_of(self.objective, self._make_optimizer, self.critic_optimizer, takes_turns=takes_turns)
 
     def configure_callbacks(self) -> list[Callback]:
         """What has to happen around a training whoever's Trainer it is."""
         return [SpareGarbageCollector()]
 
     def on_train_start(self) -> None:
-        """Choose how a step is taken, now that devices and optimiser exist."""
+        """Choose how a step is taken, now that devices, precision and optimiser exist."""
+        if self.frames >= self.total_frames:
+            raise ConfigurationError(f"total_frames={self.total_frames} have been trained already: {self.frames}")
+        refuse_other_types(self)
         self._reported_at = time.perf_counter()
         if isinstance(self.trainer.train_dataloader, Collector):
             self.trainer.train_dataloader.precision = self.trainer.precision_plugin.forward_context
-        limit, compile_step = self.update.kl_limit, self.compile_step
-        self._step = GraphStep(self, limit, compile=compile_step is True) if compile_step else EagerStep(self, limit)
+        limit = self.update.kl_limit
+        if self.compile_step and getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            refuse_hooks(self, PPO)
+            self._step = GraphStep(self, limit, compile=self.compile_step is True)
+        else:  # a loss scale is Lightning's to take back
+            self._step = EagerStep(self, limit)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
 
@@ -198,7 +196,14 @@ class PPO(LightningModule):
         names = ("approx_kl" if name == "kl_approx" else name for name in step.names)  # TorchRL's key, users' metric
         metrics.update({f"train/{name}": value for name, value in zip(names, means.tolist(), strict=False)})
         metrics["train/num_steps"] = float(num_steps)
-        self._report(metrics, self._count_frames(rollout))
+        num_frames = self._count_frames(rollout)
+        self._report(metrics, num_frames)
+        if self.frames + num_frames > self.total_frames:
+            self.trainer.should_stop = True
+
+    def on_train_end(self) -> None:
+        """Let graphs go, with what they hold."""
+        self._step = None
 
     def experience(self, rollout: TensorDictBase) -> Experience:
         """A rollout with its rewards as learning sees them, not yet estimated."""
@@ -228,9 +233,7 @@ class PPO(LightningModule):
         """Weigh the losses; the optimiser leaves alone what only an idle side depends on, momentum and all."""
         self.policy_weight.fill_(float(policy))
         self.critic_weight.fill_(float(critic))
-        for group in self.optimizer.param_groups:
-            if "side" in group:
-                group["learns"] = {"policy": policy, "critic": critic}.get(group["side"], True)
+        let_learn(self.optimizer, policy=policy, critic=critic)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients, once the precision plugin has taken a loss scale back."""

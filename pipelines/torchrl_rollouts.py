@@ -13,6 +13,7 @@ from torchrl.data import Unbounded
 from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, TransformedEnv
 
 from ..modules.memories import carried_by
+from .policy_step import device_of
 
 
 def steps(policy: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase]:
@@ -21,7 +22,7 @@ def steps(policy: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase
     Without what TorchRL's own collectors do at every step for cases that do not arise here (devices, trajectory
     identities, resets in mid-episode), which doubles the cost.
     """
-    device = next(policy.parameters()).device
+    device = device_of(policy)
     carrier = env.reset()
     carrier["is_init"] = torch.ones_like(carrier["done"])
     carried = {key: torch.zeros(*env.batch_size, *shape) for key, shape in carried_by(policy).items()}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from tensordict import TensorDictBase
 from torch import nn
 
-from torchppo.errors import NumericalError
+from torchppo.errors import ConfigurationError, NumericalError
 from torchppo.modules import schedules
 from torchppo.modules.normalizers import ObservationNormalizer, RewardNormalizer
 from torchppo.modules.objectives import ClipPPOLoss, KLPENPPOLoss, PPOLoss
@@ -24,6 +27,10 @@ from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates import MinibatchUpdate
 
 GAMMA, LMBDA = 0.9, 0.8
+SILENT: dict[str, Any] = {
+    "accelerator": "cpu",
+    **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
+}
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
 
 
@@ -131,6 +138,119 @@ class TestTraining:
         fit(ppo, collector)
         assert ppo.frames == 96
         assert ppo.trainer.global_step == 3 * 2 * 4
+
+    def test_a_training_ends_with_its_frames_however_many_epochs_there_may_be(self, make: Make) -> None:
+        for max_epochs in (-1, 1, 3):
+            ppo, collector = make(rollouts=3, schedules={"lr": schedules.linear})
+            Trainer(max_epochs=max_epochs, **SILENT).fit(ppo, train_dataloaders=collector)
+            assert ppo.frames == ppo.total_frames
+
+    @pytest.mark.parametrize("compile_", [False, "trace"])
+    def test_a_checkpoint_goes_on_to_a_larger_number_of_frames_and_not_to_a_smaller(
+        self, compile_: Any, make: Make, tmp_path: Path
+    ) -> None:
+        ppo, collector = make(rollouts=2, compile=compile_)
+        trainer = Trainer(max_epochs=-1, **SILENT)
+        trainer.fit(ppo, train_dataloaders=collector)
+        trainer.save_checkpoint(tmp_path / "some.ckpt")
+        longer, collector = make(rollouts=5, num_envs=4, frames_per_env=8, compile=compile_)
+        Trainer(max_epochs=-1, **SILENT).fit(longer, train_dataloaders=collector, ckpt_path=tmp_path / "some.ckpt")
+        assert (longer.frames, longer.num_rollouts) == (5 * 32, 5)
+        again, collector = make(rollouts=2, compile=compile_)
+        with pytest.raises(ConfigurationError, match="total_frames=64 have been trained already: 64"):
+            Trainer(max_epochs=-1, **SILENT).fit(again, train_dataloaders=collector, ckpt_path=tmp_path / "some.ckpt")
+
+    @pytest.mark.parametrize("compile_", [False, "trace", True])
+    def test_what_is_frozen_stays(self, compile_: Any, make: Make, fit: Fit) -> None:
+        ppo, collector = make(compile=compile_, shared=True)
+        frozen = [*ppo.actor.parameters()][:2]
+        before = [param.requires_grad_(False).clone() for param in frozen]
+        others = [param.detach().clone() for param in ppo.parameters() if param.requires_grad]
+        fit(ppo, collector)
+        assert all(torch.equal(param, old) for param, old in zip(frozen, before, strict=True))
+        now = [param for param in ppo.parameters() if param.requires_grad]
+        assert not any(torch.equal(param, old) for param, old in zip(now, others, strict=True))
+
+    @pytest.mark.parametrize("compile_", [False, "trace"])
+    def test_no_step_after_value_pretraining_is_larger_than_without(self, compile_: Any, make: Make, fit: Fit) -> None:
+        largest = []
+        for pretraining in (0, 6):
+            ppo, collector = make(rollouts=pretraining + 1, value_pretraining=pretraining, compile=compile_)
+            before = weights(ppo.actor)
+            fit(ppo, collector)
+            moved = [(value - before[name]).abs().max().item() for name, value in weights(ppo.actor).items()]
+            largest.append(max(moved))
+        assert largest[1] <= 8 * 1.001e-3, "eight steps of Adam, each of at most its learning rate"
+        assert largest[1] == pytest.approx(largest[0], rel=0.5)
+
+    @pytest.mark.parametrize("compile_", ["trace", True])
+    def test_a_graph_refuses_hooks_that_it_would_not_call(self, compile_: Any, make: Make, fit: Fit) -> None:
+        class Watching(Callback):
+            def on_before_optimizer_step(self, *_: Any) -> None:
+                """Never called by a graph."""
+
+        ppo, collector = make(compile=compile_)
+        with pytest.raises(ConfigurationError, match=r"no on_before_optimizer_step, which Watching has; compile=false"):
+            fit(ppo, collector, callbacks=[Watching()])
+        ppo, collector = make()
+        fit(ppo, collector, callbacks=[Watching()])
+
+    def test_a_loss_scale_is_left_to_lightning(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        class NoGraph:
+            def __init__(self, *_: Any, **__: Any) -> None:
+                pytest.fail("a graph would not scale")
+
+        ppo, collector = make(compile="trace")
+        trainer = Trainer(max_epochs=-1, **SILENT)
+        trainer.precision_plugin.scaler = object()  # type: ignore[attr-defined]
+        monkeypatch.setattr("torchppo.pipelines.ppo.GraphStep", NoGraph)
+        trainer.fit(ppo, train_dataloaders=collector)
+
+    def test_weights_of_another_type_are_refused(self, make: Make, fit: Fit) -> None:
+        ppo, collector = make()
+        with pytest.raises(ConfigurationError, match=r"weights are torch.float64, which does not go with"):
+            fit(ppo.double(), collector)
+
+    def test_an_optimizer_with_groups_of_its_own_is_refused_where_sides_need_theirs(self, make: Make, fit: Fit) -> None:
+        def optimizer(params: Any) -> torch.optim.Optimizer:
+            flat = [param for group in params for param in group["params"]]
+            return torch.optim.Adam(
+                [{"params": [p for p in flat if p.dim() > 1]}, {"params": [p for p in flat if p.dim() < 2]}]
+            )
+
+        ppo, collector = make(optimizer=optimizer, value_pretraining=1)
+        with pytest.raises(ConfigurationError, match="makes groups of its own"):
+            fit(ppo, collector)
+
+    def test_an_optimizer_is_given_plain_parameters_where_there_are_no_sides(self, make: Make, fit: Fit) -> None:
+        def optimizer(params: Any) -> torch.optim.Optimizer:
+            decayed = {"params": [param for param in params if param.dim() > 1], "weight_decay": 0.1}
+            return torch.optim.AdamW([decayed, {"params": [param for param in params if param.dim() < 2]}])
+
+        ppo, collector = make(optimizer=optimizer, compile="trace")
+        fit(ppo, collector)
+        assert ppo.frames == ppo.total_frames
+
+    def test_a_module_can_be_pickled_after_a_training_with_graphs(self, make: Make, fit: Fit) -> None:
+        ppo, collector = make(compile="trace")
+        fit(ppo, collector)
+        again = pickle.loads(pickle.dumps(ppo.objective))
+        assert all(torch.equal(a, b) for a, b in zip(again.parameters(), ppo.parameters(), strict=True))
+        assert copy.deepcopy(ppo).frames == ppo.frames
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"schedules": {"clip_epsilonn": schedules.linear}}, r"schedule.clip_epsilonn: ClipPPOLoss has no such"),
+            ({"compile": "auto"}, r"compile='auto' is none of True, False and 'trace'"),
+            ({"rollouts": 0}, r"total_frames=0 must be at least 1"),
+        ],
+    )
+    def test_names_and_numbers_that_cannot_be_are_refused(
+        self, options: dict[str, Any], message: str, make: Make
+    ) -> None:
+        with pytest.raises(ConfigurationError, match=message):
+            make(**options)
 
     def test_value_pretraining_moves_the_critic_alone(self, make: Make, fit: Fit) -> None:
         ppo, collector = make(rollouts=2, value_pretraining=2)
