@@ -54,7 +54,7 @@ def _leaf_conversion(space: spaces.Space[Any]) -> Convert:
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
         start = space.start
         return lambda action: (action + start).astype(dtype, copy=False)
-    return lambda action: action.astype(dtype, copy=False)
+    return lambda action: action.astype(dtype)  # a copy: an environment may change it, and the policy's is the data
 
 
 def _leaf_spaces(space: spaces.Space[Any], path: tuple[str, ...]) -> Iterator[tuple[Key, spaces.Space[Any]]]:

@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any, Literal
 
 import gymnasium
-from gymnasium.wrappers import OrderEnforcing, TimeLimit
+from gymnasium.wrappers import NormalizeObservation, OrderEnforcing, TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure
-from .failures import environment_failure
+from .failures import close, environment_failure
 from .halves import HalvesVectorEnv
 from .serial import Maker, SerialVectorEnv
 from .vector import VectorEnv
@@ -86,15 +86,19 @@ def fastest_num_workers(maker: Maker, num_envs: int) -> int:
     if cores < 2:
         return 0
     env = maker()
-    env.action_space.seed(0)
-    _, info = env.reset(seed=0)
-    num_steps, start = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - start) < MEASURE_SECONDS:
-        _, _, terminated, truncated, info = env.step(random_action(env.action_space, info))
-        if terminated or truncated:
-            _, info = env.reset()
-        num_steps += 1
-    env.close()
+    try:
+        env.action_space.seed(0)
+        _, info = env.reset(seed=0)
+        num_steps, start = 0, time.perf_counter()
+        while (seconds := time.perf_counter() - start) < MEASURE_SECONDS:
+            _, _, terminated, truncated, info = env.step(random_action(env.action_space, info))
+            if terminated or truncated:
+                _, info = env.reset()
+            num_steps += 1
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises is its own failure
+        raise environment_failure("an environment failed", error) from None
+    finally:
+        close(env)
     serial = num_envs * seconds / num_steps
     parallel = math.ceil(num_envs / cores) * seconds / num_steps + cores * HANDOVER_SECONDS
     return cores if serial > 1.2 * parallel else 0
@@ -157,6 +161,11 @@ def make_env(id: str, *, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gym
     for place, wrapper in enumerate(wrappers):
         try:
             env = wrapper(env)
+            if isinstance(env, NormalizeObservation):
+                raise ConfigurationError(
+                    f"env.wrappers[{place}] keeps statistics that an evaluation and a checkpoint would not have; set "
+                    "policy.normalize_observation=true instead"
+                )
         except Exception as error:  # noqa: BLE001 - as above
             raise environment_failure(f"env.wrappers[{place}] does not go with environment {id!r}", error) from None
     for name in ("observation_space", "action_space"):

@@ -12,7 +12,9 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from .arrays import ALL, StepArrays, step_arrays_for
+from .checks import checked
 from .encoding import encoded
+from .failures import close
 from .rows import RowsVectorEnv
 from .spaces import action_spec, observation_spec
 
@@ -37,7 +39,13 @@ class SerialVectorEnv(RowsVectorEnv):
 
     def __init__(self, makers: Sequence[Maker], arrays: StepArrays | None = None) -> None:
         """Make the environments."""
-        self.envs = [encoded(make()) for make in makers]
+        self.envs: list[gymnasium.Env[Any, Any]] = []
+        try:
+            for make in makers:
+                self.envs.append(encoded(checked(make())))
+        except BaseException:
+            self.close_extras()
+            raise
         describe(self, self.envs[0], len(self.envs))
         self.arrays = step_arrays_for(self.single_observation_space, self.num_envs) if arrays is None else arrays
 
@@ -71,7 +79,7 @@ class SerialVectorEnv(RowsVectorEnv):
     def close_extras(self, **kwargs: Any) -> None:
         """Close every environment."""
         for env in self.envs:
-            env.close()
+            close(env)
 
 
 def describe(vector: VectorEnv[Any, Any, Any], single: gymnasium.Env[Any, Any], num_envs: int) -> None:

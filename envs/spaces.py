@@ -23,6 +23,25 @@ def entries(space: spaces.Space[Any]) -> list[tuple[Any, spaces.Space[Any]]]:
     return []
 
 
+RESERVED = ("shape", "device", "dtype", "space")
+"""Names that a Composite keeps for itself."""
+
+
+def named(space: spaces.Space[Any], path: str) -> list[tuple[str, spaces.Space[Any]]]:
+    """The entries of a Dict or Tuple by the names they have in a spec; those of a Tuple are called 0, 1, ...
+
+    Raises:
+        EnvironmentFailure: for a key that cannot be one.
+
+    """
+    for key, _ in entries(space):
+        if str(key) in RESERVED or not str(key):
+            raise EnvironmentFailure(
+                f"{path} has an entry called {key!r}; call it neither that nor {', '.join(RESERVED)}"
+            )
+    return [(str(key), one) for key, one in entries(space)]
+
+
 def action_spec(space: spaces.Space[Any], path: str = "action") -> TensorSpec:
     """The TorchRL spec of one environment's actions, counted from zero; entries of a Tuple are called 0, 1, ...
 
@@ -34,7 +53,7 @@ def action_spec(space: spaces.Space[Any], path: str = "action") -> TensorSpec:
     """
     match space:
         case spaces.Dict() | spaces.Tuple() if len(space):
-            return Composite({str(key): action_spec(one, f"{path}/{key}") for key, one in entries(space)})
+            return Composite({name: action_spec(one, f"{path}/{name}") for name, one in named(space, path)})
         case spaces.Discrete() | spaces.MultiDiscrete(shape=(_,)) | spaces.MultiBinary(shape=(_,)):
             return choice_spec(space)
         case spaces.Box(shape=(_,)) if np.issubdtype(space.dtype, np.floating):
@@ -54,17 +73,17 @@ def observation_spec(space: spaces.Space[Any], path: str = "observation") -> Ten
     """
     match space:
         case spaces.Dict() | spaces.Tuple() if len(space):
-            return Composite({str(key): observation_spec(one, f"{path}/{key}") for key, one in entries(space)})
+            return Composite({name: observation_spec(one, f"{path}/{name}") for name, one in named(space, path)})
         case spaces.Discrete() | spaces.MultiDiscrete(shape=(_,)) | spaces.MultiBinary(shape=(_,)):
             return choice_spec(space)
-        case spaces.Box():
+        case spaces.Box() if 0 not in space.shape:
             return box_spec(space)
         case _ if is_text(space):
             return Categorical(VOCABULARY, (MAX_WORDS,), dtype=torch.int64)
     raise EnvironmentFailure(
-        f"observation space {' '.join(str(space).split())} of {path} is not supported; supported are Box, Discrete, "
-        "MultiDiscrete and MultiBinary of one dimension, Text, and Dict and Tuple of them "
-        "(env.wrappers=[...] takes gymnasium.wrappers.TransformObservation to make one)"
+        f"observation space {' '.join(str(space).split())} of {path} is not supported; supported are "
+        "Box that is not empty, Discrete, MultiDiscrete and MultiBinary of one dimension, Text, and Dict and Tuple of "
+        "them (env.wrappers=[...] takes gymnasium.wrappers.TransformObservation to make one)"
     )
 
 

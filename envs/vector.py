@@ -92,7 +92,7 @@ class VectorEnv(EnvBase):
             seed, self._seed = self._seed, None
         try:
             observation, _ = self.vector.reset(seed=seed, options=None if mask is None else {"reset_mask": mask})
-        except Exception as error:  # noqa: BLE001 - whatever an environment raises is its own failure
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises is its own failure
             raise environment_failure("an environment failed", error) from None
         return observation
 
@@ -107,7 +107,7 @@ class VectorEnv(EnvBase):
                 self.vector.send(action, rows)
             else:
                 self._stepped = self.vector.step(action)
-        except Exception as error:  # noqa: BLE001 - whatever an environment raises is its own failure
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises is its own failure
             raise environment_failure("an environment failed", error) from None
 
     def receive(self, rows: slice = ALL) -> StepArrays:

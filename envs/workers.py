@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigurationError, EnvironmentFailure
 from .actions import action_dtype
 from .arrays import ALL, StepArrays, shared, step_arrays_for
-from .failures import environment_failure
+from .failures import close, environment_failure
 from .rows import RowsVectorEnv
 from .serial import Maker, SerialVectorEnv, describe, reset_indices, seeds_of
 
@@ -57,7 +57,7 @@ class WorkerVectorEnv(RowsVectorEnv):
             raise ConfigurationError(f"env.step_timeout={step_timeout} must be positive")
         single = makers[0]()
         describe(self, single, len(makers))
-        single.close()
+        close(single)
         self.arrays = step_arrays_for(self.single_observation_space, self.num_envs, shared)
         self._actions = shared((self.num_envs,), action_dtype(self.single_action_space))
         self._mask = shared((self.num_envs,), np.bool_)
@@ -216,6 +216,7 @@ def _work(
     gc.freeze()  # what was the owner's is no business of this process's collector
     owner = os.getppid()
     arrays, actions, mask, seeds = tables
+    vector = None
     try:
         vector = SerialVectorEnv(makers, arrays.rows(rows))
         while True:
@@ -223,7 +224,6 @@ def _work(
                 if os.getppid() != owner:
                     return
             if command[0] == CLOSE:
-                vector.close()
                 return
             if command[0] == STEP:
                 vector.send(actions[rows].copy())  # an environment may keep its last action
@@ -232,6 +232,10 @@ def _work(
                 vector.reset(seed=given, options={"reset_mask": mask[rows]})
             done.release()
     except Exception as error:  # noqa: BLE001 - whatever an environment raises is told to the owner
-        failure.send(environment_failure(f"{_named(rows)} failed", error))
+        told = environment_failure(f"{_named(rows)} failed", error)
         has_failed[0] = True
         done.release()
+        failure.send(told)  # last: a long one waits until it is read
+    finally:
+        if vector is not None:
+            vector.close()

@@ -244,7 +244,7 @@ def composite_head(heads: dict[Path, Head], shapes: Sequence[torch.Size], dtypes
             f"head=gsde carries the noise of a single action, not of {', '.join(map('.'.join, heads))}; "
             "head=gaussian acts on several"
         )
-    keywords = [{key: "_".join([*path, key]) for key in head.param_keys} for path, head in heads.items()]
+    keywords = [{key: "/".join([*path, key]) for key in head.param_keys} for path, head in heads.items()]
     classes = [head.distribution_class for head in heads.values()]
     factors = [distributions.Factor(one, names) for one, names in zip(classes, keywords, strict=True)]
     return Head(

@@ -58,8 +58,7 @@ def restore(path: Path, *, seed: int, num_envs: int) -> tuple[PPO, DictConfig, E
     if not config:
         raise CheckpointError(f"{path} has no configuration; it was trained from Python: load it with PPO(...) there")
     cfg = OmegaConf.create(config)
-    if "code_dir" in cfg:
-        sys.path.append(cfg.code_dir)
+    sys.path += cfg.get("code_dirs", [])
     env = build_env(cfg, seed=seed, num_envs=num_envs, num_workers=0)
     ppo = build_ppo(cfg, env)
     try:

@@ -98,16 +98,17 @@ class _Parser(argparse.ArgumentParser):
 def _train(arguments: argparse.Namespace) -> int:
     if arguments.multirun:
         return _multirun(arguments)
+    folders = [Path.cwd()]
     if arguments.config_dir:
-        sys.path.append(str(arguments.config_dir.resolve().parent))
+        folders.append(arguments.config_dir.resolve().parent)
+        sys.path.append(str(folders[-1]))
     cfg = configuration.compose(arguments.overrides, arguments.config_dir)
-    if arguments.config_dir:
-        cfg.code_dir = str(arguments.config_dir.resolve().parent)  # for an evaluation to find own parts again
     if arguments.cfg:
         print(OmegaConf.to_yaml(cfg), end="")
         return 0
     from .train import train
 
+    cfg.code_dirs = [str(folder) for folder in folders]  # for an evaluation to find own parts again
     return train(cfg, arguments.overrides)
 
 

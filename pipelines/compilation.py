@@ -78,7 +78,7 @@ class CudaGraph:
 
     Args:
         kernel: has been called once before.
-        inputs: the tensors of that call; all but the arguments have to stay where they are.
+        inputs: the tensors of that call; where one that is no argument has moved, it is recorded anew.
         num_arguments: how many of the first differ from call to call. They are copied to where the recording
             reads them, unless it is the very tensor of the last call.
 
@@ -90,6 +90,7 @@ class CudaGraph:
         self._latest = list(inputs[:num_arguments])
         self._read = [*(tensor.clone() for tensor in self._latest), *inputs[num_arguments:]]
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._addresses: list[int] = []
 
     def __call__(self, inputs: list[Tensor]) -> Sequence[Tensor]:
         """The kernel's outputs, copied out of the recording."""
@@ -97,8 +98,9 @@ class CudaGraph:
             if inputs[place] is not latest:
                 self._read[place].copy_(inputs[place], non_blocking=True)
                 self._latest[place] = inputs[place]
-        if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
+        addresses = [tensor.data_ptr() for tensor in self._read]
+        if self._graph is None or addresses != self._addresses:
+            self._graph, self._addresses = torch.cuda.CUDAGraph(), addresses
             with torch.cuda.graph(self._graph):
                 self._outputs = self._kernel(list(self._read))
         self._graph.replay()

@@ -23,11 +23,15 @@ class StopOnSignal(Callback):
         self._previous: dict[int, Any] = {}
         self._interrupts = self._speaks = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remember who has the signals, before Lightning takes them."""
+        self._speaks = trainer.is_global_zero
+        self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, which would exit with 0 or 1."""
-        self._speaks = trainer.is_global_zero
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._receive)
+        for number in self._previous:
+            signal.signal(number, self._receive)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Let all ranks stop together."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from torchrl.envs import EnvBase
 
+from ..errors import EnvironmentFailure
 from .build import build_env
 from .evaluation import play
 
@@ -50,24 +54,25 @@ def record_video(
         trace: whether to step with a graph of the policy.
 
     """
-    frames = film(actor, env, max_steps, trace=trace)
-    first = next(frames)
-    fps = env.vector.metadata.get("render_fps", 30)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Even sizes are what the codec takes; macro_block_size 2 scales odd ones.
-    writer = imageio_ffmpeg.write_frames(
-        str(path),
-        first.shape[1::-1],
-        fps=fps,
-        macro_block_size=2,
-        ffmpeg_log_level="error",
-        output_params=["-preset", "veryfast"],
-    )
-    writer.send(None)
-    for frame in (first, *frames):
-        writer.send(np.ascontiguousarray(frame))
-    writer.close()
-    env.close()
+    with closing(env):
+        frames = film(actor, env, max_steps, trace=trace)
+        first = next(frames)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Even sizes are what the codec takes; macro_block_size 2 scales odd ones.
+        writer = imageio_ffmpeg.write_frames(
+            str(path),
+            first.shape[1::-1],
+            fps=env.vector.metadata.get("render_fps", 30),
+            macro_block_size=2,
+            ffmpeg_log_level="error",
+            output_params=["-preset", "veryfast"],
+        )
+        with closing(writer):
+            writer.send(None)
+            for frame in chain([first], frames):
+                if frame.shape != first.shape:
+                    raise EnvironmentFailure(f"a frame of {frame.shape} follows one of {first.shape}")
+                writer.send(np.ascontiguousarray(frame))
 
 
 def film(actor: TensorDictModuleBase, env: EnvBase, max_steps: int, *, trace: bool) -> Iterator[NDArray[np.uint8]]:
@@ -81,8 +86,20 @@ def film(actor: TensorDictModuleBase, env: EnvBase, max_steps: int, *, trace: bo
 
 
 def frame_of(env: Any, stepped: TensorDictBase) -> NDArray[np.uint8]:
-    """What the environment renders, or where it renders nothing the newest image of the observation, enlarged."""
+    """What the environment renders, or where it renders nothing the newest grey image of the observation, enlarged.
+
+    Raises:
+        EnvironmentFailure: if that is no picture.
+
+    """
     if env.vector.render_mode == "rgb_array":
-        return np.asarray(env.vector.render()[0], np.uint8)
-    image = stepped["observation"][0, -1].numpy()
-    return np.repeat(np.kron(image, np.ones((4, 4), np.uint8))[..., None], 3, axis=-1)
+        frame = np.asarray(env.vector.render()[0])
+    else:
+        seen = stepped.get("observation")  # a TensorDict where it is nested
+        if not (isinstance(seen, Tensor) and seen.dim() == 4):
+            raise EnvironmentFailure("the environment renders no rgb_array")
+        image = seen[0, -1].numpy()
+        frame = np.repeat(np.kron(image, np.ones((4, 4), image.dtype))[..., None], 3, axis=-1)
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+        raise EnvironmentFailure(f"the environment shows {frame.dtype} {frame.shape}, not uint8 [height, width, 3]")
+    return frame

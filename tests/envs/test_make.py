@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.wrappers import FlattenObservation, TimeLimit, TransformReward
+from gymnasium.wrappers import FlattenObservation, NormalizeObservation, TimeLimit, TransformReward
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import check_env_specs
@@ -93,6 +93,10 @@ class TestWrappers:
         env = make_vector_env("Blackjack-v1", 2, wrappers=[FlattenObservation])
         rollout = env.rollout(5, break_when_any_done=False)
         assert rollout["observation"].shape == (2, 5, 32 + 11 + 2)
+
+    def test_one_with_statistics_that_a_checkpoint_would_lack_is_refused(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"env\.wrappers\[1\] .* policy\.normalize_observation=true"):
+            make_env("CartPole-v1", wrappers=[plus_one, NormalizeObservation])
 
     def test_an_unsupported_observation_space_tells_of_them(self, counting_id: str) -> None:
         space = spaces.Sequence(spaces.Discrete(2))

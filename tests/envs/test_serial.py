@@ -126,6 +126,20 @@ class TestResets:
         assert [env.seeds for env in inside(serial)] == [[7, None], [8, None], [9, None]]
 
 
+def test_environments_made_before_one_that_cannot_be_are_closed(counting_env: Callable[..., Any]) -> None:
+    first = counting_env()
+    with pytest.raises(ZeroDivisionError):
+        SerialVectorEnv([lambda: first, lambda: counting_env(length=1 // 0)])
+    assert first.closed
+
+
+def test_one_that_fails_to_close_keeps_no_other_open(serial: SerialVectorEnv) -> None:
+    inside(serial)[0].close = lambda: 1 / 0
+    with pytest.warns(RuntimeWarning, match="failed to close: ZeroDivisionError"):
+        serial.close()
+    assert [env.closed for env in inside(serial)[1:]] == [True, True]
+
+
 def test_closing_closes_every_environment(serial: SerialVectorEnv) -> None:
     serial.close()
     assert all(env.closed for env in inside(serial))

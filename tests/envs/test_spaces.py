@@ -165,6 +165,19 @@ class TestObservations:
         assert "\n" not in message
 
 
+@pytest.mark.parametrize("key", ["shape", "device", ""])
+def test_a_name_that_no_entry_can_have_is_told(key: str) -> None:
+    space = spaces.Dict({"a": spaces.Dict({key: spaces.Discrete(2)})})
+    for spec, path in ((observation_spec, "observation/a"), (action_spec, "action/a")):
+        with pytest.raises(EnvironmentFailure, match=rf"^{path} has an entry called '{key}'; call it neither that"):
+            spec(space)
+
+
+def test_an_empty_box_is_no_observation() -> None:
+    with pytest.raises(EnvironmentFailure, match="Box that is not empty"):
+        observation_spec(spaces.Box(-1, 1, (0,)))
+
+
 class TestNestedSpaces:
     SPACE = spaces.Dict(
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -194,6 +195,25 @@ class TestActions:
         assert action.tolist() == policys_own
         assert [row.tolist() for row in received] == [[1.0, 0.0], [-0.5, 2.5]]
         assert all(row.dtype == dtype for row in received)
+
+    @pytest.mark.parametrize("space", [spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(2), spaces.Box(-9, 9, (2,))])
+    def test_an_environment_may_change_its_own(self, space: spaces.Space[Any], make: Make) -> None:
+        env = make(9, 9, action_space=space)
+        for counting in inside(env):
+            counting.step = lambda action, step=counting.step: (action.fill(7), step(action))[1]
+        action, received = self.stepped(env, np.ones((2, 2), space.dtype))
+        assert action.tolist() == [[1, 1], [1, 1]]
+        assert [row.tolist() for row in received] == [[7, 7], [7, 7]]
+
+    @pytest.mark.parametrize("status", [0, "no licence"])
+    def test_an_environment_that_ends_the_program_has_failed(
+        self, status: Any, make: Make, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        env = make(9)
+        inside(env)[0].step = lambda _: sys.exit(status)
+        with pytest.raises(EnvironmentFailure, match=f"an environment failed: SystemExit: {status}"):
+            self.stepped(env, [1])
+        capfd.readouterr()
 
     def test_of_an_unbounded_box_are_passed_on(self, make: Make) -> None:
         space = ACTION_SPACES["unbounded box"]

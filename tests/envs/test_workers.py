@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -138,6 +139,35 @@ class TestFailures:
         assert capfd.readouterr().err == ""
         vector.close()
 
+    def test_close_what_its_environments_have_opened(self, tmp_path: Path) -> None:
+        class Opening(Misbehaving):
+            def close(self) -> None:
+                (tmp_path / str(os.getpid())).touch()
+
+        vector = WorkerVectorEnv([partial(Opening, "raises")] * 2, 2)
+        vector.reset()
+        for _ in range(2):
+            vector.step(np.zeros(2, np.int64))
+        with pytest.raises(EnvironmentFailure, match="a broken joint"):
+            vector.step(np.zeros(2, np.int64))
+        vector.close()
+        closed = {int(path.name) for path in tmp_path.iterdir()}
+        assert closed == {os.getpid(), *(worker._process.pid for worker in vector._workers)}
+
+    def test_with_many_words_are_told_at_once(self, capfd: pytest.CaptureFixture[str]) -> None:
+        class Verbose(Misbehaving):
+            def _raise(self) -> None:
+                raise ValueError("a broken joint " * 30_000)
+
+        vector = WorkerVectorEnv([partial(Verbose, "raises")], 1, step_timeout=20.0)
+        vector.reset()
+        for _ in range(2):
+            vector.step(np.zeros(1, np.int64))
+        with pytest.raises(EnvironmentFailure, match="failed: ValueError: a broken joint"):
+            vector.step(np.zeros(1, np.int64))
+        vector.close()
+        capfd.readouterr()
+
     @pytest.mark.parametrize("num_workers", [-1, 3, "many"])
     def test_numbers_of_workers_that_cannot_be_are_refused(self, num_workers: Any) -> None:
         with pytest.raises(ConfigurationError, match=rf"env.num_workers={num_workers}"):
@@ -163,6 +193,17 @@ class TestAuto:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
         assert fastest_num_workers(self.make_slow(2e-3), 8) == 2
         assert fastest_num_workers(self.make_slow(2e-3), 1) == 0, "one environment has nothing to share out"
+
+    def test_an_environment_that_fails_meanwhile_is_told_and_closed(
+        self, counting_env: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+        env = counting_env()
+        env.step = lambda _: sys.exit("no licence")
+        with pytest.raises(EnvironmentFailure, match="an environment failed: SystemExit: no licence"):
+            fastest_num_workers(lambda: env, 2)
+        assert env.closed
+        assert "SystemExit" in capfd.readouterr().err
 
     def test_fast_environments_stay_in_this_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})

@@ -60,17 +60,17 @@ SPACES: dict[str, tuple[TensorSpec, ContinuousHead, dict[str, int]]] = {
     "composite": (
         nested(),
         tanh_gaussian,
-        {"move_logits": 4, "arm_reach_loc": 2, "arm_reach_scale": 2, "arm_grip_logits": 3, "gears_logits": 5},
+        {"move/logits": 4, "arm/reach/loc": 2, "arm/reach/scale": 2, "arm/grip/logits": 3, "gears/logits": 5},
     ),
     "composite, beta": (
         nested(),
         beta,
-        {"move_logits": 4, "arm_reach_alpha": 2, "arm_reach_beta": 2, "arm_grip_logits": 3, "gears_logits": 5},
+        {"move/logits": 4, "arm/reach/alpha": 2, "arm/reach/beta": 2, "arm/grip/logits": 3, "gears/logits": 5},
     ),
     "composite of choices": (
         Composite({"0": Categorical(4, dtype=torch.int64), "1": Binary(3, dtype=torch.int8)}, shape=()),
         gaussian,
-        {"0_logits": 4, "1_logits": 3},
+        {"0/logits": 4, "1/logits": 3},
     ),
 }
 every_space = pytest.mark.parametrize("name", SPACES)
@@ -270,12 +270,12 @@ class TestComposites:
         sample = distribution.sample()
         actions = actions_of(head, sample)
         fraction = (actions["action", "arm", "reach"] - LOW) / (HIGH - LOW)
-        gears = parameters["gears_logits"].split([2, 3], -1)
-        expected = D.Categorical(logits=parameters["move_logits"]).log_prob(actions["action", "move"])
-        expected = expected + D.Beta(parameters["arm_reach_alpha"], parameters["arm_reach_beta"]).log_prob(
+        gears = parameters["gears/logits"].split([2, 3], -1)
+        expected = D.Categorical(logits=parameters["move/logits"]).log_prob(actions["action", "move"])
+        expected = expected + D.Beta(parameters["arm/reach/alpha"], parameters["arm/reach/beta"]).log_prob(
             fraction
         ).sum(-1)
-        expected = expected + D.Bernoulli(logits=parameters["arm_grip_logits"]).log_prob(
+        expected = expected + D.Bernoulli(logits=parameters["arm/grip/logits"]).log_prob(
             actions["action", "arm", "grip"].float()
         ).sum(-1)
         for block, choice in zip(gears, actions["action", "gears"].T, strict=True):

@@ -209,6 +209,10 @@ class TestRestore:
         assert list(checkpoint.parent.iterdir()) == [checkpoint]
         assert evaluate_checkpoint(checkpoint, episodes=1, seed=0, video=None)["eval_episodes"] == 1
 
+    def test_knows_the_folder_that_it_was_trained_in(self, trained: Path) -> None:
+        folders = load_checkpoint(trained)["torchppo"]["config"]["code_dirs"]
+        assert [Path(folder).is_dir() for folder in folders] == [True]
+
     def test_finds_parts_of_ones_own_again(
         self, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -216,7 +220,7 @@ class TestRestore:
         (folder / "own_bodies.py").write_text("from torchppo.modules.networks import mlp\n")
         state = load_checkpoint(checkpoint)["torchppo"]
         state["config"]["policy"]["body"]["_target_"] = "own_bodies.mlp"
-        state["config"]["code_dir"] = str(folder)
+        state["config"]["code_dirs"] = [str(folder)]
         change(checkpoint, torchppo=state)
         monkeypatch.setattr(sys, "path", [*sys.path])
         assert evaluate_checkpoint(checkpoint, episodes=1, seed=0, video=None)["eval_episodes"] == 1

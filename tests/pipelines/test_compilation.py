@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from torchppo.pipelines.compilation import CudaGraph
 from torchppo.pipelines.graphs import OneGraph
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -33,3 +35,26 @@ class TestCompiled:
             with torch.no_grad():
                 torch.testing.assert_close(graph(data, rows)[0], layer(data["x"][rows]).tanh())
                 layer.weight.mul_(1.1)
+                layer.weight.data = layer.weight.detach().clone()  # elsewhere
+
+    def test_a_recording_is_made_anew_where_a_tensor_has_moved_and_only_there(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recorded: list[object] = []
+
+        class Recording:
+            def replay(self) -> None:
+                """What a device would do."""
+
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
+        monkeypatch.setattr(torch.cuda, "graph", lambda graph: recorded.append(graph) or nullcontext())
+        argument, weight = torch.ones(2), torch.ones(2)
+        replayed = CudaGraph(lambda inputs: [inputs[0] * inputs[1]], [argument, weight], 1)
+        for _ in range(3):
+            replayed([torch.rand(2), weight])
+            weight.mul_(2.0)
+        assert len(recorded) == 1
+        weight.data = torch.full((2,), 3.0)
+        (result,) = replayed([argument, weight])
+        assert len(recorded) == 2
+        assert result.tolist() == [3.0, 3.0]

@@ -216,7 +216,9 @@ class TestWhatARunLeavesBehind:
         assert "${" not in text
         assert overrides == [*TINY, f"run_dir={run_dir}", "seed=3"]
         again = OmegaConf.to_container(compose(overrides), resolve=True)
-        assert yaml.safe_load(text) == again
+        found = yaml.safe_load(text)
+        assert [Path(folder).is_dir() for folder in found.pop("code_dirs")] == [True]
+        assert found == again
 
     def test_metrics_have_their_usual_names_over_frames(self, finished: tuple[Path, str]) -> None:
         table = rows(finished[0])
@@ -590,6 +592,17 @@ class TestSignals:
         figures = summary()
         assert (figures["exit"], figures["frames"]) == ("interrupted", 64)
         assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["torchppo"]["frames"] == 64
+
+    def test_belong_to_who_had_them_once_the_training_is_over(self, scripted: Callable[..., list[str]]) -> None:
+        def own(number: int, frame: object) -> None:
+            """What a program does at SIGTERM."""
+
+        before = signal.signal(signal.SIGTERM, own)
+        try:
+            assert run(*scripted()) == 0
+            assert signal.getsignal(signal.SIGTERM) is own
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def test_in_an_evaluation_it_ends_that_and_the_training_at_once(
         self, scripted: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]
