@@ -3,6 +3,7 @@
 import gymnasium
 
 from .arrays import ALL, leaves
+from .batched import EPISODE, batched
 from .halves import HalvesVectorEnv
 from .make import make_env, make_vector_env
 from .serial import SerialVectorEnv
@@ -11,10 +12,12 @@ from .workers import WorkerVectorEnv
 
 __all__ = [
     "ALL",
+    "EPISODE",
     "HalvesVectorEnv",
     "SerialVectorEnv",
     "VectorEnv",
     "WorkerVectorEnv",
+    "batched",
     "leaves",
     "make_env",
     "make_vector_env",

@@ -19,7 +19,7 @@ def main(total_frames: int = 50_000) -> PPO:
     seed_everything(0)
     env = make_vector_env("CartPole-v1", num_envs=8)
     env.set_seed(0)
-    actor, critic = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
+    actor, critic = make_actor_critic(env.observation_spec, env.full_action_spec["action"], body=mlp)
     ppo = PPO(
         objective=ClipPPOLoss(actor, critic, clip_epsilon=0.2, entropy_coeff=0.0),
         estimator=GAE(gamma=0.98, lmbda=0.8, value_network=None, vectorized=True),

@@ -17,10 +17,10 @@ from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from torchrl.envs import Compose, EnvBase, RewardSum, SerialEnv, StepCounter, TransformedEnv
+from torchrl.envs import Compose, EnvBase, TransformedEnv, VecNorm, VecNormV2
 from torchrl.objectives import LossModule
 
-from ..envs import VectorEnv
+from ..envs import batched
 from ..errors import ConfigurationError, TorchPPOError
 from ..modules.critics import SquaredErrorValue, ValueHead
 from ..modules.memories import memories_of
@@ -118,15 +118,16 @@ def estimator_of(node: DictConfig, **changes: float) -> Any:
 
 def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
     """The batched environment with its transforms; `changes` replace the keys of `cfg.env` that it has."""
-    env = call(cfg.env, **{key: value for key, value in changes.items() if key in cfg.env})
-    if not env.batch_size:
-        single = env
-        env = SerialEnv(1, lambda: single)
+    env = batched(call(cfg.env, **{key: value for key, value in changes.items() if key in cfg.env}))
     transforms = [call(transform) for transform in cfg.transforms]
-    if not isinstance(env, VectorEnv):
-        transforms = [RewardSum(), StepCounter(), *transforms]  # what a VectorEnv writes by itself
+    for place, transform in enumerate(transforms):
+        if isinstance(transform, VecNorm | VecNormV2):
+            raise ConfigurationError(
+                f"transforms[{place}] keeps statistics that an evaluation and a checkpoint would not have; set "
+                "policy.normalize_observation=true or reward=normalized instead"
+            )
     if transforms:
-        env = TransformedEnv(env, Compose(*transforms))
+        env = TransformedEnv(env, Compose(*transforms), auto_unwrap=True)
     env.set_seed(seed)
     return env
 

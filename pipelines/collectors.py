@@ -12,7 +12,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
-from ..envs import VectorEnv
+from ..envs import EPISODE, VectorEnv
 from ..errors import ConfigurationError
 from .array_rollouts import ArrayRollouts
 from .finite import checked
@@ -43,7 +43,8 @@ class Collector:
     ends), `reward`, `terminated`, `truncated`, `done`, `episode_reward` (raw) and `step_count`.
 
     Args:
-        env: a batched environment; a `VectorEnv` is stepped on NumPy arrays, any other through TorchRL.
+        env: a batched environment (see `envs.batched`); a `VectorEnv` is stepped on NumPy arrays, any other through
+            TorchRL.
         policy: reads observations, writes `action` and `action_log_prob`.
         frames_per_env: length of a rollout.
         total_frames: environment steps over all environments and ranks that iteration stays within.
@@ -53,7 +54,7 @@ class Collector:
         rollouts: another way to make rollouts from environment, policy and length; none: the fastest that fits.
 
     Raises:
-        ConfigurationError: if the numbers are not positive.
+        ConfigurationError: if the numbers are not positive, or the environment lacks what rollouts hold.
         NumericalError: while iterating, at the first observation or reward that is not finite.
 
     """
@@ -70,6 +71,11 @@ class Collector:
         rollouts: Callable[[EnvBase, TensorDictModuleBase, int], Rollouts] | None = None,
     ) -> None:
         """Nothing is stepped before the first rollout is asked for."""
+        if not env.batch_size or not {*EPISODE}.issubset(env.observation_spec.keys(include_nested=True)):
+            raise ConfigurationError(
+                "a collector's environment needs a batch dimension, episode_reward and step_count; "
+                "torchppo.envs.batched(env) gives it them"
+            )
         for name, value in (("collector.frames_per_env", frames_per_env), ("total_frames", total_frames)):
             if value < 1:
                 raise ConfigurationError(f"{name}={value} must be at least 1")

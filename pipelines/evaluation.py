@@ -42,7 +42,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, trace: bool = False) -> Evaluation:
-    """Play whole episodes with the most probable actions.
+    """Play whole episodes with the distributions' `deterministic_sample`: the mode, mean or median.
 
     Every environment plays the same number of episodes, so that short ones do not count more often.
 

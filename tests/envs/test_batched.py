@@ -1,0 +1,41 @@
+"""Any TorchRL environment becomes a batch that counts its episodes, in float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torchrl.envs import EnvBase, GymEnv, RewardSum, SerialEnv, TransformedEnv
+from torchrl.envs.utils import check_env_specs
+
+from torchppo.envs import batched, make_vector_env
+
+
+def pendulum() -> EnvBase:
+    env: EnvBase = GymEnv("Pendulum-v1")
+    return env
+
+
+@pytest.mark.parametrize("given", [pendulum(), SerialEnv(2, pendulum), TransformedEnv(pendulum(), RewardSum())])
+def test_has_a_batch_and_counts_once(given: EnvBase) -> None:
+    env = batched(given)
+    rollout = env.rollout(5)
+    assert len(env.batch_size) == 1
+    np.testing.assert_allclose(rollout["next", "episode_reward"], rollout["next", "reward"].cumsum(1), rtol=1e-6)
+    assert (rollout["next", "step_count"] == torch.arange(1, 6).reshape(1, 5, 1)).all()
+    check_env_specs(env, seed=0)
+
+
+def test_numbers_of_double_precision_become_single() -> None:
+    double = GymEnv("HalfCheetah-v5")
+    assert double.observation_spec["observation"].dtype == torch.float64
+    env = batched(double)
+    assert env.observation_spec["observation"].dtype == torch.float32
+    assert env.rollout(3)["next", "observation"].dtype == torch.float32
+
+
+def test_what_is_ready_is_left_alone() -> None:
+    env = make_vector_env("CartPole-v1", 2)
+    assert batched(env) is env
+    again = batched(pendulum())
+    assert batched(again) is again
