@@ -159,6 +159,11 @@ def make_env(id: str, *, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gym
     if wrappers:
         env = RawEpisodeReward(env)  # innermost: the environment's own reward, whatever wrappers make of it
     for place, wrapper in enumerate(wrappers):
+        if not callable(wrapper):
+            raise ConfigurationError(
+                f"env.wrappers[{place}]={wrapper} is no function of an environment; write {{_target_: "
+                "gymnasium.wrappers.ClipAction, _partial_: true}"
+            )
         try:
             env = wrapper(env)
             if isinstance(env, NormalizeObservation):

@@ -9,26 +9,39 @@ import torch
 from tensordict import TensorDict
 from torchrl.envs import ExplorationType, set_exploration_type
 
+from torchppo.envs.actions import conversion
+from torchppo.modules.memories import carried_by
 from torchppo.pipelines.checkpoint import restore
 
 
-@torch.no_grad()
-def act(actor: torch.nn.Module, observation: np.ndarray, how: ExplorationType = ExplorationType.DETERMINISTIC) -> int:
-    """The action for one observation; a policy with a memory also wants `is_init` and what it remembers."""
-    with set_exploration_type(how):  # RANDOM samples as training does
-        stepped = actor(TensorDict({"observation": torch.from_numpy(observation).unsqueeze(0)}, [1]))
-    return int(stepped["action"])
+class Policy:
+    """Actions for one environment; what a policy with a memory remembers is carried from step to step."""
+
+    def __init__(self, actor: torch.nn.Module, how: ExplorationType = ExplorationType.DETERMINISTIC) -> None:
+        self.actor = actor.eval()
+        self.how = how  # RANDOM samples as training does
+        self.carried = {key: torch.zeros(1, *shape) for key, shape in carried_by(actor).items()}
+
+    @torch.no_grad()
+    def __call__(self, observation: np.ndarray, *, is_init: bool) -> np.ndarray:
+        """The action, unclipped; `is_init` says that an episode begins, where a memory forgets."""
+        given = {"observation": torch.as_tensor(observation).unsqueeze(0), "is_init": torch.tensor([[is_init]])}
+        with set_exploration_type(self.how):
+            acted = self.actor(TensorDict(given | self.carried, [1]))
+        self.carried = {key: acted["next", key] for key in self.carried}
+        return acted["action"].numpy()
 
 
 def main(checkpoint: Path) -> float:
     ppo, cfg, _ = restore(checkpoint, seed=0, num_envs=1)
-    ppo.eval()
-    env = gymnasium.make(cfg.env.id)
+    policy, env = Policy(ppo.actor), gymnasium.make(cfg.env.id)
+    to_environment = conversion(env.action_space)  # clips to the bounds, counts from the space's start
     observation, _ = env.reset(seed=0)
-    total, is_over = 0.0, False
+    total, is_init, is_over = 0.0, True, False
     while not is_over:
-        observation, reward, terminated, truncated, _ = env.step(act(ppo.actor, observation))
-        total, is_over = total + float(reward), terminated or truncated
+        (action,) = to_environment(policy(observation, is_init=is_init))
+        observation, reward, terminated, truncated, _ = env.step(action)
+        total, is_init, is_over = total + float(reward), False, terminated or truncated
     return total
 
 

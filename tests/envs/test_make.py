@@ -94,6 +94,10 @@ class TestWrappers:
         rollout = env.rollout(5, break_when_any_done=False)
         assert rollout["observation"].shape == (2, 5, 32 + 11 + 2)
 
+    def test_one_that_is_none_is_told_with_the_way_to_write_it(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"env\.wrappers\[0\]=ClipAction is no function .*_partial_: true"):
+            make_env("CartPole-v1", wrappers=["ClipAction"])  # type: ignore[list-item]
+
     def test_one_with_statistics_that_a_checkpoint_would_lack_is_refused(self) -> None:
         with pytest.raises(ConfigurationError, match=r"env\.wrappers\[1\] .* policy\.normalize_observation=true"):
             make_env("CartPole-v1", wrappers=[plus_one, NormalizeObservation])

@@ -17,6 +17,7 @@ from tensordict import TensorDict
 
 from torchppo.envs import make_env
 from torchppo.envs.wrappers import ActionMask, random_action
+from torchppo.pipelines.cli import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Train = Callable[[str, list[str]], Path]
@@ -139,3 +140,16 @@ def test_a_trained_policy_acts_in_a_loop_of_its_users(
         returns.append(capsys.readouterr().out)
     assert returns[0] == returns[1]
     assert float(returns[0].split()[1]) >= 8
+
+
+@pytest.mark.parametrize("memory", ["memory=gru", "memory=transformer", "head=gsde"])
+def test_what_a_policy_carries_goes_on_in_a_loop_of_its_users(
+    memory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["env.id=Pendulum-v1", "total_frames=64", "env.num_envs=2", "collector.frames_per_env=32"]
+    quick = ["update.minibatch_size=32", "update.epochs=1", "compile=false", "logger=[]", "eval.episodes=1"]
+    assert main(["train", *short, *quick, memory, "eval.video=false", "run_dir=run"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["use_policy", "run/checkpoints/last.ckpt"])
+    runpy.run_path(str(EXAMPLES / "use_policy.py"), run_name="__main__")
+    assert -2000 < float(capsys.readouterr().out.split()[1]) < 0
