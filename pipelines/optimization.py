@@ -66,6 +66,7 @@ class EagerStep:
         """
         ppo = self.ppo
         losses = ppo.objective(minibatch(data, indices))
+        self.names = names_of(losses, self.kl_limit)
         if self.kl_limit is not None and exceeds(losses["kl_approx"], self.kl_limit):
             return None
         optimizer: Any = ppo.optimizers()
@@ -76,7 +77,6 @@ class EagerStep:
                 for param in group["params"]:
                     param.grad = None  # zeros would wear the moments out
         optimizer.step()  # ppo.on_before_optimizer_step clips, after a loss scale is taken back
-        self.names = [*losses.keys(), "grad_norm"]
         return torch.cat([stacked(losses).detach(), ppo.grad_norm.reshape(1)])
 
 
@@ -119,7 +119,7 @@ class GraphStep:
         """Take one step; see `EagerStep`."""
         with torch.no_grad():
             if not self.names:
-                self.names = [*self.ppo.objective(minibatch(data, indices)).keys(), "grad_norm"]
+                self.names = names_of(self.ppo.objective(minibatch(data, indices)), self.kl_limit)
             self._adam.follow()
             return self._step(data, indices)
 
@@ -186,6 +186,19 @@ class Gradient:
 
         gradients, (_, metrics) = grad_and_value(loss, has_aux=True)(self.adam.point())
         return self.adam.flatten(gradients), metrics.detach()
+
+
+def names_of(losses: TensorDictBase, kl_limit: float | None) -> list[str]:
+    """What a step reports, in its order.
+
+    Raises:
+        ConfigurationError: if there is a limit of the KL, and the objective does not say it.
+
+    """
+    names: list[str] = [*losses.keys()]
+    if kl_limit is not None and "kl_approx" not in names:
+        raise ConfigurationError("update.target_kl needs an objective that reports kl_approx; set it to null for none")
+    return [*names, "grad_norm"]
 
 
 def minibatch(data: dict[NestedKey, Tensor], indices: Tensor) -> TensorDict:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+from tensordict import TensorDictBase
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules import schedules
@@ -54,6 +55,27 @@ class TestGraphStep:
     def test_refuses_an_optimiser_that_it_does_not_know(self, graph: Compile, make: Make, fit: Fit) -> None:
         ppo, collector = make(compile=graph, optimizer=partial(torch.optim.SGD, lr=1e-3))
         with pytest.raises(ConfigurationError, match=r"compile=true or trace needs Adam or AdamW, not SGD"):
+            fit(ppo, collector)
+
+
+class PolicyAlone(ClipPPOLoss):
+    """Says no more than it has to."""
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return super().forward(tensordict).select("loss_objective", "entropy")
+
+
+@pytest.mark.parametrize("graph", [False, "trace"])
+class TestAnObjectiveOfFewWords:
+    def test_trains(self, graph: Compile, make: Make, fit: Fit) -> None:
+        ppo, collector = make(objective=PolicyAlone, rollouts=1, compile=graph)
+        before = [param.detach().clone() for param in ppo.actor.parameters()]
+        fit(ppo, collector)
+        assert not all(torch.equal(a, b) for a, b in zip(before, ppo.actor.parameters(), strict=True))
+
+    def test_has_no_kl_to_stop_at(self, graph: Compile, make: Make, fit: Fit) -> None:
+        ppo, collector = make(objective=PolicyAlone, update=MinibatchUpdate(2, 8, target_kl=0.1), compile=graph)
+        with pytest.raises(ConfigurationError, match=r"update.target_kl needs an objective that reports kl_approx"):
             fit(ppo, collector)
 
 
