@@ -76,6 +76,7 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, trace:
         if following["step_count"].max() >= MAX_STEPS:
             raise EnvironmentFailure(
                 f"an episode of the evaluation has not ended after {MAX_STEPS} steps; limit it with "
+                "+env.max_episode_steps=1000, or where it is TorchRL's with "
                 "transforms=[{_target_: torchrl.envs.StepCounter, max_steps: 1000}]"
             )
     return Evaluation(returns, lengths)
