@@ -44,7 +44,7 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_epsilon: Tensor
 
 
 def ratio_of(log_ratio: Tensor) -> Tensor:
-    """R = new / old, finite: `[batch] -> [batch]`."""
+    """The ratio new / old, finite: `[batch] -> [batch]`."""
     return log_ratio.clamp(max=HIGHEST_LOG_RATIO).exp()
 
 
