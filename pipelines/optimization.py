@@ -48,7 +48,7 @@ class EagerStep:
     """Loss, backward and step through Lightning, so that every strategy, precision and hook takes part."""
 
     def __init__(self, ppo: Learner, kl_limit: float | None) -> None:
-        """Take no step where the KL is above `kl_limit`."""
+        """Take no step of the policy where the KL is above `kl_limit`; a critic that learns alone changes none."""
         self.ppo = ppo
         self.kl_limit = kl_limit
         self.names: list[str] = []
@@ -67,7 +67,7 @@ class EagerStep:
         ppo = self.ppo
         losses = ppo.objective(minibatch(data, indices))
         self.names = names_of(losses, self.kl_limit)
-        if self.kl_limit is not None and exceeds(losses["kl_approx"], self.kl_limit):
+        if self.kl_limit is not None and exceeds(losses["kl_approx"] * ppo.policy_weight, self.kl_limit):
             return None
         optimizer: Any = ppo.optimizers()
         optimizer.zero_grad()
@@ -125,8 +125,10 @@ class GraphStep:
 
     def _step_in_two(self, data: dict[NestedKey, Tensor], indices: Tensor) -> Tensor | None:
         vector, metrics = self._gradient(data, indices)
-        if self.kl_limit is not None and exceeds(metrics[self.names.index("kl_approx")], self.kl_limit):
-            return None
+        if self.kl_limit is not None:
+            kl = metrics[self.names.index("kl_approx")] * self.ppo.policy_weight
+            if exceeds(kl, self.kl_limit):
+                return None
         return torch.cat([metrics, self._apply(summed(vector) / self._num_ranks)])
 
 

@@ -26,7 +26,7 @@ class MinibatchUpdate:
         burn_in: frames before each sequence from which its memory is worked out anew in every epoch but the first,
             instead of taking it as it was collected; within a rollout, so not for the first sequence.
         target_kl: all remaining epochs are dropped, before the step is taken, as soon as the KL of a
-            minibatch is above 1.5 times this; none: never.
+            minibatch from which the policy learns is above 1.5 times this; none: never.
         recompute_advantage: value all states anew before every epoch but the first, and estimate from that.
 
     """

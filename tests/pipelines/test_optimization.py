@@ -85,3 +85,10 @@ class TestEarlyStop:
         ppo, collector = make(update=MinibatchUpdate(10, 8, target_kl=1e-9), rollouts=1, compile=graph)
         trainer = fit(ppo, collector)
         assert trainer.global_step == 1, "the first minibatch has a KL of 0, the second is above the limit"
+
+    @pytest.mark.parametrize("graph", [False, "trace"])
+    def test_a_critic_that_goes_on_alone_is_not_held_back(self, graph: Compile, make: Make, fit: Fit) -> None:
+        update = MinibatchUpdate(1, 32, critic_epochs=5, target_kl=1e-9)
+        ppo, collector = make(update=update, rollouts=1, compile=graph)
+        trainer = fit(ppo, collector)
+        assert trainer.global_step == 5, "the KL of the only policy step is above the limit from then on"
