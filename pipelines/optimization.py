@@ -152,8 +152,8 @@ def refuse_hooks(module: Any, parent: type) -> None:
 
 
 def refuse_other_types(module: Any) -> None:
-    """Raise a ConfigurationError where weights are not of environments' type."""
-    others = {param.dtype for param in module.parameters()} - {torch.float32}
+    """Raise a ConfigurationError where weights that learn are not of environments' type."""
+    others = {param.dtype for param in module.parameters() if param.requires_grad} - {torch.float32}
     if others:
         raise ConfigurationError(
             f"trainer.precision={module.trainer.precision}: weights are {others.pop()}, which does not go with "

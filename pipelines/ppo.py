@@ -123,7 +123,9 @@ class PPO(LightningModule):
         self._schedules = dict(schedules or {})
         for name in self._schedules:
             if name != "lr" and not isinstance(getattr(objective, name, None), Tensor):
-                raise ConfigurationError(f"schedule.{name}: {type(objective).__name__} has no such coefficient")
+                raise ConfigurationError(
+                    f"schedule.{name}: {type(objective).__name__} has no buffer of that name to move"
+                )
         self._initial = {name: float(getattr(objective, name)) for name in self._schedules if name != "lr"}
         self._step: EagerStep | GraphStep | None = None
 

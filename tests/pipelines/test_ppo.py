@@ -241,7 +241,10 @@ class TestTraining:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"schedules": {"clip_epsilonn": schedules.linear}}, r"schedule.clip_epsilonn: ClipPPOLoss has no such"),
+            (
+                {"schedules": {"clip_epsilonn": schedules.linear}},
+                r"schedule.clip_epsilonn: ClipPPOLoss has no buffer of that name",
+            ),
             ({"compile": "auto"}, r"compile='auto' is none of True, False and 'trace'"),
             ({"rollouts": 0}, r"total_frames=0 must be at least 1"),
         ],
