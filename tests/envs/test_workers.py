@@ -42,6 +42,15 @@ class Misbehaving(gymnasium.Env[np.ndarray, int]):
         raise ValueError("a broken joint")
 
 
+def refused_in_the_third_step(vector: WorkerVectorEnv, message: str) -> None:
+    vector.reset()
+    actions = np.zeros(vector.num_envs, np.int64)
+    for _ in range(2):
+        vector.step(actions)
+    with pytest.raises(EnvironmentFailure, match=message):
+        vector.step(actions)
+
+
 def roll(vector: Any, steps: int = 150) -> list[np.ndarray]:
     """Everything that a seeded run with resets leaves behind."""
     generator = np.random.default_rng(0)
@@ -118,12 +127,8 @@ class TestFailures:
     def test_are_told_in_one_line(self, how: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
         step_timeout = 30.0 if how == "dies" else 0.5
         vector = WorkerVectorEnv([partial(Misbehaving, how)], 1, step_timeout=step_timeout)
-        vector.reset()
         start = time.perf_counter()
-        vector.step(np.zeros(1, np.int64))
-        vector.step(np.zeros(1, np.int64))
-        with pytest.raises(EnvironmentFailure, match=message):
-            vector.step(np.zeros(1, np.int64))
+        refused_in_the_third_step(vector, message)
         assert time.perf_counter() - start < 10
         assert ("Traceback" in capfd.readouterr().err) == (how == "raises")
         vector.close()
@@ -145,11 +150,7 @@ class TestFailures:
                 (tmp_path / str(os.getpid())).touch()
 
         vector = WorkerVectorEnv([partial(Opening, "raises")] * 2, 2)
-        vector.reset()
-        for _ in range(2):
-            vector.step(np.zeros(2, np.int64))
-        with pytest.raises(EnvironmentFailure, match="a broken joint"):
-            vector.step(np.zeros(2, np.int64))
+        refused_in_the_third_step(vector, "a broken joint")
         vector.close()
         closed = {int(path.name) for path in tmp_path.iterdir()}
         assert closed == {os.getpid(), *(worker._process.pid for worker in vector._workers)}
@@ -160,11 +161,7 @@ class TestFailures:
                 raise ValueError("a broken joint " * 30_000)
 
         vector = WorkerVectorEnv([partial(Verbose, "raises")], 1, step_timeout=20.0)
-        vector.reset()
-        for _ in range(2):
-            vector.step(np.zeros(1, np.int64))
-        with pytest.raises(EnvironmentFailure, match="failed: ValueError: a broken joint"):
-            vector.step(np.zeros(1, np.int64))
+        refused_in_the_third_step(vector, "failed: ValueError: a broken joint")
         vector.close()
         capfd.readouterr()
 
