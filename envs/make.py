@@ -14,6 +14,7 @@ import gymnasium
 from gymnasium.wrappers import NormalizeObservation, OrderEnforcing, TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure
+from .apart import apart
 from .failures import close, environment_failure
 from .halves import HalvesVectorEnv
 from .serial import Maker, SerialVectorEnv
@@ -85,6 +86,13 @@ def fastest_num_workers(maker: Maker, num_envs: int) -> int:
     cores = min(num_cores(), num_envs)
     if cores < 2:
         return 0
+    seconds = apart(partial(seconds_of_a_step, maker))
+    parallel = math.ceil(num_envs / cores) * seconds + cores * HANDOVER_SECONDS
+    return cores if num_envs * seconds > 1.2 * parallel else 0
+
+
+def seconds_of_a_step(maker: Maker) -> float:
+    """How long one environment steps on average, with random actions."""
     env = maker()
     try:
         env.action_space.seed(0)
@@ -95,13 +103,9 @@ def fastest_num_workers(maker: Maker, num_envs: int) -> int:
             if terminated or truncated:
                 _, info = env.reset()
             num_steps += 1
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises is its own failure
-        raise environment_failure("an environment failed", error) from None
     finally:
         close(env)
-    serial = num_envs * seconds / num_steps
-    parallel = math.ceil(num_envs / cores) * seconds / num_steps + cores * HANDOVER_SECONDS
-    return cores if serial > 1.2 * parallel else 0
+    return seconds / num_steps
 
 
 def make_atari_vector(id: str, num_envs: int, **kwargs: Any) -> HalvesVectorEnv:  # noqa: A002

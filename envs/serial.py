@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -46,7 +46,7 @@ class SerialVectorEnv(RowsVectorEnv):
         except BaseException:
             self.close_extras()
             raise
-        describe(self, self.envs[0], len(self.envs))
+        describe(self, description_of(self.envs[0]), len(self.envs))
         self.arrays = step_arrays_for(self.single_observation_space, self.num_envs) if arrays is None else arrays
 
     def reset(
@@ -82,7 +82,21 @@ class SerialVectorEnv(RowsVectorEnv):
             close(env)
 
 
-def describe(vector: VectorEnv[Any, Any, Any], single: gymnasium.Env[Any, Any], num_envs: int) -> None:
+class Description(NamedTuple):
+    """What a vector environment says of its environments."""
+
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    render_mode: str | None
+    metadata: dict[str, Any]
+
+
+def description_of(env: gymnasium.Env[Any, Any]) -> Description:
+    """What one environment says of itself."""
+    return Description(env.observation_space, env.action_space, env.render_mode, env.metadata)
+
+
+def describe(vector: VectorEnv[Any, Any, Any], single: Description, num_envs: int) -> None:
     """Give a vector environment the spaces and facts of one of its environments, if there is a spec for them."""
     observation_spec(single.observation_space)  # refuses a space that has none, as does the next
     action_spec(single.action_space)
@@ -92,7 +106,6 @@ def describe(vector: VectorEnv[Any, Any, Any], single: gymnasium.Env[Any, Any], 
     vector.observation_space = batch_space(single.observation_space, num_envs)
     vector.action_space = batch_space(single.action_space, num_envs)
     vector.render_mode = single.render_mode
-    vector.spec = single.spec
     vector.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.DISABLED}
 
 

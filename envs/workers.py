@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import cycle, pairwise
 from typing import Any, cast
 
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, EnvironmentFailure
 from .actions import action_dtype
+from .apart import apart
 from .arrays import ALL, StepArrays, shared, step_arrays_for
 from .failures import close, environment_failure
 from .rows import RowsVectorEnv
-from .serial import Maker, SerialVectorEnv, describe, reset_indices, seeds_of
+from .serial import Description, Maker, SerialVectorEnv, describe, description_of, reset_indices, seeds_of
 
 STEP, RESET, CLOSE = range(3)
 NO_SEED = -1
@@ -55,9 +57,7 @@ class WorkerVectorEnv(RowsVectorEnv):
             raise ConfigurationError(f"env.num_workers={num_workers} must lie between 0 and env.num_envs={len(makers)}")
         if step_timeout <= 0:
             raise ConfigurationError(f"env.step_timeout={step_timeout} must be positive")
-        single = makers[0]()
-        describe(self, single, len(makers))
-        close(single)
+        describe(self, apart(partial(described, makers[0])), len(makers))
         self.arrays = step_arrays_for(self.single_observation_space, self.num_envs, shared)
         self._actions = shared((self.num_envs,), action_dtype(self.single_action_space))
         self._mask = shared((self.num_envs,), np.bool_)
@@ -186,6 +186,15 @@ class _Worker:
             self._process.join()
 
 
+def described(make: Maker) -> Description:
+    """What an environment says of itself, which is made and closed."""
+    env = make()
+    try:
+        return description_of(env)
+    finally:
+        close(env)
+
+
 def _named(rows: slice) -> str:
     return f"the worker of environments {rows.start} to {rows.stop - 1}"
 
@@ -231,7 +240,7 @@ def _work(
                 given = [None if seed == NO_SEED else int(seed) for seed in seeds[rows]]
                 vector.reset(seed=given, options={"reset_mask": mask[rows]})
             done.release()
-    except Exception as error:  # noqa: BLE001 - whatever an environment raises is told to the owner
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises is told to the owner
         told = environment_failure(f"{_named(rows)} failed", error)
         has_failed[0] = True
         done.release()

@@ -6,15 +6,16 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 import pytest
 
-from torchppo.envs import SerialVectorEnv, WorkerVectorEnv, make_vector_env
+from torchppo.envs import SerialVectorEnv, WorkerVectorEnv, make, make_vector_env
 from torchppo.envs.make import fastest_num_workers, make_env
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 
@@ -35,7 +36,12 @@ class Misbehaving(gymnasium.Env[np.ndarray, int]):
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.steps += 1
         if self.steps == 3:
-            {"raises": self._raise, "hangs": partial(time.sleep, 60), "dies": partial(os._exit, 7)}[self.how]()
+            {
+                "raises": self._raise,
+                "exits": partial(sys.exit, "no licence"),
+                "hangs": partial(time.sleep, 60),
+                "dies": partial(os._exit, 7),
+            }[self.how]()
         return np.zeros(2, np.float32), 0.0, False, False, {}
 
     def _raise(self) -> None:
@@ -120,6 +126,7 @@ class TestFailures:
         ("how", "message"),
         [
             ("raises", r"environments 0 to 0 failed: ValueError: a broken joint"),
+            ("exits", r"environments 0 to 0 failed: SystemExit: no licence"),
             ("hangs", r"environments 0 to 0 did not answer within env.step_timeout=0.5 seconds"),
             ("dies", r"environments 0 to 0 died with exit code 7"),
         ],
@@ -130,7 +137,7 @@ class TestFailures:
         start = time.perf_counter()
         refused_in_the_third_step(vector, message)
         assert time.perf_counter() - start < 10
-        assert ("Traceback" in capfd.readouterr().err) == (how == "raises")
+        assert ("Traceback" in capfd.readouterr().err) == (how in ("raises", "exits"))
         vector.close()
         assert not any(worker._process.is_alive() for worker in vector._workers)
 
@@ -153,7 +160,40 @@ class TestFailures:
         refused_in_the_third_step(vector, "a broken joint")
         vector.close()
         closed = {int(path.name) for path in tmp_path.iterdir()}
-        assert closed == {os.getpid(), *(worker._process.pid for worker in vector._workers)}
+        workers = {worker._process.pid for worker in vector._workers}
+        assert closed > workers
+        assert len(closed - workers) == 1, "that whose spaces are read"
+
+    @pytest.mark.parametrize("num_workers", [2, "auto"])
+    def test_are_not_provoked_by_an_environment_made_in_this_process(
+        self, num_workers: Any, counting_id: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Threaded(gymnasium.Wrapper[Any, Any, Any, Any]):
+            """Its thread is started once for a process, and missing in a fork of it."""
+
+            threads: ClassVar[list[ThreadPoolExecutor]] = []
+
+            def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+                super().__init__(env)
+                if not self.threads:
+                    self.threads.append(ThreadPoolExecutor(1))
+                    self.threads[0].submit(int).result()
+
+            def step(self, action: Any) -> Any:
+                return self.threads[0].submit(partial(self._slow, action)).result()
+
+            def _slow(self, action: Any) -> Any:
+                time.sleep(2e-3)
+                return self.env.step(action)
+
+        monkeypatch.setattr(make, "num_cores", lambda: 2)
+        env = make_vector_env(counting_id, 2, num_workers=num_workers, step_timeout=5.0, wrappers=[Threaded])
+        assert isinstance(env.vector, WorkerVectorEnv)
+        env.reset_arrays()
+        env.send(np.zeros(2, np.int64))
+        env.receive()
+        env.close()
+        assert not Threaded.threads
 
     def test_with_many_words_are_told_at_once(self, capfd: pytest.CaptureFixture[str]) -> None:
         class Verbose(Misbehaving):
@@ -192,14 +232,19 @@ class TestAuto:
         assert fastest_num_workers(self.make_slow(2e-3), 1) == 0, "one environment has nothing to share out"
 
     def test_an_environment_that_fails_meanwhile_is_told_and_closed(
-        self, counting_env: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+        self,
+        counting_env: Callable[..., Any],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
     ) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
         env = counting_env()
         env.step = lambda _: sys.exit("no licence")
+        env.close = (tmp_path / "closed").touch
         with pytest.raises(EnvironmentFailure, match="an environment failed: SystemExit: no licence"):
             fastest_num_workers(lambda: env, 2)
-        assert env.closed
+        assert (tmp_path / "closed").exists()
         assert "SystemExit" in capfd.readouterr().err
 
     def test_fast_environments_stay_in_this_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
