@@ -12,15 +12,17 @@ from typing import Any
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from lightning import seed_everything
+from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from .. import __version__
 from ..errors import ConfigurationError, RunLockedError
 from .build import EVALUATION_RANK, Training, build_env, build_trainer, build_training, env_name, seed_of
 from .callbacks import EvaluateAndSave, ProgressBar, Stopwatch
 from .evaluation import Evaluation, evaluate
+from .precision import bf16_speed
 from .report import Summary, plot_learning_curve, print_summary, write_summary
 from .signals import StopOnSignal
 from .video import try_to_film
@@ -54,6 +56,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
         if trainer.is_global_zero:
             OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
             (run_dir / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+            tell_if_bf16_is_slower(trainer)
         try:
             trainer.fit(training.ppo, train_dataloaders=training.collector)
         except MisconfigurationException as error:  # what Lightning sees only now
@@ -68,6 +71,15 @@ def quieten_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware found, tips
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # by config.yaml
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
+
+
+def tell_if_bf16_is_slower(trainer: Trainer) -> None:
+    """Say in one line where mixed precision would not pay."""
+    if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu" and (speed := bf16_speed()) < 1:
+        Console(stderr=True, soft_wrap=True).print(
+            f"trainer.precision=bf16-mixed: this processor multiplies in bfloat16 at {speed:.1f} times the speed of "
+            "float32; 32-true is faster here"
+        )
 
 
 @contextmanager

@@ -313,6 +313,22 @@ class TestFigures:
         assert results[0] != results[2]
 
 
+class TestMixedPrecision:
+    @pytest.mark.parametrize(("speed", "told"), [(0.5, True), (1.8, False)])
+    def test_that_a_processor_does_not_gain_by_is_told(
+        self,
+        speed: float,
+        told: bool,
+        scripted: Callable[..., list[str]],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr(train_module, "bf16_speed", lambda: speed)
+        assert run(*scripted(), "trainer.precision=bf16-mixed") == 0
+        line = "trainer.precision=bf16-mixed: this processor multiplies in bfloat16 at 0.5 times the speed of float32"
+        assert (line in capsys.readouterr().err) == told
+
+
 class TestEvaluation:
     @pytest.fixture
     def means(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:

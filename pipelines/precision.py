@@ -1,0 +1,29 @@
+"""Whether a processor gains by mixed precision."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+
+def bf16_speed(size: int = 512, times: int = 5) -> float:
+    """How fast products of two matrices of `size` are in bfloat16, as a multiple of float32's speed.
+
+    With AVX-512's instructions for bfloat16 it is about 2 on AMD's Zen 4 and 0.5 on Intel's cores without AMX, so a
+    list of instructions does not tell.
+    """
+    matrix = torch.ones(size, size)
+    return seconds_of(matrix, times) / seconds_of(matrix.bfloat16(), times)
+
+
+def seconds_of(matrix: Tensor, times: int) -> float:
+    """The shortest of so many products with itself, after one to warm up."""
+    product = matrix @ matrix
+    measured = []
+    for _ in range(times):
+        start = time.perf_counter()
+        torch.mm(matrix, matrix, out=product)
+        measured.append(time.perf_counter() - start)
+    return min(measured)
