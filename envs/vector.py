@@ -78,6 +78,9 @@ class VectorEnv(EnvBase):
             {key: Categorical(2, (*batch, 1), dtype=torch.bool) for key in ("done", "terminated", "truncated")},
             shape=batch,
         )
+        observations = self.observation_spec.items(include_nested=True, leaves_only=True)
+        specs = {**dict(observations), **self.done_spec, "reward": self.reward_spec}
+        self._layouts = {key: (spec.dtype, spec.shape) for key, spec in specs.items()}  # specs take 30 us
 
     def reset_arrays(self, mask: NDArray[np.bool_] | None = None) -> NDArray[Any]:
         """Start new episodes everywhere, or where `mask` (`[num_envs]`) is set.
@@ -165,11 +168,8 @@ class VectorEnv(EnvBase):
         return {"episode_reward": self._episode_reward, "step_count": self._step_count}
 
     def _as_tensordict(self, arrays: dict[Key, NDArray[Any]]) -> TensorDictBase:
-        observations = self.observation_spec.items(include_nested=True, leaves_only=True)
-        specs = {**dict(observations), **self.done_spec, "reward": self.reward_spec}
-        tensors = {
-            key: torch.tensor(array, dtype=specs[key].dtype).reshape(specs[key].shape) for key, array in arrays.items()
-        }
+        layouts = ((key, array, *self._layouts[key]) for key, array in arrays.items())
+        tensors = {key: torch.tensor(array, dtype=dtype).reshape(shape) for key, array, dtype, shape in layouts}
         return TensorDict(tensors, self.batch_size)
 
     def _set_seed(self, seed: int | None) -> None:

@@ -90,7 +90,7 @@ class Collector:
             act = PolicyStep(policy, compile=compile)
             self._rollouts = ArrayRollouts(env, act, frames_per_env, double_buffer=double_buffer)
         else:
-            self._rollouts = SteppedRollouts(env, policy, frames_per_env)
+            self._rollouts = SteppedRollouts(env, policy, frames_per_env, compile=compile)
         if double_buffer and not isinstance(self._rollouts, ArrayRollouts):
             raise ConfigurationError("collector.double_buffer=true needs a vector environment without transforms")
 

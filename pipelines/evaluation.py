@@ -17,7 +17,8 @@ from ..envs import VectorEnv
 from ..errors import ConfigurationError, EnvironmentFailure
 from .array_rollouts import ArrayRollouts
 from .finite import checked
-from .policy_step import PolicyStep
+from .graphs import Compile
+from .policy_step import PolicyStep, TensorDictStep
 from .torchrl_rollouts import steps
 
 MAX_STEPS = 100_000
@@ -50,7 +51,7 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, trace:
         actor: the policy.
         env: a batched environment that writes `episode_reward` and `step_count`.
         episodes: how many, at least 1.
-        trace: whether to step a `VectorEnv` with a graph of the policy.
+        trace: whether to act with a graph of the policy.
 
     Raises:
         EnvironmentFailure: if no episode ends.
@@ -97,9 +98,9 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 def play(actor: TensorDictModuleBase, env: EnvBase, *, trace: bool = False) -> Iterator[TensorDictBase]:
     """Steps of a deterministic policy, without end: each a TensorDict `[num_envs]` with its `next`."""
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC), eval_mode(actor):
+        way: Compile = "trace" if trace else False
         if isinstance(env, VectorEnv):
-            act = PolicyStep(actor, compile="trace" if trace else False)
-            rollouts = ArrayRollouts(env, act, 1, double_buffer=False)
+            rollouts = ArrayRollouts(env, PolicyStep(actor, compile=way), 1, double_buffer=False)
             while True:
                 yield rollouts()[:, 0]
-        yield from steps(actor, env)
+        yield from steps(TensorDictStep(actor, compile=way), env)

@@ -1,4 +1,4 @@
-"""One step of a policy as one call over plain tensors."""
+"""One step of a policy, on arrays or a TensorDict, as one call over plain tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from tensordict import NestedKey, TensorDict
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
@@ -107,6 +107,42 @@ class PolicyStep:
         written = self.policy(TensorDict(given, next(iter(given.values())).shape[:1]))
         records = [written["next", key][:, -1] for key in self._carried]
         return [*(written[key].contiguous() for key in self._keys), *(record.contiguous() for record in records)]
+
+
+class TensorDictStep:
+    """Calls a policy on a TensorDict, as one graph that knows nothing of it.
+
+    Args:
+        policy: reads and writes entries of it.
+        compile: see `PolicyStep`.
+
+    """
+
+    def __init__(self, policy: TensorDictModuleBase, *, compile: Compile) -> None:  # noqa: A002
+        """Choose the way to call the policy."""
+        self.policy = policy
+        as_graph = checked_compile(compile)
+        self._graph = OneGraph(self._outputs, compile=as_graph is True, keep_casts=True) if as_graph else None
+
+    def refresh(self) -> None:
+        """Take note that the policy has learned."""
+        if self._graph is not None:
+            self._graph.refresh()
+
+    def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The same TensorDict with what the policy writes."""
+        if self._graph is None:
+            written: TensorDictBase = self.policy(tensordict)
+            return written
+        self._batch_size = tensordict.batch_size
+        outputs = self._graph({key: tensordict[key] for key in self.policy.in_keys})
+        for key, output in zip(self.policy.out_keys, outputs, strict=True):
+            tensordict[key] = output
+        return tensordict
+
+    def _outputs(self, given: dict[NestedKey, Tensor]) -> list[Tensor]:
+        written = self.policy(TensorDict(given, self._batch_size))
+        return [written[key].contiguous() for key in self.policy.out_keys]
 
 
 def device_of(policy: nn.Module) -> torch.device:

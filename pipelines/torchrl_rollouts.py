@@ -13,21 +13,23 @@ from torchrl.data import Unbounded
 from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, TransformedEnv
 
 from ..modules.memories import carried_by
-from .policy_step import device_of
+from .graphs import Compile
+from .policy_step import TensorDictStep, device_of
 
 
-def steps(policy: TensorDictModuleBase, env: EnvBase) -> Iterator[TensorDictBase]:
+def steps(act: TensorDictStep, env: EnvBase) -> Iterator[TensorDictBase]:
     """Steps of a batched environment, without end: each a TensorDict `[num_envs]` with its `next`.
 
     Without what TorchRL's own collectors do at every step for cases that do not arise here (devices, trajectory
     identities, resets in mid-episode), which doubles the cost.
     """
-    device = device_of(policy)
+    here, there = env.device or torch.device("cpu"), device_of(act.policy)
     carrier = env.reset()
     carrier["is_init"] = torch.ones_like(carrier["done"])
-    carried = {key: torch.zeros(*env.batch_size, *shape) for key, shape in carried_by(policy).items()}
+    carried = {key: torch.zeros(*env.batch_size, *shape) for key, shape in carried_by(act.policy).items()}
     while True:
-        acted = policy(carrier.update(carried).to(device)).to(env.device or "cpu")
+        carrier.update(carried)
+        acted = act(carrier) if here == there else act(carrier.to(there)).to(here)
         carried = {key: acted["next", key] for key in carried}
         stepped, carrier = env.step_and_maybe_reset(acted)
         carrier["is_init"] = stepped["next", "done"]
@@ -41,17 +43,27 @@ class SteppedRollouts:
         env: a batched environment.
         policy: reads observations, writes `action`.
         num_steps: length of a rollout.
+        compile: whether the policy's step is a graph, compiled (true) or run as it was traced (`"trace"`).
 
     """
 
-    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, num_steps: int) -> None:
+    def __init__(
+        self,
+        env: EnvBase,
+        policy: TensorDictModuleBase,
+        num_steps: int,
+        *,
+        compile: Compile = False,  # noqa: A002
+    ) -> None:
         """Nothing is stepped yet."""
         self.seconds: dict[str, float] = {}
         self._num_steps = num_steps
-        self._steps = steps(policy, env)
+        self._act = TensorDictStep(policy, compile=compile)
+        self._steps = steps(self._act, env)
 
     def __call__(self) -> TensorDictBase:
         """The next rollout, `[num_envs, time]`."""
+        self._act.refresh()
         return torch.stack(list(islice(self._steps, self._num_steps)), dim=-1)
 
 

@@ -97,6 +97,10 @@ def by_tensordicts(env: VectorEnv, actor: Any) -> Any:
     return SteppedRollouts(env, actor, 9)
 
 
+def by_tensordicts_and_a_graph(env: VectorEnv, actor: Any) -> Any:
+    return SteppedRollouts(env, actor, 9, compile="trace")
+
+
 def two_rollouts(collect: Any, *, remembers: bool) -> list[TensorDictBase]:
     torch.manual_seed(0)
     space = spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(3))
@@ -117,7 +121,33 @@ def test_arrays_and_tensordicts_give_the_same_rollouts(remembers: bool) -> None:
 
 
 @pytest.mark.parametrize("remembers", [False, True])
-def test_a_traced_policy_gives_the_same_rollouts_bit_for_bit(remembers: bool) -> None:
-    pairs = zip(*(two_rollouts(how, remembers=remembers) for how in (by_arrays, by_arrays_and_a_graph)), strict=True)
+@pytest.mark.parametrize(
+    "ways", [(by_arrays, by_arrays_and_a_graph), (by_tensordicts, by_tensordicts_and_a_graph)], ids=["arrays", "dicts"]
+)
+def test_a_traced_policy_gives_the_same_rollouts_bit_for_bit(ways: tuple[Any, Any], remembers: bool) -> None:
+    pairs = zip(*(two_rollouts(how, remembers=remembers) for how in ways), strict=True)
     for ours, theirs in pairs:
         assert (ours == theirs).all()
+
+
+@pytest.mark.parametrize("graph", [False, "trace"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_rollout_of_tensordicts_is_acted_with_the_weights_of_its_start(
+    graph: Compile, precision: torch.dtype
+) -> None:
+    space = spaces.Box(-1, 1, (2,), np.float32)
+    env = VectorEnv(SerialVectorEnv([lambda: Anything(space, spaces.Discrete(3))] * 2))
+    actor = make_actor_critic(env.observation_spec, env.action_spec, body=mlp).actor
+    rollouts = SteppedRollouts(env, actor, 3, compile=graph)
+    for _ in range(2):
+        with (
+            torch.no_grad(),
+            torch.autocast("cpu", precision, enabled=precision is torch.bfloat16),
+            set_exploration_type(ExplorationType.RANDOM),
+        ):
+            rollout = rollouts()
+            expected = actor.get_dist(rollout.copy()).log_prob(rollout["action"])
+        torch.testing.assert_close(rollout["action_log_prob"], expected, rtol=0, atol=1e-5)
+        with torch.no_grad():
+            for param in actor.parameters():
+                param.mul_(3.0).add_(0.1)
