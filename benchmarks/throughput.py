@@ -22,6 +22,7 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -30,6 +31,8 @@ from rich.table import Table
 HERE = Path(__file__).parent
 PEERS = ("sb3", "torchrl")
 MLP = ("cartpole", "halfcheetah_1", "halfcheetah_8")
+HEADLINE = (*MLP, "pong_bf16")
+"""Of which the geometric mean is told."""
 
 
 def main() -> None:
@@ -125,6 +128,7 @@ def costs(rounds: int) -> dict[str, Any]:
         "two_workers_against_one_process_halfcheetah_16": spread(gains),
         "microseconds_per_frame_cartpole_by_num_envs": {num: round(cost, 2) for num, cost in by_number.items()},
         "seconds_of_help": spread([timed("--help") for _ in range(rounds)]),
+        "seconds_to_a_solved_cartpole": spread([solved(seed) for seed in range(rounds)]),
     }
 
 
@@ -133,6 +137,17 @@ def timed(*words: str) -> float:
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "torchppo", *words], capture_output=True, check=True)
     return time.perf_counter() - start
+
+
+def solved(seed: int) -> float:
+    """Seconds from the command to a CartPole-v1 that is solved, evaluated, drawn and filmed."""
+    with TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        seconds = timed("train", "experiment=cartpole", f"seed={seed}", f"run_dir={run_dir}")
+        if json.loads((run_dir / "summary.json").read_text())["eval_return_mean"] != 500.0:
+            raise SystemExit(f"CartPole-v1 is not solved with seed {seed}")
+    print("solved", seed, round(seconds, 1), flush=True)
+    return seconds
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -175,6 +190,9 @@ def show(ratios: dict[str, Any]) -> None:
             f"{result['compile_seconds']['median']:.1f}",
         )
     Console().print(table)
+    if {*HEADLINE} <= {*ratios}:
+        mean = statistics.geometric_mean(ratios[name]["ratio"]["sb3"]["median"] for name in HEADLINE)
+        print(f"geometric mean against sb3, Pong in bf16: {mean:.2f}")
 
 
 if __name__ == "__main__":
