@@ -25,7 +25,9 @@ from .torchrl_rollouts import SteppedRollouts
 class Rollouts(Protocol):
     """Rollouts without end, `[num_envs, time]` each."""
 
-    seconds: dict[str, float]
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What its parts took, where they are known."""
 
     def __call__(self) -> TensorDictBase:
         """The next one."""

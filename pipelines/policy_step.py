@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,6 +122,7 @@ class TensorDictStep:
     def __init__(self, policy: TensorDictModuleBase, *, compile: Compile) -> None:  # noqa: A002
         """Choose the way to call the policy."""
         self.policy = policy
+        self.seconds = 0.0
         as_graph = checked_compile(compile)
         self._graph = OneGraph(self._outputs, compile=as_graph is True, keep_casts=True) if as_graph else None
 
@@ -131,13 +133,15 @@ class TensorDictStep:
 
     def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The same TensorDict with what the policy writes."""
+        start = time.perf_counter()
         if self._graph is None:
-            written: TensorDictBase = self.policy(tensordict)
-            return written
-        self._batch_size = tensordict.batch_size
-        outputs = self._graph({key: tensordict[key] for key in self.policy.in_keys})
-        for key, output in zip(self.policy.out_keys, outputs, strict=True):
-            tensordict[key] = output
+            tensordict = self.policy(tensordict)
+        else:
+            self._batch_size = tensordict.batch_size
+            outputs = self._graph({key: tensordict[key] for key in self.policy.in_keys})
+            for key, output in zip(self.policy.out_keys, outputs, strict=True):
+                tensordict[key] = output
+        self.seconds += time.perf_counter() - start
         return tensordict
 
     def _outputs(self, given: dict[NestedKey, Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -56,15 +57,23 @@ class SteppedRollouts:
         compile: Compile = False,  # noqa: A002
     ) -> None:
         """Nothing is stepped yet."""
-        self.seconds: dict[str, float] = {}
         self._num_steps = num_steps
         self._act = TensorDictStep(policy, compile=compile)
         self._steps = steps(self._act, env)
+        self._seconds = 0.0
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What the policy took, and the environment with its transforms."""
+        return {"environment": self._seconds - self._act.seconds, "policy": self._act.seconds}
 
     def __call__(self) -> TensorDictBase:
         """The next rollout, `[num_envs, time]`."""
         self._act.refresh()
-        return torch.stack(list(islice(self._steps, self._num_steps)), dim=-1)
+        start = time.perf_counter()
+        stepped = list(islice(self._steps, self._num_steps))
+        self._seconds += time.perf_counter() - start
+        return torch.stack(stepped, dim=-1)
 
 
 class CollectedRollouts:

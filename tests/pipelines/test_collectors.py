@@ -214,6 +214,17 @@ class TestWorkers:
         assert set(collector.seconds) == {"collect", "policy", "waiting"}
         env.close()
 
+    @pytest.mark.parametrize("make", [make_vector_env, through_torchrl])
+    def test_the_times_of_environment_and_policy_are_parts_of_the_whole(self, make: Callable[[str, int], Any]) -> None:
+        env = make("CartPole-v1", 2)
+        actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
+        collector = Collector(env, actor, frames_per_env=64, total_frames=512, compile="trace")
+        assert len(list(collector)) == 4
+        whole, *parts = (collector.seconds[part] for part in ("collect", "policy", "environment"))
+        assert min(parts) > 0
+        assert sum(parts) < whole
+        env.close()
+
     def test_double_buffering_needs_what_steps_apart(self) -> None:
         env = make_vector_env("CartPole-v1", 2)
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
