@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 
 from ..envs import ALL, VectorEnv, leaves
 from .finite import refuse_not_finite
 from .policy_step import PolicyStep
+from .storage import Ends, storage_for
 
 
 class ArrayRollouts:
@@ -49,10 +49,10 @@ class ArrayRollouts:
         try:
             self._roll()
         except Exception:  # an observation that is not finite makes an action that is none: look for the reason
-            for key, observed in leaves(self.observations[: self._step + 1]).items():
+            for key, observed in leaves(self._storage.arrays[: self._step + 1]).items():
                 refuse_not_finite(key, torch.from_numpy(observed).transpose(0, 1), "rollout", -1)
             raise
-        self._observation = self.observations[-1].copy()
+        self._observation = self._storage.arrays[-1].copy()
         self._begins = self.is_init[-1].copy()
         return self._as_tensordict()
 
@@ -70,19 +70,18 @@ class ArrayRollouts:
         """Make room; for observations one step more, the first of the next rollout."""
         first = self.env.reset_arrays() if self._observation is None else self._observation
         time_by_envs = (self.num_steps, self.env.num_envs)
-        # Zeros, not what was in memory before: after a failure they are searched for what is not finite.
-        self.observations = np.zeros((self.num_steps + 1, *first.shape), first.dtype)
-        self.observations[0] = first
+        self.act.begin(self._groups, self.env.num_envs, self.num_steps)
+        self._storage = storage_for((self.num_steps + 1, *first.shape), first.dtype, self.act.device)
+        self._storage.arrays[0] = first
         self.is_init = np.empty((self.num_steps + 1, self.env.num_envs), np.bool_)
         self.is_init[0] = self._begins
         self.rewards, self.raw_episode_rewards = np.empty(time_by_envs), np.empty(time_by_envs)
         self.terminated, self.truncated = np.empty(time_by_envs, np.bool_), np.empty(time_by_envs, np.bool_)
-        self._finals: list[tuple[int, NDArray[np.intp], NDArray[Any]]] = []
-        self.act.begin(self._groups, self.env.num_envs, self.num_steps)
+        self._ends: list[Ends] = []
 
     def _act(self, step: int, group: int, rows: slice) -> None:
         start = time.perf_counter()
-        action = self.act(group, leaves(self.observations[step, rows]), self.is_init[step, rows])
+        action = self.act(group, self._storage.given(step, rows), self.is_init[step, rows])
         acted = time.perf_counter()
         self.env.send(action, rows)
         self.seconds["policy"] += acted - start
@@ -100,21 +99,15 @@ class ArrayRollouts:
         self.is_init[step + 1, rows] = done
         if np.count_nonzero(done):  # a fifth of `any`'s time
             ended = np.arange(self.env.num_envs)[rows][done]
-            self._finals.append((step, ended, observation[done]))
+            self._ends.append(Ends(step, ended, observation[done]))
             mask = np.zeros(self.env.num_envs, np.bool_)
             mask[ended] = True
             start = time.perf_counter()
             observation = self.env.reset_arrays(mask)[rows]
             self.seconds[self._stepping] += time.perf_counter() - start
-        self.observations[step + 1, rows] = observation
+        self._storage.arrays[step + 1, rows] = observation
 
     def _as_tensordict(self) -> TensorDictBase:
-        """Without a copy of the observations if no episode ended; else not every next one is the following one."""
-        following = self.observations[1:]
-        if self._finals:
-            following = following.copy()
-            for step, ended, observation in self._finals:
-                following[step, ended] = observation
         done = self.terminated | self.truncated
         episode_reward, step_count = self._episodes(self.rewards, done, self.raw_episode_rewards)
         scalars = {
@@ -127,22 +120,17 @@ class ArrayRollouts:
         }
         carried = self.act.carried()
         data = {
-            **tensors(leaves(self.observations[:-1])),
+            **self._storage.observed(),
             "is_init": torch.from_numpy(self.is_init[:-1]).unsqueeze(-1),
             **{key: windows[:-1] for key, windows in carried.items()},
             **self.act.written(),
             "next": {
-                **tensors(leaves(following)),
+                **self._storage.following(self._ends),
                 **{key: windows[1:] for key, windows in carried.items()},
                 **{key: torch.from_numpy(array).unsqueeze(-1) for key, array in scalars.items()},
             },
         }
         return TensorDict(data, batch_size=(self.num_steps, self.env.num_envs)).transpose(0, 1)
-
-
-def tensors(arrays: Mapping[NestedKey, NDArray[Any]]) -> dict[NestedKey, torch.Tensor]:
-    """The same memory as tensors."""
-    return {key: torch.from_numpy(array) for key, array in arrays.items()}
 
 
 class RunningEpisodes:

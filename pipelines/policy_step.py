@@ -46,22 +46,21 @@ class PolicyStep:
             self._graph.refresh()
         self._groups = groups
         self._steps = [[] for _ in groups]
-        self._device = device_of(self.policy)
-        self._on_cpu = self._device.type == "cpu"
+        self.device = device_of(self.policy)
         for key, (num_past, num_recorded) in self._carried.items():
-            tape = torch.zeros(num_past + num_steps, num_envs, num_recorded, device=self._device)
+            tape = torch.zeros(num_past + num_steps, num_envs, num_recorded, device=self.device)
             if key in self._tapes:
                 tape[:num_past] = self._tapes[key][-num_past:]
             self._tapes[key] = tape
 
     def __call__(
-        self, group: int, observation: Mapping[NestedKey, NDArray[Any]], is_init: NDArray[Any]
+        self, group: int, observation: Mapping[NestedKey, Tensor], is_init: NDArray[Any]
     ) -> NDArray[Any] | dict[NestedKey, NDArray[Any]]:
         """Act on the observations of a group.
 
         Args:
             group: which one.
-            observation: arrays `[group, ...]`.
+            observation: tensors `[group, ...]` on the policy's device.
             is_init: bool `[group]`, whether an episode begins.
 
         Returns:
@@ -69,9 +68,9 @@ class PolicyStep:
 
         """
         steps, rows = self._steps[group], self._groups[group]
-        given = {key: self._to_device(array) for key, array in observation.items()}
+        given = dict(observation)
         if self._tapes:
-            given["is_init"] = self._to_device(is_init).unsqueeze(-1)
+            given["is_init"] = torch.from_numpy(is_init).to(self.device).unsqueeze(-1)
             for key, tape in self._tapes.items():
                 given[key] = tape[len(steps) : len(steps) + self._carried[key][0], rows].transpose(0, 1)
         written = self._call(given)
@@ -96,12 +95,8 @@ class PolicyStep:
         """
         return {key: windows_of(tape, self._carried[key][0], dim=0) for key, tape in self._tapes.items()}
 
-    def _to_device(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor if self._on_cpu else tensor.to(self._device)
-
     def _to_array(self, tensor: Tensor) -> NDArray[Any]:
-        array: NDArray[Any] = (tensor if self._on_cpu else tensor.cpu()).numpy()
+        array: NDArray[Any] = tensor.cpu().numpy()
         return array
 
     def _outputs(self, given: dict[NestedKey, Tensor]) -> list[Tensor]:

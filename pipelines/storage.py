@@ -1,0 +1,101 @@
+"""Where the observations of a rollout lie: in this process's memory, and where the policy is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import NestedKey
+from torch import Tensor
+
+from ..envs import ALL, leaves
+
+
+class Ends(NamedTuple):
+    """The last observations of episodes that ended at one step."""
+
+    step: int
+    envs: NDArray[np.intp]
+    observation: NDArray[Any]
+
+
+class HostStorage:
+    """Observations in time-major order, which a policy on a CPU reads where environments leave them.
+
+    Args:
+        shape: `[time, num_envs, *observation]`.
+        dtype: theirs, structured where they are nested.
+
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Make room; with zeros, not what was in memory before: a failed rollout is searched for what is not finite."""
+        self.arrays: NDArray[Any] = np.zeros(shape, dtype)
+
+    def given(self, step: int, rows: slice = ALL) -> dict[NestedKey, Tensor]:
+        """What a policy reads at a step, `[rows, ...]`, once it is in `arrays`; to be asked for once."""
+        return tensors(leaves(self.arrays[step, rows]))
+
+    def observed(self) -> dict[NestedKey, Tensor]:
+        """All that was given but the last step's, `[time - 1, num_envs, ...]`."""
+        return tensors(leaves(self.arrays[:-1]))
+
+    def following(self, ends: Sequence[Ends]) -> dict[NestedKey, Tensor]:
+        """What came next: one step later, or where an episode ended its last, `[time - 1, num_envs, ...]`.
+
+        Without a copy if none did.
+        """
+        following = self.arrays[1:].copy() if ends else self.arrays[1:]
+        for step, envs, observation in ends:
+            following[step, envs] = observation
+        return tensors(leaves(following))
+
+
+class DeviceStorage(HostStorage):
+    """The same for a policy on a device, to which every observation goes once, and stays.
+
+    Environments leave theirs in pinned memory, from which they are sent without waiting.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> None:
+        """Make room on both sides."""
+        num_bytes = int(np.prod(shape)) * dtype.itemsize
+        pinned = torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.arrays = pinned.numpy().view(dtype).reshape(*shape)
+        self._here = tensors(leaves(self.arrays))
+        self._there = {
+            key: torch.empty(tensor.shape, dtype=tensor.dtype, device=device) for key, tensor in self._here.items()
+        }
+
+    def given(self, step: int, rows: slice = ALL) -> dict[NestedKey, Tensor]:
+        """Send what is in `arrays`."""
+        given = {key: tensor[step, rows] for key, tensor in self._there.items()}
+        for key, tensor in given.items():
+            tensor.copy_(self._here[key][step, rows], non_blocking=True)
+        return given
+
+    def observed(self) -> dict[NestedKey, Tensor]:
+        """What has been sent, on the device."""
+        return {key: tensor[:-1] for key, tensor in self._there.items()}
+
+    def following(self, ends: Sequence[Ends]) -> dict[NestedKey, Tensor]:
+        """The same on the device, of what has been sent, the last step, and the ends."""
+        self.given(-1)
+        following = {key: tensor[1:].clone() if ends else tensor[1:] for key, tensor in self._there.items()}
+        for step, envs, observation in ends:
+            for key, last in tensors(leaves(observation)).items():
+                following[key][step, torch.from_numpy(envs)] = last.to(following[key].device)
+        return following
+
+
+def storage_for(shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> HostStorage:
+    """For a policy on `device`."""
+    return HostStorage(shape, dtype) if device.type == "cpu" else DeviceStorage(shape, dtype, device)
+
+
+def tensors(arrays: Mapping[NestedKey, NDArray[Any]]) -> dict[NestedKey, Tensor]:
+    """The same memory as tensors."""
+    return {key: torch.from_numpy(array) for key, array in arrays.items()}
