@@ -71,14 +71,10 @@ class Clock:
         optimizer.register_step_post_hook(lambda *_: setattr(self, "optimizer_steps", self.optimizer_steps + 1))
 
 
-def ours(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
-    from lightning import Callback
-
-    from torchppo.pipelines.build import build_trainer, build_training
+def configuration(work: Workload, extra: tuple[str, ...] = ()) -> Any:
+    """Of our training."""
     from torchppo.pipelines.configuration import compose
-    from torchppo.pipelines.train import quieten_lightning
 
-    quieten_lightning()
     overrides = [
         f"env={'atari' if work.is_atari else 'gymnasium'}",
         f"env.id={work.env_id}",
@@ -96,7 +92,17 @@ def ours(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
         "logger=[]",
         *extra,
     ]
-    cfg = compose(overrides)
+    return compose(overrides)
+
+
+def ours(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
+    from lightning import Callback
+
+    from torchppo.pipelines.build import build_trainer, build_training
+    from torchppo.pipelines.train import quieten_lightning
+
+    quieten_lightning()
+    cfg = configuration(work, extra)
     clock = Clock()
 
     class Timer(Callback):
