@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import signal
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
+
+import cloudpickle
 
 from ..errors import EnvironmentFailure
 from .failures import environment_failure
@@ -13,22 +16,24 @@ from .failures import environment_failure
 Result = TypeVar("Result")
 
 
-def apart(function: Callable[[], Result]) -> Result:
-    """Call a function of an environment in a forked process that ends with it.
+def apart(function: Callable[[], Result], step_timeout: float) -> Result:
+    """Call a function of an environment in a forked process that ends with it, within so many seconds.
 
     An environment made in this process could leave threads, locks, or a graphics driver's context behind, with which
     those of workers forked afterwards would hang.
 
     Raises:
-        EnvironmentFailure: for what the function raised, or if its process dies.
+        EnvironmentFailure: for what the function raised, or if its process dies or does not answer in time.
 
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(function, sender), daemon=True)
+    process = context.Process(target=_send, args=(function, sender))
     process.start()
     sender.close()
     try:
+        if not receiver.poll(step_timeout):
+            raise EnvironmentFailure(f"an environment was not made within env.step_timeout={step_timeout:g} seconds")
         result, failure = receiver.recv()
     except EOFError:
         process.join()
@@ -45,8 +50,9 @@ def apart(function: Callable[[], Result]) -> Result:
 def _send(function: Callable[[], Any], sender: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # what was the owner's is no business of this process's collector
     try:
-        told: tuple[Any, Exception | None] = function(), None
+        told = cloudpickle.dumps((function(), None))  # spaces may hold functions without a name
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises is its own failure
-        told = None, environment_failure("an environment failed", error)
-    sender.send(told)
+        told = cloudpickle.dumps((None, environment_failure("an environment failed", error)))
+    sender.send_bytes(told)

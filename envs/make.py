@@ -71,13 +71,13 @@ def make_vector_env(
         kwargs["render_mode"] = render_mode
     maker = partial(make_env, id, wrappers=wrappers, **kwargs)
     if num_workers == "auto":
-        num_workers = fastest_num_workers(maker, num_envs)
+        num_workers = fastest_num_workers(maker, num_envs, step_timeout)
     if num_workers == 0:
         return VectorEnv(SerialVectorEnv([maker] * num_envs))
     return VectorEnv(WorkerVectorEnv([maker] * num_envs, num_workers, step_timeout))
 
 
-def fastest_num_workers(maker: Maker, num_envs: int) -> int:
+def fastest_num_workers(maker: Maker, num_envs: int, step_timeout: float = 60.0) -> int:
     """How many worker processes step `num_envs` environments fastest on this machine; 0: this process does.
 
     Measures a few steps of one environment. Workers have to win clearly, because they also take the cores
@@ -86,7 +86,7 @@ def fastest_num_workers(maker: Maker, num_envs: int) -> int:
     cores = min(num_cores(), num_envs)
     if cores < 2:
         return 0
-    seconds = apart(partial(seconds_of_a_step, maker))
+    seconds = apart(partial(seconds_of_a_step, maker), step_timeout)
     parallel = math.ceil(num_envs / cores) * seconds + cores * HANDOVER_SECONDS
     return cores if num_envs * seconds > 1.2 * parallel else 0
 

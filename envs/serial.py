@@ -47,6 +47,7 @@ class SerialVectorEnv(RowsVectorEnv):
             self.close_extras()
             raise
         describe(self, description_of(self.envs[0]), len(self.envs))
+        self.spec = self.envs[0].spec
         self.arrays = step_arrays_for(self.single_observation_space, self.num_envs) if arrays is None else arrays
 
     def reset(

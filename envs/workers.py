@@ -57,7 +57,7 @@ class WorkerVectorEnv(RowsVectorEnv):
             raise ConfigurationError(f"env.num_workers={num_workers} must lie between 0 and env.num_envs={len(makers)}")
         if step_timeout <= 0:
             raise ConfigurationError(f"env.step_timeout={step_timeout} must be positive")
-        describe(self, apart(partial(described, makers[0])), len(makers))
+        describe(self, apart(partial(described, makers[0]), step_timeout), len(makers))
         self.arrays = step_arrays_for(self.single_observation_space, self.num_envs, shared)
         self._actions = shared((self.num_envs,), action_dtype(self.single_action_space))
         self._mask = shared((self.num_envs,), np.bool_)

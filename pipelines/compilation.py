@@ -88,7 +88,7 @@ class CudaGraph:
         """Nothing is recorded yet."""
         self._kernel = kernel
         self._latest = list(inputs[:num_arguments])
-        self._read = [*(tensor.clone() for tensor in self._latest), *inputs[num_arguments:]]
+        self._read = [*(same_layout(tensor) for tensor in self._latest), *inputs[num_arguments:]]
         self._graph: torch.cuda.CUDAGraph | None = None
         self._addresses: list[int] = []
 
@@ -105,6 +105,12 @@ class CudaGraph:
                 self._outputs = self._kernel(list(self._read))
         self._graph.replay()
         return [output.clone() for output in self._outputs]
+
+
+def same_layout(tensor: Tensor) -> Tensor:
+    """A copy with the same strides, which a kernel relies on; `clone` would close gaps."""
+    strides = tensor.stride()
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def place_of(tensor: Tensor, among: Sequence[Tensor]) -> int:

@@ -103,4 +103,4 @@ def play(actor: TensorDictModuleBase, env: EnvBase, *, trace: bool = False) -> I
             rollouts = ArrayRollouts(env, PolicyStep(actor, compile=way), 1, double_buffer=False)
             while True:
                 yield rollouts()[:, 0]
-        yield from steps(TensorDictStep(actor, compile=way), env)
+        yield from steps(TensorDictStep(actor, compile=way, home=env.device), env)

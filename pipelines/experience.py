@@ -150,9 +150,9 @@ def in_rows(rollout: TensorDictBase, keys: Iterable[NestedKey], length: int | No
     selected = rollout.select(*keys)
     if length is None:
         flat = selected.transpose(0, 1).flatten()
-        return dict(flat.items(include_nested=True, leaves_only=True))
+        return {key: tensor.contiguous() for key, tensor in flat.items(include_nested=True, leaves_only=True)}
     return {
-        key: tensor.unflatten(1, (-1, length)).flatten(0, 1)
+        key: tensor.unflatten(1, (-1, length)).flatten(0, 1).contiguous()
         for key, tensor in selected.items(include_nested=True, leaves_only=True)
     }
 

@@ -46,8 +46,8 @@ class OneGraph:
     than a small network, and takes seconds to simulate the Python that is simply run here.
 
     Args:
-        function: of tensors and dictionaries of tensors, to one new tensor or a sequence of them; called
-            under `no_grad`. What it does may not depend on a tensor's value.
+        function: of tensors and dictionaries of tensors, to one tensor or a sequence of them; called under `no_grad`.
+            What it does may not depend on a tensor's value, nor an argument's strides change.
         compile: whether to compile.
         keep_casts: whether closed-over tensors stay as they are until `refresh` is called: what is only one of them
             in another precision is then computed once, and not at every call.
@@ -90,7 +90,12 @@ class OneGraph:
         def of_tensors(*tensors: Tensor) -> list[Tensor]:
             nonlocal result
             result = self._function(*filled(arguments, iter(tensors)))
-            return [result] if isinstance(result, Tensor) else list(result)
+            results = [result] if isinstance(result, Tensor) else list(result)
+            # A graph's results are new tensors: what is given, or closed over, is copied.
+            return [
+                one.clone() if any(one is own for own in tensors) or not isinstance(one, FakeTensor) else one
+                for one in results
+            ]
 
         given = [tensor.detach() for tensor in tensors_in(arguments)]  # apart, also where one was given twice
         try:
@@ -110,9 +115,6 @@ class OneGraph:
             sources = [(self._closed_over[index], dtype) for index, dtype in casts_as_inputs(graph, len(given))]
             self._casts = [(source.to(dtype), source) for source, dtype in sources]
             self._closed_over += [cast for cast, _ in self._casts]
-        results: Any = graph.graph.output_node().args[0]
-        if any(node.op == "placeholder" for node in results):
-            raise RuntimeError(f"a result of {self._function} is not a new tensor of its own")
         self._is_single = isinstance(result, Tensor)
         inputs = [*given, *self._closed_over]
         if self._compile:

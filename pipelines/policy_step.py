@@ -1,4 +1,4 @@
-"""One step of a policy, on arrays or a TensorDict, as one call over plain tensors."""
+"""One step of a policy, of arrays or a TensorDict."""
 
 from __future__ import annotations
 
@@ -106,18 +106,21 @@ class PolicyStep:
 
 
 class TensorDictStep:
-    """Calls a policy on a TensorDict, as one graph that knows nothing of it.
+    """Calls a policy on a TensorDict; as a graph, which sees what the policy declares to read and write, and no more.
 
     Args:
         policy: reads and writes entries of it.
         compile: see `PolicyStep`.
+        home: the device of the TensorDicts; the policy may be on another.
 
     """
 
-    def __init__(self, policy: TensorDictModuleBase, *, compile: Compile) -> None:  # noqa: A002
+    def __init__(self, policy: TensorDictModuleBase, *, compile: Compile, home: torch.device | None) -> None:  # noqa: A002
         """Choose the way to call the policy."""
         self.policy = policy
         self.seconds = 0.0
+        self._home = home or torch.device("cpu")
+        self._written = [key for key in policy.out_keys if key != "_"]  # TensorDict's name for what is not kept
         as_graph = checked_compile(compile)
         self._graph = OneGraph(self._outputs, compile=as_graph is True, keep_casts=True) if as_graph else None
 
@@ -127,21 +130,29 @@ class TensorDictStep:
             self._graph.refresh()
 
     def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """The same TensorDict with what the policy writes."""
+        """The TensorDict with what the policy writes; the same one, or where the policy is elsewhere another."""
         start = time.perf_counter()
-        if self._graph is None:
-            tensordict = self.policy(tensordict)
-        else:
-            self._batch_size = tensordict.batch_size
-            outputs = self._graph({key: tensordict[key] for key in self.policy.in_keys})
-            for key, output in zip(self.policy.out_keys, outputs, strict=True):
-                tensordict[key] = output
+        there = device_of(self.policy)
+        acted = self._act(tensordict if there == self._home else tensordict.to(there))
+        acted = acted if there == self._home else acted.to(self._home)
         self.seconds += time.perf_counter() - start
+        return acted
+
+    def _act(self, tensordict: TensorDictBase) -> TensorDictBase:
+        if self._graph is None:
+            written: TensorDictBase = self.policy(tensordict)
+            return written
+        self._batch_size = tensordict.batch_size
+        read = tensordict.select(*self.policy.in_keys, strict=False).items(include_nested=True, leaves_only=True)
+        # Contiguous: TorchRL's partial resets, and environments, change strides from step to step.
+        outputs = self._graph({key: tensor.contiguous() for key, tensor in read})
+        for key, output in zip(self._written, outputs, strict=True):
+            tensordict[key] = output
         return tensordict
 
     def _outputs(self, given: dict[NestedKey, Tensor]) -> list[Tensor]:
         written = self.policy(TensorDict(given, self._batch_size))
-        return [written[key].contiguous() for key in self.policy.out_keys]
+        return [written[key].contiguous() for key in self._written]
 
 
 def device_of(policy: nn.Module) -> torch.device:

@@ -193,10 +193,10 @@ class PPO(LightningModule):
                 module.update(rollout[module.key], summed)
             elif isinstance(module, ValueHead):
                 module.update(rollout["value_target"], summed)
-        self.seconds["estimate"] += estimated - start
-        self.seconds["update"] += time.perf_counter() - estimated
         names = ("approx_kl" if name == "kl_approx" else name for name in step.names)  # TorchRL's key, users' metric
         metrics.update({f"train/{name}": value for name, value in zip(names, means.tolist(), strict=False)})
+        self.seconds["estimate"] += estimated - start
+        self.seconds["update"] += time.perf_counter() - estimated  # the metrics have waited for the device
         metrics["train/num_steps"] = float(num_steps)
         num_frames = self._count_frames(rollout)
         self._report(metrics, num_frames)

@@ -15,7 +15,7 @@ from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, Transf
 
 from ..modules.memories import carried_by
 from .graphs import Compile
-from .policy_step import TensorDictStep, device_of
+from .policy_step import TensorDictStep
 
 
 def steps(act: TensorDictStep, env: EnvBase) -> Iterator[TensorDictBase]:
@@ -24,13 +24,11 @@ def steps(act: TensorDictStep, env: EnvBase) -> Iterator[TensorDictBase]:
     Without what TorchRL's own collectors do at every step for cases that do not arise here (devices, trajectory
     identities, resets in mid-episode), which doubles the cost.
     """
-    here, there = env.device or torch.device("cpu"), device_of(act.policy)
     carrier = env.reset()
     carrier["is_init"] = torch.ones_like(carrier["done"])
     carried = {key: torch.zeros(*env.batch_size, *shape) for key, shape in carried_by(act.policy).items()}
     while True:
-        carrier.update(carried)
-        acted = act(carrier) if here == there else act(carrier.to(there)).to(here)
+        acted = act(carrier.update(carried))
         carried = {key: acted["next", key] for key in carried}
         stepped, carrier = env.step_and_maybe_reset(acted)
         carrier["is_init"] = stepped["next", "done"]
@@ -58,7 +56,7 @@ class SteppedRollouts:
     ) -> None:
         """Nothing is stepped yet."""
         self._num_steps = num_steps
-        self._act = TensorDictStep(policy, compile=compile)
+        self._act = TensorDictStep(policy, compile=compile, home=env.device)
         self._steps = steps(self._act, env)
         self._seconds = 0.0
 

@@ -75,7 +75,11 @@ def quieten_lightning() -> None:
 
 def tell_if_bf16_is_slower(trainer: Trainer) -> None:
     """Say in one line where mixed precision would not pay."""
-    if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu" and (speed := bf16_speed()) < 1:
+    if (
+        trainer.precision == "bf16-mixed"
+        and trainer.strategy.root_device.type == "cpu"
+        and (speed := bf16_speed()) < 0.9
+    ):
         Console(stderr=True, soft_wrap=True).print(
             f"trainer.precision=bf16-mixed: this processor multiplies in bfloat16 at {speed:.1f} times the speed of "
             "float32; 32-true is faster here"

@@ -98,7 +98,7 @@ def frame_of(env: Any, stepped: TensorDictBase) -> NDArray[np.uint8]:
         seen = stepped.get("observation")  # a TensorDict where it is nested
         if not (isinstance(seen, Tensor) and seen.dim() == 4):
             raise EnvironmentFailure("the environment renders no rgb_array")
-        image = seen[0, -1].numpy()
+        image = seen[0, -1].cpu().numpy()
         frame = np.repeat(np.kron(image, np.ones((4, 4), image.dtype))[..., None], 3, axis=-1)
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
         raise EnvironmentFailure(f"the environment shows {frame.dtype} {frame.shape}, not uint8 [height, width, 3]")

@@ -195,6 +195,14 @@ class TestFailures:
         env.close()
         assert not Threaded.threads
 
+    def test_are_not_made_of_spaces_with_functions_without_a_name(self) -> None:
+        class Nameless(Misbehaving):
+            metadata: ClassVar[dict[str, Any]] = {"mission": lambda: "go"}  # as MiniGrid's spaces have
+
+        vector = WorkerVectorEnv([partial(Nameless, "raises")], 1)
+        assert vector.metadata["mission"]() == "go"
+        vector.close()
+
     def test_with_many_words_are_told_at_once(self, capfd: pytest.CaptureFixture[str]) -> None:
         class Verbose(Misbehaving):
             def _raise(self) -> None:

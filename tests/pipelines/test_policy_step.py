@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -12,9 +13,12 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict, TensorDictBase
-from torchrl.envs import ExplorationType, set_exploration_type
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.data import Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase, ExplorationType, Transform, TransformedEnv, set_exploration_type
 
-from torchppo.envs import VectorEnv
+from torchppo.envs import VectorEnv, make_vector_env
 from torchppo.envs.serial import SerialVectorEnv
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.memories import GRU
@@ -22,7 +26,7 @@ from torchppo.modules.networks import mlp
 from torchppo.modules.objectives import ClipPPOLoss
 from torchppo.pipelines.array_rollouts import ArrayRollouts
 from torchppo.pipelines.graphs import Compile
-from torchppo.pipelines.policy_step import PolicyStep
+from torchppo.pipelines.policy_step import PolicyStep, TensorDictStep
 from torchppo.pipelines.torchrl_rollouts import SteppedRollouts
 
 BOXES = st.lists(st.integers(1, 3), max_size=3).map(lambda shape: spaces.Box(-3, 3, shape, np.float32))
@@ -151,3 +155,81 @@ def test_a_rollout_of_tensordicts_is_acted_with_the_weights_of_its_start(
         with torch.no_grad():
             for param in actor.parameters():
                 param.mul_(3.0).add_(0.1)
+
+
+class Turning(EnvBase):
+    """Observations whose place in memory changes: expanded at a reset, transposed at a step."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_size=[4])
+        self.observation_spec = Composite(observation=Unbounded((4, 3)), shape=[4])
+        self.action_spec = Categorical(3, (4,))
+        self.reward_spec = Unbounded((4, 1))
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        return TensorDict({"observation": torch.rand(1, 3).expand(4, 3)}, [4])
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        ended = torch.rand(4, 1) < 0.3
+        return TensorDict(
+            {"observation": torch.rand(3, 4).T, "reward": torch.ones(4, 1), "done": ended, "terminated": ended}, [4]
+        )
+
+    def _set_seed(self, seed: int | None) -> None:
+        torch.manual_seed(seed or 0)
+
+
+def every_other(tensordict: TensorDictBase) -> TensorDictBase:
+    """What a transform may do: a view of every second number."""
+    tensordict["observation"] = tensordict["observation"][..., ::2]
+    return tensordict
+
+
+class EveryOther(Transform):
+    """The first and third number of an observation."""
+
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        return every_other(next_tensordict)
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        return every_other(tensordict_reset)
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        observation_spec["observation"] = Unbounded((4, 2))
+        return observation_spec
+
+
+@pytest.mark.parametrize("graph", ["trace", True])
+@pytest.mark.parametrize("turns", [True, False], ids=["environment", "transform"])
+def test_a_graph_acts_the_same_wherever_observations_lie_in_memory(turns: bool, graph: Compile) -> None:
+    env: Any = Turning() if turns else TransformedEnv(make_vector_env("CartPole-v1", 4), EveryOther())
+    env.set_seed(0)
+    torch.manual_seed(0)
+    actor = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8])).actor
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        rollout = SteppedRollouts(env, actor, 40, compile=graph)()
+        assert rollout["next", "done"].any()
+        expected = actor.get_dist(rollout.copy()).log_prob(rollout["action"])
+    torch.testing.assert_close(rollout["action_log_prob"], expected, rtol=0, atol=1e-5)
+
+
+def stepped(module: Any, in_keys: list[str], out_keys: list[str], graph: Compile) -> TensorDictBase:
+    act = TensorDictStep(TensorDictModule(module, in_keys, out_keys), compile=graph, home=None)
+    data = TensorDict({"observation": {"a": torch.arange(3.0), "b": torch.ones(3)}, "x": torch.arange(3.0)}, [3])
+    act(data.clone())  # a graph's first call is another than its later ones
+    return act(data)
+
+
+@pytest.mark.parametrize(
+    ("module", "in_keys", "out_keys"),
+    [
+        (lambda parts: parts["a"] + parts["b"], ["observation"], ["action"]),
+        (lambda x: (x + 1, x - 1), ["x"], ["action", "_"]),
+        (nn.Identity(), ["x"], ["action"]),
+    ],
+    ids=["reads a whole", "leaves something out", "writes what it reads"],
+)
+def test_a_graph_takes_any_keys(module: Any, in_keys: list[str], out_keys: list[str]) -> None:
+    eager, traced = (stepped(module, in_keys, out_keys, graph) for graph in (False, "trace"))
+    assert set(traced.keys()) == set(eager.keys())
+    assert torch.equal(traced["action"], eager["action"])
