@@ -55,10 +55,16 @@ class HostStorage:
         return tensors(leaves(following))
 
 
-class DeviceStorage(HostStorage):
+class DeviceStorage:
     """The same for a policy on a device, to which every observation goes once, and stays.
 
     Environments leave theirs in pinned memory, from which a step's bytes are sent at once and without waiting.
+
+    Args:
+        shape: `[time, num_envs, *observation]`.
+        dtype: theirs, structured where they are nested.
+        device: the policy's.
+
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> None:
@@ -66,7 +72,7 @@ class DeviceStorage(HostStorage):
         row = math.prod(shape[2:]) * dtype.itemsize
         self._here = torch.zeros(*shape[:2], row, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._there = torch.empty(self._here.shape, dtype=torch.uint8, device=device)
-        self.arrays = self._here.numpy().reshape(-1).view(dtype).reshape(shape)
+        self.arrays: NDArray[Any] = self._here.numpy().reshape(-1).view(dtype).reshape(shape)
         self._leaves = {key: self._placed(tensor) for key, tensor in tensors(leaves(self.arrays)).items()}
 
     def _placed(self, here: Tensor) -> Tensor:
@@ -75,7 +81,7 @@ class DeviceStorage(HostStorage):
         return self._there.view(-1).view(here.dtype).as_strided(here.shape, here.stride(), offset)
 
     def given(self, step: int, rows: slice = ALL) -> dict[NestedKey, Tensor]:
-        """Send what is in `arrays`."""
+        """What a policy reads at a step, sent from `arrays`; to be asked for once."""
         self._there[step, rows].copy_(self._here[step, rows], non_blocking=True)
         return {key: tensor[step, rows] for key, tensor in self._leaves.items()}
 
@@ -93,7 +99,7 @@ class DeviceStorage(HostStorage):
         return following
 
 
-def storage_for(shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> HostStorage:
+def storage_for(shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> HostStorage | DeviceStorage:
     """For a policy on `device`."""
     return HostStorage(shape, dtype) if device.type == "cpu" else DeviceStorage(shape, dtype, device)
 

@@ -40,7 +40,9 @@ def filled(shape: tuple[int, ...], dtype: np.dtype[Any], seed: int) -> NDArray[A
     return array if dtype.names else generator.integers(0, 9, shape).astype(dtype)
 
 
-def through(storage: HostStorage, shape: tuple[int, ...], dtype: np.dtype[Any], ends: list[Ends]) -> list[Any]:
+def through(
+    storage: HostStorage | DeviceStorage, shape: tuple[int, ...], dtype: np.dtype[Any], ends: list[Ends]
+) -> list[Any]:
     """All that a rollout takes from a storage, as NumPy arrays."""
     source = filled(shape, dtype, seed=0)
     seen = []
