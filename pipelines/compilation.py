@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from .replacements import REPLACEMENTS, Decompositions
+from .signals import sparing_children
 
 Kernel = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -51,7 +52,8 @@ def compiled(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Sequence
     patches = OPTIONS | {"cpp_wrapper": not on_cuda}  # on a CPU, kernels call one another in C++
     table = Decompositions({**select_decomp_table(), **REPLACEMENTS})
     context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))  # without one, nothing is looked up on disk
-    with torch._C._DisableAutocast():  # what it casts is in the graph
+    # Autocast: what it casts is in the graph. Children: C++ compilers, which Ctrl-C would make fail.
+    with torch._C._DisableAutocast(), sparing_children():
         with tracing(context):
             whole: Any = compile_fx(
                 graph,
