@@ -47,10 +47,15 @@ def apart(function: Callable[[], Result], step_timeout: float) -> Result:
     return cast(Result, result)
 
 
-def _send(function: Callable[[], Any], sender: Any) -> None:
+def begin_apart() -> None:
+    """What a process forked for environments does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.freeze()  # what was the owner's is no business of this process's collector
+
+
+def _send(function: Callable[[], Any], sender: Any) -> None:
+    begin_apart()
     try:
         told = cloudpickle.dumps((function(), None))  # spaces may hold functions without a name
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises is its own failure

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, EnvironmentFailure
 from .actions import action_dtype
-from .apart import apart
+from .apart import apart, begin_apart
 from .arrays import ALL, StepArrays, shared, step_arrays_for
 from .failures import close, environment_failure
 from .rows import RowsVectorEnv
@@ -220,9 +218,7 @@ def _work(
     failure: Any,
 ) -> None:
     """Serve commands until the last one, or until the owner is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's to answer
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    gc.freeze()  # what was the owner's is no business of this process's collector
+    begin_apart()
     owner = os.getppid()
     arrays, actions, mask, seeds = tables
     vector = None
