@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,8 +34,7 @@ class PolicyStep:
         self._carried = carried_by(policy)
         self._keys = [key for key in policy.out_keys if key not in [("next", name) for name in self._carried]]
         self._actions = {key: index for index, key in enumerate(self._keys) if is_action(key)}
-        as_graph = checked_compile(compile)
-        self._graph = OneGraph(self._outputs, compile=as_graph is True, keep_casts=True) if as_graph else None
+        self._graph = graph_of(self._outputs, compile)
         self._call = self._graph or self._outputs
         self._steps: list[list[Sequence[Tensor]]] = []
         self._tapes: dict[str, Tensor] = {}
@@ -121,8 +120,7 @@ class TensorDictStep:
         self.seconds = 0.0
         self._home = home or torch.device("cpu")
         self._written = [key for key in policy.out_keys if key != "_"]  # TensorDict's name for what is not kept
-        as_graph = checked_compile(compile)
-        self._graph = OneGraph(self._outputs, compile=as_graph is True, keep_casts=True) if as_graph else None
+        self._graph = graph_of(self._outputs, compile)
 
     def refresh(self) -> None:
         """Take note that the policy has learned."""
@@ -153,6 +151,12 @@ class TensorDictStep:
     def _outputs(self, given: dict[NestedKey, Tensor]) -> list[Tensor]:
         written = self.policy(TensorDict(given, self._batch_size))
         return [written[key].contiguous() for key in self._written]
+
+
+def graph_of(outputs: Callable[..., list[Tensor]], compile: Compile) -> OneGraph | None:  # noqa: A002
+    """What a policy writes as a graph that casts its weights once for a rollout, or none."""
+    as_graph = checked_compile(compile)
+    return OneGraph(outputs, compile=as_graph is True, keep_casts=True) if as_graph else None
 
 
 def device_of(policy: nn.Module) -> torch.device:
