@@ -31,8 +31,8 @@ KINDS = {
 }
 MAY_BE_AUTO = ("env.num_workers", "trainer.devices")
 """Numbers in whose place their part also takes `auto`."""
-MAY_BE_NULL = ("eval.every_frames",)
-"""Numbers of ours in whose place there may be none."""
+MAY_BE_NULL = ("eval.every_frames", "eval.stop_at", "update.sequence_length")
+"""Numbers of ours, or of experiments, in whose place there may be none."""
 CONF = Path(__file__).parents[1] / "conf"
 
 Options = dict[str, dict[str, str]]

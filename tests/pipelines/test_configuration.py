@@ -10,7 +10,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from torchppo.errors import ConfigurationError
-from torchppo.pipelines.configuration import combinations, compose, options_by_group
+from torchppo.pipelines.configuration import combinations, compose, keys_of, options_by_group
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -209,6 +209,14 @@ class TestTypes:
     def test_refuse_the_rest_with_the_default_of_the_chosen_parts(self, overrides: list[str], message: str) -> None:
         with pytest.raises(ConfigurationError, match=rf"^{re.escape(message)}$"):
             compose(overrides)
+
+
+@pytest.mark.parametrize("experiment", [path.stem for path in CONF.glob("experiment/*.yaml")])
+def test_what_is_null_without_an_experiment_may_be_null_with_it(experiment: str) -> None:
+    plain, cfg = compose([]), compose([f"experiment={experiment}"])
+    keys = [key for key in keys_of(cfg) if isinstance(OmegaConf.select(cfg, key), int | float)]
+    nullable = [key for key in keys if key in keys_of(plain) and OmegaConf.select(plain, key) is None]
+    compose([f"experiment={experiment}", *(f"{key}=null" for key in nullable)])
 
 
 class TestSweeps:
