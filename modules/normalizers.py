@@ -22,7 +22,7 @@ def alone(tensor: Tensor) -> Tensor:
 class RewardTransform(Protocol):
     """What learning sees of the rewards."""
 
-    def update(self, reward: Tensor, done: Tensor, reduce: Reduce) -> None:
+    def update(self, reward: Tensor, is_init: Tensor, reduce: Reduce) -> None:
         """Take a rollout's `[num_envs, time, 1]` into the statistics."""
 
     def __call__(self, reward: Tensor) -> Tensor:
@@ -108,22 +108,21 @@ class RewardNormalizer(nn.Module):
         self._running: np.ndarray | None = None  # discounted return of the episodes under way, per environment
 
     @torch.no_grad()
-    def update(self, reward: Tensor, done: Tensor, reduce: Reduce = alone) -> None:
-        """Follow the returns through a rollout.
+    def update(self, reward: Tensor, is_init: Tensor, reduce: Reduce = alone) -> None:
+        """Follow the returns through a rollout, from the last one's unless every environment begins an episode.
 
         Args:
             reward: `[num_envs, time, 1]`.
-            done: bool `[num_envs, time, 1]`, whether the episode ended with this step.
+            is_init: bool `[num_envs, time, 1]`, whether an episode begins with this step.
             reduce: sums over ranks.
 
         """
-        rewards, keep = reward.double().cpu().numpy()[..., 0].T, (~done).double().cpu().numpy()[..., 0].T
+        rewards, begins = reward.double().cpu().numpy()[..., 0].T, is_init.cpu().numpy()[..., 0].T
         returns = np.empty_like(rewards)
-        running = np.zeros(reward.shape[0]) if self._running is None else self._running
+        running = np.zeros(reward.shape[0]) if self._running is None or begins[0].all() else self._running
         for step in range(len(rewards)):
-            running = running * self.gamma + rewards[step]
+            running = np.where(begins[step], 0.0, running * self.gamma) + rewards[step]
             returns[step] = running
-            running = running * keep[step]
         self._running = running
         self.moments.update(torch.from_numpy(returns).to(reward.device), reduce)
 
@@ -140,7 +139,7 @@ class RewardClipper(nn.Module):
         super().__init__()
         self.limit = limit
 
-    def update(self, reward: Tensor, done: Tensor, reduce: Reduce = alone) -> None:
+    def update(self, reward: Tensor, is_init: Tensor, reduce: Reduce = alone) -> None:
         """Nothing to learn."""
 
     def forward(self, reward: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -17,6 +17,7 @@ from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDictBase
 from torchrl.envs import Compose, EnvBase, TransformedEnv, VecNorm, VecNormV2
 from torchrl.objectives import LossModule
 
@@ -24,7 +25,6 @@ from ..envs import batched
 from ..errors import ConfigurationError, TorchPPOError
 from ..modules.critics import SquaredErrorValue, ValueHead
 from ..modules.memories import memories_of
-from .collectors import Collector
 from .flat_adam import lacking
 from .graphs import Compile
 from .ppo import PPO
@@ -47,10 +47,11 @@ EVALUATION_RANK = 1_000_000
 
 @dataclass(frozen=True)
 class Training:
-    """What a training run consists of."""
+    """What a training run consists of; the environment is to be closed at its end."""
 
+    env: EnvBase
     ppo: PPO
-    collector: Collector
+    collector: Iterable[TensorDictBase]
 
 
 def build_training(cfg: DictConfig, rank: int) -> Training:
@@ -70,7 +71,7 @@ def build_training(cfg: DictConfig, rank: int) -> Training:
     except Exception:
         env.close()  # its workers would stay
         raise
-    return Training(ppo, collector)
+    return Training(env, ppo, collector)
 
 
 def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:

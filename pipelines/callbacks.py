@@ -12,6 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import ConfigurationError
+from .collectors import seconds_of
 from .evaluation import Evaluation
 from .ranks import together
 from .signals import StopOnSignal
@@ -118,8 +119,7 @@ class ProgressBar(Callback):
     def _shares(self, trainer: Trainer, ppo: Any) -> dict[str, float]:
         """What the time since the start went into; the environment is a part of collect."""
         total = time.perf_counter() - self._start
-        collect = getattr(trainer.train_dataloader, "seconds", {})  # a user's own loader may keep none
-        parts = {**collect, **ppo.seconds}
+        parts = {**seconds_of(trainer.train_dataloader), **ppo.seconds}
         return {name: parts[name] / total for name in ("collect", "environment", "update") if name in parts}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -84,7 +84,7 @@ class Collector:
         self.env = env
         self.frames_per_env = frames_per_env
         self.total_frames = total_frames
-        self.precision: Callable[[], AbstractContextManager[Any]] = nullcontext  # set by PPO to the Trainer's
+        self._acting: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._seconds = 0.0
         if rollouts is not None:
             self._rollouts = rollouts(env, policy, frames_per_env)
@@ -109,6 +109,10 @@ class Collector:
         """
         return {"collect": self._seconds, **self._rollouts.seconds}
 
+    def act_under(self, context: Callable[[], AbstractContextManager[Any]]) -> None:
+        """Let the policy act within a context, such as a Trainer's precision."""
+        self._acting = context
+
     def __len__(self) -> int:
         """The number of rollouts on each rank: as many as `total_frames` has room for, at least one."""
         return max(1, self.total_frames // (self.frames_per_batch * num_ranks()))
@@ -117,7 +121,12 @@ class Collector:
         """Collect, rollout by rollout."""
         for _ in range(len(self)):
             start = time.perf_counter()
-            with torch.no_grad(), self.precision(), set_exploration_type(ExplorationType.RANDOM):
+            with torch.no_grad(), self._acting(), set_exploration_type(ExplorationType.RANDOM):
                 rollout = together(lambda: checked(self._rollouts()))
             self._seconds += time.perf_counter() - start
             yield rollout
+
+
+def seconds_of(collector: Any) -> dict[str, float]:
+    """What a collector says of its time; one of a user's own may say nothing."""
+    return getattr(collector, "seconds", {})

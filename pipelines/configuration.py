@@ -192,6 +192,8 @@ def explain(message: str, options: Options) -> str:
         if places:
             return f"{key} has several places; write {'=..., '.join(places)}=..."
         known = [*keys_of(_compose([])), *options]
+        if key in known:
+            return f"~{key}: Hydra does not remove what is null"
         return f"unknown key {key!r}{nearest(key, known)}; a key of your own is added with +{key}=..."
     if choice := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", message):
         group, name = choice.groups()

@@ -22,7 +22,6 @@ from ..modules.critics import ValueHead
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from ..modules.objectives import Adaptive
 from .callbacks import SpareGarbageCollector
-from .collectors import Collector
 from .experience import Data, Experience
 from .graphs import Compile, checked_compile
 from .optimization import EagerStep, GraphStep, refuse_hooks, refuse_other_types
@@ -159,8 +158,8 @@ class PPO(LightningModule):
             raise ConfigurationError(f"total_frames={self.total_frames} have been trained already: {self.frames}")
         refuse_other_types(self)
         self._reported_at = time.perf_counter()
-        if isinstance(self.trainer.train_dataloader, Collector):
-            self.trainer.train_dataloader.precision = self.trainer.precision_plugin.forward_context
+        if act_under := getattr(self.trainer.train_dataloader, "act_under", None):
+            act_under(self.trainer.precision_plugin.forward_context)
         limit = self.update.kl_limit
         if self.compile_step and getattr(self.trainer.precision_plugin, "scaler", None) is None:
             refuse_hooks(self, PPO)
@@ -174,6 +173,7 @@ class PPO(LightningModule):
         """Learn from one rollout `[num_envs, time]`."""
         start = time.perf_counter()
         self._apply_schedules()
+        self._transform_rewards(rollout)
         experience = self.experience(rollout)
         data = experience.estimate()
         metrics = {"train/explained_variance": experience.explained_variance}
@@ -182,17 +182,11 @@ class PPO(LightningModule):
         if step is None:
             raise RuntimeError("training_step belongs to trainer.fit, which calls on_train_start first")
         means, num_steps = self.update(
-            partial(self._data_of, experience, data), step, normalize=self.normalize_advantage == "minibatch"
+            partial(self._begin_epoch, experience, data), step, normalize=self.normalize_advantage == "minibatch"
         )
         self._count_steps(num_steps)
         self._let_learn(policy=True, critic=True)
-        if isinstance(self.objective, Adaptive) and self.num_rollouts >= self.value_pretraining:
-            self.objective.adapt(TensorDict(data, len(data["advantage"])), summed)
-        for module in self.modules():
-            if isinstance(module, ObservationNormalizer):
-                module.update(rollout[module.key], summed)
-            elif isinstance(module, ValueHead):
-                module.update(rollout["value_target"], summed)
+        self._adapt(rollout, data)
         names = ("approx_kl" if name == "kl_approx" else name for name in step.names)  # TorchRL's key, users' metric
         metrics.update({f"train/{name}": value for name, value in zip(names, means.tolist(), strict=False)})
         self.seconds["estimate"] += estimated - start
@@ -208,11 +202,7 @@ class PPO(LightningModule):
         self._step = None
 
     def experience(self, rollout: TensorDictBase) -> Experience:
-        """A rollout with its rewards as learning sees them, not yet estimated."""
-        if self.reward_normalizer is not None:
-            reward, done = rollout["next", "reward"], rollout["next", "done"]
-            self.reward_normalizer.update(reward, done, summed)
-            rollout["next", "reward"] = self.reward_normalizer(reward)
+        """A rollout whose rewards are as learning sees them, not yet estimated."""
         return Experience(
             rollout,
             self.actor,
@@ -223,13 +213,29 @@ class PPO(LightningModule):
             length=self.update.length(rollout.shape[1]),
         )
 
-    def _data_of(self, experience: Experience, data: Data, epoch: int) -> Data:
-        """What an epoch learns from, and who learns in it."""
+    def _transform_rewards(self, rollout: TensorDictBase) -> None:
+        if self.reward_normalizer is not None:
+            reward = rollout["next", "reward"]
+            self.reward_normalizer.update(reward, rollout["is_init"], summed)
+            rollout["next", "reward"] = self.reward_normalizer(reward)
+
+    def _begin_epoch(self, experience: Experience, data: Data, epoch: int) -> Data:
+        """Choose who learns in an epoch, and return what from."""
         pretrained = self.num_rollouts >= self.value_pretraining
         self._let_learn(policy=pretrained and epoch < self.update.epochs, critic=epoch < self.update.critic_epochs)
         if epoch and self.update.burn_in and experience.memories:
             data = experience.burned_in(data, self.update.burn_in)
         return experience.recomputed(data) if epoch and self.update.recompute_advantage else data
+
+    def _adapt(self, rollout: TensorDictBase, data: Data) -> None:
+        """Move what changes once per rollout: the objective's coefficient, and the statistics of the networks."""
+        if isinstance(self.objective, Adaptive) and self.num_rollouts >= self.value_pretraining:
+            self.objective.adapt(TensorDict(data, len(data["advantage"])), summed)
+        for module in self.modules():
+            if isinstance(module, ObservationNormalizer):
+                module.update(rollout[module.key], summed)
+            elif isinstance(module, ValueHead):
+                module.update(rollout["value_target"], summed)
 
     def _let_learn(self, *, policy: bool, critic: bool) -> None:
         """Weigh the losses; the optimiser leaves alone what only an idle side depends on, momentum and all."""

@@ -21,6 +21,7 @@ from .. import __version__
 from ..errors import ConfigurationError, RunLockedError
 from .build import EVALUATION_RANK, Training, build_env, build_trainer, build_training, env_name, seed_of
 from .callbacks import EvaluateAndSave, ProgressBar, Stopwatch
+from .collectors import seconds_of
 from .evaluation import Evaluation, evaluate
 from .precision import bf16_speed
 from .report import Summary, plot_learning_curve, print_summary, write_summary
@@ -52,7 +53,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
     trainer = build_trainer(cfg, [stopwatch, ProgressBar(), evaluation, stop])
     seed_everything(seed_of(cfg.seed, trainer.global_rank), verbose=False)
     training = build_training(cfg, trainer.global_rank)
-    with closing(training.collector.env), owned(run_dir) if trainer.is_global_zero else nullcontext():
+    with closing(training.env), owned(run_dir) if trainer.is_global_zero else nullcontext():
         if trainer.is_global_zero:
             OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
             (run_dir / "overrides.yaml").write_text(yaml.safe_dump(overrides))
@@ -128,8 +129,8 @@ def summary_of(
     """The figures of a run, as `summary.json` holds them."""
     ppo = training.ppo
     returns = [episode[0] for episode in ppo.episodes]
-    parts = {name: part / seconds for name, part in (training.collector.seconds | ppo.seconds).items()}
-    learning = sum(parts[name] for name in ("collect", "estimate", "update"))
+    parts = {name: part / seconds for name, part in (seconds_of(training.collector) | ppo.seconds).items()}
+    accounted = sum(parts.get(name, 0.0) for name in ("collect", "estimate", "update"))
     return {
         "env": env_name(cfg),
         "seed": cfg.seed,
@@ -142,7 +143,7 @@ def summary_of(
         "eval_return_mean": evaluation.mean if evaluation else None,
         "eval_return_std": evaluation.std if evaluation else None,
         "eval_episodes": len(evaluation.returns) if evaluation else 0,
-        "time": {**parts, "other": 1 - learning},
+        "time": {**parts, "other": 1 - accounted},
         "exit": "completed" if signal_number is None else "interrupted",
         "version": __version__,
     }
@@ -150,7 +151,7 @@ def summary_of(
 
 def environment_speed(training: Training) -> float | None:
     """Frames per second of the environment alone, where its time is known."""
-    environment = training.collector.seconds.get("environment")
+    environment = seconds_of(training.collector).get("environment")
     return training.ppo.frames / environment if environment else None
 
 

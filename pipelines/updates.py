@@ -103,13 +103,13 @@ class MinibatchUpdate:
         return max(self.epochs, self.critic_epochs) * (frames // self.minibatch_size)
 
     def __call__(
-        self, data_of: Callable[[int], dict[NestedKey, Tensor]], step: Step, *, normalize: bool = False
+        self, begin_epoch: Callable[[int], dict[NestedKey, Tensor]], step: Step, *, normalize: bool = False
     ) -> tuple[Tensor, int]:
         """Run over a rollout.
 
         Args:
-            data_of: what an epoch, counted from 0, learns from: tensors `[frames, ...]`, or of whole sequences
-                `[sequences, time, ...]`; see `training_data`.
+            begin_epoch: called before every epoch, counted from 0; returns what it learns from: tensors
+                `[frames, ...]`, or of whole sequences `[sequences, time, ...]`; see `training_data`.
             step: takes the rollout and the indices of a minibatch's rows, returns metrics, or none to stop.
             normalize: whether to normalise the advantages of every minibatch.
 
@@ -122,7 +122,7 @@ class MinibatchUpdate:
         """
         metrics: list[Tensor] = []
         for epoch in range(max(self.epochs, self.critic_epochs)):
-            data = data_of(epoch)
+            data = begin_epoch(epoch)
             rows, frames = len(data["advantage"]), data["advantage"].numel()
             self._check_size(frames, frames // rows)
             order = torch.randperm(rows).to(data["advantage"].device)

@@ -55,6 +55,11 @@ def discounted(rewards: Array, dones: NDArray[np.bool_], gamma: float) -> Array:
     return returns
 
 
+def begins(dones: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether an episode begins with a step, all with the first, of whether one ends with it: `[num_envs, time]`."""
+    return np.concatenate([np.ones_like(dones[:, :1]), dones[:, :-1]], 1)
+
+
 @pytest.fixture
 def generator() -> np.random.Generator:
     return np.random.default_rng(0)
@@ -153,7 +158,7 @@ class TestRanksShareOneStatistic:
         on_every_rank(
             2,
             lambda rank, reduce: ranks[rank].update(
-                column(rewards[2 * rank : 2 * rank + 2]), column(dones[2 * rank : 2 * rank + 2]), reduce
+                column(rewards[2 * rank : 2 * rank + 2]), column(begins(dones)[2 * rank : 2 * rank + 2]), reduce
             ),
         )
         deviation = discounted(rewards.astype(np.float32).astype(np.float64), dones, 0.9).std()
@@ -214,14 +219,14 @@ class TestRewardNormalizer:
     ) -> None:
         rewards, dones = rollouts[0].astype(np.float32), rollouts[1]
         normalizer = RewardNormalizer(gamma=0.9, clip=100.0)
-        for reward, done in zip(np.split(rewards, cuts, 1), np.split(dones, cuts, 1), strict=True):
-            normalizer.update(column(reward), column(done))
+        for reward, is_init in zip(np.split(rewards, cuts, 1), np.split(begins(dones), cuts, 1), strict=True):
+            normalizer.update(column(reward), column(is_init))
         expected = rewards / discounted(rewards.astype(np.float64), dones, 0.9).std()
         np.testing.assert_allclose(normalizer(column(rewards))[..., 0].numpy(), expected, rtol=1e-5)
 
     def test_the_mean_is_never_subtracted(self, rollouts: tuple[Array, NDArray[np.bool_]]) -> None:
         normalizer = RewardNormalizer(gamma=0.9)
-        normalizer.update(column(rollouts[0]), column(rollouts[1]))
+        normalizer.update(column(rollouts[0]), column(begins(rollouts[1])))
         rewards = torch.tensor([0.0, 1.0, -1.0, 2.0])
         output = normalizer(rewards)
         assert output[0].item() == 0.0
@@ -230,6 +235,13 @@ class TestRewardNormalizer:
 
     def test_it_changes_nothing_before_the_first_update(self) -> None:
         torch.testing.assert_close(RewardNormalizer(gamma=0.99)(torch.tensor([-3.0, 0.5])), torch.tensor([-3.0, 0.5]))
+
+    def test_returns_begin_anew_with_other_environments(self) -> None:
+        normalizer = RewardNormalizer(gamma=1.0)
+        for num_envs in (2, 3):
+            begins = torch.tensor([[[True], [False]]]).expand(num_envs, 2, 1)
+            normalizer.update(torch.tensor([[[1.0], [2.0]]]).expand(num_envs, 2, 1), begins)
+        assert normalizer.moments.mean.item() == pytest.approx(2.0)  # of 1 and 1 + 2
 
     def test_it_clips_and_keeps_the_type(self) -> None:
         normalizer = RewardNormalizer(gamma=0.0, clip=2.0)  # returns are the rewards themselves
@@ -253,7 +265,7 @@ class TestRewardClipper:
         (lambda: ObservationNormalizer((2,)), lambda module, data: module.update(data)),
         (
             lambda: RewardNormalizer(gamma=0.9),
-            lambda module, data: module.update(data.T[..., None], torch.zeros(2, len(data), 1, dtype=torch.bool)),
+            lambda module, data: module.update(data.T[..., None], torch.ones(2, len(data), 1, dtype=torch.bool)),
         ),
     ],
     ids=["observations", "rewards"],

@@ -20,6 +20,7 @@ from hydra.utils import get_object
 from lightning import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
@@ -40,6 +41,7 @@ from torchppo.pipelines.build import (
     schedules_of,
     seed_of,
 )
+from torchppo.pipelines.collectors import seconds_of
 from torchppo.pipelines.configuration import compose
 from torchppo.pipelines.graphs import Compile
 
@@ -167,6 +169,31 @@ def parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         del gymnasium.registry[f"{made.__name__}-v0"]
 
 
+class PlainCollector:
+    """What is asked of a collector, and no more."""
+
+    def __init__(
+        self,
+        env: EnvBase,
+        policy: TensorDictModuleBase,
+        *,
+        frames_per_env: int,
+        total_frames: int,
+        compile: Compile,  # noqa: A002
+    ) -> None:
+        self.rollout = partial(env.rollout, frames_per_env, policy, break_when_any_done=False)
+        self.num_rollouts = total_frames // (env.numel() * frames_per_env)
+
+    def __len__(self) -> int:
+        return self.num_rollouts
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        for _ in range(len(self)):
+            with torch.no_grad():
+                rollout = self.rollout()
+            yield rollout
+
+
 def small(*overrides: str) -> DictConfig:
     """A configuration with a folder of its own; TorchRL's environments have no `num_envs`."""
     words = [word for word in SMALL if "env=torchrl" not in overrides or not word.startswith("env.")]
@@ -179,12 +206,12 @@ def learn(cfg: DictConfig, *callbacks: Callback) -> Training:
     training = build_training(cfg, rank=0)
     before = [param.detach().clone() for param in training.ppo.parameters()]
     build_trainer(cfg, list(callbacks)).fit(training.ppo, train_dataloaders=training.collector)
-    training.collector.env.close()  # or TorchRL's would take more threads whenever it is thrown away
+    training.env.close()  # or TorchRL's would take more threads whenever it is thrown away
     after = list(training.ppo.parameters())
     assert training.ppo.num_rollouts == 2
-    assert training.ppo.frames == 2 * training.collector.frames_per_batch
+    assert training.ppo.frames == cfg.total_frames
     assert all(param.isfinite().all() for param in after)
-    assert any(not torch.equal(new, old) for new, old in zip(after, before, strict=True))
+    assert all(not torch.equal(new, old) for new, old in zip(after, before, strict=True))
     return training
 
 
@@ -234,6 +261,16 @@ class TestEveryChoiceTrains:
         cfg = small(f"critic={critic}", f"memory={memory}")
         heads = [module for module in learn(cfg).ppo.critic.modules() if isinstance(module, ValueHead)]
         assert [type(head) for head in heads] == [get_object(cfg.critic.head._target_)]
+
+    @pytest.mark.parametrize("memory", ["none", "gru"])
+    @pytest.mark.parametrize("collector", choices("collector"))
+    def test_collector(self, collector: str, memory: str) -> None:
+        assert {"collect"} <= {*seconds_of(learn(small(f"collector={collector}", f"memory={memory}")).collector)}
+
+    def test_a_collector_of_a_users_own(self) -> None:
+        cfg = small()
+        cfg.collector = {"_target_": "ours.PlainCollector", "frames_per_env": 16}
+        assert isinstance(learn(cfg).collector, PlainCollector)
 
     @pytest.mark.parametrize("estimator", choices("estimator"))
     def test_estimator(self, estimator: str) -> None:
@@ -345,7 +382,7 @@ class TestGymnasiumEnvironments:
         assert all(episode_reward == length for episode_reward, length in ppo.episodes)
 
     def test_without_transforms_they_are_stepped_on_arrays(self) -> None:
-        assert isinstance(build_training(small(), rank=0).collector.env, VectorEnv)
+        assert isinstance(build_training(small(), rank=0).env, VectorEnv)
 
     def test_are_called_by_their_id(self) -> None:
         assert env_name(small()) == "CartPole-v1"
@@ -360,7 +397,7 @@ class TestTorchRLEnvironments:
     def test_train_with_raw_returns_and_lengths(self, words: list[str], num_envs: int) -> None:
         cfg = small("env=torchrl", *words, f"total_frames={32 * num_envs}", "reward=normalized")
         training = learn(cfg)
-        assert training.collector.env.batch_size == (num_envs,)
+        assert training.env.batch_size == (num_envs,)
         # two rollouts of 16 steps hold six episodes of five steps, each of which pays 2
         assert list(training.ppo.episodes) == [(10.0, 5)] * (6 * num_envs)
 
@@ -402,7 +439,7 @@ class TestSeeds:
     @pytest.mark.parametrize("words", [(), GYM_ENV], ids=["gymnasium", "torchrl"])
     def test_make_the_environments_of_every_rank_others_and_each_repeatable(self, words: tuple[str, ...]) -> None:
         cfg = small(*words)
-        envs = [build_training(cfg, rank).collector.env for rank in (0, 0, 1)]
+        envs = [build_training(cfg, rank).env for rank in (0, 0, 1)]
         first, again, other = (env.reset()["observation"] for env in envs)
         for env in envs:
             env.close()

@@ -203,6 +203,7 @@ class TestTypes:
             ),
             (["optimizer.lr=[1]"], "optimizer.lr=[1] is not a number (the default is 0.0003)"),
             (["eval.video=1"], "eval.video=1 is not true or false (the default is True)"),
+            (["~collector.rollouts"], "~collector.rollouts: Hydra does not remove what is null"),
         ],
         ids=repr,
     )

@@ -133,6 +133,13 @@ class TestTraining:
             results.append(weights(ppo))
         assert any(not torch.equal(results[0][name], results[1][name]) for name in results[0])
 
+    def test_goes_on_with_other_environments(self, make: Make, fit: Fit) -> None:
+        ppo, collector = make("Pendulum-v1", reward_normalizer=RewardNormalizer(GAMMA))
+        fit(ppo, collector)
+        ppo.total_frames *= 2
+        fit(ppo, make("Pendulum-v1", num_envs=4, frames_per_env=8)[1])
+        assert ppo.frames == ppo.total_frames
+
     def test_frames_and_optimiser_steps_are_counted(self, make: Make, fit: Fit) -> None:
         ppo, collector = make(num_envs=2, frames_per_env=16, rollouts=3)
         fit(ppo, collector)

@@ -83,12 +83,12 @@ class TestMinibatchUpdate:
     def test_the_longer_of_both_learners_decides_how_many_epochs_there_are(self) -> None:
         epochs: list[int] = []
 
-        def data_of(epoch: int) -> dict[str, Tensor]:
+        def begin_epoch(epoch: int) -> dict[str, Tensor]:
             epochs.append(epoch)
             return data(8)
 
         update = MinibatchUpdate(epochs=2, minibatch_size=4, critic_epochs=3)
-        update(data_of, lambda *_: torch.zeros(1))
+        update(begin_epoch, lambda *_: torch.zeros(1))
         assert epochs == [0, 1, 2]
         assert update.num_steps(8) == 6
 
