@@ -133,6 +133,11 @@ def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
     return env
 
 
+def build_evaluation_env(cfg: DictConfig, *, seed: int, num_envs: int, **changes: Any) -> EnvBase:
+    """The same environment for playing whole episodes, in this process wherever the training's is."""
+    return build_env(cfg, seed=seed, num_envs=num_envs, num_workers=0, **changes)
+
+
 def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
     """Lightning's Trainer with the configured loggers.
 
@@ -193,6 +198,11 @@ def graph_for(cfg: DictConfig, num_steps: float, steps_to_compile: int) -> Compi
     if num_steps > steps_to_compile:
         return True
     return "trace" if num_steps > STEPS_TO_TRACE else False
+
+
+def traces_evaluation(cfg: DictConfig) -> bool:
+    """Whether evaluations act with a graph of the policy: unless there is to be none at all."""
+    return cfg.compile is not False
 
 
 def call(node: DictConfig, **arguments: Any) -> Any:

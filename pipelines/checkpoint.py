@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import EnvBase
 
 from ..errors import CheckpointError, ConfigurationError
-from .build import build_env, build_ppo, env_name
-from .evaluation import evaluate
+from .build import build_evaluation_env, build_ppo, env_name, traces_evaluation
+from .evaluation import envs_for, evaluate
 from .ppo import PPO
 from .report import Summary
 from .video import try_to_film
@@ -59,7 +59,7 @@ def restore(path: Path, *, seed: int, num_envs: int) -> tuple[PPO, DictConfig, E
         raise CheckpointError(f"{path} has no configuration; it was trained from Python: load it with PPO(...) there")
     cfg = OmegaConf.create(config)
     sys.path += cfg.get("code_dirs", [])
-    env = build_env(cfg, seed=seed, num_envs=num_envs, num_workers=0)
+    env = build_evaluation_env(cfg, seed=seed, num_envs=num_envs)
     ppo = build_ppo(cfg, env)
     try:
         ppo.load_state_dict(checkpoint["state_dict"])
@@ -83,8 +83,8 @@ def evaluate_checkpoint(path: Path, *, episodes: int, seed: int, video: Path | N
     """
     if seed < 0:
         raise ConfigurationError(f"--seed {seed} must not be negative")
-    ppo, cfg, env = restore(path, seed=seed, num_envs=max(1, min(episodes, 20)))
-    result = evaluate(ppo.actor, env, episodes, trace=cfg.compile is not False)
+    ppo, cfg, env = restore(path, seed=seed, num_envs=envs_for(episodes))
+    result = evaluate(ppo.actor, env, episodes, trace=traces_evaluation(cfg))
     env.close()
     filmed = try_to_film(cfg, ppo.actor, video, seed) if video else None
     return {

@@ -21,6 +21,8 @@ from .graphs import Compile
 from .policy_step import PolicyStep, TensorDictStep
 from .torchrl_rollouts import steps
 
+MAX_ENVS = 20
+
 MAX_STEPS = 100_000
 """Steps in which an episode has to end; the longest of Gymnasium and Atari take a third of it."""
 
@@ -81,6 +83,11 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, trace:
                 "transforms=[{_target_: torchrl.envs.StepCounter, max_steps: 1000}]"
             )
     return Evaluation(returns, lengths)
+
+
+def envs_for(episodes: int) -> int:
+    """How many environments to play so many episodes in."""
+    return max(1, min(episodes, MAX_ENVS))
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from ..errors import ConfigurationError, NumericalError
 from ..modules.critics import ValueHead
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from ..modules.objectives import Adaptive
-from .callbacks import SpareGarbageCollector
 from .experience import Data, Experience
+from .garbage import SpareGarbageCollector
 from .graphs import Compile, checked_compile
 from .optimization import EagerStep, GraphStep, refuse_hooks, refuse_other_types
 from .ranks import gathered, num_ranks, summed

@@ -15,10 +15,10 @@ def bf16_speed(size: int = 512, times: int = 5) -> float:
     Intel Xeon without AMX, which multiplies at 0.5, 0.7 times: a list of instructions does not tell.
     """
     matrix = torch.ones(size, size)
-    return seconds_of(matrix, times) / seconds_of(matrix.bfloat16(), times)
+    return seconds_to_square(matrix, times) / seconds_to_square(matrix.bfloat16(), times)
 
 
-def seconds_of(matrix: Tensor, times: int) -> float:
+def seconds_to_square(matrix: Tensor, times: int) -> float:
     """The shortest of so many products with itself, after one to warm up."""
     product = matrix @ matrix
     measured = []

@@ -34,10 +34,13 @@ def print_summary(summary: Summary, files: dict[str, Path]) -> None:
     """Show a table of what was reached and where the files are."""
     table = two_columns(f"{summary['env']}, seed {summary['seed']}: {summary['exit']}")
     time = summary["time"]
-    shares = ", ".join(f"{name} {time[name]:.0%}" for name in ("collect", "estimate", "update", "other"))
+    shares = ", ".join(
+        f"{name} {time[name]:.0%}" for name in ("collect", "estimate", "update", "other") if name in time
+    )
     speed, alone = summary["frames_per_second"], summary["environment_frames_per_second"]
     if alone is not None:
-        shares += f"; of collect: environment {time['environment']:.0%}, policy {time['policy']:.0%}"
+        parts = ", ".join(f"{name} {time[name]:.0%}" for name in ("environment", "policy") if name in time)
+        shares += f"; of collect: {parts}"
     rows = {
         "frames": f"{summary['frames']:,} in {summary['wall_seconds']:.1f} s ({speed:,.0f}/s"
         + (")" if alone is None else f", {speed / alone:.0%} of the environment alone)"),

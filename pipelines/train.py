@@ -19,10 +19,19 @@ from rich.console import Console
 
 from .. import __version__
 from ..errors import ConfigurationError, RunLockedError
-from .build import EVALUATION_RANK, Training, build_env, build_trainer, build_training, env_name, seed_of
+from .build import (
+    EVALUATION_RANK,
+    Training,
+    build_evaluation_env,
+    build_trainer,
+    build_training,
+    env_name,
+    seed_of,
+    traces_evaluation,
+)
 from .callbacks import EvaluateAndSave, ProgressBar, Stopwatch
 from .collectors import seconds_of
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation, envs_for, evaluate
 from .precision import bf16_speed
 from .report import Summary, plot_learning_curve, print_summary, write_summary
 from .signals import StopOnSignal
@@ -114,9 +123,9 @@ def evaluator(cfg: DictConfig) -> Callable[[Any], Evaluation]:
         raise ConfigurationError(f"eval.episodes={cfg.eval.episodes} must be at least 1")
 
     def run(actor: Any) -> Evaluation:
-        seed, num_envs = seed_of(cfg.seed, EVALUATION_RANK), min(cfg.eval.episodes, 20)
-        with closing(build_env(cfg, seed=seed, num_envs=num_envs, num_workers=0)) as env:
-            result = evaluate(actor, env, cfg.eval.episodes, trace=cfg.compile is not False)
+        seed, num_envs = seed_of(cfg.seed, EVALUATION_RANK), envs_for(cfg.eval.episodes)
+        with closing(build_evaluation_env(cfg, seed=seed, num_envs=num_envs)) as env:
+            result = evaluate(actor, env, cfg.eval.episodes, trace=traces_evaluation(cfg))
         torch.set_num_threads(cfg.num_threads)  # TorchRL's SerialEnv takes more when it is closed
         return result
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from ..errors import EnvironmentFailure
-from .build import build_env
+from .build import build_evaluation_env, traces_evaluation
 from .evaluation import play
 
 
@@ -33,8 +33,8 @@ def try_to_film(cfg: DictConfig, actor: Any, path: Path, seed: int) -> Path | No
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         os.environ.setdefault("MUJOCO_GL", "egl")
     try:
-        env = build_env(cfg, seed=seed, num_envs=1, num_workers=0, render_mode="rgb_array")
-        record_video(actor, env, path, trace=cfg.compile is not False)
+        env = build_evaluation_env(cfg, seed=seed, num_envs=1, render_mode="rgb_array")
+        record_video(actor, env, path, trace=traces_evaluation(cfg))
     except Exception as error:  # noqa: BLE001 - whatever a graphics driver raises must not cost a finished run
         Console(stderr=True).print(f"no video: {type(error).__name__}: {error}")
         return None

@@ -13,7 +13,7 @@ from torchppo.pipelines import precision
 
 def test_the_speed_is_that_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {torch.float32: 3.0, torch.bfloat16: 6.0}
-    monkeypatch.setattr(precision, "seconds_of", lambda matrix, times: seconds[matrix.dtype] * times)
+    monkeypatch.setattr(precision, "seconds_to_square", lambda matrix, times: seconds[matrix.dtype] * times)
     assert precision.bf16_speed() == 0.5
 
 
@@ -22,7 +22,7 @@ def test_the_shortest_of_several_products_counts(monkeypatch: pytest.MonkeyPatch
         yield from (0.0, 5.0, 10.0, 12.0, 20.0, 29.0)
 
     monkeypatch.setattr(precision.time, "perf_counter", clock().__next__)
-    assert precision.seconds_of(torch.ones(2, 2), 3) == 2.0
+    assert precision.seconds_to_square(torch.ones(2, 2), 3) == 2.0
 
 
 def test_products_are_of_the_matrix_type(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,5 +33,5 @@ def test_products_are_of_the_matrix_type(monkeypatch: pytest.MonkeyPatch) -> Non
         return out
 
     monkeypatch.setattr(torch, "mm", product)
-    precision.seconds_of(torch.ones(2, 2, dtype=torch.bfloat16), 2)
+    precision.seconds_to_square(torch.ones(2, 2, dtype=torch.bfloat16), 2)
     assert seen == [torch.bfloat16] * 2

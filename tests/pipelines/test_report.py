@@ -93,6 +93,10 @@ class TestTables:
         print_summary({**SUMMARY, "train_episodes": 3}, {})
         assert "mean of the last 3 episodes" in capsys.readouterr().out
 
+    def test_leaves_out_times_that_a_collector_does_not_tell(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_summary({**SUMMARY, "time": {"estimate": 0.02, "update": 0.5, "other": 0.48}}, {})
+        assert "estimate 2%, update 50%, other 48%" in capsys.readouterr().out
+
     @pytest.mark.parametrize(
         "missing",
         [
