@@ -1,10 +1,19 @@
 """What a person can be told in one line: each class carries the exit code of the command line."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class TorchPPOError(Exception):
     """A failure that is not a bug of torchppo; its message is one line that names the way out."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        """Make one line of a message that may quote several of a library's or a spec's."""
+        super().__init__(" ".join(message.split()))
 
 
 class ConfigurationError(TorchPPOError, ValueError):
@@ -35,3 +44,9 @@ class RunLockedError(TorchPPOError):
     """A run directory in which another training is at work."""
 
     exit_code = 6
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """The nearest of the names that there are, to append to a message, or nothing."""
+    matches = get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -76,7 +76,7 @@ def misfit(space: spaces.Space[Any], value: Any, path: str = "observation") -> s
     if not np.issubdtype(array.dtype, np.integer) and array.dtype != np.bool_:
         return f"{path} is of {array.dtype}, in a space of {space.dtype}"
     outside = array[(array < low) | (array > high)]
-    return f"{path} holds {outside.flat[0]}, which is outside of {' '.join(str(space).split())}" if outside.size else ""
+    return f"{path} holds {outside.flat[0]}, which is outside of {space}" if outside.size else ""
 
 
 def has_length(value: Any) -> bool:

@@ -6,14 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from ..errors import ConfigurationError
 from .arrays import ALL, StepArrays, step_arrays_for
-from .rows import RowsVectorEnv
-from .serial import seeds_of
+from .rows import Description, RowsVectorEnv, describe, seeds_of
 
 
 class HalvesVectorEnv(RowsVectorEnv):
@@ -34,13 +30,9 @@ class HalvesVectorEnv(RowsVectorEnv):
         parts = [slice(0, middle), slice(middle, num_envs)] if middle else [slice(0, num_envs)]
         self._halves = [(make(rows.stop - rows.start), rows) for rows in parts]
         half, _ = self._halves[0]
-        self.num_envs = num_envs
-        self.single_observation_space = half.single_observation_space
-        self.single_action_space = half.single_action_space
-        self.observation_space = batch_space(half.single_observation_space, num_envs)
-        self.action_space = batch_space(half.single_action_space, num_envs)
         # A half would reset in the step after the last one, and does not where it has been told to before.
-        self.metadata = {**half.metadata, "autoreset_mode": AutoresetMode.DISABLED}
+        single = Description(half.single_observation_space, half.single_action_space, None, half.metadata)
+        describe(self, single, num_envs)
         self.arrays = step_arrays_for(half.single_observation_space, num_envs)
 
     def reset(
@@ -71,15 +63,8 @@ class HalvesVectorEnv(RowsVectorEnv):
         return self.arrays.rows(rows)
 
     def halves(self) -> list[slice]:
-        """Two runs of environments that can be stepped apart.
-
-        Raises:
-            ConfigurationError: if there is only one environment.
-
-        """
-        if len(self._halves) < 2:
-            raise ConfigurationError("collector.double_buffer=true needs two environments; set env.num_envs=2 or more")
-        return [rows for _, rows in self._halves]
+        """Two runs of environments that can be stepped apart, or nothing where there is one environment."""
+        return [rows for _, rows in self._halves] if len(self._halves) > 1 else []
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the threads."""

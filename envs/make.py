@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import gymnasium
 from gymnasium.wrappers import NormalizeObservation, OrderEnforcing, TimeLimit
 
-from ..errors import ConfigurationError, EnvironmentFailure
+from ..errors import ConfigurationError, EnvironmentFailure, did_you_mean
 from .apart import apart
 from .failures import close, environment_failure
 from .halves import HalvesVectorEnv
@@ -49,7 +48,7 @@ def make_vector_env(
             same, bit for bit.
         step_timeout: seconds in which a worker's step has to return.
         wrappers: for each environment, the first one innermost.
-        render_mode: of `gymnasium.make`.
+        render_mode: of `gymnasium.make`; for Atari games ignored, of which a film shows the observations.
         kwargs: further ones for `gymnasium.make`.
 
     Raises:
@@ -128,12 +127,12 @@ def make_atari_vector(id: str, num_envs: int, **kwargs: Any) -> HalvesVectorEnv:
     spec = gymnasium.registry.get(id)
     if spec is None or "game" not in spec.kwargs:
         games = [name for name in gymnasium.registry if name.startswith("ALE/")]
-        raise EnvironmentFailure(f"there is no Atari game {id!r}{_nearest(id, games)}")
+        raise EnvironmentFailure(f"there is no Atari game {id!r}{did_you_mean(id, games)}")
     options = {"reward_clipping": False, "num_threads": max(1, num_cores() // 2), **kwargs}
     try:
         return HalvesVectorEnv(lambda num: AtariVectorEnv(spec.kwargs["game"], num, **options), num_envs)
     except (gymnasium.error.Error, TypeError) as error:
-        raise EnvironmentFailure(f"environment {id!r} cannot be made: {' '.join(str(error).split())}") from error
+        raise EnvironmentFailure(f"environment {id!r} cannot be made: {error}") from error
 
 
 def num_cores() -> int:
@@ -153,10 +152,10 @@ def make_env(id: str, *, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gym
     except gymnasium.error.DependencyNotInstalled as error:
         raise EnvironmentFailure(f"environment {id!r} needs a package that is missing: {error}") from error
     except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
-        hint = _nearest(id, gymnasium.registry) if isinstance(error, gymnasium.error.UnregisteredEnv) else ""
+        hint = did_you_mean(id, gymnasium.registry) if isinstance(error, gymnasium.error.UnregisteredEnv) else ""
         if isinstance(error, ModuleNotFoundError) and id.startswith("minigrid:"):
             hint = "; pip install 'torchppo[minigrid]'"
-        raise EnvironmentFailure(f"environment {id!r} cannot be made: {' '.join(str(error).split())}{hint}") from error
+        raise EnvironmentFailure(f"environment {id!r} cannot be made: {error}{hint}") from error
     except Exception as error:  # noqa: BLE001 - whatever its module or constructor raises is its own failure
         raise environment_failure(f"environment {id!r} cannot be made", error) from None
     env = without_order_enforcing(env)
@@ -191,8 +190,3 @@ def without_order_enforcing(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, 
     if isinstance(env, TimeLimit):
         env.env = without_order_enforcing(env.env)
     return env
-
-
-def _nearest(name: str, candidates: Iterable[str]) -> str:
-    matches = get_close_matches(name, list(candidates), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""

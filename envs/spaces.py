@@ -59,7 +59,7 @@ def action_spec(space: spaces.Space[Any], path: str = "action") -> TensorSpec:
         case spaces.Box(shape=(_,)) if np.issubdtype(space.dtype, np.floating):
             return box_spec(space)
     raise EnvironmentFailure(
-        f"action space {' '.join(str(space).split())} of {path} is not supported; supported are Discrete, "
+        f"action space {space} of {path} is not supported; supported are Discrete, "
         "MultiDiscrete and MultiBinary of one dimension, Box of floats of one dimension, and Dict and Tuple of them"
     )
 
@@ -81,7 +81,7 @@ def observation_spec(space: spaces.Space[Any], path: str = "observation") -> Ten
         case _ if is_text(space):
             return Categorical(VOCABULARY, (MAX_WORDS,), dtype=torch.int64)
     raise EnvironmentFailure(
-        f"observation space {' '.join(str(space).split())} of {path} is not supported; supported are "
+        f"observation space {space} of {path} is not supported; supported are "
         "Box that is not empty, Discrete, MultiDiscrete and MultiBinary of one dimension, Text, and Dict and Tuple of "
         "them (env.wrappers=[...] takes gymnasium.wrappers.TransformObservation to make one)"
     )

@@ -130,7 +130,8 @@ class VectorEnv(EnvBase):
         parts = self.vector.halves() if self._by_rows else []
         if not parts:
             raise ConfigurationError(
-                "collector.double_buffer=true needs worker processes or an Atari game; set env.num_workers=2"
+                "collector.double_buffer=true needs two workers, or two environments of an Atari game; set "
+                "env.num_workers=2"
             )
         sizes = [rows.stop - rows.start for rows in parts]
         if sizes[0] != sizes[1]:
@@ -188,6 +189,6 @@ def _refuse_coded(vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:
     observation, action = vector.single_observation_space, vector.single_action_space
     if encoder(observation) is not as_it_is or entries(action):
         raise EnvironmentFailure(
-            f"{vector} takes and returns arrays, and cannot have the spaces {' '.join(str(observation).split())} and "
-            f"{' '.join(str(action).split())}; torchppo.envs.SerialVectorEnv and WorkerVectorEnv can"
+            f"{vector} takes and returns arrays, and cannot have the spaces {observation} and "
+            f"{action}; torchppo.envs.SerialVectorEnv and WorkerVectorEnv can"
         )

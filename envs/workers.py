@@ -19,8 +19,8 @@ from .actions import action_dtype
 from .apart import apart, begin_apart
 from .arrays import ALL, StepArrays, shared, step_arrays_for
 from .failures import close, environment_failure
-from .rows import RowsVectorEnv
-from .serial import Description, Maker, SerialVectorEnv, describe, description_of, reset_indices, seeds_of
+from .rows import Description, RowsVectorEnv, describe, description_of, reset_indices, seeds_of
+from .serial import Maker, SerialVectorEnv
 
 STEP, RESET, CLOSE = range(3)
 NO_SEED = -1
@@ -52,7 +52,7 @@ class WorkerVectorEnv(RowsVectorEnv):
     def __init__(self, makers: Sequence[Maker], num_workers: int, step_timeout: float = 60.0) -> None:
         """Start the workers; their environments are made at once."""
         if not 1 <= num_workers <= len(makers):
-            raise ConfigurationError(f"env.num_workers={num_workers} must lie between 0 and env.num_envs={len(makers)}")
+            raise ConfigurationError(f"env.num_workers={num_workers} must lie between 1 and env.num_envs={len(makers)}")
         if step_timeout <= 0:
             raise ConfigurationError(f"env.step_timeout={step_timeout} must be positive")
         describe(self, apart(partial(described, makers[0]), step_timeout), len(makers))
@@ -98,14 +98,9 @@ class WorkerVectorEnv(RowsVectorEnv):
         return self.arrays.rows(rows)
 
     def halves(self) -> list[slice]:
-        """Two runs of environments that can be stepped apart.
-
-        Raises:
-            ConfigurationError: if there is only one worker.
-
-        """
+        """Two runs of environments that can be stepped apart, or nothing where there is one worker."""
         if len(self._workers) < 2:
-            raise ConfigurationError("collector.double_buffer=true needs two workers; set env.num_workers=2 or more")
+            return []
         middle = self._workers[len(self._workers) // 2].rows.start
         return [slice(0, middle), slice(middle, self.num_envs)]
 

@@ -55,7 +55,7 @@ def make_encoder(spec: TensorSpec, num_batch: int, key: Key) -> nn.Module:
             return nn.Sequential(Float(), Flat(len(shape)))
     path = "/".join([key] if isinstance(key, str) else key)
     raise ConfigurationError(
-        f"{path} has no encoder for {' '.join(str(spec).split())}; supported are boxes, Binary, OneHot and "
+        f"{path} has no encoder for {spec}; supported are boxes, Binary, OneHot and "
         "MultiCategorical of any shape, and Categorical of none or one dimension; transforms=[...] can leave it out "
         "(torchrl.envs.ExcludeTransform)"
     )

@@ -167,7 +167,7 @@ def finite_bounds(spec: TensorSpec, head: str) -> tuple[Tensor, Tensor]:
         if ((high > low) & (high - low).isfinite()).all():
             return low, high
     raise ConfigurationError(
-        f"head={head} needs finite bounds, each low below its high, not {one_line(spec)}; head=gaussian needs none"
+        f"head={head} needs finite bounds, each low below its high, not {spec}; head=gaussian needs none"
     )
 
 
@@ -188,7 +188,7 @@ def make_head(action_spec: TensorSpec, num_batch: int, width: int, continuous: C
         return leaf_head(("action",), action_spec, num_batch, width, continuous)
     leaves = leaves_of(action_spec)
     if not leaves:
-        raise ConfigurationError(f"action is {one_line(action_spec)}, without a leaf to act on; give it one")
+        raise ConfigurationError(f"action is {action_spec}, without a leaf to act on; give it one")
     return composite_head(
         {path: leaf_head(("action", *path), spec, num_batch, width, continuous) for path, spec in leaves.items()},
         [spec.shape[num_batch:] for spec in leaves.values()],
@@ -226,7 +226,7 @@ def leaf_head(path: Path, spec: TensorSpec, num_batch: int, width: int, continuo
                 raise ConfigurationError(f"{'.'.join(path)}: {error}") from error
         case _:
             raise ConfigurationError(
-                f"{'.'.join(path)} is {one_line(spec)}, which no head acts on; supported are Discrete, and "
+                f"{'.'.join(path)} is {spec}, which no head acts on; supported are Discrete, and "
                 "MultiDiscrete, MultiBinary and Box of floats of one dimension"
             )
     return Head(FullPrecision(network), ["logits"], partial(distribution, validate_args=False))
@@ -255,8 +255,3 @@ def composite_head(heads: dict[Path, Head], shapes: Sequence[torch.Size], dtypes
         to_action=Split(shapes, dtypes, [head.to_action or nn.Identity() for head in heads.values()]),
         action_keys=[("action", *path) for path in heads],
     )
-
-
-def one_line(spec: TensorSpec) -> str:
-    """The spec as a message names it."""
-    return " ".join(str(spec).split())

@@ -158,7 +158,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
     try:
         return call(others, logger=loggers, callbacks=[*callbacks, *own])
     except (MisconfigurationException, ValueError) as error:  # Lightning's own refusals
-        raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
+        raise ConfigurationError(f"trainer: {error}") from error
 
 
 def frames_per_batch(cfg: DictConfig, env: EnvBase) -> int:
@@ -231,7 +231,7 @@ def call(node: DictConfig, **arguments: Any) -> Any:
                 raise ConfigurationError(f"{node._target_} needs a package: pip install 'torchppo[{extra}]'") from error
         if isinstance(cause, InstantiationException | ImportError) or WRONG_KEYS.search(str(cause)):
             message = str(error).replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", "")
-            raise ConfigurationError(f"{node._target_}: {' '.join(message.split())}") from error
+            raise ConfigurationError(f"{node._target_}: {message}") from error
         raise cause from None
     except TypeError as error:
         if not WRONG_KEYS.search(str(error)):

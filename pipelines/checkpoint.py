@@ -40,7 +40,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content.seek(0)
         checkpoint = torch.load(content, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} is no checkpoint: {' '.join(str(error).split())[:200]}") from error
+        raise CheckpointError(f"{path} is no checkpoint: {str(error)[:200]}") from error
     if not isinstance(checkpoint, dict) or "torchppo" not in checkpoint:
         raise CheckpointError(f"{path} is a checkpoint of something else; torchppo's are made by torchppo train")
     return checkpoint
@@ -64,7 +64,7 @@ def restore(path: Path, *, seed: int, num_envs: int) -> tuple[PPO, DictConfig, E
     try:
         ppo.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit its configuration: {' '.join(str(error).split())[:200]}") from error
+        raise CheckpointError(f"{path} does not fit its configuration: {str(error)[:200]}") from error
     return ppo, cfg, env
 
 

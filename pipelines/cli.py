@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from ..errors import ConfigurationError, TorchPPOError
+from ..errors import ConfigurationError, TorchPPOError, did_you_mean
 from . import configuration
 
 EXAMPLES = """\
@@ -88,7 +88,7 @@ class _Parser(argparse.ArgumentParser):
         for word in rest:
             if word.startswith("-"):
                 options = re.findall(r"--[a-z-]+", command.format_help())
-                command.error(f"unknown option {word!r}{configuration.nearest(word, options)}")
+                command.error(f"unknown option {word!r}{did_you_mean(word, options)}")
             if "overrides" not in namespace:
                 command.error(f"unknown argument {word!r}")
             namespace.overrides.append(word)

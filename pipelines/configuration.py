@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, did_you_mean
 
 KINDS = {
     bool: "true or false",
@@ -194,19 +193,19 @@ def explain(message: str, options: Options) -> str:
         known = [*keys_of(_compose([])), *options]
         if key in known:
             return f"~{key}: Hydra does not remove what is null"
-        return f"unknown key {key!r}{nearest(key, known)}; a key of your own is added with +{key}=..."
+        return f"unknown key {key!r}{did_you_mean(key, known)}; a key of your own is added with +{key}=..."
     if choice := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", message):
         group, name = choice.groups()
         return unknown_choice(group, name, options)
     if ambiguous := re.search(r"Ambiguous value for argument '([^']+)'", message):
         return f"{ambiguous.group(1)} has several values; add -m for one run each, or write key=[a,b] for a list"
-    return " ".join(message.split("See https", maxsplit=1)[0].split())
+    return message.split("See https", maxsplit=1)[0]
 
 
 def unknown_choice(group: str, name: str, options: Options) -> str:
     """One line for a choice that a group does not have."""
     names = options.get(group.split("@", maxsplit=1)[0], {})
-    return f"unknown choice {group}={name}{nearest(name, names)}; there is {', '.join(names) or 'none'}"
+    return f"unknown choice {group}={name}{did_you_mean(name, names)}; there is {', '.join(names) or 'none'}"
 
 
 def keys_of(cfg: DictConfig) -> list[str]:
@@ -220,9 +219,3 @@ def keys_of(cfg: DictConfig) -> list[str]:
                 yield from walk(value, f"{prefix}{key}.")
 
     return [key for key in walk(cfg, "") if key.split(".")[0] != "hydra"]
-
-
-def nearest(name: str, candidates: Iterable[str]) -> str:
-    """A suggestion to append to a message, or nothing."""
-    matches = get_close_matches(name, list(candidates), n=1, cutoff=0.5)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -70,7 +70,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
         try:
             trainer.fit(training.ppo, train_dataloaders=training.collector)
         except MisconfigurationException as error:  # what Lightning sees only now
-            raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
+            raise ConfigurationError(f"trainer: {error}") from error
         if trainer.is_global_zero:
             leave_behind(cfg, training, summary_of(cfg, training, stopwatch.seconds, evaluation.last, stop.received))
     return 0 if stop.received is None else 128 + stop.received

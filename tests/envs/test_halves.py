@@ -83,6 +83,6 @@ def test_a_reset_leaves_the_other_half_alone_while_it_steps(halves: HalvesVector
 
 def test_one_environment_has_no_halves() -> None:
     env = make_vector_env("ALE/Pong-v5", 1, **OPTIONS)
-    with pytest.raises(ConfigurationError, match=r"needs two environments; set env.num_envs=2"):
-        env.vector.halves()
+    with pytest.raises(ConfigurationError, match=r"needs two workers, or two environments of an Atari game"):
+        env.halves()
     env.close()

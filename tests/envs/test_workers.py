@@ -219,10 +219,10 @@ class TestFailures:
             make_vector_env("CartPole-v1", 2, num_workers=num_workers)
 
     def test_one_worker_has_no_halves(self) -> None:
-        vector = WorkerVectorEnv([partial(make_env, "CartPole-v1")] * 2, 1)
+        env = make_vector_env("CartPole-v1", 2, num_workers=1)
         with pytest.raises(ConfigurationError, match="needs two workers"):
-            vector.halves()
-        vector.close()
+            env.halves()
+        env.close()
 
 
 class TestAuto:
