@@ -30,7 +30,7 @@ HANDOVER_SECONDS = 30e-6
 
 def make_vector_env(
     id: str,  # noqa: A002
-    num_envs: int = 1,
+    num_envs: int,
     *,
     num_workers: int | Literal["auto"] = 0,
     step_timeout: float = 60.0,

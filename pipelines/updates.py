@@ -33,8 +33,8 @@ class MinibatchUpdate:
 
     def __init__(
         self,
-        epochs: int = 10,
-        minibatch_size: int = 64,
+        epochs: int,
+        minibatch_size: int,
         *,
         critic_epochs: int | None = None,
         sequence_length: int | None = None,

@@ -17,13 +17,20 @@ from omegaconf import OmegaConf
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(CONF.glob("*/*.yaml"))
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
-HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
-NEEDED = {"env/gymnasium": ["env.id=CartPole-v1"], "env/torchrl": ["env._target_=torchrl.envs.PendulumEnv"]}
-PLACES = {"schedule": ["schedule@schedule.lr", "schedule@schedule.clip_epsilon", "schedule@schedule.entropy_coeff"]}
 
 
 def name_of(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
+
+
+VARIANTS = {name_of(path) for path in EXPERIMENTS} | {
+    *("critic/two_hot", "head/gaussian_state_dependent", "memory/transformer_xl"),
+    *("policy/cnn", "policy/resnet", "policy/transformer_xl"),
+}
+"""What differs from its part's defaults on purpose."""
+HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
+NEEDED = {"env/gymnasium": ["env.id=CartPole-v1"], "env/torchrl": ["env._target_=torchrl.envs.PendulumEnv"]}
+PLACES = {"schedule": ["schedule@schedule.lr", "schedule@schedule.clip_epsilon", "schedule@schedule.entropy_coeff"]}
 
 
 @cache
@@ -69,6 +76,20 @@ class TestEveryFile:
         lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
         assert lines[0].startswith("# ")
         assert len(lines[0]) > len("# x")
+
+
+def defaults(target: Any) -> dict[str, Any]:
+    """What a part of ours is given where YAML does not say."""
+    parameters = inspect.signature(target).parameters.values() if target.__module__.startswith("torchppo.") else ()
+    return {one.name: one.default for one in parameters if one.default is not one.empty}
+
+
+@pytest.mark.parametrize("name", sorted({name_of(path) for path in FILES} - VARIANTS))
+def test_a_number_is_the_same_from_python(name: str) -> None:
+    for part in parts(composed(name)):
+        known = defaults(get_object(part["_target_"]))
+        numbers = {key: value for key, value in part.items() if key in known and isinstance(value, bool | int | float)}
+        assert numbers == {key: known[key] for key in numbers}, part["_target_"]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)

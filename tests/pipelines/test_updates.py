@@ -43,17 +43,17 @@ class TestMinibatchUpdate:
     )
     def test_a_size_that_does_not_fit_is_refused_with_the_nearest(self, size: int, frames: int, message: str) -> None:
         with pytest.raises(ConfigurationError, match=message):
-            MinibatchUpdate(minibatch_size=size).check(4, frames // 4, in_sequences=False)
+            MinibatchUpdate(1, size).check(4, frames // 4, in_sequences=False)
 
     @pytest.mark.parametrize("size", [5, 16])
     def test_a_rollout_that_does_not_fit_is_refused_when_it_comes(self, size: int) -> None:
         with pytest.raises(ConfigurationError, match=f"minibatch_size={size}"):
-            MinibatchUpdate(minibatch_size=size)(lambda _: data(12), lambda *_: torch.zeros(1))
+            MinibatchUpdate(1, size)(lambda _: data(12), lambda *_: torch.zeros(1))
 
     @pytest.mark.parametrize("options", [{"epochs": 0}, {"minibatch_size": 0}, {"target_kl": 0.0}, {"target_kl": -1.0}])
     def test_impossible_settings_are_refused(self, options: dict[str, float]) -> None:
         with pytest.raises(ConfigurationError, match=next(iter(options))):
-            MinibatchUpdate(**options)  # type: ignore[arg-type]
+            MinibatchUpdate(**{"epochs": 1, "minibatch_size": 8} | options)  # type: ignore[arg-type]
 
     def test_minibatches_hold_whole_sequences(self) -> None:
         seen: list[Tensor] = []
@@ -101,4 +101,4 @@ class TestMinibatchUpdate:
     )
     def test_sequences_that_do_not_fit_are_refused_with_the_nearest(self, length: int, size: int, message: str) -> None:
         with pytest.raises(ConfigurationError, match=message):
-            MinibatchUpdate(minibatch_size=size, sequence_length=length).check(2, 16, in_sequences=True)
+            MinibatchUpdate(1, size, sequence_length=length).check(2, 16, in_sequences=True)
