@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import cloudpickle
+import torch
 
 from ..errors import EnvironmentFailure
 from .failures import environment_failure
@@ -51,6 +52,7 @@ def begin_apart() -> None:
     """What a process forked for environments does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)  # the owner's threads were not forked, and a product in an environment would wait for them
     gc.freeze()  # what was the owner's is no business of this process's collector
 
 

@@ -16,13 +16,18 @@ from .spaces import entries, is_text
 def checked(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """The same environment, whose first observations of a reset and of a step are looked at, and no later one.
 
-    The methods that look stand before the environment's own until then, so that later steps pay nothing.
+    The methods that look stand before the environment's own until then, so that later steps pay nothing; none does
+    while the environment resets, which may copy itself.
 
     Raises:
         EnvironmentFailure: at that reset or step, if one does not fit `observation_space`.
 
     """
-    own = {name: vars(env)[name] for name in ("reset", "step") if name in vars(env)}
+    own: dict[str, Any] = {}
+
+    def put(name: str, method: Any) -> None:
+        own.update({name: vars(env)[name]} if name in vars(env) else {})
+        vars(env)[name] = method
 
     def restored(name: str) -> Any:
         del vars(env)[name]
@@ -32,6 +37,7 @@ def checked(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     def reset(**kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = restored("reset")(**kwargs)
         refuse_misfit(env, observation)
+        put("step", step)
         return observation, info
 
     def step(action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -39,7 +45,7 @@ def checked(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
         refuse_misfit(env, observation)
         return observation, reward, terminated, truncated, info
 
-    vars(env).update(reset=reset, step=step)
+    put("reset", reset)
     return env
 
 

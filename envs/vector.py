@@ -15,7 +15,7 @@ from torchrl.envs import EnvBase
 
 from ..errors import ConfigurationError, EnvironmentFailure
 from .actions import conversion
-from .arrays import ALL, Key, StepArrays, leaves
+from .arrays import ALL, Key, StepArrays, leaves, observation_dtype
 from .encoding import as_it_is, encoder
 from .failures import environment_failure
 from .rows import RowsVectorEnv
@@ -72,6 +72,7 @@ class VectorEnv(EnvBase):
             step_count=Unbounded((*batch, 1), dtype=torch.int64),
             shape=batch,
         )
+        self._dtype = observation_dtype(observation).base  # a foreign one's may be of double precision
         self.full_action_spec = Composite(action=action.expand(*batch, *action.shape), shape=batch)
         self.reward_spec = Unbounded((*batch, 1))
         self.done_spec = Composite(
@@ -97,7 +98,7 @@ class VectorEnv(EnvBase):
             observation, _ = self.vector.reset(seed=seed, options=None if mask is None else {"reset_mask": mask})
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises is its own failure
             raise environment_failure("an environment failed", error) from None
-        return observation
+        return observation.astype(self._dtype, copy=False)
 
     def send(self, action: NDArray[Any] | dict[Key, NDArray[Any]], rows: slice = ALL) -> None:
         """Give the environments in `rows` their actions, as the policy chose them: `[rows, *action]`.

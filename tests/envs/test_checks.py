@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium
@@ -85,11 +86,29 @@ def test_what_an_array_can_hold_fits(space: spaces.Space[Any], value: Any) -> No
 def test_later_observations_are_not_looked_at() -> None:
     env = Showing(VECTOR, *(np.zeros(4) for _ in range(4)))
     vector = SerialVectorEnv([lambda: env])
-    own = {name: getattr(env, name) for name in ("reset", "step")}
-    for call in (vector.reset, lambda: vector.step(np.zeros(1, np.int64))):
-        call()
+    looking = {"reset": env.reset}
+    vector.reset()
+    looking["step"] = env.step
+    vector.step(np.zeros(1, np.int64))
     assert vars(env).keys() == {"observation_space", "shown"}
-    assert all(getattr(env, name) != method for name, method in own.items())
+    assert all(getattr(env, name) != method for name, method in looking.items())
+
+
+def test_an_environment_may_copy_itself_as_it_is_reset_to_look_ahead() -> None:
+    class LookingAhead(Showing):
+        def reset(self, **kwargs: Any) -> Any:
+            result = super().reset(**kwargs)
+            self.num_steps = 0
+            copy.deepcopy(self).step(0)
+            return result
+
+        def step(self, action: Any) -> Any:
+            self.num_steps += 1
+            return super().step(action)
+
+    vector = SerialVectorEnv([lambda: LookingAhead(VECTOR, np.zeros(4), np.zeros(4))])
+    vector.reset()
+    assert vector.envs[0].unwrapped.num_steps == 0  # type: ignore[attr-defined]
 
 
 def test_methods_that_an_environment_has_been_given_are_put_back() -> None:

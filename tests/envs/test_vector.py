@@ -363,6 +363,12 @@ class TestVectorEnvironmentsOfGymnasium:
         assert rollout["next", "observation"].tolist() == [[[1, 1], [1, 2], [1, 3], [2, 1]]] * 2
         assert len({counting.seeds[0] for counting in inside(env)}) == 2
 
+    def test_of_double_precision_give_the_single_one_of_their_spec(self, counting_env: Callable[..., Any]) -> None:
+        one = partial(counting_env, observation_space=spaces.Box(-np.inf, np.inf, (2,), np.float64))
+        env = VectorEnv(SyncVectorEnv([one, one], autoreset_mode=AutoresetMode.DISABLED))
+        assert env.reset_arrays().dtype == np.float32
+        assert env.reset_arrays(np.array([True, False])).tolist() == [[2, 0], [1, 0]]
+
     def test_that_record_episodes_are_accepted(self, sync: Callable[..., SyncVectorEnv]) -> None:
         rollout = roll(VectorEnv(sync(AutoresetMode.DISABLED, RecordEpisodeStatistics)), 4)
         assert column(rollout, "next", "episode_reward") == [[1, 2, 3, 1]] * 2

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 from torchppo.envs import SerialVectorEnv, WorkerVectorEnv, make, make_vector_env
 from torchppo.envs.make import fastest_num_workers, make_env
@@ -194,6 +195,29 @@ class TestFailures:
         env.receive()
         env.close()
         assert not Threaded.threads
+
+    @pytest.mark.parametrize("num_workers", [2, "auto"])
+    def test_are_not_provoked_by_threads_of_pytorch_in_this_process(
+        self, num_workers: Any, counting_id: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Computing(gymnasium.Wrapper[Any, Any, Any, Any]):
+            """Whose products are large enough for several threads."""
+
+            def step(self, action: Any) -> Any:
+                time.sleep(2e-3)
+                return self.env.step(int(action + 0 * (torch.ones(300, 300) @ torch.ones(300, 300)).sum()))
+
+        monkeypatch.setattr(make, "num_cores", lambda: 2)
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        torch.ones(300, 300) @ torch.ones(300, 300)
+        env = make_vector_env(counting_id, 2, num_workers=num_workers, step_timeout=5.0, wrappers=[Computing])
+        torch.set_num_threads(before)
+        assert isinstance(env.vector, WorkerVectorEnv)
+        env.reset_arrays()
+        env.send(np.zeros(2, np.int64))
+        env.receive()
+        env.close()
 
     def test_are_not_made_of_spaces_with_functions_without_a_name(self) -> None:
         class Nameless(Misbehaving):
