@@ -87,8 +87,9 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     update, optimizer = call(cfg["update"]), call(cfg.optimizer)
     num_steps = num_rollouts(cfg, env) * update.num_steps(frames_per_batch(cfg, env))
     has_graph = isinstance(optimizer, partial) and not lacking(optimizer.func, optimizer.keywords)
-    # A graph of a memory's whole sequences takes minutes to compile; that is for the user to decide.
-    if memories_of(actor) or not has_graph:
+    # A graph of a memory's whole sequences takes minutes to compile, which is for the user to decide; TorchRL's losses
+    # look at the values of entropies.
+    if memories_of(actor) or isinstance(objective, LossModule) or not has_graph:
         num_steps = 0
     return call(
         cfg.ppo,

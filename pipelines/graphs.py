@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -186,9 +186,10 @@ def casts_as_inputs(graph: GraphModule, num_given: int) -> list[tuple[int, torch
     """
     inputs = graph.graph.find_nodes(op="placeholder")
     closed_over, last = inputs[num_given:], inputs[-1]
+    changing = written_in(graph)
     casts: list[tuple[int, torch.dtype]] = []
     for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten._to_copy.default):
-        if node.args[0] in closed_over:
+        if node.args[0] in closed_over and node.args[0] not in changing:
             with graph.graph.inserting_after(last):
                 last = graph.graph.placeholder(f"cast_{len(casts)}")
             casts.append((closed_over.index(node.args[0]), node.kwargs["dtype"]))
@@ -196,6 +197,26 @@ def casts_as_inputs(graph: GraphModule, num_given: int) -> list[tuple[int, torch
             graph.graph.erase_node(node)
     graph.recompile()
     return casts
+
+
+def written_in(graph: GraphModule) -> set[Node]:
+    """The inputs that the graph itself changes, they or views of them."""
+    written: set[Node] = set()
+    for node in graph.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.is_mutable:
+            continue
+        for argument, value in zip(schema.arguments, node.args, strict=False):
+            if argument.is_write:
+                written.update(map(origin_of, value if isinstance(value, list | tuple) else [value]))
+    return written
+
+
+def origin_of(node: Node) -> Node:
+    """What a chain of views is of."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
 
 
 def as_it_is(graph: GraphModule) -> Kernel:

@@ -27,9 +27,9 @@ def small_product(rows: Tensor, weight: Tensor) -> Tensor:
     return (rows.unsqueeze(1) * weight.t().unsqueeze(0)).sum(-1)
 
 
-def small_linear(bias: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+def small_linear(bias: Tensor, rows: Tensor, weight: Tensor, **factors: Any) -> Tensor:
     """The same with a bias."""
-    product = small_product(rows, weight)
+    product = NotImplemented if factors else small_product(rows, weight)
     return product if product is NotImplemented else product + bias
 
 

@@ -238,6 +238,13 @@ class TestEveryChoiceTrains:
         with pytest.raises(ConfigurationError, match=r"ClipPPOLoss judges values .*choose critic=mse"):
             build_training(small("objective=torchrl_clip", f"critic={critic}"), rank=0)
 
+    def test_an_objective_that_looks_at_values_is_no_graph_unless_it_is_asked_for(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torchppo.pipelines.build.STEPS_TO_TRACE", 0)
+        training = learn(small("objective=torchrl_clip", "compile=auto"))
+        assert training.ppo.compile_step is False
+
     @pytest.mark.parametrize("policy", choices("policy"))
     def test_policy(self, policy: str) -> None:
         sees = policy in ("cnn", "resnet")

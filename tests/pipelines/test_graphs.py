@@ -140,6 +140,30 @@ def test_casts_where_its_function_casts() -> None:
                     torch.testing.assert_close(one, other)
 
 
+class Warming(nn.Module):
+    """Features that fade in with every call that it has counted, in whole numbers and in parts of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("table", torch.zeros(2, 3, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        warm = x * self.count.float() + self.table.float().sum(0)
+        self.count += 1
+        self.table[1].add_(2.0)
+        return warm
+
+
+@pytest.mark.parametrize("compile_", [False, True])
+def test_a_cast_of_what_a_graph_changes_is_not_kept(compile_: bool) -> None:
+    x = torch.randn(5, 3)
+    module, own = Warming(), Warming()
+    graph = OneGraph(module, compile=compile_, keep_casts=True)
+    for _ in range(3):
+        torch.testing.assert_close(graph(x), own(x))
+
+
 @pytest.mark.parametrize("compile_", [False, True])
 def test_a_kept_cast_is_its_tensors_again_once_refreshed(compile_: bool) -> None:
     layer, x = nn.Linear(3, 4).requires_grad_(requires_grad=False), torch.randn(5, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +18,11 @@ class TestReplacements:
         layer, x = nn.Linear(7, 5).double(), torch.randn(num_rows, 7, dtype=torch.float64)
         with torch.no_grad():
             torch.testing.assert_close(OneGraph(layer)(x), layer(x), rtol=1e-12, atol=1e-12)
+
+    def test_factors_of_a_small_product_are_not_forgotten(self) -> None:
+        bias, rows, weight = torch.randn(5), torch.randn(1, 7), torch.randn(5, 7).t()
+        scaled = partial(torch.addmm, beta=0.5, alpha=2.0)
+        torch.testing.assert_close(OneGraph(scaled)(bias, rows, weight), scaled(bias, rows, weight))
 
     def test_a_tanh_is_near_the_true_one_everywhere(self) -> None:
         x = torch.cat([torch.linspace(-12, 12, 100_001), torch.tensor([0.0, 1e-30, -1e-6, 1e4, float("inf")])])
