@@ -90,6 +90,7 @@ class EvaluateAndSave(Callback):
         if evaluation.mean > self.best:
             self.best = evaluation.mean
             trainer.save_checkpoint(self.directory / "best.ckpt")
+            trainer.save_checkpoint(self.directory / "last.ckpt")  # which is to know that it is the best
 
 
 class ProgressBar(Callback):

@@ -73,17 +73,19 @@ class TestTheBest:
         assert frames_of(tmp_path / "best.ckpt") == 2 * FRAMES
         assert frames_of(tmp_path / "last.ckpt") == 4 * FRAMES
 
-    @pytest.mark.parametrize(("mean", "kept"), [(4.0, FRAMES), (6.0, 3 * FRAMES)])
+    @pytest.mark.parametrize("means", [(5.0, 0.0), (0.0, 5.0)])
+    @pytest.mark.parametrize(("mean", "is_better"), [(4.0, False), (6.0, True)])
     def test_is_kept_when_a_training_goes_on(
-        self, mean: float, kept: int, make: Make, fit: Fit, tmp_path: Path
+        self, means: tuple[float, float], mean: float, is_better: bool, make: Make, fit: Fit, tmp_path: Path
     ) -> None:
-        fit(*make(rollouts=2), callbacks=[evaluating([5.0, 0.0], tmp_path)])
+        fit(*make(rollouts=2), callbacks=[evaluating(means, tmp_path)])
+        best = frames_of(tmp_path / "best.ckpt")
         ppo, collector = make(rollouts=1)
         ppo.total_frames = 3 * FRAMES
         options: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         trainer = Trainer(max_epochs=-1, accelerator="cpu", callbacks=[evaluating([mean], tmp_path)], **options)
         trainer.fit(ppo, train_dataloaders=collector, ckpt_path=tmp_path / "last.ckpt")
-        assert frames_of(tmp_path / "best.ckpt") == kept
+        assert frames_of(tmp_path / "best.ckpt") == (3 * FRAMES if is_better else best)
 
 
 class TestStopAt:
