@@ -32,7 +32,7 @@ def refuse_not_finite(key: NestedKey, values: Tensor, of: str, first_step: int) 
     """Raise a NumericalError for the first entry of `[num_envs, time, ...]` that is not finite."""
     if not values.is_floating_point() or values.sum().isfinite() or values.isfinite().all():
         return
-    step, env = values.isfinite().flatten(2).all(-1).T.logical_not().nonzero()[0].tolist()
+    step, env = values.isfinite().reshape(*values.shape[:2], -1).all(-1).T.logical_not().nonzero()[0].tolist()
     bad = values[env, step]
     name = key if isinstance(key, str) else "/".join(key)
     raise NumericalError(

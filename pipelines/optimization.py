@@ -47,11 +47,16 @@ def total_loss(losses: TensorDictBase, policy_weight: Tensor, critic_weight: Ten
 class EagerStep:
     """Loss, backward and step through Lightning, so that every strategy, precision and hook takes part."""
 
-    def __init__(self, ppo: Learner, kl_limit: float | None) -> None:
-        """Take no step of the policy where the KL is above `kl_limit`; a critic that learns alone changes none."""
+    def __init__(self, ppo: Learner, kl_limit: float | None, *, is_scaled: bool) -> None:
+        """Take no step of the policy where the KL is above `kl_limit`; a critic that learns alone changes none.
+
+        With a loss scale gradients may overflow, after which it is smaller.
+        """
         self.ppo = ppo
         self.kl_limit = kl_limit
+        self.is_scaled = is_scaled
         self.names: list[str] = []
+        self._last_norm = torch.zeros(())
 
     def __call__(self, data: dict[NestedKey, Tensor], indices: Tensor) -> Tensor | None:
         """Take one step.
@@ -77,7 +82,14 @@ class EagerStep:
                 for param in group["params"]:
                     param.grad = None  # zeros would wear the moments out
         optimizer.step()  # ppo.on_before_optimizer_step clips, after a loss scale is taken back
-        return torch.cat([stacked(losses).detach(), ppo.grad_norm.reshape(1)])
+        return torch.cat([stacked(losses).detach(), self._norm().reshape(1)])
+
+    def _norm(self) -> Tensor:
+        """The gradients' norm; where a loss scale was too large, which takes no step, the one of the last step."""
+        norm = self.ppo.grad_norm
+        if self.is_scaled:
+            self._last_norm = norm = torch.where(norm.isfinite(), norm, self._last_norm.to(norm.device))
+        return norm
 
 
 class GraphStep:
@@ -119,7 +131,8 @@ class GraphStep:
         """Take one step; see `EagerStep`."""
         with torch.no_grad():
             if not self.names:
-                self.names = names_of(self.ppo.objective(minibatch(data, indices)), self.kl_limit)
+                with torch.random.fork_rng([indices.device] if indices.is_cuda else []):  # an entropy may be sampled
+                    self.names = names_of(self.ppo.objective(minibatch(data, indices)), self.kl_limit)
             self._adam.follow()
             return self._step(data, indices)
 

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
+from operator import itemgetter
 from typing import Any, Literal, cast
 
 import torch
@@ -154,18 +155,22 @@ class PPO(LightningModule):
 
     def on_train_start(self) -> None:
         """Choose how a step is taken, now that devices, precision and optimiser exist."""
-        if self.frames >= self.total_frames:
-            raise ConfigurationError(f"total_frames={self.total_frames} have been trained already: {self.frames}")
+        next_frames = getattr(self.trainer.train_dataloader, "frames_per_batch", 1) * num_ranks()
+        if self.frames and self.frames + next_frames > self.total_frames:
+            raise ConfigurationError(
+                f"total_frames={self.total_frames} have been trained: {self.frames}, by rollouts of {next_frames}"
+            )
         refuse_other_types(self)
         self._reported_at = time.perf_counter()
         if act_under := getattr(self.trainer.train_dataloader, "act_under", None):
             act_under(self.trainer.precision_plugin.forward_context)
         limit = self.update.kl_limit
-        if self.compile_step and getattr(self.trainer.precision_plugin, "scaler", None) is None:
+        is_scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if self.compile_step and not is_scaled:
             refuse_hooks(self, PPO)
             self._step = GraphStep(self, limit, compile=self.compile_step is True)
         else:  # a loss scale is Lightning's to take back
-            self._step = EagerStep(self, limit)
+            self._step = EagerStep(self, limit, is_scaled=is_scaled)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
 
@@ -219,10 +224,13 @@ class PPO(LightningModule):
             self.reward_normalizer.update(reward, rollout["is_init"], summed)
             rollout["next", "reward"] = self.reward_normalizer(reward)
 
-    def _begin_epoch(self, experience: Experience, data: Data, epoch: int) -> Data:
-        """Choose who learns in an epoch, and return what from."""
-        pretrained = self.num_rollouts >= self.value_pretraining
-        self._let_learn(policy=pretrained and epoch < self.update.epochs, critic=epoch < self.update.critic_epochs)
+    def _begin_epoch(self, experience: Experience, data: Data, epoch: int) -> Data | None:
+        """Choose who learns in an epoch, and return what from; nothing if nobody does any more."""
+        policy = self.num_rollouts >= self.value_pretraining and epoch < self.update.epochs
+        critic = epoch < self.update.critic_epochs
+        if not (policy or critic):
+            return None
+        self._let_learn(policy=policy, critic=critic)
         if epoch and self.update.burn_in and experience.memories:
             data = experience.burned_in(data, self.update.burn_in)
         return experience.recomputed(data) if epoch and self.update.recompute_advantage else data
@@ -284,10 +292,12 @@ class PPO(LightningModule):
             progress.total.completed += num_steps
 
     def _count_frames(self, rollout: TensorDictBase) -> int:
-        done = rollout["next", "done"]
-        rewards, lengths = (rollout["next", key][done] for key in ("episode_reward", "step_count"))
-        ended = gathered([*zip(rewards.tolist(), lengths.tolist(), strict=True)])
-        self.episodes.extend(ended)
+        following = rollout["next"].select("done", "episode_reward", "step_count").transpose(0, 1)
+        done = following["done"]
+        steps = done.nonzero()[:, 0]
+        columns = (steps, following["episode_reward"][done], following["step_count"][done])
+        ended = sorted(gathered([*zip(*(column.tolist() for column in columns), strict=True)]), key=itemgetter(0))
+        self.episodes.extend((reward, length) for _, reward, length in ended)
         self.num_episodes += len(ended)
         self.num_rollouts += 1
         num_frames: int = rollout.numel() * num_ranks()

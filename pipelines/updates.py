@@ -103,13 +103,13 @@ class MinibatchUpdate:
         return max(self.epochs, self.critic_epochs) * (frames // self.minibatch_size)
 
     def __call__(
-        self, begin_epoch: Callable[[int], dict[NestedKey, Tensor]], step: Step, *, normalize: bool = False
+        self, begin_epoch: Callable[[int], dict[NestedKey, Tensor] | None], step: Step, *, normalize: bool = False
     ) -> tuple[Tensor, int]:
         """Run over a rollout.
 
         Args:
             begin_epoch: called before every epoch, counted from 0; returns what it learns from: tensors
-                `[frames, ...]`, or of whole sequences `[sequences, time, ...]`; see `training_data`.
+                `[frames, ...]`, or of whole sequences `[sequences, time, ...]` (see `training_data`), or none to stop.
             step: takes the rollout and the indices of a minibatch's rows, returns metrics, or none to stop.
             normalize: whether to normalise the advantages of every minibatch.
 
@@ -123,6 +123,8 @@ class MinibatchUpdate:
         metrics: list[Tensor] = []
         for epoch in range(max(self.epochs, self.critic_epochs)):
             data = begin_epoch(epoch)
+            if data is None:
+                break
             rows, frames = len(data["advantage"]), data["advantage"].numel()
             self._check_size(frames, frames // rows)
             order = torch.randperm(rows).to(data["advantage"].device)

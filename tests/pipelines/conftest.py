@@ -14,6 +14,7 @@ from torchrl.objectives.value import GAE
 
 from torchppo.envs import VectorEnv, make_vector_env
 from torchppo.modules.actor_critic import make_actor_critic
+from torchppo.modules.heads import ContinuousHead, gaussian
 from torchppo.modules.networks import mlp
 from torchppo.modules.objectives import ClipPPOLoss, PPOLoss
 from torchppo.pipelines.collectors import Collector
@@ -56,6 +57,7 @@ def make_training(
     update: MinibatchUpdate | None = None,
     normalize_observation: bool = False,
     shared: bool = False,
+    head: ContinuousHead = gaussian,
     optimizer: Callable[..., Optimizer] = ADAM,
     seed: int = 0,
     **options: Any,
@@ -70,6 +72,7 @@ def make_training(
         env.action_spec,
         body=body,
         shared=shared,
+        head=head,
         normalize_observation=normalize_observation,
     )
     total_frames = num_envs * frames_per_env * rollouts

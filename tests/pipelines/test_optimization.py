@@ -13,6 +13,7 @@ from tensordict import TensorDictBase
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules import schedules
+from torchppo.modules.heads import tanh_gaussian
 from torchppo.modules.objectives import ClipPPOLoss, KLPENPPOLoss, PPOLoss
 from torchppo.pipelines.collectors import Collector
 from torchppo.pipelines.graphs import Compile
@@ -29,6 +30,7 @@ class TestGraphStep:
         [
             ("CartPole-v1", ClipPPOLoss, {"schedules": {"lr": schedules.linear, "clip_epsilon": schedules.linear}}),
             ("Pendulum-v1", KLPENPPOLoss, {"normalize_observation": True, "value_pretraining": 1}),
+            ("Pendulum-v1", ClipPPOLoss, {"head": tanh_gaussian}),
             ("CartPole-v1", ClipPPOLoss, {"shared": True, "update": MinibatchUpdate(2, 8, target_kl=1.0)}),
         ],
     )

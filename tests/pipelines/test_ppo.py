@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import pickle
 import weakref
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from tensordict import TensorDictBase
 from torch import nn
 
@@ -140,6 +142,15 @@ class TestTraining:
         fit(ppo, make("Pendulum-v1", num_envs=4, frames_per_env=8)[1])
         assert ppo.frames == ppo.total_frames
 
+    def test_the_last_episodes_are_the_last_in_time(self, make: Make, fit: Fit) -> None:
+        ppo, collector = make(num_envs=3, frames_per_env=40, rollouts=1)
+        (rollout,) = collector
+        following = rollout["next"]
+        ends = [(step, env) for step in range(40) for env in range(3) if following["done"][env, step]]
+        ppo._count_frames(rollout)
+        assert [length for _, length in ppo.episodes] == [following["step_count"][env, step] for step, env in ends]
+        assert len({env for _, env in ends[:3]}) > 1
+
     def test_frames_and_optimiser_steps_are_counted(self, make: Make, fit: Fit) -> None:
         ppo, collector = make(num_envs=2, frames_per_env=16, rollouts=3)
         fit(ppo, collector)
@@ -164,7 +175,8 @@ class TestTraining:
         Trainer(max_epochs=-1, **SILENT).fit(longer, train_dataloaders=collector, ckpt_path=tmp_path / "some.ckpt")
         assert (longer.frames, longer.num_rollouts) == (5 * 32, 5)
         again, collector = make(rollouts=2, compile=compile_)
-        with pytest.raises(ConfigurationError, match="total_frames=64 have been trained already: 64"):
+        again.total_frames = 95
+        with pytest.raises(ConfigurationError, match="total_frames=95 have been trained: 64, by rollouts of 32"):
             Trainer(max_epochs=-1, **SILENT).fit(again, train_dataloaders=collector, ckpt_path=tmp_path / "some.ckpt")
 
     @pytest.mark.parametrize("compile_", [False, "trace", True])
@@ -212,6 +224,17 @@ class TestTraining:
         trainer.precision_plugin.scaler = object()  # type: ignore[attr-defined]
         monkeypatch.setattr("torchppo.pipelines.ppo.GraphStep", NoGraph)
         trainer.fit(ppo, train_dataloaders=collector)
+
+    def test_a_loss_scale_that_is_too_large_becomes_smaller_and_the_training_goes_on(self, make: Make) -> None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+        ppo, collector = make(rollouts=3)
+        silent = {key: value for key, value in SILENT.items() if key != "precision"}
+        trainer = Trainer(max_epochs=-1, plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)], **silent)
+        trainer.fit(ppo, train_dataloaders=collector)
+        assert ppo.frames == ppo.total_frames
+        assert scaler.get_scale() < 2.0**40
+        assert math.isfinite(trainer.callback_metrics["train/grad_norm"])
+        assert all(param.isfinite().all() for param in ppo.parameters())
 
     def test_weights_of_another_type_are_refused(self, make: Make, fit: Fit) -> None:
         ppo, collector = make()
@@ -285,6 +308,12 @@ class TestTraining:
         idle = 0 if epochs < critic_epochs else 1
         assert all(torch.equal(value, after[1][idle][name]) for name, value in after[0][idle].items())
         assert any(not torch.equal(value, after[1][1 - idle][name]) for name, value in after[0][1 - idle].items())
+
+    @pytest.mark.parametrize("compile_", [False, "trace"])
+    def test_no_step_is_taken_in_which_nobody_learns(self, compile_: Any, make: Make, fit: Fit) -> None:
+        update = MinibatchUpdate(epochs=4, critic_epochs=1, minibatch_size=8)
+        ppo, collector = make(rollouts=1, value_pretraining=1, update=update, shared=True, compile=compile_)
+        assert fit(ppo, collector).global_step == 4
 
     def test_decay_does_not_move_a_policy_that_waits_for_its_critic(self, make: Make, fit: Fit) -> None:
         optimizer = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
