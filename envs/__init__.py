@@ -2,7 +2,7 @@
 
 import gymnasium
 
-from .arrays import ALL, leaves
+from .arrays import ALL, StepArrays, leaves
 from .batched import EPISODE, batched
 from .halves import HalvesVectorEnv
 from .make import make_env, make_vector_env
@@ -15,6 +15,7 @@ __all__ = [
     "EPISODE",
     "HalvesVectorEnv",
     "SerialVectorEnv",
+    "StepArrays",
     "VectorEnv",
     "WorkerVectorEnv",
     "batched",

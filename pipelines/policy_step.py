@@ -39,13 +39,17 @@ class PolicyStep:
         self._steps: list[list[Sequence[Tensor]]] = []
         self._tapes: dict[str, Tensor] = {}
 
+    @property
+    def device(self) -> torch.device:
+        """The policy's."""
+        return device_of(self.policy)
+
     def begin(self, groups: Sequence[slice], num_envs: int, num_steps: int) -> None:
         """Forget all steps; `num_steps` come next, from groups of `num_envs` environments in turn."""
         if self._graph is not None:
             self._graph.refresh()
         self._groups = groups
         self._steps = [[] for _ in groups]
-        self.device = device_of(self.policy)
         for key, (num_past, num_recorded) in self._carried.items():
             tape = torch.zeros(num_past + num_steps, num_envs, num_recorded, device=self.device)
             if key in self._tapes:
@@ -69,7 +73,7 @@ class PolicyStep:
         steps, rows = self._steps[group], self._groups[group]
         given = dict(observation)
         if self._tapes:
-            given["is_init"] = torch.from_numpy(is_init).to(self.device).unsqueeze(-1)
+            given["is_init"] = torch.from_numpy(is_init).to(next(iter(self._tapes.values())).device).unsqueeze(-1)
             for key, tape in self._tapes.items():
                 given[key] = tape[len(steps) : len(steps) + self._carried[key][0], rows].transpose(0, 1)
         written = self._call(given)

@@ -15,7 +15,7 @@ from torchrl.envs import ExplorationType, set_exploration_type
 from torchppo.envs import make_vector_env
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.networks import mlp
-from torchppo.pipelines import array_rollouts
+from torchppo.pipelines import record
 from torchppo.pipelines.array_rollouts import ArrayRollouts
 from torchppo.pipelines.policy_step import PolicyStep
 from torchppo.pipelines.storage import DeviceStorage, Ends, HostStorage, storage_for
@@ -123,7 +123,7 @@ def test_rollouts_are_the_same_through_a_device_bit_for_bit(wrappers: Any, monke
             return [collect(), collect()]
 
     here = two_rollouts()
-    monkeypatch.setattr(array_rollouts, "storage_for", DeviceStorage)
+    monkeypatch.setattr(record, "storage_for", DeviceStorage)
     assert here[0]["next", "done"].any()
     for one, other in zip(here, two_rollouts(), strict=True):
         assert (one == other).all()
