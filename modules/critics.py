@@ -24,6 +24,8 @@ class ValueHead(nn.Module, ABC):
     """The last layer of a critic, made from the width of the features and the options of its kind."""
 
     out_keys: ClassVar[list[str]]
+    clips: ClassVar[bool] = True
+    """Whether `error` knows of a `clip_value`."""
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -39,7 +41,7 @@ class ValueHead(nn.Module, ABC):
             predicted: what `forward` returned, under `out_keys`.
             target: `[batch, 1]`.
             old_value: `state_value` when the rollout was collected, `[batch, 1]`.
-            clip_value: see `squared_error`; none for a `CategoricalValue`.
+            clip_value: see `squared_error`; none where `clips` is false.
 
         Returns:
             `[batch, 1]`.
@@ -218,6 +220,7 @@ class CategoricalValue(ValueHead):
     """
 
     out_keys: ClassVar[list[str]] = ["state_value", "value_logits"]
+    clips: ClassVar[bool] = False
 
     centres: Tensor
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch import distributions as D  # noqa: N812
 
 from ..errors import ConfigurationError
-from .critics import CategoricalValue, ValueHead, squared_error
+from .critics import ValueHead, squared_error
 from .normalizers import Reduce, alone
 
 LOSS_PREFIX = "loss_"
@@ -108,7 +108,7 @@ class PPOLoss(nn.Module, ABC):
         self.register_buffer("critic_coeff", torch.tensor(float(critic_coeff)), persistent=False)
         self._sample_key = actor_network.dist_sample_keys[0]
         self._value_error = value_error_of(critic_network, clip_value)
-        self._left_of_critic = (after_shared_trunk(actor_network, critic_network),)  # a tuple: not registered twice
+        self._rest_of_critic = (after_shared_trunk(actor_network, critic_network),)  # a tuple: not registered twice
 
     @abstractmethod
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
@@ -117,13 +117,10 @@ class PPOLoss(nn.Module, ABC):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Losses and metrics of one minibatch `[batch]`."""
         data = tensordict.copy()
-        old = self.actor_network.build_dist_from_params(data)
-        new = self.actor_network.get_dist(data)
-        log_ratio = new.log_prob(data[self._sample_key]) - data["action_log_prob"]
-        kl = kl_between(old, new, log_ratio)
+        new, log_ratio, kl = self.compare(data)
         entropy = entropy_of(new).mean()
-        old_value = tensordict["state_value"]
-        error = self._value_error(self._left_of_critic[0](data), data["value_target"], old_value, self.clip_value)
+        old_value = tensordict["state_value"]  # in `data` a shared actor has written the new one
+        error = self._value_error(self._rest_of_critic[0](data), data["value_target"], old_value, self.clip_value)
         return TensorDict(
             {
                 "loss_objective": self.policy_loss(log_ratio, data["advantage"].squeeze(-1), kl).mean(),
@@ -134,6 +131,18 @@ class PPOLoss(nn.Module, ABC):
                 **self.metrics(log_ratio.detach()),
             }
         )
+
+    def compare(self, data: TensorDictBase) -> tuple[D.Distribution, Tensor, Tensor]:
+        """Run the policy on `data`, which it writes into.
+
+        Returns:
+            Its distribution, log(new / old) of the actions taken, and KL(old || new) in every state: `[batch]` each.
+
+        """
+        old = self.actor_network.build_dist_from_params(data)
+        new = self.actor_network.get_dist(data)
+        log_ratio = new.log_prob(data[self._sample_key]) - data["action_log_prob"]
+        return new, log_ratio, kl_between(old, new, log_ratio)
 
     @abstractmethod
     def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
@@ -242,10 +251,7 @@ class KLPENPPOLoss(PPOLoss):
     @torch.no_grad()
     def adapt(self, rollout: TensorDictBase, reduce: Reduce = alone) -> None:
         """Move `beta` by the mean KL over all states of `rollout`, as `forward` reads them, and all ranks."""
-        data = rollout.copy()
-        old = self.actor_network.build_dist_from_params(data)
-        new = self.actor_network.get_dist(data)
-        kl = kl_between(old, new, new.log_prob(data[self._sample_key]) - data["action_log_prob"])
+        _, _, kl = self.compare(rollout.copy())
         total, count = reduce(torch.stack([kl.sum(), kl.new_tensor(float(kl.numel()))]))
         self.beta.copy_(self.adapted(total / count))
 
@@ -300,9 +306,9 @@ def value_error_of(critic: TensorDictModuleBase, clip_value: float | None) -> Ca
     heads = [module for module in critic.modules() if isinstance(module, ValueHead)]
     if not heads:
         return lambda predicted, *arguments: squared_error(predicted["state_value"], *arguments)
-    if clip_value is not None and isinstance(heads[-1], CategoricalValue):
+    if clip_value is not None and not heads[-1].clips:
         raise ConfigurationError(
-            f"objective.clip_value={clip_value} does not go with a categorical critic; set it to null, "
-            "or choose critic=mse, huber or popart"
+            f"objective.clip_value={clip_value} does not go with {type(heads[-1]).__name__}; set it to null, "
+            "or choose critic=mse"
         )
     return heads[-1].error

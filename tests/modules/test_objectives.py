@@ -600,7 +600,7 @@ class TestValueClipping:
     @pytest.mark.parametrize("sigma_ratio", [0.75, 0.0])
     def test_of_a_categorical_critic_is_refused(self, sigma_ratio: float, objective: Callable[..., PPOLoss]) -> None:
         networks, data = acting(critic=partial(CategoricalValue, sigma_ratio=sigma_ratio))
-        message = r"objective\.clip_value=0\.2 does not go with a categorical critic; .*null"
+        message = r"objective\.clip_value=0\.2 does not go with CategoricalValue; .*null"
         with pytest.raises(ConfigurationError, match=message):
             objective(*networks, clip_value=0.2)
         assert objective(*networks)(data)["loss_critic"].isfinite()

@@ -411,7 +411,7 @@ class TestBadInput:
             (["policy=gru", "update.sequence_length=48"], 2, ["sequence_length=48", "32"]),
             (["policy=gru", "update.minibatch_size=16"], 2, ["minibatch_size=16", "whole sequences"]),
             (["memory=transformer", "policy.memory.num_heads=5"], 2, ["num_heads=5", "width=64"]),
-            (["critic=hl_gauss", "objective.clip_value=0.2"], 2, ["clip_value=0.2", "categorical"]),
+            (["critic=hl_gauss", "objective.clip_value=0.2"], 2, ["clip_value=0.2", "CategoricalValue"]),
             (
                 [
                     "+policy.encoders.image._target_=torchppo.modules.networks.mlp",
