@@ -54,7 +54,7 @@ def train(env_id: str, seed: int) -> dict[str, str | float]:
         "frames": FRAMES,
         "eval_return_mean": float(np.mean(returns)),
         "eval_return_std": float(np.std(returns)),
-        "train_return_mean": float(np.mean([episode["r"] for episode in model.ep_info_buffer])),
+        "train_return_mean": float(np.mean([episode["r"] for episode in model.ep_info_buffer or ()])),
     }
 
 
