@@ -6,7 +6,8 @@
     python benchmarks/throughput.py --costs            # collection, workers, numbers of environments, start-up
 
 Every run is a process of its own; a round runs each side once. Frames and optimiser steps of all sides have to be
-equal. Compilation is not in the frames per second, it stands in its own column. Writes throughput.json.
+equal. Compilation is not in the frames per second, it stands in its own column. Writes throughput.json, every entry
+with its date and machine.
 """
 
 from __future__ import annotations
@@ -40,20 +41,21 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[*MLP, "pong", "pong_bf16"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--costs", action="store_true")
+    parser.add_argument("--out", default="throughput.json", help="beside this file")
     parser.add_argument("--run", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
         print(json.dumps(run(*arguments.run)))
         return
-    path = HERE / "throughput.json"
+    path = HERE / arguments.out
     report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    report |= {"date": date.today().isoformat(), "machine": machine()}
+    stamp = {"date": date.today().isoformat(), "machine": machine()}
     if arguments.costs:
-        report["costs"] = costs(arguments.rounds)
+        report["costs"] = stamp | costs(arguments.rounds)
         Console().print_json(json.dumps(report["costs"]))
     else:
         for name in arguments.only:
-            report["ratios"] = report.get("ratios", {}) | {name: compare(name, arguments.rounds)}
+            report["ratios"] = report.get("ratios", {}) | {name: stamp | compare(name, arguments.rounds)}
             path.write_text(json.dumps(report, indent=1) + "\n")
         show(report["ratios"])
     path.write_text(json.dumps(report, indent=1) + "\n")

@@ -16,7 +16,7 @@ Convert = Callable[[Any], NDArray[Any]]
 
 
 def action_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
-    """Of one action as the environment takes it, with its shape; structured for a Dict or Tuple."""
+    """The dtype of one action as the environment takes it, its shape included; structured for a Dict or Tuple."""
     if inner := entries(space):
         return np.dtype([(str(key), action_dtype(one)) for key, one in inner], align=True)
     return np.dtype((space.dtype, space.shape))

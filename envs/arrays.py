@@ -60,7 +60,7 @@ def step_arrays_for(space: spaces.Space[Any], num_envs: int, allocate: Allocate 
 
 
 def observation_dtype(spec: TensorSpec) -> np.dtype[Any]:
-    """Of one observation: of a leaf, with its shape; of a Composite structured, and nested as it is.
+    """The dtype of one observation, its shape included; structured, and nested as it is, for a Composite.
 
     float64, as MuJoCo's, is float32 in a spec: it would only be converted again at every use.
     """

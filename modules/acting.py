@@ -36,7 +36,7 @@ class Acting(D.Distribution):
         return self._with_actions(self.inner.sample(torch.Size(sample_shape)))
 
     def log_prob(self, value: Tensor, *actions: Tensor) -> Tensor:
-        """Of the sample; the actions follow from it: `[*]`."""
+        """The log-probability of the sample; `actions` are not looked at, for they follow from it: `[*]`."""
         return self.inner.log_prob(value)
 
     def entropy(self) -> Tensor:

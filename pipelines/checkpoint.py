@@ -23,7 +23,7 @@ from .video import try_to_film
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint, without running code from it.
+    """The contents of a checkpoint; reading them runs no code from it.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or no checkpoint of torchppo.
@@ -49,6 +49,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def restore(path: Path, *, seed: int, num_envs: int) -> tuple[PPO, DictConfig, EnvBase]:
     """The trained module, its configuration and an environment it can act in.
 
+    The configuration names what is imported and called: only for checkpoints that are trusted.
+
     Raises:
         CheckpointError: if the file is no checkpoint, or has no configuration to build a model from.
 
@@ -58,7 +60,7 @@ def restore(path: Path, *, seed: int, num_envs: int) -> tuple[PPO, DictConfig, E
     if not config:
         raise CheckpointError(f"{path} has no configuration; it was trained from Python: load it with PPO(...) there")
     cfg = OmegaConf.create(config)
-    sys.path += cfg.get("code_dirs", [])
+    sys.path += [folder for folder in cfg.get("code_dirs", []) if folder not in sys.path]
     env = build_evaluation_env(cfg, seed=seed, num_envs=num_envs)
     ppo = build_ppo(cfg, env)
     try:

@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--video", type=Path, help="where to film one episode; beside the run if not given")
     evaluate.add_argument("--no-video", action="store_true", help="do not film")
     evaluate.set_defaults(run=_evaluate, parser=evaluate)
-    listing = commands.add_parser("list", help="show environments, policies, objectives, experiments")
+    listing = commands.add_parser("list", help="show environments, experiments, and every part that can be swapped")
     listing.set_defaults(run=_list, parser=listing)
     return top
 

@@ -53,7 +53,8 @@ class Collector:
         compile: whether the policy's step is a graph, compiled (true) or run as it was traced (`"trace"`).
         double_buffer: let the policy act for one half of the environments while worker processes, or the threads of
             an Atari game, step the other.
-        rollouts: another way to make rollouts from environment, policy and length; none: the fastest that fits.
+        rollouts: another way to make rollouts from environment, policy and length, to which `compile` does not apply;
+            none: the fastest that fits.
 
     Raises:
         ConfigurationError: if the numbers are not positive, or the environment lacks what rollouts hold.
@@ -94,7 +95,9 @@ class Collector:
         else:
             self._rollouts = SteppedRollouts(env, policy, frames_per_env, compile=compile)
         if double_buffer and not isinstance(self._rollouts, ArrayRollouts):
-            raise ConfigurationError("collector.double_buffer=true needs a vector environment without transforms")
+            raise ConfigurationError(
+                "collector.double_buffer=true needs a vector environment without transforms, and no collector.rollouts"
+            )
 
     @property
     def frames_per_batch(self) -> int:

@@ -56,6 +56,7 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, trace:
         trace: whether to act with a graph of the policy.
 
     Raises:
+        ConfigurationError: if `episodes` is below 1.
         EnvironmentFailure: if no episode ends.
         NumericalError: at the first observation or reward that is not finite.
 

@@ -27,7 +27,7 @@ Compile = bool | Literal["trace"]
 
 
 def checked_compile(value: Compile) -> Compile:
-    """The same, if it is one of them."""
+    """The value, if it is a `Compile`; else a ConfigurationError."""
     if value is not True and value is not False and value != "trace":
         raise ConfigurationError(f"compile={value!r} is none of True, False and 'trace'")
     return value

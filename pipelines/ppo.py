@@ -64,7 +64,6 @@ class PPO(LightningModule):
 
     """
 
-    grad_norm: Tensor
     policy_weight: Tensor
     critic_weight: Tensor
 
@@ -118,7 +117,7 @@ class PPO(LightningModule):
         self.seconds = {"estimate": 0.0, "update": 0.0}
         self.register_buffer("policy_weight", torch.ones(()), persistent=False)
         self.register_buffer("critic_weight", torch.ones(()), persistent=False)
-        self.register_buffer("grad_norm", torch.zeros(()), persistent=False)
+        self.grad_norm = torch.zeros(())  # the hook's below, for a step to report
         self._make_optimizer = optimizer
         self._schedules = dict(schedules or {})
         for name in self._schedules:

@@ -90,7 +90,7 @@ def wider(image: Tensor, factor: int) -> Tensor:
 
 
 def narrower(image: Tensor, factor: int) -> Tensor:
-    """The inverse."""
+    """Undo `wider`: `[n, factor * channels, height, width] -> [n, channels, height, width * factor]`."""
     return image.permute(0, 2, 3, 1).unflatten(3, (factor, -1)).flatten(2, 3).permute(0, 3, 1, 2)
 
 

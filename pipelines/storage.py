@@ -100,7 +100,7 @@ class DeviceStorage:
 
 
 def storage_for(shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> HostStorage | DeviceStorage:
-    """For a policy on `device`."""
+    """Storage in this process's memory for a policy on the CPU, else on both sides."""
     return HostStorage(shape, dtype) if device.type == "cpu" else DeviceStorage(shape, dtype, device)
 
 

@@ -95,7 +95,7 @@ class MinibatchUpdate:
         )
 
     def length(self, frames_per_env: int) -> int:
-        """Frames of a sequence."""
+        """Frames of a sequence that a memory learns from; all of an environment's if not set."""
         return self.sequence_length or frames_per_env
 
     def num_steps(self, frames: int) -> int:
