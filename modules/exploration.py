@@ -12,7 +12,7 @@ from .memories import Carried
 
 
 class Exploring(Carried):
-    """A head's network with the noise that it carries (see `Head.carried`); learning does without."""
+    """A head's network with the noise that it carries (see `Head`); learning does without."""
 
     key = "gsde_noise"
 
@@ -21,7 +21,7 @@ class Exploring(Carried):
         super().__init__()
         self.network = head.network
         self.redraw = redraw
-        self.noise_shape = head.carried[self.key]
+        self.noise_shape = head.noise_shape
         self.carried_shape = (1, prod(self.noise_shape))
 
     def forward(self, features: Tensor, is_init: Tensor, noise: Tensor | None, *mask: Tensor) -> Parameters:

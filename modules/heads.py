@@ -38,12 +38,12 @@ Path = tuple[str, ...]
 class Head:
     """What turns features into a distribution over one action space.
 
-    `network` maps features `[*, width]`, an optional second argument or keyword `mask` `[*, n]`, and as keywords
-    what is carried, to the parameters of `distribution_class`: their names in the data, and its keywords, are
+    `network` maps features `[*, width]`, an optional second argument or keyword `mask` `[*, n]`, and the keyword
+    `noise` if there is any, to the parameters of `distribution_class`: their names in the data, and its keywords, are
     `param_keys`. Its sample is stored under `sample_key`, and log-probabilities are the sample's.
     `to_action` maps a sample to the actions under `action_keys`, in their order; none: the sample is the action.
-    `carried` names what goes from step to step, with the shape for one environment: `gsde_noise`, the keyword
-    `noise`, which `redraw` renews as `noise, is_init -> noise`.
+    Noise that goes on from step to step, `noise_shape` for one environment, is renewed by `redraw`: `noise, is_init ->
+    noise`.
     """
 
     network: nn.Module
@@ -52,7 +52,7 @@ class Head:
     sample_key: str = "action"
     to_action: nn.Module | None = None
     action_keys: list[str | Path] = field(default_factory=lambda: ["action"])
-    carried: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    noise_shape: tuple[int, ...] = ()
     redraw: nn.Module | None = None
 
     def __post_init__(self) -> None:
@@ -142,7 +142,7 @@ def gsde(width: int, spec: TensorSpec, *, log_std: float = -2.0, num_steps: int 
         FullPrecision(Unmasked(network)),
         ["loc", "scale", "perturbation"],
         partial(distributions.StateDependentNoise, validate_args=False),
-        carried={"gsde_noise": (width, spec.shape[-1])},
+        noise_shape=(width, spec.shape[-1]),
         redraw=Redraw(1 / num_steps),
     )
 
@@ -239,7 +239,7 @@ def composite_head(heads: dict[Path, Head], shapes: Sequence[torch.Size], dtypes
         ConfigurationError: for a head that carries noise.
 
     """
-    if any(head.carried for head in heads.values()):
+    if any(head.redraw for head in heads.values()):
         raise ConfigurationError(
             f"head=gsde carries the noise of a single action, not of {', '.join(map('.'.join, heads))}; "
             "head=gaussian acts on several"

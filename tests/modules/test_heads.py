@@ -321,8 +321,8 @@ class TestStateDependentExploration:
         return head, network
 
     def test_says_what_it_carries(self) -> None:
-        assert self.build()[0].carried == {"gsde_noise": (WIDTH, 2)}
-        assert head_of("box").carried == {}
+        assert self.build()[0].noise_shape == (WIDTH, 2)
+        assert head_of("box").noise_shape == ()
 
     def test_has_the_scale_of_all_noise_that_it_may_draw(self) -> None:
         head, network = self.build()
