@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from tensordict import NestedKey
 
-from .arrays import Key, leaves
+from .arrays import leaves
 from .spaces import entries
 
 Convert = Callable[[Any], NDArray[Any]]
@@ -35,7 +36,7 @@ def conversion(space: spaces.Space[Any]) -> Convert:
     dtype = action_dtype(space)
     conversions = {key: _leaf_conversion(leaf) for key, leaf in _leaf_spaces(space, ("action",))}
 
-    def convert(actions: dict[Key, NDArray[Any]]) -> NDArray[Any]:
+    def convert(actions: dict[NestedKey, NDArray[Any]]) -> NDArray[Any]:
         converted = {key: conversions[key](action) for key, action in actions.items()}
         packed = np.empty(len(next(iter(converted.values()))), dtype)
         for key, field in leaves(packed, "action").items():
@@ -57,7 +58,7 @@ def _leaf_conversion(space: spaces.Space[Any]) -> Convert:
     return lambda action: action.astype(dtype)  # a copy: an environment may change it, and the policy's is the data
 
 
-def _leaf_spaces(space: spaces.Space[Any], path: tuple[str, ...]) -> Iterator[tuple[Key, spaces.Space[Any]]]:
+def _leaf_spaces(space: spaces.Space[Any], path: tuple[str, ...]) -> Iterator[tuple[NestedKey, spaces.Space[Any]]]:
     inner = entries(space)
     if not inner:
         yield path, space

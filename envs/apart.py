@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import signal
+import time
 from collections.abc import Callable
+from threading import Thread
 from typing import Any, TypeVar, cast
 
 import cloudpickle
@@ -50,10 +53,19 @@ def apart(function: Callable[[], Result], step_timeout: float) -> Result:
 
 def begin_apart() -> None:
     """What a process forked for environments does first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's to answer
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # which a terminal, and others, send to the owner's whole group
+        signal.signal(number, signal.SIG_IGN)
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)  # the owner's threads were not forked, and a product in an environment would wait for them
     gc.freeze()  # what was the owner's is no business of this process's collector
+
+
+def _end_with(owner: int) -> None:
+    """End this process when its owner's is gone, if a step keeps it from ending by itself."""
+    while os.getppid() == owner:
+        time.sleep(1.0)
+    time.sleep(5.0)
+    os._exit(1)
 
 
 def _send(function: Callable[[], Any], sender: Any) -> None:

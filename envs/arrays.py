@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from tensordict import NestedKey
 from torchrl.data import Composite, TensorSpec
 
 from .spaces import observation_spec
 
-Key = str | tuple[str, ...]
 ALL = slice(None)
 
 
@@ -70,7 +70,7 @@ def observation_dtype(spec: TensorSpec) -> np.dtype[Any]:
     return np.dtype((torch.empty(0, dtype=spec.dtype).numpy().dtype, tuple(spec.shape)))
 
 
-def leaves(array: NDArray[Any], root: str = "observation") -> dict[Key, NDArray[Any]]:
+def leaves(array: NDArray[Any], root: str = "observation") -> dict[NestedKey, NDArray[Any]]:
     """Views of all leaves of a structured array `[*]`, as `("observation", "image"): [*, *image]`.
 
     A plain array is its own and only leaf, `"observation"`.
@@ -78,7 +78,7 @@ def leaves(array: NDArray[Any], root: str = "observation") -> dict[Key, NDArray[
     return {root: array} if array.dtype.names is None else dict(_fields(array, (root,)))
 
 
-def _fields(array: NDArray[Any], path: tuple[str, ...]) -> Iterator[tuple[Key, NDArray[Any]]]:
+def _fields(array: NDArray[Any], path: tuple[str, ...]) -> Iterator[tuple[NestedKey, NDArray[Any]]]:
     if array.dtype.names is None:
         yield path, array
     for name in array.dtype.names or ():

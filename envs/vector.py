@@ -9,13 +9,13 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from numpy.typing import NDArray
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from ..errors import ConfigurationError, EnvironmentFailure
 from .actions import conversion
-from .arrays import ALL, Key, StepArrays, leaves, observation_dtype
+from .arrays import ALL, StepArrays, leaves, observation_dtype
 from .encoding import as_it_is, encoder
 from .failures import environment_failure
 from .rows import RowsVectorEnv
@@ -100,7 +100,7 @@ class VectorEnv(EnvBase):
             raise environment_failure("an environment failed", error) from None
         return observation.astype(self._dtype, copy=False)
 
-    def send(self, action: NDArray[Any] | dict[Key, NDArray[Any]], rows: slice = ALL) -> None:
+    def send(self, action: NDArray[Any] | dict[NestedKey, NDArray[Any]], rows: slice = ALL) -> None:
         """Give the environments in `rows` their actions, as the policy chose them: `[rows, *action]`.
 
         Where the action space is a Dict or Tuple, these are the leaves: `{("action", "move"): [rows, *move], ...}`.
@@ -157,7 +157,7 @@ class VectorEnv(EnvBase):
         observation, reward, terminated, truncated, raw = self.receive()
         self._episode_reward = np.where(np.isnan(raw), self._episode_reward + reward, raw)
         self._step_count = self._step_count + 1
-        arrays: dict[Key, NDArray[Any]] = {
+        arrays: dict[NestedKey, NDArray[Any]] = {
             **leaves(observation),
             "reward": reward,
             "terminated": terminated,
@@ -166,10 +166,10 @@ class VectorEnv(EnvBase):
         }
         return self._as_tensordict(arrays | self._episodes())
 
-    def _episodes(self) -> dict[Key, NDArray[Any]]:
+    def _episodes(self) -> dict[NestedKey, NDArray[Any]]:
         return {"episode_reward": self._episode_reward, "step_count": self._step_count}
 
-    def _as_tensordict(self, arrays: dict[Key, NDArray[Any]]) -> TensorDictBase:
+    def _as_tensordict(self, arrays: dict[NestedKey, NDArray[Any]]) -> TensorDictBase:
         layouts = ((key, array, *self._layouts[key]) for key, array in arrays.items())
         tensors = {key: torch.tensor(array, dtype=dtype).reshape(shape) for key, array, dtype, shape in layouts}
         return TensorDict(tensors, self.batch_size)

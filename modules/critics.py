@@ -274,7 +274,7 @@ class CategoricalValue(ValueHead):
             below = place.long().clamp(max=num_bins - 2)
             low, high = self.centres[below], self.centres[below + 1]
             place = below + ((target - low) / (high - low)).clamp(0, 1)
-        return gaussian(place, num_bins, self.sigma_ratio) if self.sigma_ratio else two_hot(place, num_bins)
+        return gaussian_histogram(place, num_bins, self.sigma_ratio) if self.sigma_ratio else two_hot(place, num_bins)
 
     def error(
         self, predicted: Mapping[str, Tensor], target: Tensor, old_value: Tensor, clip_value: float | None
@@ -287,7 +287,7 @@ class CategoricalValue(ValueHead):
         """Nothing to learn."""
 
 
-def gaussian(place: Tensor, num_bins: int, sigma: float) -> Tensor:
+def gaussian_histogram(place: Tensor, num_bins: int, sigma: float) -> Tensor:
     """What of a Gaussian lies in every bin, the i-th of which is [i - 1/2, i + 1/2], relative to what lies in all.
 
     Source: Farebrother et al. 2024, section 3.1. Shapes: `[*, 1] -> [*, num_bins]`.

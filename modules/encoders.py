@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,6 @@ from torchrl.data import Binary, Bounded, Categorical, MultiCategorical, OneHot,
 from ..errors import ConfigurationError
 from .networks import Float, nature_cnn, orthogonal_
 
-Key = str | tuple[str, ...]
-
 MAX_ONE_HOT = 1024
 """Largest number of categories that are told apart by one input each."""
 
@@ -21,13 +19,13 @@ NUM_CODES = 16
 """Entries of a small image that are told apart; larger ones count as the last, and as brightness."""
 
 
-def make_encoder(spec: TensorSpec, num_batch: int, key: Key) -> nn.Module:
+def make_encoder(spec: TensorSpec, num_batch: int, name: str) -> nn.Module:
     """The encoder of one entry.
 
     Args:
         spec: of the batch, `[*batch, *shape]`.
         num_batch: the number of batch dimensions.
-        key: where the entry stands in the observation.
+        name: of the entry, such as `observation/image`.
 
     Returns:
         A module `[*, *shape] -> floating [*, features]`, for any number of leading dimensions.
@@ -39,23 +37,24 @@ def make_encoder(spec: TensorSpec, num_batch: int, key: Key) -> nn.Module:
     shape = spec.shape[num_batch:]
     match spec:
         case MultiCategorical():
-            return nn.Sequential(Flat(len(shape)), Indicators(spec.nvec[(0,) * num_batch].flatten().tolist()))
+            return nn.Sequential(Flattened(len(shape)), Indicators(spec.nvec[(0,) * num_batch].flatten().tolist()))
         case Binary() | OneHot():  # before Categorical, of which TorchRL derives the one
-            return nn.Sequential(Scaled(torch.zeros(shape), torch.ones(shape)), Flat(len(shape)))
+            return nn.Sequential(Scaled(torch.zeros(shape), torch.ones(shape)), Flattened(len(shape)))
         case Categorical() if not shape:
-            return nn.Embedding(spec.n, 64) if spec.n > MAX_ONE_HOT else nn.Sequential(Flat(0), Indicators([spec.n]))
+            return (
+                nn.Embedding(spec.n, 64) if spec.n > MAX_ONE_HOT else nn.Sequential(Flattened(0), Indicators([spec.n]))
+            )
         case Categorical() if len(shape) == 1:
             return Words(spec.n, shape[0])
         case Bounded() | Unbounded() if len(shape) == 3 and spec.dtype == torch.uint8:
             return image_encoder(shape)
         case Bounded() if not spec.dtype.is_floating_point:
             low, high = (bound[(0,) * num_batch] for bound in (spec.space.low, spec.space.high))
-            return nn.Sequential(Scaled(low, high), Flat(len(shape)))
+            return nn.Sequential(Scaled(low, high), Flattened(len(shape)))
         case Bounded() | Unbounded():
-            return nn.Sequential(Float(), Flat(len(shape)))
-    path = "/".join([key] if isinstance(key, str) else key)
+            return nn.Sequential(Float(), Flattened(len(shape)))
     raise ConfigurationError(
-        f"{path} has no encoder for {spec}; supported are boxes, Binary, OneHot and "
+        f"{name} has no encoder for {spec}; supported are boxes, Binary, OneHot and "
         "MultiCategorical of any shape, and Categorical of none or one dimension; transforms=[...] can leave it out "
         "(torchrl.envs.ExcludeTransform)"
     )
@@ -65,21 +64,21 @@ class Encoders(nn.Module):
     """Encoders of several entries side by side.
 
     Args:
-        encoders: one for every entry, by its name, in the order in which `forward` takes the entries.
+        encoders: one for every entry, in the order in which `forward` takes the entries.
 
     """
 
-    def __init__(self, encoders: Mapping[str, nn.Module]) -> None:
+    def __init__(self, encoders: Iterable[nn.Module]) -> None:
         """Keep the order."""
         super().__init__()
-        self.encoders = nn.ModuleList(encoders.values())
+        self.encoders = nn.ModuleList(encoders)
 
     def forward(self, *entries: Tensor) -> Tensor:
         """`[*, *shape]` of every entry to `[*, sum of features]`."""
         return torch.cat([encoder(entry) for encoder, entry in zip(self.encoders, entries, strict=True)], -1)
 
 
-class Flat(nn.Module):
+class Flattened(nn.Module):
     """Entries of any number of dimensions as vectors."""
 
     def __init__(self, num_dims: int) -> None:

@@ -121,7 +121,7 @@ def nature_cnn(shape: torch.Size, num_features: int = 512) -> nn.Module:
         kernel_sizes=[8, 4, 3],
         strides=[4, 2, 1],
         activation_class=nn.ReLU,
-        aggregator_class=Flat,
+        aggregator_class=FlattenImage,
         aggregator_kwargs={},
     )
     width = convolutions(torch.zeros(1, *shape)).shape[-1]
@@ -156,7 +156,7 @@ def impala_resnet(shape: torch.Size, channels: Sequence[int] = (16, 32, 32), num
             ResidualBlock(width),
         ]
     size = channels[-1] * math.prod(math.ceil(side / 2 ** len(channels)) for side in shape[1:])
-    body = nn.Sequential(*stages, nn.ReLU(), Flat(), nn.Linear(size, num_features), nn.ReLU())
+    body = nn.Sequential(*stages, nn.ReLU(), FlattenImage(), nn.Linear(size, num_features), nn.ReLU())
     orthogonal_(body, math.sqrt(2))
     for block in body:
         if isinstance(block, ResidualBlock):
@@ -164,7 +164,7 @@ def impala_resnet(shape: torch.Size, channels: Sequence[int] = (16, 32, 32), num
     return OverImages(body)
 
 
-class Flat(nn.Module):
+class FlattenImage(nn.Module):
     """Makes one dimension of an image's three, in the order in which it lies in memory, so that nothing is copied."""
 
     def forward(self, image: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ class TrunkMaker:
         if is_box and is_read and not self.encoders:
             normalizers = [TensorDictModule(one, ["observation"], [key]) for one in self.normalizers.values()]
             return normalizers, shape
-        encoders = Encoders({name_of(leaf): self._encoder(leaf, spec) for leaf, spec in self.leaves.items()})
+        encoders = Encoders(self._encoder(leaf, spec) for leaf, spec in self.leaves.items())
         with torch.no_grad():
             shape = encoders(*(spec.zero() for spec in specs)).shape[self.num_batch :]
         return [TensorDictModule(encoders, list(self.leaves), [key])], shape

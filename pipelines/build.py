@@ -25,7 +25,7 @@ from ..envs import batched
 from ..errors import ConfigurationError, TorchPPOError
 from ..modules.critics import SquaredErrorValue, ValueHead
 from ..modules.memories import memories_of
-from .flat_adam import lacking
+from .flat_adam import why_no_graph
 from .graphs import Compile
 from .ppo import PPO
 
@@ -86,7 +86,7 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
         )
     update, optimizer = call(cfg["update"]), call(cfg.optimizer)
     num_steps = num_rollouts(cfg, env) * update.num_steps(frames_per_batch(cfg, env))
-    has_graph = isinstance(optimizer, partial) and not lacking(optimizer.func, optimizer.keywords)
+    has_graph = isinstance(optimizer, partial) and not why_no_graph(optimizer.func, optimizer.keywords)
     # A graph of a memory's whole sequences takes minutes to compile, which is for the user to decide; TorchRL's losses
     # look at the values of entropies.
     if memories_of(actor) or isinstance(objective, LossModule) or not has_graph:

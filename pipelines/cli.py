@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from .. import __version__
 from ..errors import ConfigurationError, TorchPPOError, did_you_mean
 from . import configuration
 
@@ -45,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(
         prog="torchppo", description="PPO as interchangeable parts.", epilog=EXAMPLES, formatter_class=formatter
     )
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(metavar="train | eval | list", required=True)
     train = commands.add_parser(
         "train",
@@ -71,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--no-video", action="store_true", help="do not film")
     evaluate.set_defaults(run=_evaluate, parser=evaluate)
     listing = commands.add_parser("list", help="show environments, experiments, and every part that can be swapped")
+    listing.add_argument("-cd", "--config-dir", type=Path, help="a folder with groups of your own")
     listing.set_defaults(run=_list, parser=listing)
     return top
 
@@ -106,7 +112,8 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.cfg:
         print(OmegaConf.to_yaml(cfg), end="")
         return 0
-    from .train import train
+    with ending_at_once():
+        from .train import train
 
     cfg.code_dirs = [str(folder) for folder in folders]  # for an evaluation to find own parts again
     return train(cfg, arguments.overrides)
@@ -133,19 +140,36 @@ def _multirun(arguments: argparse.Namespace) -> int:
 
 
 def run_to_end(command: Sequence[str]) -> int:
-    """The exit code of a process, which Ctrl-C reaches as well and which ends in its own time."""
+    """The exit code of a process, which Ctrl-C reaches as well, SIGTERM is sent on to, and which takes its time."""
     with subprocess.Popen(command) as process:
-        while True:
-            try:
-                code = process.wait()
-                return code if code >= 0 else 128 - code
-            except KeyboardInterrupt:
-                continue
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            while True:
+                try:
+                    code = process.wait()
+                    return code if code >= 0 else 128 - code
+                except KeyboardInterrupt:
+                    continue
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let a signal end the process, not raise: what is imported meanwhile would be left by halves, or swallow it."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: os._exit(128 + number)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from .checkpoint import evaluate_checkpoint
-    from .report import print_evaluation
+    with ending_at_once():
+        from .checkpoint import evaluate_checkpoint
+        from .report import print_evaluation
 
     video = None if arguments.no_video else arguments.video or default_video(arguments.checkpoint)
     report = evaluate_checkpoint(arguments.checkpoint, episodes=arguments.episodes, seed=arguments.seed, video=video)
@@ -169,11 +193,10 @@ def describe_groups() -> str:
     )
 
 
-def _list(arguments: argparse.Namespace) -> int:  # noqa: ARG001
-    groups = configuration.options_by_group()
-    for group in ("env", "policy", "memory", "head", "critic", "objective", "experiment"):
+def _list(arguments: argparse.Namespace) -> int:
+    for group, choices in configuration.options_by_group(arguments.config_dir).items():
         print(f"{group}=")
-        for name, description in groups[group].items():
+        for name, description in choices.items():
             print(f"  {name:<26}{description}")
     return 0
 

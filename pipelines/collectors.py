@@ -15,7 +15,7 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from ..envs import EPISODE, VectorEnv
 from ..errors import ConfigurationError
 from .array_rollouts import ArrayRollouts
-from .finite import checked
+from .finite import require_finite
 from .graphs import Compile
 from .policy_step import PolicyStep
 from .ranks import num_ranks, together
@@ -125,7 +125,7 @@ class Collector:
         for _ in range(len(self)):
             start = time.perf_counter()
             with torch.no_grad(), self._acting(), set_exploration_type(ExplorationType.RANDOM):
-                rollout = together(lambda: checked(self._rollouts()))
+                rollout = together(lambda: require_finite(self._rollouts()))
             self._seconds += time.perf_counter() - start
             yield rollout
 

@@ -16,7 +16,7 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from ..envs import VectorEnv
 from ..errors import ConfigurationError, EnvironmentFailure
 from .array_rollouts import ArrayRollouts
-from .finite import checked
+from .finite import require_finite
 from .graphs import Compile
 from .policy_step import PolicyStep, TensorDictStep
 from .torchrl_rollouts import steps
@@ -68,7 +68,7 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, trace:
     returns: list[float] = []
     lengths: list[int] = []
     for step, stepped in enumerate(play(actor, env, trace=trace)):
-        checked(stepped.unsqueeze(1), of="evaluation", first_step=step)
+        require_finite(stepped.unsqueeze(1), of="evaluation", first_step=step)
         following = stepped["next"]
         for index in following["done"].reshape(-1).nonzero().reshape(-1).tolist():
             if quota[index] > 0:

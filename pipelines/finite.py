@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import NumericalError
 
 
-def checked(rollout: TensorDictBase, *, of: str = "rollout", first_step: int = 0) -> TensorDictBase:
+def require_finite(rollout: TensorDictBase, *, of: str = "rollout", first_step: int = 0) -> TensorDictBase:
     """The rollout, if every observation and reward in it is finite.
 
     Args:

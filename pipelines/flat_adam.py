@@ -14,7 +14,7 @@ from ..errors import ConfigurationError
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def lacking(kind: Any, options: Mapping[str, Any]) -> str:
+def why_no_graph(kind: Any, options: Mapping[str, Any]) -> str:
     """What `FlatAdam` lacks for an optimiser, as the end of a sentence; nothing if it has all of it."""
     if kind not in (torch.optim.Adam, torch.optim.AdamW):
         return f"needs Adam or AdamW, not {kind.__name__}"
@@ -40,7 +40,7 @@ class FlatAdam:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         """Move parameters and state into vectors."""
         for group in optimizer.param_groups:
-            if missing := lacking(type(optimizer), group):
+            if missing := why_no_graph(type(optimizer), group):
                 raise ConfigurationError(f"compile=true or trace {missing}; compile=false takes any optimiser")
         trained = [[param for param in group["params"] if param.requires_grad] for group in optimizer.param_groups]
         self.groups = [group for group, params in zip(optimizer.param_groups, trained, strict=True) if params]

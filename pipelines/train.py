@@ -14,6 +14,7 @@ import yaml
 from filelock import FileLock, Timeout
 from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -58,22 +59,31 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
     torch.set_num_threads(cfg.num_threads)
     run_dir = Path(cfg.run_dir)
     stop, stopwatch = StopOnSignal(), Stopwatch()
+    keep = LambdaCallback(on_train_batch_start=lambda *_: keep_configuration(cfg, overrides))
     evaluation = EvaluateAndSave(evaluator(cfg), run_dir / "checkpoints", cfg.eval.every_frames, cfg.eval.stop_at, stop)
-    trainer = build_trainer(cfg, [stopwatch, ProgressBar(), evaluation, stop])
+    trainer = build_trainer(cfg, [keep, stopwatch, ProgressBar(), evaluation, stop])
     seed_everything(seed_of(cfg.seed, trainer.global_rank), verbose=False)
     training = build_training(cfg, trainer.global_rank)
     with closing(training.env), owned(run_dir) if trainer.is_global_zero else nullcontext():
         if trainer.is_global_zero:
-            OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-            (run_dir / "overrides.yaml").write_text(yaml.safe_dump(overrides))
             tell_if_bf16_is_slower(trainer)
         try:
             trainer.fit(training.ppo, train_dataloaders=training.collector)
         except MisconfigurationException as error:  # what Lightning sees only now
             raise ConfigurationError(f"trainer: {error}") from error
+        except SystemExit as error:  # Lightning's answer to Ctrl-C before the first rollout
+            raise error.__context__ or error from None
         if trainer.is_global_zero:
             leave_behind(cfg, training, summary_of(cfg, training, stopwatch.seconds, evaluation.last, stop.received))
     return 0 if stop.received is None else 128 + stop.received
+
+
+def keep_configuration(cfg: DictConfig, overrides: list[str]) -> None:
+    """Write it beside the run, once there is something to keep: a directory with a configuration is taken."""
+    path = Path(cfg.run_dir) / "config.yaml"
+    if not path.exists():
+        OmegaConf.save(cfg, path, resolve=True)
+        path.with_name("overrides.yaml").write_text(yaml.safe_dump(overrides))
 
 
 def quieten_lightning() -> None:

@@ -112,7 +112,7 @@ class TestFailures:
     def failure(self, name: str, **options: Any) -> str:
         """The message, which is one line and names the environment."""
         with pytest.raises(EnvironmentFailure) as caught:
-            make_vector_env(name, **options)
+            make_vector_env(name, 1, **options)
         message = str(caught.value)
         assert "\n" not in message
         assert repr(name) in message

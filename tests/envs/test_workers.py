@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -47,6 +48,13 @@ class Misbehaving(gymnasium.Env[np.ndarray, int]):
 
     def _raise(self) -> None:
         raise ValueError("a broken joint")
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def refused_in_the_third_step(vector: WorkerVectorEnv, message: str) -> None:
@@ -218,6 +226,33 @@ class TestFailures:
         env.send(np.zeros(2, np.int64))
         env.receive()
         env.close()
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_are_not_what_others_send_to_the_whole_group(self, number: signal.Signals) -> None:
+        vector = WorkerVectorEnv([partial(make_env, "CartPole-v1")] * 2, 2)
+        vector.reset()
+        for worker in vector._workers:
+            os.kill(worker._process.pid or 0, number)
+        vector.step(np.zeros(2, np.int64))
+        vector.close()
+
+    def test_of_an_owner_that_is_gone_leave_nobody_behind_even_in_a_step(self, tmp_path: Path) -> None:
+        class Sleeping(Misbehaving):
+            def step(self, action: int) -> Any:
+                (tmp_path / "pid").write_text(str(os.getpid()))
+                time.sleep(600)
+
+        owner = os.fork()
+        if not owner:
+            vector = WorkerVectorEnv([partial(Sleeping, "sleeps")], 1)
+            vector.reset()
+            vector.send(np.zeros(1, np.int64))
+            time.sleep(600)
+        wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        os.kill(owner, signal.SIGKILL)
+        os.waitpid(owner, 0)
+        worker = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
+        wait_for(lambda: not worker.exists() or worker.read_text().split()[2] == "Z")
 
     def test_are_not_made_of_spaces_with_functions_without_a_name(self) -> None:
         class Nameless(Misbehaving):

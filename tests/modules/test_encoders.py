@@ -49,10 +49,10 @@ SPECS: dict[str, tuple[TensorSpec, int]] = {  # of one environment, and the numb
 every_spec = pytest.mark.parametrize("name", SPECS)
 
 
-def encoder_of(spec: TensorSpec, key: str | tuple[str, ...] = "observation") -> nn.Module:
+def encoder_of(spec: TensorSpec) -> nn.Module:
     """From the spec of a batch, as environments have it."""
     torch.manual_seed(0)
-    return make_encoder(spec.expand(NUM_ENVS, *spec.shape), 1, key)
+    return make_encoder(spec.expand(NUM_ENVS, *spec.shape), 1, "observation")
 
 
 def entries_of(spec: TensorSpec, leading: tuple[int, ...]) -> Tensor:
@@ -223,10 +223,9 @@ class TestWords:
 
 class TestEncoders:
     def test_features_stand_side_by_side_in_the_order_of_the_entries(self) -> None:
-        names = ["keys", "left/image.0", "items"]
         specs = [SPECS[name][0] for name in ("vector", "small image", "category")]
         parts = [encoder_of(spec) for spec in specs]
-        encoders = Encoders(dict(zip(names, parts, strict=True)))
+        encoders = Encoders(parts)
         for leading in LEADING:
             entries = [entries_of(spec, leading) for spec in specs]
             features = encoders(*entries)
@@ -235,14 +234,14 @@ class TestEncoders:
             assert torch.equal(features, expected)
 
     def test_they_are_learnt(self) -> None:
-        encoders = Encoders({"words": encoder_of(SPECS["words"][0]), "vector": encoder_of(SPECS["vector"][0])})
+        encoders = Encoders(encoder_of(SPECS[name][0]) for name in ("words", "vector"))
         encoders(entries_of(SPECS["words"][0], (3,)), entries_of(SPECS["vector"][0], (3,))).sum().backward()
         assert len(list(encoders.parameters())) == 6
         assert all(parameter.grad is not None and parameter.grad.any() for parameter in encoders.parameters())
 
     def test_an_entry_too_few_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="zip"):
-            Encoders({"a": nn.Identity(), "b": nn.Identity()})(torch.zeros(1))
+            Encoders([nn.Identity(), nn.Identity()])(torch.zeros(1))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +253,7 @@ class TestEncoders:
 )
 def test_a_spec_without_encoder_is_named_with_its_path_and_what_is_supported(spec: Any, name: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        make_encoder(spec, 0, ("observation", "map"))
+        make_encoder(spec, 0, "observation/map")
     message = str(caught.value)
     assert message.startswith(f"observation/map has no encoder for {name}")
     assert "MultiCategorical" in message

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.networks import ACTIVATIONS, Flat, ResidualBlock, impala_resnet, mlp, nature_cnn, orthogonal_
+from torchppo.modules.networks import (
+    ACTIVATIONS,
+    FlattenImage,
+    ResidualBlock,
+    impala_resnet,
+    mlp,
+    nature_cnn,
+    orthogonal_,
+)
 
 Array = NDArray[np.float64]
 
@@ -96,7 +104,7 @@ class TestShapes:
 class TestFlat:
     def test_gives_an_image_that_lies_channels_last_without_a_copy(self) -> None:
         image = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-        flat = Flat()(image)
+        flat = FlattenImage()(image)
         assert flat.shape == (2, 60)
         assert flat.data_ptr() == image.data_ptr()
         assert flat[1, :3].tolist() == image[1, :, 0, 0].tolist()

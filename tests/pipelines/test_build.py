@@ -489,7 +489,11 @@ class TestCall:
             ({"_target_": "ours.Images.observation_space"}, ConfigurationError, ["ours.Images.observation_space"]),
             ({"size": 3}, ConfigurationError, ["_target_", "size"]),
             ({"_target_": "torchppo.envs.make_vector_env"}, ConfigurationError, ["make_vector_env", "id"]),
-            ({"_target_": "torchppo.envs.make_vector_env", "id": "No-v0"}, EnvironmentFailure, ["No-v0"]),
+            (
+                {"_target_": "torchppo.envs.make_vector_env", "id": "No-v0", "num_envs": 1},
+                EnvironmentFailure,
+                ["No-v0"],
+            ),
         ],
         ids=["an unknown name", "an unknown module", "no callable", "no target", "a missing key", "a refusal"],
     )

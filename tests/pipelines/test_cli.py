@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from torchppo import __version__
 from torchppo.errors import (
     CheckpointError,
     ConfigurationError,
@@ -25,7 +28,7 @@ from torchppo.pipelines.cli import default_video, main
 from torchppo.pipelines.configuration import compose
 
 CONF = Path(__file__).parents[2] / "conf"
-SHOWN_GROUPS = ("env", "policy", "memory", "head", "critic", "objective", "experiment")
+GROUPS = sorted({path.parent.name for path in CONF.glob("*/*.yaml")})
 NO_VALUE = "has no value; add"
 
 MISTAKES = [
@@ -252,7 +255,7 @@ class TestList:
                 name, section[name] = line.split(maxsplit=1)
         return shown
 
-    @pytest.mark.parametrize("group", SHOWN_GROUPS)
+    @pytest.mark.parametrize("group", GROUPS)
     def test_shows_every_file_of_a_group_with_its_comment(
         self, group: str, sections: dict[str, dict[str, str]]
     ) -> None:
@@ -261,8 +264,14 @@ class TestList:
         for name, text in files.items():
             assert f"# {sections[group][name]}\n" in text
 
-    def test_shows_these_groups_alone(self, sections: dict[str, dict[str, str]]) -> None:
-        assert set(sections) == set(SHOWN_GROUPS)
+    def test_shows_a_users_own(self, torchppo: Torchppo, tmp_path: Path) -> None:
+        (tmp_path / "env").mkdir()
+        (tmp_path / "env" / "ours.yaml").write_text("# Ours.\n")
+        assert re.search(r"^  ours +Ours\.$", torchppo(f"list --config-dir {tmp_path}").out, re.MULTILINE)
+
+
+def test_says_its_version(torchppo: Torchppo) -> None:
+    assert torchppo("--version").out == f"torchppo {__version__}\n"
 
 
 class TestTrain:
@@ -340,6 +349,19 @@ class TestSweeps:
         runs = processes("exit 0")
         assert torchppo("train -m seed=0,1 --cfg").code == 0
         assert all("--cfg" in words for words in runs.overrides())
+
+    def test_that_are_terminated_terminate_the_run(
+        self, torchppo: Torchppo, processes: Callable[[str], Runs], tmp_path: Path
+    ) -> None:
+        """It then writes its summary."""
+        before = signal.getsignal(signal.SIGTERM)
+        runs = processes(
+            f"trap 'echo > {tmp_path}/summary; exit 143' TERM; kill -TERM $PPID; while :; do sleep 0.1; done"
+        )
+        assert torchppo("train -m seed=0,1").code == 143
+        assert (tmp_path / "summary").exists()
+        assert runs.overrides() == [{"seed=0"}]
+        assert signal.getsignal(signal.SIGTERM) is before
 
     def test_an_interrupted_run_is_waited_for_and_ends_the_sweep(
         self, torchppo: Torchppo, processes: Callable[[str], Runs], tmp_path: Path

@@ -34,6 +34,7 @@ from torchppo.pipelines import train as train_module
 from torchppo.pipelines.cli import main
 from torchppo.pipelines.configuration import compose
 from torchppo.pipelines.evaluation import Evaluation
+from torchppo.pipelines.ppo import PPO
 
 TINY = (
     *("experiment=cartpole", "total_frames=512", "collector.frames_per_env=32", "eval.episodes=2"),
@@ -563,6 +564,13 @@ class TestRunDir:
         files = (path for path in Path("run").rglob("*") if path.is_file())
         return {path: path.read_bytes() for path in files if path.name != ".lock"}
 
+    def test_in_which_nothing_was_trained_can_be_used_again(
+        self, scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        overrides = scripted()
+        refused(2, ["optimizer", "learning rate: -1"], [*overrides, "optimizer.lr=-1"], capsys)
+        assert run(*overrides) == 0
+
     def test_that_holds_a_run_is_left_alone(
         self, scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -640,8 +648,24 @@ class TestSignals:
         figures = summary()
         assert (figures["frames"], figures["eval_episodes"]) == (64, 0)
 
-    def test_ctrl_c_in_a_terminal_ends_a_long_training_the_same_way(self, tmp_path: Path) -> None:
-        words = [*TINY, "total_frames=100_000_000", "logger=csv", "run_dir=run"]
+    def test_before_the_first_rollout_it_ends_the_command_and_takes_no_directory(
+        self, scripted: Callable[..., list[str]]
+    ) -> None:
+        overrides = scripted()
+
+        def interrupt(*_: Any) -> None:
+            signal.default_int_handler(signal.SIGINT, None)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PPO, "configure_optimizers", interrupt)
+            assert run(*overrides) == 130
+        assert run(*overrides) == 0
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_to_a_whole_group_end_a_long_training_with_workers_the_same_way(
+        self, number: signal.Signals, tmp_path: Path
+    ) -> None:
+        words = [*TINY, "total_frames=100_000_000", "logger=csv", "run_dir=run", "env.num_workers=2"]
         process = subprocess.Popen(
             [sys.executable, "-m", "torchppo", "train", *words],
             cwd=tmp_path,
@@ -649,15 +673,16 @@ class TestSignals:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         deadline = time.monotonic() + 120
         while not (tmp_path / "run" / "metrics.csv").exists():
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, number)
         out, err = process.communicate(timeout=120)
-        assert process.returncode == 130, err
+        assert process.returncode == 128 + number, err
         assert "Traceback" not in err
         assert "interrupted" in out
         figures = summary(tmp_path / "run")
