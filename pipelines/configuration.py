@@ -191,8 +191,10 @@ def explain(message: str, options: Options) -> str:
         if places:
             return f"{key} has several places; write {'=..., '.join(places)}=..."
         known = [*keys_of(_compose([])), *options]
-        if key in known:
+        if key in known and unknown.group(2):
             return f"~{key}: Hydra does not remove what is null"
+        if key in known:
+            return f"{key}: the parts that are chosen have no such key; +{key}=... adds it"
         return f"unknown key {key!r}{did_you_mean(key, known)}; a key of your own is added with +{key}=..."
     if choice := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", message):
         group, name = choice.groups()

@@ -203,6 +203,10 @@ class TestTypes:
             ),
             (["optimizer.lr=[1]"], "optimizer.lr=[1] is not a number (the default is 0.0003)"),
             (["eval.video=1"], "eval.video=1 is not true or false (the default is True)"),
+            (
+                ["env=torchrl", "env._target_=ours.Env", "env.num_envs=8"],
+                "env.num_envs: the parts that are chosen have no such key; +env.num_envs=... adds it",
+            ),
             (["~collector.rollouts"], "~collector.rollouts: Hydra does not remove what is null"),
         ],
         ids=repr,
