@@ -3,12 +3,13 @@
 import sys
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import torch
+from hydra.utils import instantiate
 from tensordict import TensorDict
 from torchrl.envs import ExplorationType, set_exploration_type
 
+from torchppo.envs import make_env
 from torchppo.envs.actions import conversion
 from torchppo.modules.memories import carried_by
 from torchppo.pipelines.checkpoint import restore
@@ -25,7 +26,9 @@ class Policy:
     @torch.no_grad()
     def __call__(self, observation: np.ndarray, *, is_init: bool) -> np.ndarray:
         """The action, unclipped; `is_init` says that an episode begins, where a memory forgets."""
-        given = {"observation": torch.as_tensor(observation).unsqueeze(0), "is_init": torch.tensor([[is_init]])}
+        seen = torch.as_tensor(observation).unsqueeze(0)
+        seen = seen.float() if seen.is_floating_point() else seen  # MuJoCo's are of double precision
+        given = {"observation": seen, "is_init": torch.tensor([[is_init]])}
         with set_exploration_type(self.how):
             acted = self.actor(TensorDict(given | self.carried, [1]))
         self.carried = {key: acted["next", key] for key in self.carried}
@@ -34,7 +37,8 @@ class Policy:
 
 def main(checkpoint: Path) -> float:
     ppo, cfg, _ = restore(checkpoint, seed=0, num_envs=1)
-    policy, env = Policy(ppo.actor), gymnasium.make(cfg.env.id)
+    policy = Policy(ppo.actor)
+    env = make_env(cfg.env.id, wrappers=[instantiate(wrapper) for wrapper in cfg.env.wrappers])
     to_environment = conversion(env.action_space)  # clips to the bounds, counts from the space's start
     observation, _ = env.reset(seed=0)
     total, is_init, is_over = 0.0, True, False

@@ -66,8 +66,8 @@ def mlp(
     """
     if activation not in ACTIVATIONS:
         raise ConfigurationError(f"activation={activation!r} is unknown; one of {', '.join(ACTIVATIONS)}")
-    if not num_cells:
-        raise ConfigurationError("num_cells=[] has no layer; give at least one width")
+    if not num_cells or not all(isinstance(width, int) and width > 0 for width in num_cells):
+        raise ConfigurationError(f"num_cells={list(num_cells)} is no list of widths, at least one, each at least 1")
     body = MLP(
         in_features=math.prod(shape),
         out_features=num_cells[-1],

@@ -22,7 +22,8 @@ from torchrl.envs import Compose, EnvBase, TransformedEnv, VecNorm, VecNormV2
 from torchrl.objectives import LossModule
 
 from ..envs import batched
-from ..errors import ConfigurationError, TorchPPOError
+from ..envs.failures import environment_failure
+from ..errors import ConfigurationError, EnvironmentFailure, TorchPPOError
 from ..modules.critics import SquaredErrorValue, ValueHead
 from ..modules.memories import memories_of
 from .flat_adam import why_no_graph
@@ -40,6 +41,9 @@ WRONG_KEYS = re.compile(r"unexpected keyword argument|required .*argument")
 
 OTHER_PRECISIONS = ("64", "64-true", "bf16-true", "16-true")
 """In which Lightning would have all weights: PPO refuses them, but once there is a folder."""
+
+NOT_HERE = {"enable_progress_bar": "torchppo draws a bar of its own", "fast_dev_run": "total_frames=2048 is short too"}
+"""Options of Lightning in whose place there is another thing."""
 
 EVALUATION_RANK = 1_000_000
 """A rank that no training has, for the seeds of evaluation and video."""
@@ -120,7 +124,7 @@ def estimator_of(node: DictConfig, **changes: float) -> Any:
 
 def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
     """The batched environment with its transforms; `changes` replace the keys of `cfg.env` that it has."""
-    env = batched(call(cfg.env, **{key: value for key, value in changes.items() if key in cfg.env}))
+    env = batched(environment_of(cfg.env, {key: value for key, value in changes.items() if key in cfg.env}))
     transforms = [call(transform) for transform in cfg.transforms]
     for place, transform in enumerate(transforms):
         if isinstance(transform, VecNorm | VecNormV2):
@@ -131,6 +135,22 @@ def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
     if transforms:
         env = TransformedEnv(env, Compose(*transforms), auto_unwrap=True)
     env.set_seed(seed)
+    return env
+
+
+def environment_of(node: DictConfig, changes: dict[str, Any]) -> EnvBase:
+    """The environment that a configuration names, some of its keys changed.
+
+    Raises:
+        EnvironmentFailure: for what its own code raises, after the traceback, or if it is none of TorchRL's.
+
+    """
+    try:
+        env = call(node, **changes)
+    except Exception as error:  # noqa: BLE001 - whatever an environment raises is its own failure
+        raise environment_failure(f"{node._target_} failed", error) from None
+    if not isinstance(env, EnvBase):
+        raise EnvironmentFailure(f"{node._target_} is no torchrl.envs.EnvBase, but {type(env).__name__}")
     return env
 
 
@@ -153,6 +173,9 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
         )
     if "logger" in cfg.trainer:
         raise ConfigurationError("trainer.logger is not read; choose with logger=csv, logger=[csv,wandb] or logger=[]")
+    for key, instead in NOT_HERE.items():
+        if cfg.trainer.get(key):
+            raise ConfigurationError(f"trainer.{key}={cfg.trainer[key]} does not go with this command; {instead}")
     loggers: list[Logger] = [call(logger) for logger in cfg.logger.values()]
     own = [call(callback) for callback in cfg.trainer.get("callbacks") or []]
     others = OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key != "callbacks"])  # not made again

@@ -28,7 +28,7 @@ class EvaluateAndSave(Callback):
         stop: tells of a signal, which ends an evaluation, and after which none is begun.
 
     Raises:
-        ConfigurationError: if `stop_at` is no number.
+        ConfigurationError: if `every_frames` is below 1, or `stop_at` is no number.
 
     """
 
@@ -41,6 +41,8 @@ class EvaluateAndSave(Callback):
         stop: StopOnSignal,
     ) -> None:
         """Nothing has been evaluated."""
+        if every_frames is not None and every_frames < 1:
+            raise ConfigurationError(f"eval.every_frames={every_frames} must be at least 1, or null for the end alone")
         if not isinstance(stop_at, int | float | None):
             raise ConfigurationError(f"eval.stop_at={stop_at} is not a number")
         self.stop_at = stop_at

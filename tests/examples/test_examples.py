@@ -142,6 +142,18 @@ def test_a_trained_policy_acts_in_a_loop_of_its_users(
     assert float(returns[0].split()[1]) >= 8
 
 
+def test_a_policy_in_a_loop_of_its_users_sees_what_it_was_trained_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hidden = ["experiment=cartpole_positions", "total_frames=512", "collector.frames_per_env=64", "policy=lstm"]
+    quick = ["update.epochs=1", "compile=false", "logger=[]", "eval.episodes=1", "eval.every_frames=null"]
+    assert main(["train", *hidden, *quick, "eval.video=false", "run_dir=run"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["use_policy", "run/checkpoints/last.ckpt"])
+    runpy.run_path(str(EXAMPLES / "use_policy.py"), run_name="__main__")
+    assert float(capsys.readouterr().out.split()[1]) >= 8
+
+
 @pytest.mark.parametrize("memory", ["memory=gru", "memory=transformer", "head=gsde"])
 def test_what_a_policy_carries_goes_on_in_a_loop_of_its_users(
     memory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

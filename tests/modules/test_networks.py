@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,9 +171,10 @@ class TestRefusals:
         with pytest.raises(ConfigurationError, match=r"activation='swish'.*tanh, relu, elu, gelu, silu"):
             mlp(torch.Size([3]), activation="swish")
 
-    def test_an_mlp_without_layers_asks_for_a_width(self) -> None:
-        with pytest.raises(ConfigurationError, match=r"num_cells=\[\].*at least one"):
-            mlp(torch.Size([3]), num_cells=[])
+    @pytest.mark.parametrize("num_cells", [[], [0], [64, -3], ["a"], [2.5]])
+    def test_an_mlp_asks_for_widths(self, num_cells: Any) -> None:
+        with pytest.raises(ConfigurationError, match=rf"num_cells={re.escape(repr(num_cells))} .*at least one"):
+            mlp(torch.Size([3]), num_cells=num_cells)
 
     @pytest.mark.parametrize("shape", [(17,), (84, 84), (84, 84, 3), (1, 35, 84), (2, 4, 84, 84)])
     def test_the_nature_cnn_refuses_what_is_no_image_and_names_the_way_out(self, shape: tuple[int, ...]) -> None:

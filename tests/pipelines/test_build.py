@@ -225,6 +225,14 @@ def rewards(cfg: DictConfig, steps: int) -> list[float]:
     return [float(reward) for reward in rollout["next", "reward"][0].flatten()]
 
 
+def test_what_an_environment_of_torchrl_raises_is_its_own_failure(capfd: pytest.CaptureFixture[str]) -> None:
+    cfg = small(*GYM_ENV)
+    cfg.env.env_name = "Nowhere-v1"
+    with pytest.raises(EnvironmentFailure, match=r"GymEnv failed: NameNotFound: .*Nowhere"):
+        build_env(cfg, seed=0)
+    assert "Traceback" in capfd.readouterr().err
+
+
 class TestEveryChoiceTrains:
     @pytest.mark.parametrize("memory", ["none", "gru"])
     @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
