@@ -57,6 +57,28 @@ class ObservationEntries(gymnasium.ObservationWrapper[Any, Any, Any]):
         return observation[self._indices]
 
 
+class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Images `[height, width, channels]` as `[channels, height, width]`, which convolutions read.
+
+    Raises:
+        ConfigurationError: if the observation is not a Box of three dimensions.
+
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        """Turn the bounds."""
+        super().__init__(env)
+        space = env.observation_space
+        if not isinstance(space, spaces.Box) or len(space.shape) != 3:
+            raise ConfigurationError(f"ChannelsFirst needs a Box [height, width, channels], not {space}")
+        low, high = self.observation(space.low), self.observation(space.high)
+        self.observation_space = spaces.Box(low, high, dtype=space.dtype.type)
+
+    def observation(self, observation: NDArray[Any]) -> NDArray[Any]:
+        """`[height, width, channels]` to `[channels, height, width]`."""
+        return np.moveaxis(observation, -1, 0)
+
+
 class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Takes `info["action_mask"]` into the observation: `Dict(observation=<as before>, action_mask=MultiBinary)`.
 

@@ -194,5 +194,6 @@ def require_images(shape: torch.Size, policy: str) -> None:
     if len(shape) != 3 or min(shape[1:]) < 36:
         raise ConfigurationError(
             f"policy={policy} reads images [channels, height, width] of at least 36x36 pixels, not observations of "
-            f"shape {list(shape)}; use policy=mlp, or wrappers that bring the channels to the front"
+            f"shape {list(shape)}; use policy=mlp, or wrappers that bring the channels to the front, such as "
+            "env.wrappers=[{_target_: torchppo.envs.wrappers.ChannelsFirst, _partial_: true}]"
         )

@@ -170,7 +170,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     with ending_at_once():
         from .checkpoint import evaluate_checkpoint
         from .report import print_evaluation
+        from .video import require_writable
 
+    if arguments.video:
+        require_writable(arguments.video)
     video = None if arguments.no_video else arguments.video or default_video(arguments.checkpoint)
     report = evaluate_checkpoint(arguments.checkpoint, episodes=arguments.episodes, seed=arguments.seed, video=video)
     if arguments.json:

@@ -52,30 +52,35 @@ def print_summary(summary: Summary, files: dict[str, Path]) -> None:
             summary["eval_return_mean"],
             f"+- {summary['eval_return_std'] or 0.0:.1f} over {summary['eval_episodes']} episodes",
         ),
-        **{name: str(path) for name, path in files.items()},
     }
     for name, text in rows.items():
         table.add_row(name, text)
     Console().print(table)
+    print_files(files)
 
 
 def two_columns(title: str) -> Table:
-    """A table of names and values, whose long paths go on in the next line."""
+    """A table of names and values."""
     table = Table(title=title, show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     return table
 
 
+def print_files(files: dict[str, Path]) -> None:
+    """Show where the files are, each in a line that can be copied."""
+    for name, path in files.items():
+        Console(soft_wrap=True, highlight=False).print(f"{name}: {path}", markup=False)
+
+
 def print_evaluation(report: Summary) -> None:
     """Show what `torchppo eval` found as a table."""
-    table = two_columns(f"{report['env']}, {report['checkpoint']}")
+    table = two_columns(report["env"])
     table.add_row("return", f"{report['eval_return_mean']:.1f} +- {report['eval_return_std']:.1f}")
     table.add_row("length", f"{report['eval_length_mean']:.1f}")
     table.add_row("episodes", str(report["eval_episodes"]))
-    if report["video"]:
-        table.add_row("video", report["video"])
     Console().print(table)
+    print_files({name: Path(report[name]) for name in ("checkpoint", "video") if report[name]})
 
 
 def shown(value: float | None, detail: str) -> str:

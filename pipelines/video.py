@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import imageio_ffmpeg
@@ -36,9 +38,18 @@ def try_to_film(cfg: DictConfig, actor: Any, path: Path, seed: int) -> Path | No
         env = build_evaluation_env(cfg, seed=seed, num_envs=1, render_mode="rgb_array")
         record_video(actor, env, path, trace=traces_evaluation(cfg))
     except Exception as error:  # noqa: BLE001 - whatever a graphics driver raises must not cost a finished run
-        Console(stderr=True).print(f"no video: {type(error).__name__}: {error}")
+        Console(stderr=True, soft_wrap=True).print(f"no video: {type(error).__name__}: {error}", markup=False)
         return None
     return path
+
+
+def require_writable(path: Path) -> None:
+    """Raise an OSError where no film can be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=path.parent):
+        pass
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
 
 
 def record_video(

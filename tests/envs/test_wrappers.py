@@ -12,7 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from torchppo.envs import make_env, make_vector_env
-from torchppo.envs.wrappers import ActionMask, ObservationEntries, random_action
+from torchppo.envs.wrappers import ActionMask, ChannelsFirst, ObservationEntries, random_action
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 
 
@@ -55,6 +55,25 @@ class TestObservationEntries:
     def test_are_those_of_a_one_dimensional_box(self, counting_env: Callable[..., Any]) -> None:
         with pytest.raises(ConfigurationError, match="Discrete"):
             ObservationEntries(counting_env(observation_space=spaces.Discrete(3)), [0])
+
+
+class TestChannelsFirst:
+    def test_turns_images_and_their_bounds(self) -> None:
+        class Picture(Masked):
+            observation_space = spaces.Box(0, np.arange(24, dtype=np.uint8).reshape(2, 4, 3), dtype=np.uint8)
+
+            def reset(self, **_: Any) -> Any:
+                return self.observation_space.high, {}
+
+        env = ChannelsFirst(Picture(spaces.Discrete(2), None))
+        image, _ = env.reset()
+        assert image.shape == env.observation_space.shape == (3, 2, 4)
+        assert image[1].tolist() == [[1, 4, 7, 10], [13, 16, 19, 22]]
+        assert env.observation_space.contains(image)
+
+    def test_needs_an_image(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"a Box \[height, width, channels\], not Box"):
+            ChannelsFirst(Masked(spaces.Discrete(2), None))
 
 
 class TestActionMask:

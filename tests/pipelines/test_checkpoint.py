@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import zipfile
@@ -276,6 +277,14 @@ class TestEval:
         figures = self.evaluate(capsys, "--episodes", "1", "--video", "films/one.mp4")
         assert figures["video"] == "films/one.mp4"
         assert (checkpoint.parent / "films" / "one.mp4").read_bytes()[4:8] == b"ftyp"
+
+    @pytest.mark.parametrize("path", ["folder", "last.ckpt/one.mp4"])
+    def test_says_so_where_no_film_can_be_written(
+        self, path: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (checkpoint.parent / "folder").mkdir()
+        assert main(["eval", "last.ckpt", "--video", path]) == 74
+        assert re.fullmatch(r"torchppo: (Is a directory|File exists): .*\n", capsys.readouterr().err)
 
     @pytest.mark.parametrize("episodes", ["0", "-3"])
     def test_refuses_to_play_no_episode(

@@ -119,7 +119,7 @@ class TestTables:
     def test_shows_an_evaluation(self, capsys: pytest.CaptureFixture[str]) -> None:
         print_evaluation(EVALUATION)
         out = capsys.readouterr().out
-        for words in ("CartPole-v1, runs/best.ckpt", "487.6 +- 12.0", "488.0", "20"):
+        for words in ("checkpoint: runs/best.ckpt\n", "487.6 +- 12.0", "488.0", "20"):
             assert words in out
         assert "video" not in out
 
