@@ -14,6 +14,7 @@ from torchrl.modules import IndependentNormal
 
 from ..errors import ConfigurationError
 from . import distributions
+from .factors import Factor, Factors
 from .head_networks import (
     GAIN,
     Concentrations,
@@ -246,11 +247,11 @@ def composite_head(heads: dict[Path, Head], shapes: Sequence[torch.Size], dtypes
         )
     keywords = [{key: "/".join([*path, key]) for key in head.param_keys} for path, head in heads.items()]
     classes = [head.distribution_class for head in heads.values()]
-    factors = [distributions.Factor(one, names) for one, names in zip(classes, keywords, strict=True)]
+    factors = [Factor(one, names) for one, names in zip(classes, keywords, strict=True)]
     return Head(
         Unmasked(Together([head.network for head in heads.values()])),
         [name for names in keywords for name in names.values()],
-        partial(distributions.Factors, factors),
+        partial(Factors, factors),
         sample_key="action_sample",
         to_action=Split(shapes, dtypes, [head.to_action or nn.Identity() for head in heads.values()]),
         action_keys=[("action", *path) for path in heads],

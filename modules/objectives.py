@@ -277,22 +277,6 @@ def after_shared_trunk(actor: ProbabilisticTensorDictSequential, critic: TensorD
     return TensorDictSequential(*[module for module in critic.module if module not in done])
 
 
-def policy_parameters(actor: ProbabilisticTensorDictSequential) -> set[nn.Parameter]:
-    """The parameters that the distribution of actions depends on: not those of values an actor writes besides."""
-    modules = [module for part in actor.module[:-1] for module in parts_of(part)]
-    needed, parameters = set(actor.dist_params_keys), set()
-    for module in reversed(modules):
-        if needed.intersection(module.out_keys):
-            needed.update(module.in_keys)
-            parameters.update(module.parameters())
-    return parameters
-
-
-def parts_of(module: TensorDictModuleBase) -> list[TensorDictModuleBase]:
-    """The modules of a sequence, or the only one."""
-    return list(module.module) if isinstance(module, TensorDictSequential) else [module]
-
-
 def value_error_of(critic: TensorDictModuleBase, clip_value: float | None) -> Callable[..., Tensor]:
     """How a critic's head judges its own error, or the squared error where it has no head of ours.
 

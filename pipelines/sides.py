@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase, TensorDictSequential
 from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import ConfigurationError
-from ..modules.objectives import policy_parameters
 
 
 def by_side(objective: Any) -> dict[str, list[nn.Parameter]]:
@@ -20,6 +20,22 @@ def by_side(objective: Any) -> dict[str, list[nn.Parameter]]:
         is_shared = (one in of_policy) == (one in of_critic)
         sides.setdefault("shared" if is_shared else "policy" if one in of_policy else "critic", []).append(one)
     return sides
+
+
+def policy_parameters(actor: ProbabilisticTensorDictSequential) -> set[nn.Parameter]:
+    """The parameters that the distribution of actions depends on: not those of values an actor writes besides."""
+    modules = [module for part in actor.module[:-1] for module in parts_of(part)]
+    needed, parameters = set(actor.dist_params_keys), set()
+    for module in reversed(modules):
+        if needed.intersection(module.out_keys):
+            needed.update(module.in_keys)
+            parameters.update(module.parameters())
+    return parameters
+
+
+def parts_of(module: TensorDictModuleBase) -> list[TensorDictModuleBase]:
+    """The modules of a sequence, or the only one."""
+    return list(module.module) if isinstance(module, TensorDictSequential) else [module]
 
 
 def optimizer_of(
