@@ -53,8 +53,9 @@ def apart(function: Callable[[], Result], step_timeout: float) -> Result:
 
 def begin_apart() -> None:
     """What a process forked for environments does first."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # which a terminal, and others, send to the owner's whole group
-        signal.signal(number, signal.SIG_IGN)
+    # A terminal, and others, send these to the owner's whole group; they are the owner's to answer.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # not ignored by programs that an environment starts, and terminates
     Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)  # the owner's threads were not forked, and a product in an environment would wait for them
     gc.freeze()  # what was the owner's is no business of this process's collector

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -234,6 +235,19 @@ class TestFailures:
         for worker in vector._workers:
             os.kill(worker._process.pid or 0, number)
         vector.step(np.zeros(2, np.int64))
+        vector.close()
+
+    def test_let_an_environment_terminate_what_it_has_started(self) -> None:
+        class Serving(Misbehaving):
+            def step(self, action: int) -> Any:
+                server = subprocess.Popen(["sleep", "600"])
+                server.terminate()
+                assert server.wait(timeout=30) == -signal.SIGTERM
+                return np.zeros(2, np.float32), 0.0, False, False, {}
+
+        vector = WorkerVectorEnv([partial(Serving, "serves")], 1)
+        vector.reset()
+        vector.step(np.zeros(1, np.int64))
         vector.close()
 
     def test_of_an_owner_that_is_gone_leave_nobody_behind_even_in_a_step(self, tmp_path: Path) -> None:
