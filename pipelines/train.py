@@ -59,7 +59,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
     torch.set_num_threads(cfg.num_threads)
     run_dir = Path(cfg.run_dir)
     stop, stopwatch = StopOnSignal(), Stopwatch()
-    keep = LambdaCallback(on_train_batch_start=lambda *_: keep_configuration(cfg, overrides))
+    keep = LambdaCallback(on_train_batch_start=lambda trainer, *_: keep_configuration(trainer, cfg, overrides))
     evaluation = EvaluateAndSave(evaluator(cfg), run_dir / "checkpoints", cfg.eval.every_frames, cfg.eval.stop_at, stop)
     trainer = build_trainer(cfg, [keep, stopwatch, ProgressBar(), evaluation, stop])
     seed_everything(seed_of(cfg.seed, trainer.global_rank), verbose=False)
@@ -71,17 +71,19 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
             trainer.fit(training.ppo, train_dataloaders=training.collector)
         except MisconfigurationException as error:  # what Lightning sees only now
             raise ConfigurationError(f"trainer: {error}") from error
-        except SystemExit as error:  # Lightning's answer to Ctrl-C before the first rollout
-            raise error.__context__ or error from None
+        except SystemExit as error:
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            raise error.__context__ from None  # Lightning's answer to Ctrl-C before the first rollout
         if trainer.is_global_zero:
             leave_behind(cfg, training, summary_of(cfg, training, stopwatch.seconds, evaluation.last, stop.received))
     return 0 if stop.received is None else 128 + stop.received
 
 
-def keep_configuration(cfg: DictConfig, overrides: list[str]) -> None:
+def keep_configuration(trainer: Trainer, cfg: DictConfig, overrides: list[str]) -> None:
     """Write it beside the run, once there is something to keep: a directory with a configuration is taken."""
     path = Path(cfg.run_dir) / "config.yaml"
-    if not path.exists():
+    if trainer.is_global_zero and not path.exists():  # other ranks have a run_dir of a later second
         OmegaConf.save(cfg, path, resolve=True)
         path.with_name("overrides.yaml").write_text(yaml.safe_dump(overrides))
 
@@ -89,7 +91,9 @@ def keep_configuration(cfg: DictConfig, overrides: list[str]) -> None:
 def quieten_lightning() -> None:
     """Silence what a person who trains can do nothing about."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware found, tips
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # by config.yaml
+    warnings.filterwarnings(
+        "ignore", message="Experiment logs directory .* exists and is not empty"
+    )  # but for the lock
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
 
 

@@ -78,17 +78,31 @@ gymnasium.register("Broken-v0", entry_point=Broken, max_episode_steps=20)
 """
 
 
-def test_an_environment_that_fails_on_one_rank_ends_the_training_on_all_with_its_words(tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text(BROKEN)
-    words = ["env.id=broken:Broken-v0", "compile=false", "trainer.accelerator=cpu", "trainer.devices=2", "run_dir=run"]
-    done = subprocess.run(
-        [sys.executable, "-m", "torchppo", "train", *words, "trainer.strategy=ddp", "logger=[]"],
-        cwd=tmp_path,
+def train_on_two_ranks(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """From the command line."""
+    ranks = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
+    return subprocess.run(
+        [sys.executable, "-m", "torchppo", "train", *ranks, "compile=false", *overrides],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+def test_ranks_leave_one_directory_behind_which_they_need_not_be_given(tmp_path: Path) -> None:
+    short = ["total_frames=1024", "eval.episodes=1", "eval.video=false", "logger=csv"]
+    done = train_on_two_ranks(tmp_path, "experiment=cartpole", *short)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (run_dir,) = (tmp_path / "runs" / "cartpole").iterdir()
+    assert {"config.yaml", "overrides.yaml", "summary.json", "metrics.csv"} <= {path.name for path in run_dir.iterdir()}
+    assert json.loads((run_dir / "summary.json").read_text())["frames"] == 1024
+
+
+def test_an_environment_that_fails_on_one_rank_ends_the_training_on_all_with_its_words(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    done = train_on_two_ranks(tmp_path, "env.id=broken:Broken-v0", "run_dir=run", "logger=[]")
     assert done.returncode == 3, done.stderr[-2000:]
     assert "torchppo: on rank 1: an environment failed: ValueError: it fell off the table" in done.stderr
     assert done.stderr.count("Traceback") == 1, "the environment's own"
