@@ -26,7 +26,8 @@ def checked(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     own: dict[str, Any] = {}
 
     def put(name: str, method: Any) -> None:
-        own.update({name: vars(env)[name]} if name in vars(env) else {})
+        if name in vars(env):
+            own[name] = vars(env)[name]
         vars(env)[name] = method
 
     def restored(name: str) -> Any:

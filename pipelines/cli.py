@@ -9,9 +9,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -141,29 +142,29 @@ def _multirun(arguments: argparse.Namespace) -> int:
 
 def run_to_end(command: Sequence[str]) -> int:
     """The exit code of a process, which Ctrl-C reaches as well, SIGTERM is sent on to, and which takes its time."""
-    with subprocess.Popen(command) as process:
-        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        try:
-            while True:
-                try:
-                    code = process.wait()
-                    return code if code >= 0 else 128 - code
-                except KeyboardInterrupt:
-                    continue
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    with subprocess.Popen(command) as process, answered(lambda *_: process.terminate(), signal.SIGTERM):
+        while True:
+            try:
+                code = process.wait()
+                return code if code >= 0 else 128 - code
+            except KeyboardInterrupt:
+                continue
+
+
+def ending_at_once() -> AbstractContextManager[None]:
+    """Let a signal end the process, not raise: what is imported meanwhile would be left by halves, or swallow it."""
+    return answered(lambda number, _: os._exit(128 + number), signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def ending_at_once() -> Iterator[None]:
-    """Let a signal end the process, not raise: what is imported meanwhile would be left by halves, or swallow it."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, _: os._exit(128 + number)) for number in numbers]
+def answered(handler: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
+    """Give some signals a handler for as long as it lasts."""
+    before = [signal.signal(number, handler) for number in numbers]
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        for number, own in zip(numbers, before, strict=True):
+            signal.signal(number, own)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

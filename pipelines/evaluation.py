@@ -22,6 +22,7 @@ from .policy_step import PolicyStep, TensorDictStep
 from .torchrl_rollouts import steps
 
 MAX_ENVS = 20
+"""Environments that an evaluation plays in at once."""
 
 MAX_STEPS = 100_000
 """Steps in which an episode has to end; the longest of Gymnasium and Atari take a third of it."""

@@ -69,8 +69,9 @@ def two_columns(title: str) -> Table:
 
 def print_files(files: dict[str, Path]) -> None:
     """Show where the files are, each in a line that can be copied."""
+    console = Console(soft_wrap=True, highlight=False)
     for name, path in files.items():
-        Console(soft_wrap=True, highlight=False).print(f"{name}: {path}", markup=False)
+        console.print(f"{name}: {path}", markup=False)
 
 
 def print_evaluation(report: Summary) -> None:
