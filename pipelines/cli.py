@@ -142,13 +142,23 @@ def _multirun(arguments: argparse.Namespace) -> int:
 
 def run_to_end(command: Sequence[str]) -> int:
     """The exit code of a process, which Ctrl-C reaches as well, SIGTERM is sent on to, and which takes its time."""
-    with subprocess.Popen(command) as process, answered(lambda *_: process.terminate(), signal.SIGTERM):
-        while True:
-            try:
-                code = process.wait()
-                return code if code >= 0 else 128 - code
-            except KeyboardInterrupt:
-                continue
+    received: list[int] = []
+
+    def send_on(number: int, _: Any) -> None:
+        received.append(number)
+        process.terminate()
+
+    with (
+        answered(lambda number, _: received.append(number), signal.SIGINT, signal.SIGTERM),
+        subprocess.Popen(command) as process,
+        answered(send_on, signal.SIGTERM),
+    ):
+        if signal.SIGTERM in received:  # before there was a process to send it to
+            process.terminate()
+        code = process.wait()
+    if code < 0:
+        return 128 - code
+    return code or (128 + received[0] if received else 0)
 
 
 def ending_at_once() -> AbstractContextManager[None]:

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -363,11 +363,30 @@ class TestSweeps:
         assert runs.overrides() == [{"seed=0"}]
         assert signal.getsignal(signal.SIGTERM) is before
 
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["interrupted", "terminated"])
+    def test_end_even_if_the_signal_comes_while_a_run_starts(
+        self,
+        number: signal.Signals,
+        torchppo: Torchppo,
+        processes: Callable[[str], Runs],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        runs = processes("exec sleep 0.5")
+
+        class Starting(subprocess.Popen[bytes]):
+            def __init__(self, command: Sequence[str]) -> None:
+                signal.raise_signal(number)
+                super().__init__(command)
+
+        monkeypatch.setattr(subprocess, "Popen", Starting)
+        assert torchppo("train -m seed=0,1").code == 128 + number
+        assert len(runs.overrides()) <= 1
+
     def test_an_interrupted_run_is_waited_for_and_ends_the_sweep(
         self, torchppo: Torchppo, processes: Callable[[str], Runs], tmp_path: Path
     ) -> None:
         """Ctrl-C reaches the run as well, which then writes its summary."""
-        runs = processes(f"trap '' INT; sleep 0.5; kill -INT $PPID; sleep 0.7; echo > {tmp_path}/summary; exit 130")
+        runs = processes(f"trap '' INT; kill -INT $PPID; sleep 0.7; echo > {tmp_path}/summary; exit 130")
         assert torchppo("train -m seed=0,1").code == 130
         assert (tmp_path / "summary").exists()
         assert runs.overrides() == [{"seed=0"}]
