@@ -137,16 +137,16 @@ class TestFailures:
         [
             ("raises", r"environments 0 to 0 failed: ValueError: a broken joint"),
             ("exits", r"environments 0 to 0 failed: SystemExit: no licence"),
-            ("hangs", r"environments 0 to 0 did not answer within env.step_timeout=0.5 seconds"),
+            ("hangs", r"environments 0 to 0 did not answer within env.step_timeout=2 seconds"),
             ("dies", r"environments 0 to 0 died with exit code 7"),
         ],
     )
     def test_are_told_in_one_line(self, how: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
-        step_timeout = 30.0 if how == "dies" else 0.5
+        step_timeout = 2.0 if how == "hangs" else 60.0
         vector = WorkerVectorEnv([partial(Misbehaving, how)], 1, step_timeout=step_timeout)
         start = time.perf_counter()
         refused_in_the_third_step(vector, message)
-        assert time.perf_counter() - start < 10
+        assert time.perf_counter() - start < 30
         assert ("Traceback" in capfd.readouterr().err) == (how in ("raises", "exits"))
         vector.close()
         assert not any(worker._process.is_alive() for worker in vector._workers)
@@ -197,7 +197,7 @@ class TestFailures:
                 return self.env.step(action)
 
         monkeypatch.setattr(make, "num_cores", lambda: 2)
-        env = make_vector_env(counting_id, 2, num_workers=num_workers, step_timeout=5.0, wrappers=[Threaded])
+        env = make_vector_env(counting_id, 2, num_workers=num_workers, step_timeout=30.0, wrappers=[Threaded])
         assert isinstance(env.vector, WorkerVectorEnv)
         env.reset_arrays()
         env.send(np.zeros(2, np.int64))
@@ -220,7 +220,7 @@ class TestFailures:
         before = torch.get_num_threads()
         torch.set_num_threads(2)
         torch.ones(300, 300) @ torch.ones(300, 300)
-        env = make_vector_env(counting_id, 2, num_workers=num_workers, step_timeout=5.0, wrappers=[Computing])
+        env = make_vector_env(counting_id, 2, num_workers=num_workers, step_timeout=30.0, wrappers=[Computing])
         torch.set_num_threads(before)
         assert isinstance(env.vector, WorkerVectorEnv)
         env.reset_arrays()
