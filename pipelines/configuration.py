@@ -49,8 +49,6 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
         ConfigurationError: naming the override and the nearest name that exists.
 
     """
-    if config_dir is not None and not config_dir.is_dir():
-        raise ConfigurationError(f"--config-dir {config_dir} is not a folder")
     parsed = parse(overrides)
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     options = options_by_group(config_dir)
@@ -135,7 +133,14 @@ def is_group(key: str, options: Options) -> bool:
 
 
 def options_by_group(config_dir: Path | None = None) -> Options:
-    """The choices of every group, built in and the user's, with the first comment of their file."""
+    """The choices of every group, built in and the user's, with the first comment of their file.
+
+    Raises:
+        ConfigurationError: if the user's folder is none.
+
+    """
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigurationError(f"--config-dir {config_dir} is not a folder")
     groups: Options = {}
     for path in sorted([*CONF.glob("*/*.yaml"), *(config_dir.glob("*/*.yaml") if config_dir else ())]):
         comments = [

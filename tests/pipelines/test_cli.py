@@ -67,6 +67,8 @@ MISTAKES = [
     ("train env=gymnasium", "env.id", NO_VALUE),
     ("train env=torchrl", "env._target_", NO_VALUE),
     ("train --config-dir nowhere", "nowhere", "--config-dir"),
+    ("train -m seed=0,1 --config-dir nowhere", "nowhere", "--config-dir"),
+    ("list --config-dir nowhere", "nowhere", "--config-dir"),
     ("train -m policy=mlp,mpl", "policy=mpl", "'mlp'"),
     ("train seed=0,1 -m total_frames=abc", "total_frames=abc", "whole number"),
     ("train -m optimizer.lr=interval(0,1)", "sweeps", "CHOICE"),
