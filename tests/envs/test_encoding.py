@@ -117,7 +117,7 @@ class Sampling(gymnasium.Env[Any, Any]):
 
 class TestObservations:
     @given(any_of(OBSERVATIONS), st.integers(0, 1000))
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def test_that_are_written_are_what_the_leaves_show(self, space: spaces.Space[Any], seed: int) -> None:
         space.seed(seed)
         arrays, value = step_arrays_for(space, 3), space.sample()
@@ -134,7 +134,7 @@ class TestObservations:
             assert not array[[0, 2]].any()
 
     @given(any_of(OBSERVATIONS), st.integers(0, 1000))
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def test_are_elements_of_their_spec(self, space: spaces.Space[Any], seed: int) -> None:
         space.seed(seed)
         arrays = step_arrays_for(space, 2)
@@ -147,12 +147,12 @@ class TestObservations:
 
 class TestEnvironments:
     @given(any_of(OBSERVATIONS), any_of(CHOICES))
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     def test_keep_the_contract_of_torchrl(self, observed: spaces.Space[Any], acted: spaces.Space[Any]) -> None:
         check_env_specs(VectorEnv(SerialVectorEnv([partial(Sampling, observed, acted)] * 2)), seed=0)
 
     @given(any_of(OBSERVATIONS), any_of(CHOICES))
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     def test_give_the_same_data_in_workers_bit_for_bit(
         self, observed: spaces.Space[Any], acted: spaces.Space[Any]
     ) -> None:
@@ -161,7 +161,7 @@ class TestEnvironments:
         assert [array.tobytes() for array in actual] == [array.tobytes() for array in expected]
 
     @given(any_of(CHOICES), st.integers(0, 1000))
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def test_receive_the_policys_actions_as_elements_of_their_space(self, space: spaces.Space[Any], seed: int) -> None:
         env = VectorEnv(SerialVectorEnv([partial(Sampling, spaces.Discrete(2), space)] * 2))
         env.reset_arrays()

@@ -31,7 +31,7 @@ def play(env: Recall, answer: int | None, seed: int | None = None) -> tuple[NDAr
 
 class TestAnEpisode:
     @given(st.integers(2, 6), st.integers(0, 5), st.integers(0, 1000))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_is_a_cue_the_distractors_and_a_question(self, num_cues: int, delay: int, seed: int) -> None:
         env = Recall(num_cues, delay)
         observations, rewards = play(env, None, seed)

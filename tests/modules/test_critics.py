@@ -253,7 +253,7 @@ class TestHuberValue:
 
 @every_categorical_head
 class TestCategoricalValue:
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(target=st.floats(-1000, 1000))
     def test_a_target_is_a_distribution_whose_mean_is_the_target_clamped(self, name: str, target: float) -> None:
         head = HEADS[name](WIDTH)
@@ -350,7 +350,7 @@ class TestBins:
         assert head.centres.tolist() == [-2.0, -1.0, 0.0, 1.0, 2.0]
         assert head.histogram(torch.tensor([[0.25], [-9.0]])).tolist() == [[0, 0, 0.75, 0.25, 0], [1, 0, 0, 0, 0]]
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(x=st.floats(-1e6, 1e6))
     def test_symmetric_exp_undoes_symmetric_log(self, x: float) -> None:
         compressed = symmetric_log(column(x))
@@ -359,7 +359,7 @@ class TestBins:
 
 
 class TestPopArtValue:
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(seed=st.integers(0, 1000), offset=st.floats(-1e3, 1e3), scale=st.floats(1e-2, 1e3))
     def test_an_update_changes_no_output(self, seed: int, offset: float, scale: float) -> None:
         head = PopArtValue(WIDTH).double()

@@ -64,7 +64,7 @@ def coin_batches(draw: st.DrawFn) -> Coins:
 
 
 class TestMultiCategoricalIsASumOverItsFactors:
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(categorical_batches())
     def test_log_prob_is_the_sum_of_the_factors_log_probs(self, batch: Batch) -> None:
         nvec, logits, _, action = batch
@@ -74,7 +74,7 @@ class TestMultiCategoricalIsASumOverItsFactors:
         actual = MultiCategorical(torch.from_numpy(logits), nvec).log_prob(torch.from_numpy(action))
         np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-10, atol=1e-12)
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(categorical_batches())
     def test_entropy_is_the_sum_of_the_factors_entropies(self, batch: Batch) -> None:
         nvec, logits, _, _ = batch
@@ -82,7 +82,7 @@ class TestMultiCategoricalIsASumOverItsFactors:
         actual = MultiCategorical(torch.from_numpy(logits), nvec).entropy()
         np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-10, atol=1e-12)
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(categorical_batches())
     def test_kl_is_the_sum_of_the_factors_kls(self, batch: Batch) -> None:
         nvec, old, new, _ = batch
@@ -91,7 +91,7 @@ class TestMultiCategoricalIsASumOverItsFactors:
         actual = D.kl_divergence(*(MultiCategorical(torch.from_numpy(logits), nvec) for logits in (old, new)))
         np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-10, atol=1e-12)
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(categorical_batches())
     def test_the_deterministic_sample_is_the_best_choice_of_every_factor(self, batch: Batch) -> None:
         nvec, logits, _, _ = batch
@@ -143,7 +143,7 @@ class TestMultiCategoricalPadding:
 
 
 class TestIndependentBernoulliIsASumOverItsCoins:
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(coin_batches())
     def test_log_prob_is_the_sum_of_the_coins_log_probs(self, batch: Coins) -> None:
         logits, _, side = batch
@@ -151,7 +151,7 @@ class TestIndependentBernoulliIsASumOverItsCoins:
         actual = IndependentBernoulli(torch.from_numpy(logits)).log_prob(torch.from_numpy(side))
         np.testing.assert_allclose(actual.numpy(), np.where(side, heads, tails).sum(-1), rtol=1e-10, atol=1e-12)
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(coin_batches())
     def test_entropy_is_the_sum_of_the_coins_entropies(self, batch: Coins) -> None:
         logits, _, _ = batch
@@ -159,7 +159,7 @@ class TestIndependentBernoulliIsASumOverItsCoins:
         actual = IndependentBernoulli(torch.from_numpy(logits)).entropy()
         np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-8, atol=1e-12)
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(coin_batches())
     def test_kl_is_the_sum_of_the_coins_kls(self, batch: Coins) -> None:
         old, new, _ = batch
@@ -253,7 +253,7 @@ def masked(logits: Array, mask: NDArray[np.int8], nvec: list[int]) -> MultiCateg
 
 
 class TestAMask:
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(masked_batches())
     def test_forbids_what_is_then_never_sampled(self, batch: tuple[list[int], Array, Array, NDArray[np.int8]]) -> None:
         nvec, logits, _, mask = batch
@@ -265,7 +265,7 @@ class TestAMask:
                 np.broadcast_to(mask, (len(sample), *mask.shape)), sample.numpy() + offsets, -1
             ).all()
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(masked_batches())
     def test_leaves_probabilities_entropies_and_kls_of_the_allowed_alone(
         self, batch: tuple[list[int], Array, Array, NDArray[np.int8]]
@@ -308,7 +308,7 @@ class TestAMask:
 
 
 class TestOneHotCategorical:
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     @given(st.integers(1, 6), st.floats(0.1, 10.0), st.integers(0, 2**32 - 1))
     def test_has_the_numbers_of_the_choice(self, n: int, scale: float, seed: int) -> None:
         generator = np.random.default_rng(seed)
@@ -360,7 +360,7 @@ class TestSquashedNormal:
         density = self.build(np.full_like(u, 0.4), np.full_like(u, 0.8)).log_prob(column(u)).exp().numpy()
         assert np.trapezoid(density, action) == pytest.approx(1, abs=1e-6)
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(st.integers(0, 2**32 - 1))
     def test_log_prob_in_float32_is_that_of_float64_far_into_saturation(self, seed: int) -> None:
         generator = np.random.default_rng(seed)
@@ -438,7 +438,7 @@ class TestIndependentBeta:
         assert sample.mean().item() == pytest.approx(2.5 / 8.5, abs=0.005)
         assert sample.var().item() == pytest.approx(2.5 * 6 / (8.5**2 * 9.5), rel=0.05)
 
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     @given(st.floats(1.0, 1e4), st.floats(1.0, 1e4), st.integers(0, 2**31))
     def test_every_sample_lies_inside_and_has_a_finite_log_prob(self, alpha: float, beta: float, seed: int) -> None:
         torch.manual_seed(seed)

@@ -92,7 +92,7 @@ class TestEverySpec:
 
 
 class TestCategories:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(data=st.data(), nvec=st.lists(st.integers(1, 9), min_size=1, max_size=5))
     def test_every_factor_is_one_hot(self, data: st.DataObject, nvec: list[int]) -> None:
         rows = data.draw(st.lists(st.tuples(*(st.integers(0, n - 1) for n in nvec)), min_size=1, max_size=4))
@@ -101,7 +101,7 @@ class TestCategories:
         expected = [np.concatenate([np.eye(n)[choice] for n, choice in zip(nvec, row, strict=True)]) for row in rows]
         np.testing.assert_array_equal(features.numpy(), expected)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(data=st.data(), n=st.integers(1, MAX_ONE_HOT))
     def test_a_single_choice_is_one_hot(self, data: st.DataObject, n: int) -> None:
         choices = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=4))
@@ -191,7 +191,7 @@ class TestImages:
 class TestWords:
     SPEC = Categorical(50, (8,), dtype=torch.int64)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(words=st.lists(st.integers(1, 49), max_size=7))
     def test_padding_changes_nothing(self, words: list[int]) -> None:
         encoder = encoder_of(self.SPEC)
@@ -202,7 +202,7 @@ class TestWords:
             encoder.place[len(words) :] = 100.0
         assert torch.equal(encoder(tokens), before)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(words=st.lists(st.integers(1, 49), min_size=1, max_size=8))
     def test_features_are_the_mean_over_the_words(self, words: list[int]) -> None:
         encoder = encoder_of(self.SPEC)

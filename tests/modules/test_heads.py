@@ -166,7 +166,7 @@ class TestEveryActionSpace:
 
 
 class TestAMask:
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     @given(st.integers(0, 2**32 - 1), st.sampled_from([torch.bool, torch.int8]))
     def test_is_kept_to_by_choices(self, seed: int, dtype: torch.dtype) -> None:
         generator = np.random.default_rng(seed)
@@ -198,7 +198,7 @@ class TestBounds:
         torch.testing.assert_close(action, torch.stack([LOW, (LOW + HIGH) / 2, HIGH]))
         assert ((action >= LOW) & (action <= HIGH)).all()
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(st.floats(-1e3, 1e3, width=32), st.floats(2**-10, 1e3, width=32), st.floats(-50, 50, width=32))
     def test_are_never_left_by_rounding(self, low: float, distance: float, value: float) -> None:
         bounds = torch.tensor([low]), torch.tensor([low]) + distance

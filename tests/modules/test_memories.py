@@ -50,7 +50,7 @@ episodes = st.sets(st.tuples(st.integers(0, BATCH - 1), st.integers(0, 11)), max
 @every_memory
 class TestSteps:
     @given(begins=episodes, time=st.integers(1, 12))
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     def test_equal_the_sequence_across_episodes(self, name: str, begins: set[tuple[int, int]], time: int) -> None:
         remember = remembering(name)
         features, is_init, past = sequences(remember, begins, time)
@@ -61,7 +61,7 @@ class TestSteps:
             torch.testing.assert_close(past, windows[:, step], rtol=1e-5, atol=1e-5)
 
     @given(begins=episodes, step=st.integers(1, 11))
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     def test_go_on_from_what_was_remembered(self, name: str, begins: set[tuple[int, int]], step: int) -> None:
         remember = remembering(name)
         features, is_init, past = sequences(remember, begins, 12)

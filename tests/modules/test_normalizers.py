@@ -78,7 +78,7 @@ def column(array: NDArray[np.generic]) -> Tensor:
 
 
 class TestRunningMomentsEqualNumpyOverAllData:
-    @settings(deadline=None, max_examples=50)
+    @settings(max_examples=50)
     @given(
         seed=st.integers(0, 2**32 - 1),
         sizes=st.lists(st.integers(1, 30), min_size=1, max_size=8),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tensordict import TensorDict
@@ -371,7 +371,6 @@ class TestClippedSurrogate:
         torch.testing.assert_close(value.detach(), torch.tensor([1.2, 0.0]))
         assert gradient.tolist() == [0.0, 0.0]
 
-    @settings(deadline=None)
     @given(log_ratio=st.floats(-5, 5), advantage=st.floats(-10, 10), epsilon=st.floats(0.01, 0.9))
     def test_it_is_never_above_the_unclipped_objective(
         self, log_ratio: float, advantage: float, epsilon: float
@@ -432,7 +431,6 @@ class TestValueLoss:
 
 
 class TestKL:
-    @settings(deadline=None)
     @given(st.lists(st.floats(-30, 30), min_size=1, max_size=50), st.sampled_from([torch.float32, torch.float64]))
     def test_the_estimate_is_never_negative(self, log_ratio: list[float], dtype: torch.dtype) -> None:
         assert (kl_estimate(torch.tensor(log_ratio, dtype=dtype)) >= 0).all()
@@ -680,7 +678,6 @@ class TestAdaptivePenalty:
         loss.adapt(shifted(1.0 - kl))
         assert loss.beta.item() == (4.0 if bound == 8.0 else 0.5)
 
-    @settings(deadline=None)
     @given(kls=st.lists(st.floats(0, 10), min_size=1, max_size=30))
     def test_beta_is_never_outside_its_bounds(self, penalty: Callable[..., KLPENPPOLoss], kls: list[float]) -> None:
         loss = penalty(beta_min=0.25, beta_max=5.0)

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from torchppo.errors import ConfigurationError
@@ -49,7 +49,6 @@ def test_every_schedule_ends_at_its_final_value(name: str, end: float) -> None:
 
 
 @every_schedule
-@settings(deadline=None)
 @given(progress=st.lists(st.floats(0.0, 1.0), min_size=2, max_size=20))
 def test_no_schedule_ever_rises_or_leaves_zero_to_one(schedule: Schedule, progress: list[float]) -> None:
     factors = [schedule(point) for point in sorted(progress)]

@@ -61,7 +61,7 @@ class TestTheWindow:
         assert torch.equal(*outputs) is not reaches
 
     @given(begins=st.lists(st.booleans(), min_size=1, max_size=12), last=st.integers(0, 9))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_knows_how_old_an_episode_is(self, begins: list[bool], last: int) -> None:
         expected, age = [], last
         for begin in begins:

@@ -67,7 +67,7 @@ class Anything(gymnasium.Env[Any, Any]):
 
 
 @given(observation=OBSERVATIONS, action=ACTIONS, remembers=st.booleans(), graph=st.sampled_from([False, "trace"]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_acts_inside_any_space_and_learns_with_the_probabilities_it_acted_with(
     observation: spaces.Space[Any], action: spaces.Space[Any], remembers: bool, graph: Compile
 ) -> None:
