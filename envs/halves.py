@@ -34,6 +34,7 @@ class HalvesVectorEnv(RowsVectorEnv):
         single = Description(half.single_observation_space, half.single_action_space, None, half.metadata)
         describe(self, single, num_envs)
         self.arrays = step_arrays_for(half.single_observation_space, num_envs)
+        self._at_work: set[Any] = set()
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -43,6 +44,8 @@ class HalvesVectorEnv(RowsVectorEnv):
         seeds = np.array([-1 if one is None else one for one in seeds_of(seed, self.num_envs)])
         for half, rows in self._halves:
             if mask[rows].any():
+                if half in self._at_work:  # in a step of a rollout that was broken off
+                    self._receive(half)
                 observation, _ = half.reset(seed=seeds[rows][mask[rows]], options={"reset_mask": mask[rows]})
                 self.arrays.observation[rows] = observation
         return self.arrays.observation, {}
@@ -51,16 +54,22 @@ class HalvesVectorEnv(RowsVectorEnv):
         """Let the environments in `rows`, those of whole halves, take a step, and do not wait for it."""
         for half, own in self._inside(rows):
             half.send(actions[own] if rows is ALL else actions)
+            self._at_work.add(half)
 
     def receive(self, rows: slice = ALL) -> StepArrays:
         """Wait for the steps in `rows` and return what they left behind."""
         for half, own in self._inside(rows):
-            observation, reward, terminated, truncated, _ = half.recv()
+            observation, reward, terminated, truncated, _ = self._receive(half)
             self.arrays.observation[own] = observation
             self.arrays.reward[own] = reward
             self.arrays.terminated[own] = terminated
             self.arrays.truncated[own] = truncated
         return self.arrays.rows(rows)
+
+    def _receive(self, half: Any) -> Any:
+        received = half.recv()
+        self._at_work.discard(half)
+        return received
 
     def halves(self) -> list[slice]:
         """Two runs of environments that can be stepped apart, or nothing where there is one environment."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import cycle, pairwise
+from multiprocessing.util import Finalize
 from typing import Any, cast
 
 import numpy as np
@@ -61,10 +62,11 @@ class WorkerVectorEnv(RowsVectorEnv):
         self._mask = shared((self.num_envs,), np.bool_)
         self._seeds = shared((self.num_envs,), np.int64)
         bounds = np.linspace(0, self.num_envs, num_workers + 1).round().astype(int).tolist()
-        self._workers = [
-            _Worker(makers[start:stop], slice(start, stop), self._tables, step_timeout)
-            for start, stop in pairwise(bounds)
-        ]
+        self._workers: list[_Worker] = []
+        # Before Python's own end of daemons, which would wait for ever for those that leave SIGTERM to their owner.
+        self._end = Finalize(self, _close_all, args=(self._workers,), exitpriority=0)
+        for start, stop in pairwise(bounds):
+            self._workers.append(_Worker(makers[start:stop], slice(start, stop), self._tables, step_timeout))
         self._spread()
 
     @property
@@ -80,6 +82,8 @@ class WorkerVectorEnv(RowsVectorEnv):
         self._seeds[:] = [NO_SEED if one is None else one for one in seeds_of(seed, self.num_envs)]
         concerned = [worker for worker in self._workers if self._mask[worker.rows].any()]
         for worker in concerned:
+            if worker.is_at_work:  # in a step of a rollout that was broken off
+                worker.finish()
             worker.start(RESET)
         for worker in concerned:
             worker.finish()
@@ -106,8 +110,7 @@ class WorkerVectorEnv(RowsVectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the workers; one that does not end by itself is killed."""
-        for worker in self._workers:
-            worker.close()
+        self._end()
 
     def _spread(self) -> None:
         """Give every worker a core where there are no more cores than workers.
@@ -139,6 +142,7 @@ class _Worker:
         context = multiprocessing.get_context("fork")
         self.rows = rows
         self.step_timeout = step_timeout
+        self.is_at_work = False
         self._command, self._has_failed = shared((1,), np.int8), shared((1,), np.bool_)
         self._go, self._done = context.Semaphore(0), context.Semaphore(0)
         self._failure, failure = context.Pipe(duplex=False)
@@ -151,6 +155,7 @@ class _Worker:
         """Hand a command over."""
         self._command[0] = command
         self._go.release()
+        self.is_at_work = True
 
     def finish(self) -> None:
         """Wait until the command is done."""
@@ -163,6 +168,7 @@ class _Worker:
                 raise EnvironmentFailure(
                     f"{_named(self.rows)} did not answer within env.step_timeout={self.step_timeout:g} seconds"
                 )
+        self.is_at_work = False
         if self._has_failed[0]:  # to poll the pipe takes 6 us
             raise self._failure.recv()
 
@@ -177,6 +183,11 @@ class _Worker:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+
+
+def _close_all(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.close()
 
 
 def described(make: Maker) -> Description:

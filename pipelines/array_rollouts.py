@@ -37,13 +37,14 @@ class ArrayRollouts:
         self._stepping = "waiting" if double_buffer else "environment"
         self.seconds = {self._stepping: 0.0, "policy": 0.0}
         self._groups = env.halves() if double_buffer else [ALL]
-        self._episodes = RunningEpisodes(env.num_envs)
-        self._observation: NDArray[Any] | None = None  # where the episodes go on
-        self._is_init = np.ones(env.num_envs, np.bool_)
+        self._observation: NDArray[Any] | None = None  # where the episodes go on; none: they begin
 
     def __call__(self) -> TensorDictBase:
         """The next rollout, `[num_envs, time]`."""
+        if self._observation is None:
+            self._episodes, self._is_init = RunningEpisodes(self.env.num_envs), np.ones(self.env.num_envs, np.bool_)
         first = self.env.reset_arrays() if self._observation is None else self._observation
+        self._observation = None  # also after a rollout that is broken off
         self.act.begin(self._groups, self.env.num_envs, self.num_steps)
         record = Record(first, self._is_init, self.num_steps, self.act.device)
         try:

@@ -57,7 +57,7 @@ class Record:
         if not np.count_nonzero(done):  # a fifth of `any`'s time
             return None
         ended: NDArray[np.intp] = np.arange(self.is_init.shape[1])[rows][done]
-        self._ends.append(Ends(step, ended, observation[done]))
+        self._ends.append(Ends(step, ended, self.storage.arrays[step + 1][ended]))
         return ended
 
     def refuse_not_finite(self) -> None:

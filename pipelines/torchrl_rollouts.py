@@ -57,7 +57,8 @@ class SteppedRollouts:
         """Nothing is stepped yet."""
         self._num_steps = num_steps
         self._act = TensorDictStep(policy, compile=compile, home=env.device)
-        self._steps = steps(self._act, env)
+        self._env = env
+        self._steps: Iterator[TensorDictBase] | None = steps(self._act, env)
         self._seconds = 0.0
 
     @property
@@ -69,7 +70,11 @@ class SteppedRollouts:
         """The next rollout, `[num_envs, time]`."""
         self._act.refresh()
         start = time.perf_counter()
-        stepped = list(islice(self._steps, self._num_steps))
+        going, self._steps = self._steps, None
+        if going is None:  # the last one was broken off
+            going = steps(self._act, self._env)
+        stepped = list(islice(going, self._num_steps))
+        self._steps = going
         self._seconds += time.perf_counter() - start
         return torch.stack(stepped, dim=-1)
 
@@ -95,9 +100,15 @@ class CollectedRollouts:
         primers = [TensorDictPrimer(primers=carried, expand_specs=False)] if carried else []
         tracked = TransformedEnv(env, Compose(InitTracker(), *primers))
         collector = Collector(tracked, policy, frames_per_batch=frames, total_frames=-1, trust_policy=True, **options)
-        self._rollouts = iter(collector)
+        self._collector = collector
+        self._rollouts: Iterator[TensorDictBase] | None = iter(collector)
 
     def __call__(self) -> TensorDictBase:
         """The next rollout, `[num_envs, time]`."""
-        rollout: TensorDictBase = next(self._rollouts)
+        going, self._rollouts = self._rollouts, None
+        if going is None:  # the last one was broken off
+            self._collector.reset()
+            going = iter(self._collector)
+        rollout = next(going)
+        self._rollouts = going
         return rollout

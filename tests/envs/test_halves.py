@@ -81,6 +81,16 @@ def test_a_reset_leaves_the_other_half_alone_while_it_steps(halves: HalvesVector
     halves.receive()
 
 
+def test_a_reset_comes_after_a_step_that_nobody_waited_for(halves: HalvesVectorEnv) -> None:
+    halves.reset(seed=1)
+    expected = [array.copy() for array in halves.step(actions()[0])[:4]]
+    halves.reset(seed=1)
+    halves.send(actions()[1])
+    halves.reset(seed=1)
+    for array, other in zip(halves.step(actions()[0])[:4], expected, strict=True):
+        assert np.array_equal(array, other)
+
+
 def test_one_environment_has_no_halves() -> None:
     env = make_vector_env("ALE/Pong-v5", 1, **OPTIONS)
     with pytest.raises(ConfigurationError, match=r"needs two workers, or two environments of an Atari game"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -267,6 +268,17 @@ class TestFailures:
         os.waitpid(owner, 0)
         worker = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
         wait_for(lambda: not worker.exists() or worker.read_text().split()[2] == "Z")
+
+    def test_are_not_that_an_owner_ends_without_closing_them(self) -> None:
+        program = (
+            "from torchppo.envs import make_vector_env\n"
+            "env = make_vector_env('CartPole-v1', 2, num_workers=2)\n"
+            "env.reset()\n"
+            "print([worker._process.pid for worker in env.vector._workers])\n"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+        assert done.stderr == ""
+        assert not any(Path(f"/proc/{pid}").exists() for pid in json.loads(done.stdout))
 
     def test_are_not_made_of_spaces_with_functions_without_a_name(self) -> None:
         class Nameless(Misbehaving):

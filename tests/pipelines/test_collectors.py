@@ -14,7 +14,7 @@ from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import Compose, RewardSum, StepCounter, TransformedEnv
 
-from torchppo.envs import VectorEnv, make_vector_env
+from torchppo.envs import ALL, StepArrays, VectorEnv, make_vector_env
 from torchppo.errors import ConfigurationError, NumericalError
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.memories import GRU, LSTM, Memory, memories_of
@@ -83,7 +83,7 @@ HALVES: list[tuple[str, dict[str, Any]]] = [
 def collector_of(
     env: VectorEnv | TransformedEnv,
     frames_per_env: int = 40,
-    rollouts: int = 2,
+    num_rollouts: int = 2,
     seed: int = 0,
     policy: dict[str, Any] | None = None,
     **options: Any,
@@ -93,7 +93,7 @@ def collector_of(
     actor, _ = make_actor_critic(
         env.observation_spec, env.full_action_spec["action"], body=partial(mlp, num_cells=[8]), **(policy or {})
     )
-    total_frames = frames_per_env * env.batch_size.numel() * rollouts
+    total_frames = frames_per_env * env.batch_size.numel() * num_rollouts
     return Collector(env, actor, frames_per_env=frames_per_env, total_frames=total_frames, **options)
 
 
@@ -109,7 +109,7 @@ def rollouts() -> list[TensorDictBase]:
 
 class TestContract:
     def test_is_sized_and_counts_frames(self) -> None:
-        collector = collector_of(make_vector_env("CartPole-v1", 3), frames_per_env=8, rollouts=5)
+        collector = collector_of(make_vector_env("CartPole-v1", 3), frames_per_env=8, num_rollouts=5)
         assert len(collector) == 5
         assert [tuple(rollout.shape) for rollout in collector] == [(3, 8)] * 5
 
@@ -297,6 +297,47 @@ class TestTorchRLsCollector:
             assert torch.equal(following[~done], rollout["next", "observation"][:, :-1][~done])
             again = actor.get_dist(rollout.copy()).log_prob(rollout["action"])
             torch.testing.assert_close(again, rollout["action_log_prob"])
+
+
+WAYS: list[tuple[dict[str, Any], list[Any], dict[str, Any]]] = [
+    ({}, [], {}),
+    ({"num_workers": 2}, [], {}),
+    ({"num_workers": 2}, [], {"double_buffer": True}),
+    ({"num_workers": 2}, [Compose()], {}),
+    ({"num_workers": 2}, [], {"rollouts": CollectedRollouts}),
+]
+
+
+@pytest.mark.parametrize(("workers", "transforms", "options"), WAYS)
+def test_after_a_rollout_that_is_broken_off_episodes_begin_anew(
+    workers: dict[str, Any], transforms: list[Any], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ctrl-C does it in a notebook, where the next cell trains again."""
+    vector_env = make_vector_env("Mixed-v0", 2, **workers)
+    env = TransformedEnv(vector_env, *transforms) if transforms else vector_env
+    collector = collector_of(env, frames_per_env=10, num_rollouts=3, **options)
+    assert len([*collector]) == 3
+    receive, calls = vector_env.vector.receive, 0
+
+    def interrupted(rows: slice = ALL) -> StepArrays:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return receive(rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vector_env.vector, "receive", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(collector)
+    rollouts = list(collector)
+    first = rollouts[0][:, 0]
+    assert first["is_init"].all()
+    assert (first["next", "step_count"] == 1).all()
+    assert torch.equal(first["next", "episode_reward"], first["next", "reward"])
+    for rollout in rollouts:
+        assert torch.equal(rollout["next", "reward"][..., 0], rollout["action", "go"].float())
+    env.close()
 
 
 class TestErrors:

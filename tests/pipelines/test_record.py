@@ -11,6 +11,7 @@ from tensordict import TensorDictBase
 from torchppo.envs import ALL, StepArrays
 from torchppo.errors import NumericalError
 from torchppo.pipelines.record import Record, RunningEpisodes
+from torchppo.pipelines.storage import DeviceStorage
 
 CPU = torch.device("cpu")
 NUM_ENVS, NUM_STEPS = 4, 3
@@ -67,6 +68,15 @@ class TestRecord:
             rollout["next", how][2, :, 0].tolist() == rollout["next", "done"][2, :, 0].tolist() == [True, False, False]
         )
         assert rollout["next", "done"].sum() == 1
+
+    def test_takes_double_precision_for_a_device_too(self) -> None:
+        one = record()
+        one.storage = DeviceStorage((NUM_STEPS + 1, NUM_ENVS, 1), np.dtype(np.float32), CPU)
+        for step in range(NUM_STEPS):
+            one.storage.given(step)
+            arrays = stepped(step + 1, terminated=step == 1)
+            one.write(step, ALL, arrays._replace(observation=arrays.observation.astype(np.float64)))
+        assert rollout_of(one)["next", "observation"][0, :, 0].tolist() == [10, 20, 30]
 
     def test_names_the_first_observation_that_is_not_finite_and_looks_no_further_than_it_was_stepped(self) -> None:
         one = record()
