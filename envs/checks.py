@@ -14,7 +14,7 @@ from .spaces import entries, is_text
 
 
 def checked(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """The same environment, whose first observations of a reset and of a step are looked at, and no later one.
+    """The same environment, whose observations are looked at up to those of the first step, and no later ones.
 
     The methods that look stand before the environment's own until then, so that later steps pay nothing; none does
     while the environment resets, which may copy itself.
@@ -25,28 +25,29 @@ def checked(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """
     own: dict[str, Any] = {}
 
-    def put(name: str, method: Any) -> None:
-        if name in vars(env):
-            own[name] = vars(env)[name]
-        vars(env)[name] = method
+    def look() -> None:
+        own.update({name: vars(env)[name] for name in ("reset", "step") if name in vars(env)})
+        vars(env).update(reset=reset, step=step)
 
-    def restored(name: str) -> Any:
-        del vars(env)[name]
-        vars(env).update({name: own[name]} if name in own else {})
-        return getattr(env, name)
+    def look_away() -> None:
+        del vars(env)["reset"], vars(env)["step"]
+        vars(env).update(own)
+        own.clear()
 
     def reset(**kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        observation, info = restored("reset")(**kwargs)
+        look_away()
+        observation, info = env.reset(**kwargs)
         refuse_misfit(env, observation)
-        put("step", step)
+        look()
         return observation, info
 
     def step(action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = restored("step")(action)
+        look_away()
+        observation, reward, terminated, truncated, info = env.step(action)
         refuse_misfit(env, observation)
         return observation, reward, terminated, truncated, info
 
-    put("reset", reset)
+    look()
     return env
 
 

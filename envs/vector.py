@@ -132,7 +132,7 @@ class VectorEnv(EnvBase):
         if not parts:
             raise ConfigurationError(
                 "collector.double_buffer=true needs two workers, or two environments of an Atari game; set "
-                "env.num_workers=2"
+                "env.num_workers=2, or there env.num_envs=2"
             )
         sizes = [rows.stop - rows.start for rows in parts]
         if sizes[0] != sizes[1]:

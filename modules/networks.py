@@ -66,8 +66,7 @@ def mlp(
     """
     if activation not in ACTIVATIONS:
         raise ConfigurationError(f"activation={activation!r} is unknown; one of {', '.join(ACTIVATIONS)}")
-    if not num_cells or not all(isinstance(width, int) and width > 0 for width in num_cells):
-        raise ConfigurationError(f"num_cells={list(num_cells)} is no list of widths, at least one, each at least 1")
+    require_widths("num_cells", num_cells)
     body = MLP(
         in_features=math.prod(shape),
         out_features=num_cells[-1],
@@ -111,10 +110,11 @@ def nature_cnn(shape: torch.Size, num_features: int = 512) -> nn.Module:
         A module `[*, *shape] -> [*, num_features]`.
 
     Raises:
-        ConfigurationError: if the observation is no such image.
+        ConfigurationError: if the observation is no such image, or there is no feature.
 
     """
     require_images(shape, "cnn")
+    require_width("num_features", num_features)
     convolutions = ConvNet(
         in_features=shape[0],
         num_cells=[32, 64, 64],
@@ -141,12 +141,12 @@ def impala_resnet(shape: torch.Size, channels: Sequence[int] = (16, 32, 32), num
         A module `[*, *shape] -> [*, num_features]`.
 
     Raises:
-        ConfigurationError: if the observation is no such image, or there is no stage.
+        ConfigurationError: if the observation is no such image, or there is no stage, channel or feature.
 
     """
     require_images(shape, "resnet")
-    if not channels:
-        raise ConfigurationError("channels=[] has no stage; give at least one width")
+    require_widths("channels", channels)
+    require_width("num_features", num_features)
     stages: list[nn.Module] = []
     for num_inputs, width in zip((shape[0], *channels), channels, strict=False):
         stages += [
@@ -187,6 +187,18 @@ class ResidualBlock(nn.Module):
         """`[batch, channels, height, width]`, of the same shape."""
         change: Tensor = self.network(image)
         return image + change
+
+
+def require_widths(name: str, widths: Sequence[int]) -> None:
+    """Raise ConfigurationError unless there is a width, and none that no layer can have."""
+    if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
+        raise ConfigurationError(f"{name}={list(widths)} is no list of widths, at least one, each at least 1")
+
+
+def require_width(name: str, width: int) -> None:
+    """Raise ConfigurationError for a width that no layer can have."""
+    if width < 1:
+        raise ConfigurationError(f"{name}={width} must be at least 1")
 
 
 def require_images(shape: torch.Size, policy: str) -> None:

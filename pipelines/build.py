@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from torchrl.envs import Compose, EnvBase, TransformedEnv, VecNorm, VecNormV2
@@ -68,10 +69,10 @@ def build_training(cfg: DictConfig, rank: int) -> Training:
     env = build_env(cfg, seed=seed_of(cfg.seed, rank))
     try:
         ppo = build_ppo(cfg, env)
-        graph = graph_for(cfg, num_rollouts(cfg, env) * cfg.collector.frames_per_env, POLICY_STEPS_TO_COMPILE)
+        graph = graph_for(cfg, num_rollouts(cfg, env) * frames_per_env(cfg), POLICY_STEPS_TO_COMPILE)
         collector = call(cfg.collector, env=env, policy=ppo.actor, total_frames=cfg.total_frames, compile=graph)
         in_sequences = bool(memories_of(ppo.actor))
-        ppo.update.check(env.batch_size.numel(), cfg.collector.frames_per_env, in_sequences=in_sequences)
+        ppo.update.check(env.batch_size.numel(), frames_per_env(cfg), in_sequences=in_sequences)
     except Exception:
         env.close()  # its workers would stay
         raise
@@ -124,7 +125,6 @@ def estimator_of(node: DictConfig, **changes: float) -> Any:
 
 def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
     """The batched environment with its transforms; `changes` replace the keys of `cfg.env` that it has."""
-    env = batched(environment_of(cfg.env, {key: value for key, value in changes.items() if key in cfg.env}))
     transforms = [call(transform) for transform in cfg.transforms]
     for place, transform in enumerate(transforms):
         if isinstance(transform, VecNorm | VecNormV2):
@@ -132,6 +132,7 @@ def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
                 f"transforms[{place}] keeps statistics that an evaluation and a checkpoint would not have; set "
                 "policy.normalize_observation=true or reward=normalized instead"
             )
+    env = batched(environment_of(cfg.env, {key: value for key, value in changes.items() if key in cfg.env}))
     if transforms:
         env = TransformedEnv(env, Compose(*transforms), auto_unwrap=True)
     env.set_seed(seed)
@@ -180,14 +181,32 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
     own = [call(callback) for callback in cfg.trainer.get("callbacks") or []]
     others = OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key != "callbacks"])  # not made again
     try:
-        return call(others, logger=loggers, callbacks=[*callbacks, *own])
+        trainer: Trainer = call(others, logger=loggers, callbacks=[*callbacks, *own])
     except (MisconfigurationException, ValueError) as error:  # Lightning's own refusals
         raise ConfigurationError(f"trainer: {error}") from error
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):  # would fork a training that is made once
+        raise ConfigurationError(
+            f"trainer.strategy={cfg.trainer.strategy} starts its ranks as copies of one training; take "
+            "trainer.strategy=ddp"
+        )
+    for key in ("max_epochs", "max_steps", "limit_train_batches"):
+        if getattr(trainer, key) == 0:
+            raise ConfigurationError(f"trainer.{key}=0 leaves no rollout to train on; leave it as it is")
+    return trainer
 
 
 def frames_per_batch(cfg: DictConfig, env: EnvBase) -> int:
     """Environment steps in one rollout, at least 1; it is the collector that refuses none."""
-    return int(max(1, env.batch_size.numel() * cfg.collector.frames_per_env))
+    return int(max(1, env.batch_size.numel() * frames_per_env(cfg)))
+
+
+def frames_per_env(cfg: DictConfig) -> int:
+    """Steps of every environment in one rollout, which every collector is to be told."""
+    if "frames_per_env" not in cfg.collector:
+        raise ConfigurationError(
+            "collector.frames_per_env, the length of a rollout, is missing; a collector takes it, and its YAML gives it"
+        )
+    return int(cfg.collector.frames_per_env)
 
 
 def num_rollouts(cfg: DictConfig, env: EnvBase) -> float:

@@ -85,6 +85,8 @@ def evaluate_checkpoint(path: Path, *, episodes: int, seed: int, video: Path | N
     """
     if seed < 0:
         raise ConfigurationError(f"--seed {seed} must not be negative")
+    if episodes < 1:
+        raise ConfigurationError(f"--episodes {episodes} must be at least 1")
     ppo, cfg, env = restore(path, seed=seed, num_envs=envs_for(episodes))
     result = evaluate(ppo.actor, env, episodes, trace=traces_evaluation(cfg))
     env.close()

@@ -50,11 +50,11 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
 
     """
     parsed = parse(overrides)
-    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    search = [f"hydra.searchpath=[{quoted(f'file://{config_dir.resolve()}')}]"] if config_dir else []
     options = options_by_group(config_dir)
     groups = [override for override in parsed if is_group(override.key_or_group, options)]
     for override in groups:
-        if not isinstance(override.value(), str | list | Sweep | None):
+        if not override.is_delete() and not isinstance(override.value(), str | list | Sweep):
             raise ConfigurationError(unknown_choice(override.key_or_group, str(override.value()), options))
     choices = [str(override.input_line) for override in groups]
     with one_line_errors(options):
@@ -65,6 +65,8 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
         if config_dir:
             built_in = _compose([])
             fit_types(cfg, built_in, numbers_in_common(cfg, built_in))
+    if any(override.is_delete() for override in parsed):
+        refuse_missing(cfg, _compose([]))
     chosen = cfg.hydra.runtime.choices
     del cfg.hydra
     with one_line_errors(options):
@@ -75,10 +77,16 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
     if cfg.run_dir is None:
         moment = datetime.now().strftime("%Y%m%d-%H%M%S")
         own_id = any(override.key_or_group == "env.id" for override in parsed)
-        name = chosen.experiment or (re.sub(r"[^\w.-]+", "-", str(cfg.env.id)) if own_id else chosen.env)
+        name = chosen.get("experiment") or (re.sub(r"[^\w.-]+", "-", str(cfg.env.id)) if own_id else chosen.env)
         cfg.run_dir = str(Path("runs") / name / f"{moment}-s{cfg.seed}")
     cfg.run_dir = str(cfg.run_dir)  # a folder called 2026 is no number
     return cfg
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra's grammar takes any: backslashes count only before a quotation mark."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    return f"'{escaped}'"
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
@@ -161,6 +169,13 @@ def numbers_in_common(cfg: DictConfig, built_in: DictConfig) -> list[str]:
     return [key for key in keys if key in present and target_of(key, cfg) == target_of(key, built_in)]
 
 
+def refuse_missing(cfg: DictConfig, built_in: DictConfig) -> None:
+    """Raise a ConfigurationError for a deleted key of our own, which no part has a default for."""
+    for key in [*built_in, *(f"eval.{name}" for name in built_in.eval)]:
+        if OmegaConf.select(cfg, key) is None and OmegaConf.select(built_in, key) is not None:
+            raise ConfigurationError(f"~{key}: {key} is needed; leave ~{key} out, or give it another value")
+
+
 def fit_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
     """Make 1e6 a whole number where one belongs; refuse what is no number, truth value, list or part where one does."""
     for key in keys:
@@ -196,7 +211,7 @@ def explain(message: str, options: Options) -> str:
         if places:
             return f"{key} has several places; write {'=..., '.join(places)}=..."
         known = [*keys_of(_compose([])), *options]
-        if key in known and unknown.group(2):
+        if key in known and unknown.group(2) and OmegaConf.select(_compose([]), key) is None:
             return f"~{key}: Hydra does not remove what is null"
         if key in known:
             return f"{key}: the parts that are chosen have no such key; +{key}=... adds it"
@@ -212,6 +227,8 @@ def explain(message: str, options: Options) -> str:
 def unknown_choice(group: str, name: str, options: Options) -> str:
     """One line for a choice that a group does not have."""
     names = options.get(group.split("@", maxsplit=1)[0], {})
+    if name == "None":
+        return f"{group}=null: leave it out, or choose one of {', '.join(names)}"
     return f"unknown choice {group}={name}{did_you_mean(name, names)}; there is {', '.join(names) or 'none'}"
 
 

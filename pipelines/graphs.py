@@ -79,13 +79,16 @@ class OneGraph:
         return outputs[0] if self._is_single else outputs
 
     def refresh(self) -> None:
-        """Take note that closed-over tensors have changed."""
+        """Take note that closed-over tensors have changed, or the precision."""
+        if self._kernel is not None and self._precision != precision():
+            self._kernel, self._casts = None, []
         for cast, source in self._casts:
             cast.copy_(source)
 
     def _begin(self, arguments: tuple[Any, ...]) -> Any:
         """Trace with tensors that have shapes but no values, make the kernel, and call it."""
         result: Any = None
+        self._precision = precision()
 
         def of_tensors(*tensors: Tensor) -> list[Tensor]:
             nonlocal result
@@ -155,6 +158,13 @@ class Valueless(TorchDispatchMode):
     def real(self, stand_in: Tensor) -> Tensor:
         """The tensor itself."""
         return next(tensor for tensor, other in self._met.values() if other is stand_in)
+
+
+def precision() -> list[torch.dtype | None]:
+    """In which one operations are run, on a CPU and on CUDA; none: in that of their arguments."""
+    return [
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None for device in ("cpu", "cuda")
+    ]
 
 
 def closed(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:

@@ -158,7 +158,7 @@ def refuse_hooks(module: Any, parent: type) -> None:
     """
     for owner, above in [(module, parent), *((callback, Callback) for callback in module.trainer.callbacks)]:
         for hook in HOOKS:
-            if getattr(type(owner), hook, None) is not getattr(above, hook, None):
+            if hook in vars(owner) or getattr(type(owner), hook, None) is not getattr(above, hook, None):
                 raise ConfigurationError(
                     f"compile=true or trace calls no {hook}, which {type(owner).__name__} has; compile=false does"
                 )

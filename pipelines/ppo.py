@@ -272,6 +272,7 @@ class PPO(LightningModule):
             state["num_rollouts"],
             state["num_episodes"],
         )
+        self.episodes.clear()
         self.episodes.extend(tuple(episode) for episode in state["episodes"])
 
     def _apply_schedules(self) -> None:

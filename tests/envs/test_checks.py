@@ -86,9 +86,8 @@ def test_what_an_array_can_hold_fits(space: spaces.Space[Any], value: Any) -> No
 def test_later_observations_are_not_looked_at() -> None:
     env = Showing(VECTOR, *(np.zeros(4) for _ in range(4)))
     vector = SerialVectorEnv([lambda: env])
-    looking = {"reset": env.reset}
+    looking = {"reset": env.reset, "step": env.step}
     vector.reset()
-    looking["step"] = env.step
     vector.step(np.zeros(1, np.int64))
     assert vars(env).keys() == {"observation_space", "shown"}
     assert all(getattr(env, name) != method for name, method in looking.items())
@@ -106,9 +105,10 @@ def test_an_environment_may_copy_itself_as_it_is_reset_to_look_ahead() -> None:
             self.num_steps += 1
             return super().step(action)
 
-    vector = SerialVectorEnv([lambda: LookingAhead(VECTOR, np.zeros(4), np.zeros(4))])
-    vector.reset()
-    assert vector.envs[0].unwrapped.num_steps == 0  # type: ignore[attr-defined]
+    vector = SerialVectorEnv([lambda: LookingAhead(VECTOR, *(np.zeros(4) for _ in range(4)))])
+    for _ in range(3):
+        vector.reset()
+        assert vector.envs[0].unwrapped.num_steps == 0  # type: ignore[attr-defined]
 
 
 def test_methods_that_an_environment_has_been_given_are_put_back() -> None:

@@ -176,6 +176,12 @@ class TestRefusals:
         with pytest.raises(ConfigurationError, match=rf"num_cells={re.escape(repr(num_cells))} .*at least one"):
             mlp(torch.Size([3]), num_cells=num_cells)
 
+    @pytest.mark.parametrize("make", [nature_cnn, impala_resnet])
+    @pytest.mark.parametrize("num_features", [0, -1])
+    def test_networks_of_images_ask_for_a_feature(self, make: Callable[..., nn.Module], num_features: int) -> None:
+        with pytest.raises(ConfigurationError, match=rf"num_features={num_features} must be at least 1"):
+            make(torch.Size([4, 84, 84]), num_features=num_features)
+
     @pytest.mark.parametrize("shape", [(17,), (84, 84), (84, 84, 3), (1, 35, 84), (2, 4, 84, 84)])
     def test_the_nature_cnn_refuses_what_is_no_image_and_names_the_way_out(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(ConfigurationError) as caught:
@@ -232,6 +238,7 @@ class TestImpalaResnet:
             impala_resnet(torch.Size(shape))
         assert str(list(shape)) in str(caught.value)
 
-    def test_without_stages_it_asks_for_a_width(self) -> None:
-        with pytest.raises(ConfigurationError, match=r"channels=\[\].*at least one"):
-            impala_resnet(torch.Size([4, 84, 84]), channels=[])
+    @pytest.mark.parametrize("channels", [[], [0], [16, -1]])
+    def test_it_asks_for_a_width_of_every_stage(self, channels: list[int]) -> None:
+        with pytest.raises(ConfigurationError, match=rf"channels={re.escape(repr(channels))}.*at least one"):
+            impala_resnet(torch.Size([4, 84, 84]), channels=channels)

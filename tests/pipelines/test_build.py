@@ -486,6 +486,12 @@ class TestMinibatches:
         with pytest.raises(ConfigurationError, match=r"collector\.frames_per_env=0 must be at least 1"):
             build_training(small("collector.frames_per_env=0", f"compile={compile_}"), rank=0)
 
+    def test_need_a_length_of_a_rollout_whatever_the_collector(self) -> None:
+        cfg = small()
+        del cfg.collector.frames_per_env
+        with pytest.raises(ConfigurationError, match=r"collector\.frames_per_env.* is missing"):
+            build_training(cfg, rank=0)
+
 
 class TestCall:
     @pytest.mark.parametrize("arguments", [{}, {"num_envs": 1}], ids=["alone", "with objects"])

@@ -292,7 +292,7 @@ class TestEval:
     ) -> None:
         assert main(["eval", "last.ckpt", "--no-video", f"--episodes={episodes}"]) == 2
         err = capsys.readouterr().err
-        assert f"episodes={episodes}" in err
+        assert f"--episodes {episodes}" in err
         assert err.count("\n") == 1
 
     def test_of_an_environment_that_is_gone_is_a_failure_of_the_environment(

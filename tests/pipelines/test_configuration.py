@@ -117,9 +117,9 @@ class TestComposition:
         assert compose(["seed=1", "seed=2"]).seed == 2
 
     def test_keys_are_added_with_a_plus_and_removed_with_a_tilde(self) -> None:
-        cfg = compose(["+env.max_episode_steps=7", "~eval.video"])
+        cfg = compose(["+env.max_episode_steps=7", "~env.num_workers"])
         assert cfg.env.max_episode_steps == 7
-        assert "video" not in cfg.eval
+        assert "num_workers" not in cfg.env
 
     def test_loggers_can_be_chosen_or_left_out(self) -> None:
         assert set(compose(["logger=csv"]).logger) == {"csv"}

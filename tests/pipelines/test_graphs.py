@@ -37,6 +37,17 @@ class TestOneGraph:
             layer.weight.data = torch.randn(4, 3)
             torch.testing.assert_close(graph(x), layer(x))
 
+    def test_sees_the_precision_change_where_it_is_refreshed(self, compile_: bool) -> None:
+        layer, x = nn.Linear(3, 4), torch.randn(20, 3)
+        graph = OneGraph(layer, compile=compile_, keep_casts=True)
+        for enabled in (False, True, False):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                graph.refresh()
+                graph(x)
+                out, expected = graph(x), layer(x)
+            assert out.dtype == expected.dtype
+            assert torch.equal(out, expected) or compile_
+
     def test_takes_views_for_what_they_are(self, compile_: bool) -> None:
         views = torch.arange(12.0).reshape(-1, 1), torch.randn(5, 3)[1:4, ::2], torch.randn(2, 6).t()
         for view in views:

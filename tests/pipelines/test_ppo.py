@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.plugins import MixedPrecision
 from tensordict import TensorDictBase
 from torch import nn
@@ -211,6 +212,11 @@ class TestTraining:
         ppo, collector = make(compile=compile_)
         with pytest.raises(ConfigurationError, match=r"no on_before_optimizer_step, which Watching has; compile=false"):
             fit(ppo, collector, callbacks=[Watching()])
+        ppo, collector = make(compile=compile_)
+        with pytest.raises(ConfigurationError, match="no on_before_optimizer_step, which LambdaCallback has"):
+            fit(
+                ppo, collector, callbacks=[LambdaCallback(on_before_optimizer_step=Watching().on_before_optimizer_step)]
+            )
         ppo, collector = make()
         fit(ppo, collector, callbacks=[Watching()])
 
@@ -424,6 +430,7 @@ class TestCheckpoint:
         checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
         other, _ = make(normalize_observation=True, seed=5)
         other.load_state_dict(checkpoint["state_dict"])
+        other.episodes.append((1e3, 1))  # of an own training before
         other.on_load_checkpoint(checkpoint)
         assert all(torch.equal(value, weights(ppo)[name]) for name, value in weights(other).items())
         assert (other.frames, other.num_episodes, other.episodes) == (ppo.frames, ppo.num_episodes, ppo.episodes)
