@@ -25,20 +25,22 @@ def checked(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """
     own: dict[str, Any] = {}
 
-    def look() -> None:
-        own.update({name: vars(env)[name] for name in ("reset", "step") if name in vars(env)})
-        vars(env).update(reset=reset, step=step)
+    def look(**methods: Any) -> None:
+        own.update({name: vars(env)[name] for name in methods if name in vars(env)})
+        vars(env).update(methods)
 
     def look_away() -> None:
-        del vars(env)["reset"], vars(env)["step"]
-        vars(env).update(own)
+        for name, method in (("reset", reset), ("step", step)):
+            if vars(env).get(name) is method:
+                del vars(env)[name]
+                vars(env).update({name: own[name]} if name in own else {})
         own.clear()
 
     def reset(**kwargs: Any) -> tuple[Any, dict[str, Any]]:
         look_away()
         observation, info = env.reset(**kwargs)
         refuse_misfit(env, observation)
-        look()
+        look(reset=reset, step=step)
         return observation, info
 
     def step(action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -47,7 +49,7 @@ def checked(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
         refuse_misfit(env, observation)
         return observation, reward, terminated, truncated, info
 
-    look()
+    look(reset=reset)
     return env
 
 
