@@ -46,7 +46,7 @@ class RunLockedError(TorchPPOError):
     exit_code = 6
 
 
-def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """The nearest of the names that there are, to append to a message, or nothing."""
-    matches = get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+def did_you_mean(name: str, candidates: Iterable[str], cutoff: float = 0.5) -> str:
+    """The nearest of the names that there are, to append to a message, or nothing; 1 is the same name."""
+    matches = get_close_matches(name, list(candidates), n=1, cutoff=cutoff)
     return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -152,7 +152,11 @@ def make_env(id: str, *, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gym
     except gymnasium.error.DependencyNotInstalled as error:
         raise EnvironmentFailure(f"environment {id!r} needs a package that is missing: {error}") from error
     except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
-        hint = did_you_mean(id, gymnasium.registry) if isinstance(error, gymnasium.error.UnregisteredEnv) else ""
+        hint = ""
+        if isinstance(error, gymnasium.error.UnregisteredEnv):
+            hint = did_you_mean(id, gymnasium.registry)
+        if isinstance(error, gymnasium.error.NameNotFound) and ":" not in id:
+            hint += f"; one that a module of yours registers is env.id=module:{id}"
         if isinstance(error, ModuleNotFoundError) and id.startswith("minigrid:"):
             hint = "; pip install 'torchppo[minigrid]'"
         raise EnvironmentFailure(f"environment {id!r} cannot be made: {error}{hint}") from error

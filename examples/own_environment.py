@@ -31,7 +31,8 @@ class Reach(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         return self.state.copy(), -distance, distance < 0.01, False, {}
 
 
-gymnasium.register("Reach-v0", entry_point=Reach, max_episode_steps=50)  # type: ignore[arg-type]
+if "Reach-v0" not in gymnasium.registry:  # this file may be run and, for env.id, imported
+    gymnasium.register("Reach-v0", entry_point=Reach, max_episode_steps=50)  # type: ignore[arg-type]
 
 if __name__ == "__main__":
     conf = Path(__file__).parent / "conf"  # env/reach.yaml lists the wrapper
@@ -41,7 +42,7 @@ if __name__ == "__main__":
             [
                 "train",
                 "env=reach",
-                "env.id=Reach-v0",
+                "env.id=own_environment:Reach-v0",  # with its module, for an evaluation to find it
                 clip,
                 "eval.video=false",
                 "--config-dir",

@@ -1,4 +1,4 @@
-"""Train from Python, with your own lightning.Trainer."""
+"""Train from Python, with your own lightning.Trainer; on many devices, every rank with a seed of its own."""
 
 from functools import partial
 
@@ -17,9 +17,10 @@ from torchppo.pipelines.updates import MinibatchUpdate
 
 def main(total_frames: int = 50_000) -> PPO:
     torch.set_num_threads(1)  # small networks lose by more
-    seed_everything(0)
+    trainer = Trainer(max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    seed_everything(trainer.global_rank)
     env = make_vector_env("CartPole-v1", num_envs=8)
-    env.set_seed(0)
+    env.set_seed(trainer.global_rank)
     actor, critic = make_actor_critic(env.observation_spec, env.full_action_spec["action"], body=mlp)
     ppo = PPO(
         objective=ClipPPOLoss(actor, critic, clip_epsilon=0.2, entropy_coeff=0.0),
@@ -29,7 +30,6 @@ def main(total_frames: int = 50_000) -> PPO:
         total_frames=total_frames,
     )
     collector = Collector(env, actor, frames_per_env=32, total_frames=total_frames)
-    trainer = Trainer(max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(ppo, train_dataloaders=collector)
     return ppo
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from ..errors import ConfigurationError
 from .collectors import seconds_of
@@ -76,7 +77,7 @@ class EvaluateAndSave(Callback):
 
     def _evaluate(self, trainer: Trainer, ppo: Any) -> None:
         self._evaluated_at = ppo.frames
-        trainer.save_checkpoint(self.directory / "last.ckpt")  # first: an evaluation that fails must not cost it
+        self._save(trainer, "last.ckpt")  # first: an evaluation that fails must not cost it
 
         def play() -> Evaluation | None:
             return self.stop.interruptible(lambda: self.run_evaluation(ppo.actor)) if trainer.is_global_zero else None
@@ -91,8 +92,19 @@ class EvaluateAndSave(Callback):
             logger.save()
         if evaluation.mean > self.best:
             self.best = evaluation.mean
-            trainer.save_checkpoint(self.directory / "best.ckpt")
-            trainer.save_checkpoint(self.directory / "last.ckpt")  # which is to know that it is the best
+            self._save(trainer, "best.ckpt")
+            self._save(trainer, "last.ckpt")  # which is to know that it is the best
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        """Write it beside the one before, which Lightning would write over: a full disk would cost both."""
+        path, part = self.directory / name, self.directory / f".{name}.part"
+        try:
+            trainer.save_checkpoint(part)
+            if trainer.is_global_zero:
+                part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class ProgressBar(Callback):
@@ -100,7 +112,12 @@ class ProgressBar(Callback):
 
     def __init__(self) -> None:
         """Nothing is drawn before the training starts."""
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        whole = Column(no_wrap=True)
+        columns = (
+            *(BarColumn(10, table_column=whole), MofNCompleteColumn(table_column=whole)),
+            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=False)),
+            TimeRemainingColumn(table_column=whole),
+        )
         self._progress = Progress(*columns)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:

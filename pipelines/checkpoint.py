@@ -46,7 +46,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def restore(path: Path, *, seed: int, num_envs: int) -> tuple[PPO, DictConfig, EnvBase]:
+def restore(path: Path | str, *, seed: int, num_envs: int) -> tuple[PPO, DictConfig, EnvBase]:
     """The trained module, its configuration and an environment it can act in.
 
     The configuration names what is imported and called: only for checkpoints that are trusted.
@@ -55,7 +55,7 @@ def restore(path: Path, *, seed: int, num_envs: int) -> tuple[PPO, DictConfig, E
         CheckpointError: if the file is no checkpoint, or has no configuration to build a model from.
 
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(Path(path))
     config = checkpoint["torchppo"]["config"]
     if not config:
         raise CheckpointError(f"{path} has no configuration; it was trained from Python: load it with PPO(...) there")

@@ -65,6 +65,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
         if config_dir:
             built_in = _compose([])
             fit_types(cfg, built_in, numbers_in_common(cfg, built_in))
+            refuse_misspelt(cfg, built_in, {override.key_or_group for override in given})
     if any(override.is_delete() for override in parsed):
         refuse_missing(cfg, _compose([]))
     chosen = cfg.hydra.runtime.choices
@@ -174,6 +175,22 @@ def refuse_missing(cfg: DictConfig, built_in: DictConfig) -> None:
     for key in [*built_in, *(f"eval.{name}" for name in built_in.eval)]:
         if OmegaConf.select(cfg, key) is None and OmegaConf.select(built_in, key) is not None:
             raise ConfigurationError(f"~{key}: {key} is needed; leave ~{key} out, or give it another value")
+
+
+def refuse_misspelt(cfg: DictConfig, built_in: DictConfig, given: set[str]) -> None:
+    """Raise a ConfigurationError for what a user's file holds in vain, where it was not `given` on purpose."""
+    if "experiment" in cfg and not any(key.split(".")[0] == "experiment" for key in given):
+        raise ConfigurationError(
+            "a file of experiment/ changes nothing unless it begins with '# @package _global_', which makes its keys those "
+            "of the whole"
+        )
+    for prefix, node, known in (("", cfg, built_in), ("eval.", cfg["eval"], built_in["eval"])):
+        for key in node:
+            hint = did_you_mean(str(key), known, cutoff=0.8)
+            if key not in known and f"{prefix}{key}" not in given and hint:
+                raise ConfigurationError(
+                    f"unknown key '{prefix}{key}'{hint}; it is in a file of --config-dir; name a key of your own otherwise"
+                )
 
 
 def fit_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:

@@ -41,6 +41,8 @@ def total_loss(losses: TensorDictBase, policy_weight: Tensor, critic_weight: Ten
     """The sum of all `loss_*`, the critic's and the others' each with a weight that is 0 where they do not learn."""
     policy = sum(loss for key, loss in losses.items() if key.startswith("loss_") and key != "loss_critic")
     critic = losses.get("loss_critic", 0.0)  # an objective may have none
+    if not any(key.startswith("loss_") for key in losses.keys()):  # noqa: SIM118 - a TensorDict's are its rows
+        raise ConfigurationError(f"the objective wrote no loss_*, but {', '.join(losses.keys())}")
     return critic_weight * critic + policy_weight * policy
 
 

@@ -87,6 +87,11 @@ class PPO(LightningModule):
     ) -> None:
         """Keep the parts; nothing is allocated before the training starts."""
         super().__init__()
+        for name in ("actor_network", "critic_network"):
+            if not isinstance(getattr(objective, name, None), nn.Module):
+                raise ConfigurationError(
+                    f"{type(objective).__name__} has no {name}; an objective has actor_network and critic_network"
+                )
         self.automatic_optimization = False
         self.objective = objective
         self.estimator = estimator

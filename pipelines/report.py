@@ -30,8 +30,8 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def print_summary(summary: Summary, files: dict[str, Path]) -> None:
-    """Show a table of what was reached and where the files are."""
+def print_summary(summary: Summary) -> None:
+    """Show a table of what was reached."""
     table = two_columns(f"{summary['env']}, seed {summary['seed']}: {summary['exit']}")
     time = summary["time"]
     shares = ", ".join(
@@ -46,17 +46,19 @@ def print_summary(summary: Summary, files: dict[str, Path]) -> None:
         + (")" if alone is None else f", {speed / alone:.0%} of the environment alone)"),
         "time": shares,
         "return in training": shown(
-            summary["train_return_mean"], f"mean of the last {min(summary['train_episodes'], 100)} episodes"
+            summary["train_return_mean"],
+            f"mean of the last {min(summary['train_episodes'], 100)} episodes",
+            "no episode ended",
         ),
         "return in evaluation": shown(
             summary["eval_return_mean"],
             f"+- {summary['eval_return_std'] or 0.0:.1f} over {summary['eval_episodes']} episodes",
+            "interrupted before one",
         ),
     }
     for name, text in rows.items():
         table.add_row(name, text)
     Console().print(table)
-    print_files(files)
 
 
 def two_columns(title: str) -> Table:
@@ -84,9 +86,9 @@ def print_evaluation(report: Summary) -> None:
     print_files({name: Path(report[name]) for name in ("checkpoint", "video") if report[name]})
 
 
-def shown(value: float | None, detail: str) -> str:
-    """A figure and what it is, or that there is none."""
-    return "no episode ended" if value is None else f"{value:.1f} {detail}"
+def shown(value: float | None, detail: str, otherwise: str) -> str:
+    """A figure and what it is, or why there is none."""
+    return otherwise if value is None else f"{value:.1f} {detail}"
 
 
 def read_curve(metrics: Path, key: str) -> tuple[list[float], list[float]]:

@@ -34,7 +34,7 @@ from .callbacks import EvaluateAndSave, ProgressBar, Stopwatch
 from .collectors import seconds_of
 from .evaluation import Evaluation, envs_for, evaluate
 from .precision import bf16_speed
-from .report import Summary, plot_learning_curve, print_summary, write_summary
+from .report import Summary, plot_learning_curve, print_files, print_summary, write_summary
 from .signals import StopOnSignal
 from .video import try_to_film
 
@@ -179,9 +179,10 @@ def environment_speed(training: Training) -> float | None:
 
 
 def leave_behind(cfg: DictConfig, training: Training, summary: Summary) -> None:
-    """Write the summary, the learning curve and the video, and say where everything is."""
+    """Write the summary, the learning curve and the video, and say what was reached and where everything is."""
     run_dir = Path(cfg.run_dir)
     write_summary(summary, run_dir / "summary.json")
+    print_summary(summary)
     files = {"checkpoint": run_dir / "checkpoints" / "last.ckpt"}
     if "csv" in cfg.logger:
         files["picture"] = run_dir / "learning_curve.png"
@@ -191,4 +192,4 @@ def leave_behind(cfg: DictConfig, training: Training, summary: Summary) -> None:
             cfg, training.ppo.actor, run_dir / "videos" / "last.mp4", seed_of(cfg.seed, EVALUATION_RANK)
         )
         files |= {"video": video} if video else {}
-    print_summary(summary, files)
+    print_files(files)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,25 @@ class TestTheBest:
         trainer = Trainer(max_epochs=-1, accelerator="cpu", callbacks=[evaluating([mean], tmp_path)], **options)
         trainer.fit(ppo, train_dataloaders=collector, ckpt_path=tmp_path / "last.ckpt")
         assert frames_of(tmp_path / "best.ckpt") == (3 * FRAMES if is_better else best)
+
+
+def test_a_full_disk_costs_no_checkpoint_and_is_told_of_the_file_that_was_to_be(
+    make: Make, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, paths = Trainer.save_checkpoint, []
+
+    def full(trainer: Trainer, path: Path) -> None:
+        paths.append(path)
+        if len(paths) > 3:
+            path.write_bytes(b"the first half")
+            raise OSError(errno.ENOSPC, "No space left on device", "elsewhere")
+        save(trainer, path)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", full)
+    with pytest.raises(OSError, match=re.escape(f"No space left on device: '{tmp_path / 'last.ckpt'}'")):
+        fit(*make(rollouts=2), callbacks=[evaluating([0.0, 0.0], tmp_path)])
+    assert frames_of(tmp_path / "last.ckpt") == FRAMES
+    assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "best.ckpt"}
 
 
 class TestStopAt:

@@ -294,6 +294,30 @@ class TestTrain:
         shown = yaml.safe_load(out)
         assert (shown["seed"], shown["env"]["id"], shown["estimator"]["gamma"]) == (3, "Pendulum-v1", 0.9)
 
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("# @package _global_\ntotal_framse: 3000\n", ["'total_framse'", "'total_frames'"]),
+            ("# @package _global_\neval: {vidio: false}\n", ["'eval.vidio'", "'video'"]),
+            ("total_frames: 3000\n", ["experiment/", "# @package _global_"]),
+        ],
+    )
+    def test_a_file_of_the_users_own_that_would_change_nothing_is_told(
+        self, text: str, words: list[str], torchppo: Torchppo, tmp_path: Path
+    ) -> None:
+        (tmp_path / "experiment").mkdir()
+        (tmp_path / "experiment" / "ours.yaml").write_text(text)
+        code, _, err, trained = torchppo(f"train experiment=ours --config-dir {tmp_path}")
+        assert (code, trained) == (2, [])
+        assert all(word in err for word in words)
+
+    def test_keys_of_the_users_own_are_kept(self, torchppo: Torchppo, tmp_path: Path) -> None:
+        (tmp_path / "experiment").mkdir()
+        text = "# @package _global_\nmy_width: 8\npolicy: {body: {num_cells: ['${my_width}']}}\n"
+        (tmp_path / "experiment" / "ours.yaml").write_text(text)
+        (cfg,) = torchppo(f"train experiment=ours --config-dir {tmp_path} +seeds=3").trained
+        assert (cfg.policy.body.num_cells, cfg.seeds) == ([8], 3)
+
     def test_a_folder_of_the_users_own_adds_choices(self, torchppo: Torchppo, tmp_path: Path) -> None:
         (tmp_path / "mine" / "env").mkdir(parents=True)
         (tmp_path / "mine" / "env" / "ours.yaml").write_text("# Ours.\ndefaults: [gymnasium]\nid: Acrobot-v1\n")

@@ -352,6 +352,17 @@ class TestTraining:
         fit(ppo, collector)
         assert ppo.objective.temperature.item() < 1.0
 
+    def test_an_objective_has_networks_and_losses(self, make: Make, fit: Fit) -> None:
+        class Silent(ClipPPOLoss):
+            def forward(self, td: TensorDictBase) -> TensorDictBase:
+                return super().forward(td).select("entropy")
+
+        ppo, collector = make(objective=Silent)
+        with pytest.raises(ConfigurationError, match=r"the objective wrote no loss_\*, but entropy"):
+            fit(ppo, collector)
+        with pytest.raises(ConfigurationError, match="Linear has no actor_network; an objective has"):
+            make(objective=lambda *_: nn.Linear(2, 2))
+
     def test_beta_waits_for_the_policy_to_move(self, make: Make, fit: Fit) -> None:
         ppo, collector = make(objective=KLPENPPOLoss, rollouts=3, value_pretraining=3)
         beta = float(ppo.objective.beta)

@@ -14,6 +14,7 @@ from torchppo.pipelines.report import (
     finite,
     plot_learning_curve,
     print_evaluation,
+    print_files,
     print_summary,
     read_curve,
     write_summary,
@@ -81,7 +82,8 @@ class TestSummary:
 
 class TestTables:
     def test_shows_the_figures_and_the_files(self, capsys: pytest.CaptureFixture[str]) -> None:
-        print_summary(SUMMARY, {"checkpoint": Path("run/last.ckpt")})
+        print_summary(SUMMARY)
+        print_files({"checkpoint": Path("run/last.ckpt")})
         out = capsys.readouterr().out
         for words in (
             *("CartPole-v1, seed 7: completed", "100,000 in 12.3 s (8,104/s)", "collect 40%", "estimate 2%"),
@@ -90,28 +92,30 @@ class TestTables:
             assert words in out
 
     def test_says_how_many_episodes_there_were_if_they_were_few(self, capsys: pytest.CaptureFixture[str]) -> None:
-        print_summary({**SUMMARY, "train_episodes": 3}, {})
+        print_summary({**SUMMARY, "train_episodes": 3})
         assert "mean of the last 3 episodes" in capsys.readouterr().out
 
     def test_leaves_out_times_that_a_collector_does_not_tell(self, capsys: pytest.CaptureFixture[str]) -> None:
-        print_summary({**SUMMARY, "time": {"estimate": 0.02, "update": 0.5, "other": 0.48}}, {})
+        print_summary({**SUMMARY, "time": {"estimate": 0.02, "update": 0.5, "other": 0.48}})
         assert "estimate 2%, update 50%, other 48%" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
-        "missing",
+        ("missing", "words"),
         [
-            {"train_return_mean": None, "train_episodes": 0},
-            {"eval_return_mean": None, "eval_return_std": None, "eval_episodes": 0},
+            ({"train_return_mean": None, "train_episodes": 0}, "no episode ended"),
+            ({"eval_return_mean": None, "eval_return_std": None, "eval_episodes": 0}, "interrupted before one"),
         ],
         ids=["training", "evaluation"],
     )
-    def test_says_so_where_no_episode_ended(self, missing: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-        print_summary({**SUMMARY, **missing}, {})
-        assert "no episode ended" in capsys.readouterr().out
+    def test_says_so_where_there_is_no_return(
+        self, missing: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        print_summary({**SUMMARY, **missing})
+        assert words in capsys.readouterr().out
 
     def test_shows_whole_paths_however_long(self, capsys: pytest.CaptureFixture[str]) -> None:
         path = Path("/a_rather_long_folder" * 8)
-        print_summary(SUMMARY, {"checkpoint": path})
+        print_files({"checkpoint": path})
         print_evaluation({**EVALUATION, "video": f"{path}.mp4"})
         shown = "".join(capsys.readouterr().out.replace("│", "").split())
         assert shown.count(str(path)) == 2
