@@ -181,15 +181,15 @@ def refuse_misspelt(cfg: DictConfig, built_in: DictConfig, given: set[str]) -> N
     """Raise a ConfigurationError for what a user's file holds in vain, where it was not `given` on purpose."""
     if "experiment" in cfg and not any(key.split(".")[0] == "experiment" for key in given):
         raise ConfigurationError(
-            "a file of experiment/ changes nothing unless it begins with '# @package _global_', which makes its keys those "
-            "of the whole"
+            "a file of experiment/ changes nothing unless it begins with '# @package _global_', which makes its keys "
+            "those of the whole"
         )
     for prefix, node, known in (("", cfg, built_in), ("eval.", cfg["eval"], built_in["eval"])):
         for key in node:
             hint = did_you_mean(str(key), known, cutoff=0.8)
             if key not in known and f"{prefix}{key}" not in given and hint:
                 raise ConfigurationError(
-                    f"unknown key '{prefix}{key}'{hint}; it is in a file of --config-dir; name a key of your own otherwise"
+                    f"unknown key '{prefix}{key}'{hint}; it is in a file of --config-dir"
                 )
 
 
