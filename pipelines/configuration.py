@@ -188,9 +188,7 @@ def refuse_misspelt(cfg: DictConfig, built_in: DictConfig, given: set[str]) -> N
         for key in node:
             hint = did_you_mean(str(key), known, cutoff=0.8)
             if key not in known and f"{prefix}{key}" not in given and hint:
-                raise ConfigurationError(
-                    f"unknown key '{prefix}{key}'{hint}; it is in a file of --config-dir"
-                )
+                raise ConfigurationError(f"unknown key '{prefix}{key}'{hint}; it is in a file of --config-dir")
 
 
 def fit_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
