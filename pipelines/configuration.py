@@ -185,8 +185,8 @@ def refuse_misspelt(cfg: DictConfig, built_in: DictConfig, given: set[str]) -> N
             "those of the whole"
         )
     for prefix, node, known in (("", cfg, built_in), ("eval.", cfg["eval"], built_in["eval"])):
-        for key in node:
-            hint = did_you_mean(str(key), known, cutoff=0.8)
+        for key in map(str, node):
+            hint = did_you_mean(key, known, cutoff=0.8)
             if key not in known and f"{prefix}{key}" not in given and hint:
                 raise ConfigurationError(f"unknown key '{prefix}{key}'{hint}; it is in a file of --config-dir")
 
