@@ -42,9 +42,10 @@ class ArrayRollouts:
     def __call__(self) -> TensorDictBase:
         """The next rollout, `[num_envs, time]`."""
         if self._observation is None:
-            self._episodes, self._is_init = RunningEpisodes(self.env.num_envs), np.ones(self.env.num_envs, np.bool_)
-        first = self.env.reset_arrays() if self._observation is None else self._observation
-        self._observation = None  # also after a rollout that is broken off
+            self._observation = self.env.reset_arrays()
+            self._is_init = np.ones(self.env.num_envs, np.bool_)
+            self._episodes = RunningEpisodes(self.env.num_envs)
+        first, self._observation = self._observation, None  # which it stays where this rollout is broken off
         self.act.begin(self._groups, self.env.num_envs, self.num_steps)
         record = Record(first, self._is_init, self.num_steps, self.act.device)
         try:

@@ -113,12 +113,12 @@ class ProgressBar(Callback):
     def __init__(self) -> None:
         """Nothing is drawn before the training starts."""
         whole = Column(no_wrap=True)
-        columns = (
-            *(BarColumn(10, table_column=whole), MofNCompleteColumn(table_column=whole)),
+        self._progress = Progress(
+            BarColumn(10, table_column=whole),
+            MofNCompleteColumn(table_column=whole),
             TextColumn("{task.fields[text]}", table_column=Column(no_wrap=False)),
             TimeRemainingColumn(table_column=whole),
         )
-        self._progress = Progress(*columns)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Draw the bar on the first rank."""

@@ -55,7 +55,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
     groups = [override for override in parsed if is_group(override.key_or_group, options)]
     for override in groups:
         if not override.is_delete() and not isinstance(override.value(), str | list | Sweep):
-            raise ConfigurationError(unknown_choice(override.key_or_group, str(override.value()), options))
+            raise ConfigurationError(unknown_choice(override.key_or_group, override.value(), options))
     choices = [str(override.input_line) for override in groups]
     with one_line_errors(options):
         default = _compose([*choices, *search])
@@ -221,12 +221,12 @@ def one_line_errors(options: Options) -> Iterator[None]:
 def explain(message: str, options: Options) -> str:
     """One line for one of Hydra's messages."""
     if unknown := re.search(r"Could not override '([^']+)'|Could not delete from config. '([^']+)'", message):
-        key = unknown.group(1) or unknown.group(2)
-        places = [place for place in _compose([]).hydra.runtime.choices if place.startswith(f"{key}@")]
+        key, built_in = unknown.group(1) or unknown.group(2), _compose([])
+        places = [place for place in built_in.hydra.runtime.choices if place.startswith(f"{key}@")]
         if places:
             return f"{key} has several places; write {'=..., '.join(places)}=..."
-        known = [*keys_of(_compose([])), *options]
-        if key in known and unknown.group(2) and OmegaConf.select(_compose([]), key) is None:
+        known = [*keys_of(built_in), *options]
+        if key in known and unknown.group(2) and OmegaConf.select(built_in, key) is None:
             return f"~{key}: Hydra does not remove what is null"
         if key in known:
             return f"{key}: the parts that are chosen have no such key; +{key}=... adds it"
@@ -239,12 +239,12 @@ def explain(message: str, options: Options) -> str:
     return message.split("See https", maxsplit=1)[0]
 
 
-def unknown_choice(group: str, name: str, options: Options) -> str:
+def unknown_choice(group: str, choice: Any, options: Options) -> str:
     """One line for a choice that a group does not have."""
     names = options.get(group.split("@", maxsplit=1)[0], {})
-    if name == "None":
+    if choice is None:
         return f"{group}=null: leave it out, or choose one of {', '.join(names)}"
-    return f"unknown choice {group}={name}{did_you_mean(name, names)}; there is {', '.join(names) or 'none'}"
+    return f"unknown choice {group}={choice}{did_you_mean(str(choice), names)}; there is {', '.join(names) or 'none'}"
 
 
 def keys_of(cfg: DictConfig) -> list[str]:

@@ -41,8 +41,6 @@ def total_loss(losses: TensorDictBase, policy_weight: Tensor, critic_weight: Ten
     """The sum of all `loss_*`, the critic's and the others' each with a weight that is 0 where they do not learn."""
     policy = sum(loss for key, loss in losses.items() if key.startswith("loss_") and key != "loss_critic")
     critic = losses.get("loss_critic", 0.0)  # an objective may have none
-    if not any(key.startswith("loss_") for key in losses.keys()):  # noqa: SIM118 - a TensorDict's are its rows
-        raise ConfigurationError(f"the objective wrote no loss_*, but {', '.join(losses.keys())}")
     return critic_weight * critic + policy_weight * policy
 
 
@@ -209,10 +207,12 @@ def names_of(losses: TensorDictBase, kl_limit: float | None) -> list[str]:
     """What a step reports, in its order.
 
     Raises:
-        ConfigurationError: if there is a limit of the KL, and the objective does not say it.
+        ConfigurationError: if the objective has no loss, or there is a limit of the KL and it does not say it.
 
     """
     names: list[str] = [*losses.keys()]
+    if not any(name.startswith("loss_") for name in names):
+        raise ConfigurationError(f"the objective wrote no loss_*, but {', '.join(names)}")
     if kl_limit is not None and "kl_approx" not in names:
         raise ConfigurationError("update.target_kl needs an objective that reports kl_approx; set it to null for none")
     return [*names, "grad_norm"]

@@ -91,9 +91,8 @@ def keep_configuration(trainer: Trainer, cfg: DictConfig, overrides: list[str]) 
 def quieten_lightning() -> None:
     """Silence what a person who trains can do nothing about."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware found, tips
-    warnings.filterwarnings(
-        "ignore", message="Experiment logs directory .* exists and is not empty"
-    )  # but for the lock
+    # It holds the lock alone.
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
 
 
