@@ -2,13 +2,13 @@
 
 import gymnasium
 
-from .arrays import ALL, StepArrays, leaves
-from .batched import EPISODE, batched
-from .halves import HalvesVectorEnv
 from .make import make_env, make_vector_env
-from .serial import SerialVectorEnv
-from .vector import VectorEnv
-from .workers import WorkerVectorEnv
+from .spaces.specs import ALL, StepArrays, leaves
+from .torchrl import EPISODE, batched
+from .vector.atari import HalvesVectorEnv
+from .vector.serial import SerialVectorEnv
+from .vector.subprocess import WorkerVectorEnv
+from .vector_env import VectorEnv
 
 __all__ = [
     "ALL",

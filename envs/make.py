@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,12 +12,12 @@ import gymnasium
 from gymnasium.wrappers import NormalizeObservation, OrderEnforcing, TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure, did_you_mean
-from .apart import apart
-from .failures import close, environment_failure
-from .halves import HalvesVectorEnv
-from .serial import Maker, SerialVectorEnv
-from .vector import VectorEnv
-from .workers import WorkerVectorEnv
+from .failures import environment_failure
+from .vector.atari import make_atari_vector, num_cores
+from .vector.forked_call import apart
+from .vector.serial import Maker, SerialVectorEnv, close
+from .vector.subprocess import WorkerVectorEnv
+from .vector_env import VectorEnv
 from .wrappers import RawEpisodeReward, random_action
 
 Wrapper = Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]
@@ -105,39 +104,6 @@ def seconds_of_a_step(maker: Maker) -> float:
     finally:
         close(env)
     return seconds / num_steps
-
-
-def make_atari_vector(id: str, num_envs: int, **kwargs: Any) -> HalvesVectorEnv:  # noqa: A002
-    """A batch of Atari games in ale-py's native vector environment: grey 84x84, 4 frames stacked, 4 skipped.
-
-    Args:
-        id: `ALE/<Game>-v5`; only the game is taken from it, every option is a keyword.
-        num_envs: how many.
-        kwargs: for `ale_py.vector_env.AtariVectorEnv`, of which there are two; rewards are not clipped unless asked
-            for, and each has a thread for every second core.
-
-    Raises:
-        EnvironmentFailure: if ale-py or the game is missing, or an option is unknown.
-
-    """
-    try:
-        from ale_py.vector_env import AtariVectorEnv
-    except ImportError as error:
-        raise EnvironmentFailure(f"environment {id!r} needs ale-py: pip install 'torchppo[atari]'") from error
-    spec = gymnasium.registry.get(id)
-    if spec is None or "game" not in spec.kwargs:
-        games = [name for name in gymnasium.registry if name.startswith("ALE/")]
-        raise EnvironmentFailure(f"there is no Atari game {id!r}{did_you_mean(id, games)}")
-    options = {"reward_clipping": False, "num_threads": max(1, num_cores() // 2), **kwargs}
-    try:
-        return HalvesVectorEnv(lambda num: AtariVectorEnv(spec.kwargs["game"], num, **options), num_envs)
-    except (gymnasium.error.Error, TypeError) as error:
-        raise EnvironmentFailure(f"environment {id!r} cannot be made: {error}") from error
-
-
-def num_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_env(id: str, *, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa: A002

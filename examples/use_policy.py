@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchppo.envs import make_env
-from torchppo.envs.actions import conversion
+from torchppo.envs.spaces.encoding import conversion
 from torchppo.modules.memories import carried_by
 from torchppo.pipelines.checkpoint import restore
 

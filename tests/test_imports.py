@@ -25,18 +25,20 @@ def package_of(path: Path) -> str:
 
 
 def imported(tree: ast.AST, package: str) -> Iterator[str]:
-    """Dotted names of all that a file of `package` imports, at its top or within; torchppo itself is `.`."""
+    """Dotted names that a file of the dotted `package` imports; a name of torchppo begins with a dot."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = ["", package][: 3 - node.level] if node.level else []
+            parents = ["", *package.split(".")]
+            base = parents[: len(parents) - (node.level - 1)] if node.level else []
             yield from (".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names)
 
 
 def parts_in(path: Path) -> set[str]:
     """The parts of torchppo that a file imports."""
-    return {name.split(".")[1] for name in imported(TREES[path], package_of(path)) if name.startswith(".")}
+    package = ".".join(path.relative_to(ROOT).parts[:-1])
+    return {name.split(".")[1] for name in imported(TREES[path], package) if name.startswith(".")}
 
 
 @pytest.mark.parametrize(

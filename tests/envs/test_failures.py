@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from torchppo.envs.failures import close, environment_failure
+from torchppo.envs.failures import environment_failure
+from torchppo.envs.vector.serial import close
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 
 

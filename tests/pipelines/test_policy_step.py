@@ -19,7 +19,7 @@ from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, ExplorationType, Transform, TransformedEnv, set_exploration_type
 
 from torchppo.envs import VectorEnv, make_vector_env
-from torchppo.envs.serial import SerialVectorEnv
+from torchppo.envs.vector.serial import SerialVectorEnv
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.memories import GRU
 from torchppo.modules.networks import mlp

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torchrl.envs import Compose, DoubleToFloat, EnvBase, RewardSum, SerialEnv, StepCounter, Transform, TransformedEnv
 
-from .vector import VectorEnv
+from .vector_env import VectorEnv
 
 EPISODE = ("episode_reward", "step_count")
 """What says how an episode has gone so far."""

@@ -21,9 +21,8 @@ from tensordict import TensorDict
 from torchrl.envs.utils import check_env_specs
 
 from torchppo.envs import SerialVectorEnv, VectorEnv, WorkerVectorEnv, leaves, make_vector_env
-from torchppo.envs.arrays import step_arrays_for
-from torchppo.envs.encoding import encoded, encoder
-from torchppo.envs.spaces import observation_spec
+from torchppo.envs.spaces.encoding import encoded, encoder
+from torchppo.envs.spaces.specs import observation_spec, step_arrays_for
 
 Path = tuple[str, ...]
 CHOICES = (

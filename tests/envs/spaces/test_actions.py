@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from torchppo.envs.actions import action_dtype, conversion
+from torchppo.envs.spaces.encoding import action_dtype, conversion
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 
 from torchppo.envs import SerialVectorEnv
-from torchppo.envs.checks import misfit
+from torchppo.envs.spaces.encoding import misfit
 from torchppo.errors import EnvironmentFailure
 
 IMAGE, VECTOR = spaces.Box(0, 255, (2, 3, 3), np.uint8), spaces.Box(-1, 1, (4,))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
 from numpy.typing import NDArray
 
-from .arrays import ALL, StepArrays, step_arrays_for
-from .checks import checked
-from .encoding import encoded
-from .failures import close
-from .rows import RowsVectorEnv, describe, description_of, reset_indices, seeds_of
+from ..spaces.encoding import checked, encoded
+from ..spaces.specs import ALL, StepArrays, step_arrays_for
+from ..vector_env import RowsVectorEnv, describe, description_of, reset_indices, seeds_of
 
 Maker = Callable[[], gymnasium.Env[Any, Any]]
 
@@ -77,3 +76,11 @@ class SerialVectorEnv(RowsVectorEnv):
         """Close every environment."""
         for env in self.envs:
             close(env)
+
+
+def close(env: gymnasium.Env[Any, Any]) -> None:
+    """Close an environment; one that fails at it must not cost a training that is over, nor keep others open."""
+    try:
+        env.close()
+    except Exception as error:  # noqa: BLE001 - whatever an environment raises is told
+        warnings.warn(f"{env} failed to close: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)

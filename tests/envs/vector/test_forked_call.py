@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from torchppo.envs.apart import apart
+from torchppo.envs.vector.forked_call import apart
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 
 

@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from torchppo.envs.rows import Description, describe, reset_indices, seeds_of
+from torchppo.envs.vector_env import Description, describe, reset_indices, seeds_of
 from torchppo.errors import EnvironmentFailure
 
 BOX, CHOICE = spaces.Box(-1, 1, (3,)), spaces.Discrete(2)

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
-from torchppo.envs.text import MAX_WORDS, VOCABULARY, tokens
+from torchppo.envs.spaces.text import MAX_WORDS, VOCABULARY, tokens
 
 
 def token(word: str) -> int:

@@ -11,8 +11,8 @@ import torch
 from gymnasium import spaces
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
 
-from torchppo.envs.spaces import action_spec, observation_spec
-from torchppo.envs.text import MAX_WORDS, VOCABULARY
+from torchppo.envs.spaces.specs import action_spec, observation_spec
+from torchppo.envs.spaces.text import MAX_WORDS, VOCABULARY
 from torchppo.errors import EnvironmentFailure
 
 GRAPH = spaces.Graph(spaces.Box(0, 1, (2,)), None)

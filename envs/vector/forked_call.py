@@ -14,8 +14,8 @@ from typing import Any, TypeVar, cast
 import cloudpickle
 import torch
 
-from ..errors import EnvironmentFailure
-from .failures import environment_failure
+from ...errors import EnvironmentFailure
+from ..failures import environment_failure
 
 Result = TypeVar("Result")
 

@@ -10,7 +10,8 @@ import torch
 from gymnasium import spaces
 
 from torchppo.envs import leaves
-from torchppo.envs.arrays import shared, step_arrays_for
+from torchppo.envs.spaces.specs import step_arrays_for
+from torchppo.envs.vector.subprocess import shared
 
 NESTED = spaces.Dict(
     [

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import ALL, StepArrays, step_arrays_for
-from .rows import Description, RowsVectorEnv, describe, seeds_of
+from ...errors import EnvironmentFailure, did_you_mean
+from ..spaces.specs import ALL, StepArrays, step_arrays_for
+from ..vector_env import Description, RowsVectorEnv, describe, seeds_of
 
 
 class HalvesVectorEnv(RowsVectorEnv):
@@ -82,3 +85,36 @@ class HalvesVectorEnv(RowsVectorEnv):
 
     def _inside(self, rows: slice) -> Iterable[tuple[Any, slice]]:
         return self._halves if rows is ALL else (pair for pair in self._halves if pair[1] == rows)
+
+
+def make_atari_vector(id: str, num_envs: int, **kwargs: Any) -> HalvesVectorEnv:  # noqa: A002
+    """A batch of Atari games in ale-py's native vector environment: grey 84x84, 4 frames stacked, 4 skipped.
+
+    Args:
+        id: `ALE/<Game>-v5`; only the game is taken from it, every option is a keyword.
+        num_envs: how many.
+        kwargs: for `ale_py.vector_env.AtariVectorEnv`, of which there are two; rewards are not clipped unless asked
+            for, and each has a thread for every second core.
+
+    Raises:
+        EnvironmentFailure: if ale-py or the game is missing, or an option is unknown.
+
+    """
+    try:
+        from ale_py.vector_env import AtariVectorEnv
+    except ImportError as error:
+        raise EnvironmentFailure(f"environment {id!r} needs ale-py: pip install 'torchppo[atari]'") from error
+    spec = gymnasium.registry.get(id)
+    if spec is None or "game" not in spec.kwargs:
+        games = [name for name in gymnasium.registry if name.startswith("ALE/")]
+        raise EnvironmentFailure(f"there is no Atari game {id!r}{did_you_mean(id, games)}")
+    options = {"reward_clipping": False, "num_threads": max(1, num_cores() // 2), **kwargs}
+    try:
+        return HalvesVectorEnv(lambda num: AtariVectorEnv(spec.kwargs["game"], num, **options), num_envs)
+    except (gymnasium.error.Error, TypeError) as error:
+        raise EnvironmentFailure(f"environment {id!r} cannot be made: {error}") from error
+
+
+def num_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 import sys
@@ -15,13 +16,20 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigurationError, EnvironmentFailure
-from .actions import action_dtype
-from .apart import apart, begin_apart
-from .arrays import ALL, StepArrays, shared, step_arrays_for
-from .failures import close, environment_failure
-from .rows import Description, RowsVectorEnv, describe, description_of, reset_indices, seeds_of
-from .serial import Maker, SerialVectorEnv
+from ...errors import ConfigurationError, EnvironmentFailure
+from ..failures import environment_failure
+from ..spaces.encoding import action_dtype
+from ..spaces.specs import ALL, StepArrays, step_arrays_for
+from ..vector_env import Description, RowsVectorEnv, describe, description_of, reset_indices, seeds_of
+from .forked_call import apart, begin_apart
+from .serial import Maker, SerialVectorEnv, close
+
+
+def shared(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Zeros in memory that this process shares with those it forks."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.ndarray(shape, dtype, mmap.mmap(-1, max(size, 1)))
+
 
 STEP, RESET, CLOSE = range(3)
 NO_SEED = -1

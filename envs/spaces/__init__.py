@@ -1,0 +1,1 @@
+"""Gymnasium spaces as TorchRL specs and NumPy arrays."""

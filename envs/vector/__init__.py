@@ -1,0 +1,1 @@
+"""Vector environments: one process, several, or ale-py's threads."""
