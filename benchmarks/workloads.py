@@ -172,7 +172,7 @@ def torchrl(work: Workload) -> dict[str, float]:
     from torchrl.objectives.value import GAE
 
     from torchppo.modules.actor_critic import make_actor_critic
-    from torchppo.modules.networks import mlp
+    from torchppo.modules.features.bodies import mlp
 
     single = GymEnv(work.env_id) if work.num_envs == 1 else GymEnv(work.env_id, num_envs=work.num_envs)
     transforms = [DoubleToFloat(), RewardSum(), StepCounter()]
@@ -230,7 +230,7 @@ def collection(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
     """Our collector alone, with a compiled policy."""
     from torchppo.envs import make_vector_env
     from torchppo.modules.actor_critic import make_actor_critic
-    from torchppo.modules.networks import mlp
+    from torchppo.modules.features.bodies import mlp
     from torchppo.pipelines.collectors import Collector
 
     options = {key: int(value) for key, value in (word.split("=") for word in extra)}

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from torchppo.modules.critics import ValueHead, last_layer
+from torchppo.modules.heads.value_heads import ValueHead, last_layer
 from torchppo.modules.normalizers import Reduce, alone
 from torchppo.pipelines.cli import main
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch import distributions as D  # noqa: N812
 from torchrl.data import TensorSpec
 
-from torchppo.modules.head_networks import FullPrecision, StateIndependentScale, Unmasked
-from torchppo.modules.heads import Head
-from torchppo.modules.networks import orthogonal_
+from torchppo.modules.features.bodies import FullPrecision, orthogonal_
+from torchppo.modules.heads.action_heads import Head, Unmasked
+from torchppo.modules.heads.networks import StateIndependentScale
 from torchppo.pipelines.cli import main
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchppo.modules.memories import Memory
+from torchppo.modules.features.recurrent import Memory
 from torchppo.pipelines.cli import main
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchppo.modules.objectives import PPOLoss, clipped_surrogate
+from torchppo.modules.objectives.clip import clipped_surrogate
+from torchppo.modules.objectives.ppo_loss import PPOLoss
 from torchppo.pipelines.cli import main
 
 

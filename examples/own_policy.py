@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from torchppo.modules.networks import orthogonal_
+from torchppo.modules.features.bodies import orthogonal_
 from torchppo.pipelines.cli import main
 
 

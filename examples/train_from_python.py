@@ -8,8 +8,8 @@ from torchrl.objectives.value import GAE
 
 from torchppo.envs import make_vector_env
 from torchppo.modules.actor_critic import make_actor_critic
-from torchppo.modules.networks import mlp
-from torchppo.modules.objectives import ClipPPOLoss
+from torchppo.modules.features.bodies import mlp
+from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.pipelines.collectors import Collector
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates import MinibatchUpdate

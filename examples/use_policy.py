@@ -15,7 +15,7 @@ from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchppo.envs import make_env
 from torchppo.envs.spaces.encoding import conversion
-from torchppo.modules.memories import carried_by
+from torchppo.modules.features.extractor import carried_by
 from torchppo.pipelines.checkpoint import restore
 
 

@@ -10,12 +10,13 @@ from tensordict.nn import InteractionType, TensorDictModule, TensorDictSequentia
 from torchrl.data import Composite, TensorSpec
 from torchrl.modules import ProbabilisticActor
 
-from .acting import Acting
-from .critics import SquaredErrorValue, ValueHead
-from .exploration import Exploring
-from .heads import ContinuousHead, gaussian, make_head
-from .memories import Memory
-from .trunks import Body, TrunkMaker, normalizers_of, observation_of
+from .features.extractor import Body, TrunkMaker, normalizers_of, observation_of
+from .features.recurrent import Memory
+from .heads.action_heads import ContinuousHead, make_head
+from .heads.continuous import gaussian
+from .heads.exploration import Exploring
+from .heads.sample_to_action import Acting
+from .heads.value_heads import SquaredErrorValue, ValueHead
 
 # One log-probability for a whole action, the convention of every PPO objective; read when a policy is built.
 set_composite_lp_aggregate(False).set()

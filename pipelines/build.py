@@ -25,8 +25,8 @@ from torchrl.objectives import LossModule
 from ..envs import batched
 from ..envs.failures import environment_failure
 from ..errors import ConfigurationError, EnvironmentFailure, TorchPPOError
-from ..modules.critics import SquaredErrorValue, ValueHead
-from ..modules.memories import memories_of
+from ..modules.features.extractor import memories_of
+from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
 from .flat_adam import why_no_graph
 from .graphs import Compile
 from .ppo import PPO

@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.objectives.value import ValueEstimatorBase
 
-from ..modules.memories import carried_by, memories_of
+from ..modules.features.extractor import carried_by, memories_of
 from .ranks import normalized
 
 Data = dict[NestedKey, Tensor]

@@ -12,7 +12,8 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from ..modules.memories import carried_by, windows_of
+from ..modules.features.extractor import carried_by
+from ..modules.features.recurrent import windows_of
 from .graphs import Compile, OneGraph, checked_compile
 
 

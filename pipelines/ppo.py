@@ -19,9 +19,9 @@ from torch.optim import Optimizer
 from torchrl.objectives.value import ValueEstimatorBase
 
 from ..errors import ConfigurationError, NumericalError
-from ..modules.critics import ValueHead
+from ..modules.heads.value_heads import ValueHead
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
-from ..modules.objectives import Adaptive
+from ..modules.objectives.kl_penalty import Adaptive
 from .experience import Data, Experience
 from .garbage import SpareGarbageCollector
 from .graphs import Compile, checked_compile

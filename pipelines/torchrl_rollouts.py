@@ -13,7 +13,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.data import Unbounded
 from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, TransformedEnv
 
-from ..modules.memories import carried_by
+from ..modules.features.extractor import carried_by
 from .graphs import Compile
 from .policy_step import TensorDictStep
 

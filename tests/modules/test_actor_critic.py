@@ -18,11 +18,13 @@ from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules.actor_critic import ActorCritic, make_actor_critic
-from torchppo.modules.heads import gaussian, tanh_gaussian
-from torchppo.modules.memories import GRU, carried_by
-from torchppo.modules.networks import mlp, nature_cnn, orthogonal_
+from torchppo.modules.features.bodies import mlp, orthogonal_
+from torchppo.modules.features.extractor import carried_by
+from torchppo.modules.features.image_bodies import nature_cnn
+from torchppo.modules.features.recurrent import GRU
+from torchppo.modules.heads.continuous import gaussian, tanh_gaussian
 from torchppo.modules.normalizers import ObservationNormalizer
-from torchppo.modules.objectives import ClipPPOLoss
+from torchppo.modules.objectives.clip import ClipPPOLoss
 
 NUM_ENVS = 6
 LOW, HIGH = torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 0.5])

@@ -14,9 +14,11 @@ from torchrl.objectives.value import GAE
 
 from torchppo.envs import VectorEnv, make_vector_env
 from torchppo.modules.actor_critic import make_actor_critic
-from torchppo.modules.heads import ContinuousHead, gaussian
-from torchppo.modules.networks import mlp
-from torchppo.modules.objectives import ClipPPOLoss, PPOLoss
+from torchppo.modules.features.bodies import mlp
+from torchppo.modules.heads.action_heads import ContinuousHead
+from torchppo.modules.heads.continuous import gaussian
+from torchppo.modules.objectives.clip import ClipPPOLoss
+from torchppo.modules.objectives.ppo_loss import PPOLoss
 from torchppo.pipelines.collectors import Collector
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates import MinibatchUpdate

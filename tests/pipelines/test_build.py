@@ -27,8 +27,8 @@ from torchrl.envs import EnvBase
 
 from torchppo.envs import VectorEnv
 from torchppo.errors import ConfigurationError, EnvironmentFailure
-from torchppo.modules.critics import ValueHead
-from torchppo.modules.memories import memories_of
+from torchppo.modules.features.extractor import memories_of
+from torchppo.modules.heads.value_heads import ValueHead
 from torchppo.pipelines.build import (
     EVALUATION_RANK,
     Training,

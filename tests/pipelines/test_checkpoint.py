@@ -218,7 +218,7 @@ class TestRestore:
         self, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         folder = tmp_path_factory.mktemp("own")
-        (folder / "own_bodies.py").write_text("from torchppo.modules.networks import mlp\n")
+        (folder / "own_bodies.py").write_text("from torchppo.modules.features.bodies import mlp\n")
         state = load_checkpoint(checkpoint)["torchppo"]
         state["config"]["policy"]["body"]["_target_"] = "own_bodies.mlp"
         state["config"]["code_dirs"] = [str(folder)]

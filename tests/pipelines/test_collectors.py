@@ -17,9 +17,10 @@ from torchrl.envs import Compose, RewardSum, StepCounter, TransformedEnv
 from torchppo.envs import ALL, StepArrays, VectorEnv, make_vector_env
 from torchppo.errors import ConfigurationError, NumericalError
 from torchppo.modules.actor_critic import make_actor_critic
-from torchppo.modules.memories import GRU, LSTM, Memory, memories_of
-from torchppo.modules.networks import mlp
-from torchppo.modules.transformer import Transformer
+from torchppo.modules.features.bodies import mlp
+from torchppo.modules.features.extractor import memories_of
+from torchppo.modules.features.recurrent import GRU, LSTM, Memory
+from torchppo.modules.features.transformer import Transformer
 from torchppo.pipelines.collectors import Collector
 from torchppo.pipelines.torchrl_rollouts import CollectedRollouts
 

@@ -18,8 +18,8 @@ from torchrl.envs import ExplorationType, exploration_type
 from torchppo.envs import SerialVectorEnv, VectorEnv, make_vector_env
 from torchppo.errors import ConfigurationError, EnvironmentFailure, NumericalError
 from torchppo.modules.actor_critic import make_actor_critic
-from torchppo.modules.memories import Memory
-from torchppo.modules.networks import mlp
+from torchppo.modules.features.bodies import mlp
+from torchppo.modules.features.recurrent import Memory
 from torchppo.pipelines import evaluation
 from torchppo.pipelines.evaluation import Evaluation, evaluate, play
 

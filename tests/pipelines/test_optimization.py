@@ -13,8 +13,10 @@ from tensordict import TensorDictBase
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules import schedules
-from torchppo.modules.heads import tanh_gaussian
-from torchppo.modules.objectives import ClipPPOLoss, KLPENPPOLoss, PPOLoss
+from torchppo.modules.heads.continuous import tanh_gaussian
+from torchppo.modules.objectives.clip import ClipPPOLoss
+from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
+from torchppo.modules.objectives.ppo_loss import PPOLoss
 from torchppo.pipelines.collectors import Collector
 from torchppo.pipelines.graphs import Compile
 from torchppo.pipelines.ppo import PPO

@@ -21,9 +21,9 @@ from torchrl.envs import EnvBase, ExplorationType, Transform, TransformedEnv, se
 from torchppo.envs import VectorEnv, make_vector_env
 from torchppo.envs.vector.serial import SerialVectorEnv
 from torchppo.modules.actor_critic import make_actor_critic
-from torchppo.modules.memories import GRU
-from torchppo.modules.networks import mlp
-from torchppo.modules.objectives import ClipPPOLoss
+from torchppo.modules.features.bodies import mlp
+from torchppo.modules.features.recurrent import GRU
+from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.pipelines.array_rollouts import ArrayRollouts
 from torchppo.pipelines.graphs import Compile
 from torchppo.pipelines.policy_step import PolicyStep, TensorDictStep

@@ -24,7 +24,9 @@ from torch import nn
 from torchppo.errors import ConfigurationError, NumericalError
 from torchppo.modules import schedules
 from torchppo.modules.normalizers import ObservationNormalizer, RewardNormalizer
-from torchppo.modules.objectives import ClipPPOLoss, KLPENPPOLoss, PPOLoss
+from torchppo.modules.objectives.clip import ClipPPOLoss
+from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
+from torchppo.modules.objectives.ppo_loss import PPOLoss
 from torchppo.pipelines.collectors import Collector
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates import MinibatchUpdate

@@ -12,9 +12,9 @@ from torchrl.data import Categorical, Composite, Unbounded
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules.actor_critic import make_actor_critic
-from torchppo.modules.memories import GRU
-from torchppo.modules.networks import mlp
-from torchppo.modules.objectives import ClipPPOLoss
+from torchppo.modules.features.bodies import mlp
+from torchppo.modules.features.recurrent import GRU
+from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.pipelines.sides import by_side, let_learn, optimizer_of
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)

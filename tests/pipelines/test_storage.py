@@ -14,7 +14,7 @@ from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchppo.envs import make_vector_env
 from torchppo.modules.actor_critic import make_actor_critic
-from torchppo.modules.networks import mlp
+from torchppo.modules.features.bodies import mlp
 from torchppo.pipelines import record
 from torchppo.pipelines.array_rollouts import ArrayRollouts
 from torchppo.pipelines.policy_step import PolicyStep

@@ -415,7 +415,7 @@ class TestBadInput:
             (["critic=hl_gauss", "objective.clip_value=0.2"], 2, ["clip_value=0.2", "CategoricalValue"]),
             (
                 [
-                    "+policy.encoders.image._target_=torchppo.modules.networks.mlp",
+                    "+policy.encoders.image._target_=torchppo.modules.features.bodies.mlp",
                     "+policy.encoders.image._partial_=true",
                 ],
                 2,

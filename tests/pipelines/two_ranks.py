@@ -12,10 +12,10 @@ from torchrl.objectives.value import GAE
 
 from torchppo.envs import make_vector_env
 from torchppo.modules.actor_critic import make_actor_critic
-from torchppo.modules.memories import GRU
-from torchppo.modules.networks import mlp
+from torchppo.modules.features.bodies import mlp
+from torchppo.modules.features.recurrent import GRU
 from torchppo.modules.normalizers import ObservationNormalizer
-from torchppo.modules.objectives import KLPENPPOLoss
+from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
 from torchppo.pipelines.build import seed_of
 from torchppo.pipelines.collectors import Collector
 from torchppo.pipelines.ppo import PPO

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.encoders import MAX_ONE_HOT, Encoders, make_encoder
-from torchppo.modules.networks import OverImages
+from torchppo.modules.features.encoders import MAX_ONE_HOT, Encoders, make_encoder
+from torchppo.modules.features.image_bodies import OverImages
 
 NUM_ENVS = 6
 LEADING = [(), (3,), (2, 3), (2, 1, 3)]

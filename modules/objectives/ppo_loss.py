@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -16,31 +15,13 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBas
 from torch import Tensor, nn
 from torch import distributions as D  # noqa: N812
 
-from ..errors import ConfigurationError
-from .critics import ValueHead, squared_error
-from .normalizers import Reduce, alone
+from ...errors import ConfigurationError
+from ..heads.value_heads import ValueHead, squared_error
 
 LOSS_PREFIX = "loss_"
 
 HIGHEST_LOG_RATIO = 80.0
 """Beyond, in float32, the ratio is infinite, and a gradient that it does not count for is NaN instead of 0."""
-
-
-@runtime_checkable
-class Adaptive(Protocol):
-    """An objective with a coefficient that the measured KL moves, once per rollout."""
-
-    def adapt(self, rollout: TensorDictBase, reduce: Reduce) -> None:
-        """Change the coefficient after the last epoch on `rollout`."""
-
-
-def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_epsilon: Tensor) -> Tensor:
-    """L_clip(theta) = min(r A, clip(r, 1 - epsilon, 1 + epsilon) A), with r = exp(log_ratio).
-
-    Source: Schulman et al. 2017, eq. 7. Shapes: `[batch], [batch], [] -> [batch]`, to be maximised.
-    """
-    ratio = ratio_of(log_ratio)
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon) * advantage)
 
 
 def ratio_of(log_ratio: Tensor) -> Tensor:
@@ -147,118 +128,6 @@ class PPOLoss(nn.Module, ABC):
     @abstractmethod
     def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
         """What else to log of a minibatch: `[batch] -> []` each."""
-
-
-class ClipPPOLoss(PPOLoss):
-    """The clipped objective (Schulman et al. 2017, eq. 7 and 9).
-
-    Args:
-        actor_network: see `PPOLoss`.
-        critic_network: see `PPOLoss`.
-        clip_epsilon: distance from 1 at which the ratio stops counting.
-        entropy_coeff: see `PPOLoss`.
-        critic_coeff: see `PPOLoss`.
-        clip_value: see `PPOLoss`.
-
-    """
-
-    clip_epsilon: Tensor
-
-    def __init__(
-        self,
-        actor_network: ProbabilisticTensorDictSequential,
-        critic_network: TensorDictModuleBase,
-        *,
-        clip_epsilon: float = 0.2,
-        entropy_coeff: float = 0.0,
-        critic_coeff: float = 0.5,
-        clip_value: float | None = None,
-    ) -> None:
-        """Add the clip range."""
-        super().__init__(
-            actor_network, critic_network, entropy_coeff=entropy_coeff, critic_coeff=critic_coeff, clip_value=clip_value
-        )
-        if clip_epsilon <= 0:
-            raise ConfigurationError(f"objective.clip_epsilon={clip_epsilon} must be positive; 0.2 is usual")
-        self.register_buffer("clip_epsilon", torch.tensor(float(clip_epsilon)), persistent=False)
-
-    def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
-        """The negative of `clipped_surrogate`."""
-        return -clipped_surrogate(log_ratio, advantage, self.clip_epsilon)
-
-    def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
-        """`clip_fraction`: part of the samples with |r - 1| > epsilon."""
-        return {"clip_fraction": (log_ratio.expm1().abs() > self.clip_epsilon).float().mean()}
-
-
-class KLPENPPOLoss(PPOLoss):
-    """The objective with an adaptive KL penalty (Schulman et al. 2017, eq. 8).
-
-    `beta` changes in `adapt` alone, once per rollout: doubled where the KL over the whole rollout is above
-    1.5 x `dtarg`, halved where it is below `dtarg` / 1.5, and kept within bounds.
-
-    Args:
-        actor_network: see `PPOLoss`.
-        critic_network: see `PPOLoss`.
-        beta: initial weight of the penalty.
-        dtarg: target of the KL per rollout, in nats.
-        beta_min: smallest weight.
-        beta_max: largest weight.
-        entropy_coeff: see `PPOLoss`.
-        critic_coeff: see `PPOLoss`.
-        clip_value: see `PPOLoss`.
-
-    """
-
-    beta: Tensor
-
-    def __init__(
-        self,
-        actor_network: ProbabilisticTensorDictSequential,
-        critic_network: TensorDictModuleBase,
-        *,
-        beta: float = 1.0,
-        dtarg: float = 0.01,
-        beta_min: float = 1e-3,
-        beta_max: float = 1e3,
-        entropy_coeff: float = 0.0,
-        critic_coeff: float = 0.5,
-        clip_value: float | None = None,
-    ) -> None:
-        """Add the penalty; `beta` is a state of the training and saved with it."""
-        super().__init__(
-            actor_network, critic_network, entropy_coeff=entropy_coeff, critic_coeff=critic_coeff, clip_value=clip_value
-        )
-        if not 0 < beta_min <= beta <= beta_max:
-            raise ConfigurationError(
-                f"objective.beta={beta} must lie within beta_min={beta_min} and beta_max={beta_max}, both positive"
-            )
-        if dtarg <= 0:
-            raise ConfigurationError(f"objective.dtarg={dtarg} must be positive")
-        self.dtarg = dtarg
-        self.beta_min = beta_min
-        self.beta_max = beta_max
-        self.register_buffer("beta", torch.tensor(float(beta)))
-
-    def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
-        """-(r A - beta KL(old || new))."""
-        return self.beta * kl - ratio_of(log_ratio) * advantage
-
-    def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
-        """`beta`, the weight of the penalty."""
-        return {"beta": self.beta.clone()}
-
-    @torch.no_grad()
-    def adapt(self, rollout: TensorDictBase, reduce: Reduce = alone) -> None:
-        """Move `beta` by the mean KL over all states of `rollout`, as `forward` reads them, and all ranks."""
-        _, _, kl = self.compare(rollout.copy())
-        total, count = reduce(torch.stack([kl.sum(), kl.new_tensor(float(kl.numel()))]))
-        self.beta.copy_(self.adapted(total / count))
-
-    def adapted(self, kl: Tensor) -> Tensor:
-        """The next `beta` after a rollout whose mean KL was `kl`: `[] -> []`."""
-        factor = torch.where(kl > 1.5 * self.dtarg, 2.0, torch.where(kl < self.dtarg / 1.5, 0.5, 1.0))
-        return (self.beta * factor).clamp(self.beta_min, self.beta_max)
 
 
 def entropy_of(distribution: D.Distribution) -> Tensor:

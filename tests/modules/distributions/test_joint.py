@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import distributions as D  # noqa: N812
 
-from torchppo.modules.distributions import (
+from torchppo.modules.distributions.action import (
     Categorical,
     IndependentBernoulli,
     IndependentBeta,
     MultiCategorical,
     SquashedNormal,
 )
-from torchppo.modules.factors import Factor, Factors
+from torchppo.modules.distributions.joint import Factor, Factors
 
 FACTORS = {
     "move": (Categorical, {"logits": 4}),

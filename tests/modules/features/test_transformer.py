@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.memories import Remembering
-from torchppo.modules.transformer import Gate, RelativeAttention, Transformer
+from torchppo.modules.features.extractor import Remembering
+from torchppo.modules.features.transformer import Gate, RelativeAttention, Transformer
 
 NUM_INPUTS, NUM_PAST, TIME = 3, 5, 12
 

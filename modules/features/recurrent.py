@@ -13,14 +13,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigurationError
-
-
-class Carried(nn.Module, ABC):
-    """A module that reads what it wrote in the step before: under `key`, `[*, *carried_shape]`, zeros at first."""
-
-    key: str
-    carried_shape: tuple[int, int]
+from ...errors import ConfigurationError
 
 
 class Memory(nn.Module, ABC):
@@ -50,31 +43,6 @@ class Memory(nn.Module, ABC):
             Features `[batch, time, num_features]`, and the tape `[batch, num_past + time, num_recorded]`.
 
         """
-
-
-class Remembering(Carried):
-    """A memory for single steps and for sequences, in a TensorDict's terms."""
-
-    def __init__(self, memory: Memory, key: str) -> None:
-        """Keep the window of records under `key`."""
-        super().__init__()
-        self.memory = memory
-        self.key = key
-        self.carried_shape = (memory.num_past, memory.num_recorded)
-
-    def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """Features, and the window after every step.
-
-        Shapes: of steps `[batch, num_inputs], [batch, 1]`, of sequences `[batch, time, num_inputs],
-        [batch, time, 1]`, each with the past of the first step, `[batch, num_past, num_recorded]`. The window
-        is a view of the tape: `[batch, (time,) num_past, num_recorded]`.
-        """
-        is_step = features.dim() == 2
-        if is_step:
-            features, is_init = features.unsqueeze(1), is_init.unsqueeze(1)
-        features, tape = self.memory(features, is_init, past)
-        windows = windows_of(tape, self.memory.num_past, dim=1)[:, 1:]
-        return (features[:, 0], windows[:, 0]) if is_step else (features, windows)
 
 
 def windows_of(tape: Tensor, num_past: int, dim: int) -> Tensor:
@@ -155,13 +123,3 @@ def require_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ConfigurationError(f"policy.memory.{name}={size} must be at least 1")
-
-
-def carried_by(policy: nn.Module) -> dict[str, tuple[int, int]]:
-    """What a policy reads that it wrote in the step before: `num_past` and `num_recorded` under every key."""
-    return {module.key: module.carried_shape for module in policy.modules() if isinstance(module, Carried)}
-
-
-def memories_of(policy: nn.Module) -> list[str]:
-    """The keys of what a policy remembers, which learning needs too."""
-    return [module.key for module in policy.modules() if isinstance(module, Remembering)]

@@ -6,9 +6,9 @@ from math import prod
 
 from torch import Tensor, nn
 
-from .head_networks import Parameters
-from .heads import Head
-from .memories import Carried
+from ..features.extractor import Carried
+from .action_heads import Head
+from .networks import Parameters
 
 
 class Exploring(Carried):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch import distributions as D  # noqa: N812
 
-from .distributions import Shape
-from .heads import Head
+from ..distributions.action import Shape
+from .action_heads import Head
 
 
 class Acting(D.Distribution):

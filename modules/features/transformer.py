@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from ..errors import ConfigurationError
-from .memories import Memory, require_positive
-from .networks import orthogonal_
+from ...errors import ConfigurationError
+from .bodies import orthogonal_
+from .recurrent import Memory, require_positive
 
 
 class Transformer(Memory):

@@ -18,10 +18,11 @@ from torch import distributions as D  # noqa: N812
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.head_networks import IntoBounds, Redraw, StateDependentExploration, TanhFraction
-from torchppo.modules.heads import ContinuousHead, Head, beta, gaussian, gsde, make_head, tanh_gaussian
+from torchppo.modules.heads.action_heads import ContinuousHead, Head, make_head
+from torchppo.modules.heads.continuous import beta, gaussian, gsde, tanh_gaussian
+from torchppo.modules.heads.networks import IntoBounds, Redraw, StateDependentExploration, TanhFraction
 
-CONF = Path(__file__).parents[2] / "conf" / "head"
+CONF = Path(__file__).parents[3] / "conf" / "head"
 NUM_ENVS, WIDTH = 6, 5
 LOW, HIGH = torch.tensor([-2.0, 0.1]), torch.tensor([2.0, 0.7])
 BOX = Bounded(LOW, HIGH, (2,), dtype=torch.float32)
@@ -291,7 +292,7 @@ class TestComposites:
 
     def test_without_a_leaf_are_refused(self) -> None:
         with pytest.raises(ConfigurationError, match="without a leaf"):
-            make_head(Composite(shape=(NUM_ENVS,)), 1, WIDTH)
+            make_head(Composite(shape=(NUM_ENVS,)), 1, WIDTH, gaussian)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +308,7 @@ class TestComposites:
 )
 def test_a_leaf_without_a_head_is_refused_with_its_path_and_what_is_supported(spec: TensorSpec) -> None:
     with pytest.raises(ConfigurationError, match=r"^action is .*supported are Discrete"):
-        make_head(batched(spec), 1, WIDTH)
+        make_head(batched(spec), 1, WIDTH, gaussian)
     with pytest.raises(ConfigurationError, match=r"^action\.left is .*supported are Discrete"):
         make_head(batched(Composite(left=spec, shape=())), 1, WIDTH)
 
@@ -389,7 +390,7 @@ class TestStateDependentExploration:
 def test_every_configuration_builds_a_head(path: Path) -> None:
     options: Mapping[str, Any] = OmegaConf.load(path)
     functions = {"gaussian": gaussian, "tanh_gaussian": tanh_gaussian, "beta": beta, "gsde": gsde}
-    function = functions[options["_target_"].removeprefix("torchppo.modules.heads.")]
+    function = functions[options["_target_"].removeprefix("torchppo.modules.heads.continuous.")]
     keywords = {key: value for key, value in options.items() if not key.startswith("_")}
     head = make_head(batched(BOX), 1, WIDTH, partial(function, **keywords))  # type: ignore[arg-type]
     assert distribution_of(head, features(NUM_ENVS)).sample().shape == (NUM_ENVS, 2)

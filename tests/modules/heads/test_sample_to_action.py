@@ -7,8 +7,8 @@ from torch import distributions as D  # noqa: N812
 from torch import nn
 from torchrl.modules import IndependentNormal
 
-from torchppo.modules.acting import Acting
-from torchppo.modules.heads import Head
+from torchppo.modules.heads.action_heads import Head
+from torchppo.modules.heads.sample_to_action import Acting
 
 
 class Doubled(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,13 +10,13 @@ from typing import NamedTuple
 import torch
 from tensordict import NestedKey
 from tensordict.nn import TensorDictModule
-from torch import nn
+from torch import Tensor, nn
 from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
 
-from ..errors import ConfigurationError
+from ...errors import ConfigurationError
+from ..normalizers import ObservationNormalizer
 from .encoders import Encoders, make_encoder
-from .memories import Memory, Remembering
-from .normalizers import ObservationNormalizer
+from .recurrent import Memory, windows_of
 
 Body = Callable[[torch.Size], nn.Module]
 MASK = "action_mask"
@@ -146,3 +147,45 @@ def normalizers_of(observation: Observation, num_batch: int) -> dict[NestedKey, 
 def name_of(key: NestedKey) -> str:
     """What a person calls an entry of the observation: `left/image` for `("observation", "left", "image")`."""
     return key if isinstance(key, str) else "/".join(key[1:])
+
+
+class Carried(nn.Module, ABC):
+    """A module that reads what it wrote in the step before: under `key`, `[*, *carried_shape]`, zeros at first."""
+
+    key: str
+    carried_shape: tuple[int, int]
+
+
+class Remembering(Carried):
+    """A memory for single steps and for sequences, in a TensorDict's terms."""
+
+    def __init__(self, memory: Memory, key: str) -> None:
+        """Keep the window of records under `key`."""
+        super().__init__()
+        self.memory = memory
+        self.key = key
+        self.carried_shape = (memory.num_past, memory.num_recorded)
+
+    def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Features, and the window after every step.
+
+        Shapes: of steps `[batch, num_inputs], [batch, 1]`, of sequences `[batch, time, num_inputs],
+        [batch, time, 1]`, each with the past of the first step, `[batch, num_past, num_recorded]`. The window
+        is a view of the tape: `[batch, (time,) num_past, num_recorded]`.
+        """
+        is_step = features.dim() == 2
+        if is_step:
+            features, is_init = features.unsqueeze(1), is_init.unsqueeze(1)
+        features, tape = self.memory(features, is_init, past)
+        windows = windows_of(tape, self.memory.num_past, dim=1)[:, 1:]
+        return (features[:, 0], windows[:, 0]) if is_step else (features, windows)
+
+
+def carried_by(policy: nn.Module) -> dict[str, tuple[int, int]]:
+    """What a policy reads that it wrote in the step before: `num_past` and `num_recorded` under every key."""
+    return {module.key: module.carried_shape for module in policy.modules() if isinstance(module, Carried)}
+
+
+def memories_of(policy: nn.Module) -> list[str]:
+    """The keys of what a policy remembers, which learning needs too."""
+    return [module.key for module in policy.modules() if isinstance(module, Remembering)]

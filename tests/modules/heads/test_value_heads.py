@@ -16,16 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.critics import (
-    CategoricalValue,
-    HuberValue,
-    PopArtValue,
-    SquaredErrorValue,
-    ValueHead,
-    squared_error,
-    symmetric_exp,
-    symmetric_log,
-)
+from torchppo.modules.heads.categorical_value import CategoricalValue, symmetric_exp, symmetric_log
+from torchppo.modules.heads.value_heads import HuberValue, PopArtValue, SquaredErrorValue, ValueHead, squared_error
 
 Array = NDArray[np.float64]
 Make = Callable[[int], ValueHead]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributions as D  # noqa: N812
 
-from .distributions import Shape
+from .action import Shape
 
 
 class Factor(NamedTuple):

@@ -3,82 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigurationError
-from . import distributions
-from .networks import orthogonal_
+from ..features.bodies import orthogonal_
 
 GAIN = 0.01
 LOWEST_LOG_STD, HIGHEST_LOG_STD = -20.0, 2.0
 
 Parameters = tuple[Tensor, ...]
-
-
-class FullPrecision(nn.Module):
-    """Runs a head in its own precision, also under autocast: 8 bits of a log-probability are no basis for a ratio."""
-
-    def __init__(self, head: nn.Module) -> None:
-        """Wrap a head."""
-        super().__init__()
-        self.head = head
-
-    def forward(self, features: Tensor, *others: Tensor | None, **keywords: Tensor | None) -> Any:
-        """What the head makes of `features`."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self.head(features.to(next(self.head.parameters()).dtype), *others, **keywords)
-
-
-class Unmasked(nn.Module):
-    """Refuses a mask on behalf of a network whose actions are no choices."""
-
-    def __init__(self, network: nn.Module) -> None:
-        """Wrap a network that takes no mask."""
-        super().__init__()
-        self.network = network
-
-    def forward(self, features: Tensor, mask: Tensor | None = None, **carried: Tensor | None) -> Parameters:
-        """What the network makes of everything but the mask.
-
-        Raises:
-            ConfigurationError: if there is a mask.
-
-        """
-        if mask is not None:
-            raise ConfigurationError(
-                "action_mask is for a Discrete or MultiDiscrete action space, and this is another; "
-                "leave it out of the observations"
-            )
-        parameters: Parameters = self.network(features, **carried)
-        return parameters
-
-
-class Logits(nn.Module):
-    """One logit for every choice."""
-
-    def __init__(self, width: int, num_choices: int) -> None:
-        """Start with nearly equal odds."""
-        super().__init__()
-        self.linear = orthogonal_(nn.Linear(width, num_choices), GAIN)
-
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> Parameters:
-        """`[*, width], mask [*, choices] -> logits [*, choices]`, never to be chosen where the mask is zero.
-
-        Raises:
-            ConfigurationError: if the mask is not of all choices.
-
-        """
-        logits: Tensor = self.linear(features)
-        if mask is None:
-            return (logits,)
-        if mask.shape[-1] != logits.shape[-1]:
-            raise ConfigurationError(
-                f"action_mask has {mask.shape[-1]} entries; it needs one for each of {logits.shape[-1]} choices"
-            )
-        return (distributions.masked_logits(logits, mask),)
 
 
 class StateIndependentScale(nn.Module):

@@ -14,15 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.networks import (
-    ACTIVATIONS,
-    FlattenImage,
-    ResidualBlock,
-    impala_resnet,
-    mlp,
-    nature_cnn,
-    orthogonal_,
-)
+from torchppo.modules.features.bodies import ACTIVATIONS, mlp, orthogonal_
+from torchppo.modules.features.image_bodies import FlattenImage, ResidualBlock, impala_resnet, nature_cnn
 
 Array = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import distributions as D  # noqa: N812
 from torchrl.modules import IndependentNormal
 
-from torchppo.modules.distributions import (
+from torchppo.modules.distributions.action import (
     Categorical,
     IndependentBernoulli,
     IndependentBeta,
@@ -25,7 +25,7 @@ from torchppo.modules.distributions import (
     StateDependentNoise,
     masked_logits,
 )
-from torchppo.modules.factors import Factor, Factors
+from torchppo.modules.distributions.joint import Factor, Factors
 
 Array = NDArray[np.float64]
 Batch = tuple[list[int], Array, Array, NDArray[np.int64]]

@@ -24,31 +24,19 @@ from torchrl.modules import IndependentNormal, ProbabilisticActor
 from torchrl.objectives import ClipPPOLoss as TorchRLClipPPOLoss
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules import distributions
 from torchppo.modules.actor_critic import ActorCritic, make_actor_critic
-from torchppo.modules.critics import (
-    CategoricalValue,
-    HuberValue,
-    PopArtValue,
-    SquaredErrorValue,
-    ValueHead,
-    squared_error,
-)
-from torchppo.modules.head_networks import StateIndependentScale
-from torchppo.modules.heads import ContinuousHead, beta, gaussian, gsde, tanh_gaussian
-from torchppo.modules.memories import GRU, carried_by
-from torchppo.modules.networks import mlp
-from torchppo.modules.objectives import (
-    LOSS_PREFIX,
-    Adaptive,
-    ClipPPOLoss,
-    KLPENPPOLoss,
-    PPOLoss,
-    clipped_surrogate,
-    entropy_of,
-    kl_between,
-    kl_estimate,
-)
+from torchppo.modules.distributions import action as distributions
+from torchppo.modules.features.bodies import mlp
+from torchppo.modules.features.extractor import carried_by
+from torchppo.modules.features.recurrent import GRU
+from torchppo.modules.heads.action_heads import ContinuousHead
+from torchppo.modules.heads.categorical_value import CategoricalValue
+from torchppo.modules.heads.continuous import beta, gaussian, gsde, tanh_gaussian
+from torchppo.modules.heads.networks import StateIndependentScale
+from torchppo.modules.heads.value_heads import HuberValue, PopArtValue, SquaredErrorValue, ValueHead, squared_error
+from torchppo.modules.objectives.clip import ClipPPOLoss, clipped_surrogate
+from torchppo.modules.objectives.kl_penalty import Adaptive, KLPENPPOLoss
+from torchppo.modules.objectives.ppo_loss import LOSS_PREFIX, PPOLoss, entropy_of, kl_between, kl_estimate
 
 Array = NDArray[np.float64]
 Parameters = dict[str, Array]

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.memories import GRU, LSTM, Memory, Remembering, windows_of
-from torchppo.modules.transformer import Transformer
+from torchppo.modules.features.extractor import Remembering
+from torchppo.modules.features.recurrent import GRU, LSTM, Memory, windows_of
+from torchppo.modules.features.transformer import Transformer
 
 NUM_INPUTS, BATCH = 3, 4
 MEMORIES: dict[str, Callable[[int], Memory]] = {

@@ -10,27 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch import distributions as D  # noqa: N812
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
-from torchrl.modules import IndependentNormal
 
-from ..errors import ConfigurationError
-from . import distributions
-from .factors import Factor, Factors
-from .head_networks import (
+from ...errors import ConfigurationError
+from ..distributions import action as distributions
+from ..distributions.joint import Factor, Factors
+from ..features.bodies import FullPrecision, orthogonal_
+from .networks import (
     GAIN,
-    Concentrations,
-    FullPrecision,
-    IntoBounds,
-    Logits,
-    Redraw,
+    Parameters,
     Split,
-    StateDependentExploration,
-    StateDependentScale,
-    StateIndependentScale,
-    TanhFraction,
     Together,
-    Unmasked,
 )
-from .networks import orthogonal_
 
 Path = tuple[str, ...]
 
@@ -65,114 +55,7 @@ class Head:
 ContinuousHead = Callable[[int, TensorSpec], Head]
 
 
-def gaussian(width: int, spec: TensorSpec, *, log_std: float = 0.0, state_dependent: bool = False) -> Head:
-    """A Gaussian over actions, which the environment clips.
-
-    Args:
-        width: of the features.
-        spec: of the actions, `[*, n]`.
-        log_std: initial logarithm of the scale, in units of the action.
-        state_dependent: whether the scale is a function of the features, not one parameter for all states.
-
-    """
-    network = normal_network(width, spec.shape[-1], log_std, state_dependent)
-    return Head(network, ["loc", "scale"], partial(IndependentNormal, validate_args=False))
-
-
-def tanh_gaussian(width: int, spec: TensorSpec, *, log_std: float = 0.0, state_dependent: bool = False) -> Head:
-    """A Gaussian that a tanh squashes into the bounds.
-
-    Args:
-        width: of the features.
-        spec: of the actions, `[*, n]`.
-        log_std: initial logarithm of the scale in front of the tanh, where the bounds are at infinity.
-        state_dependent: whether the scale is a function of the features, not one parameter for all states.
-
-    Raises:
-        ConfigurationError: if a bound is not finite.
-
-    """
-    low, high = finite_bounds(spec, "tanh_gaussian")
-    return Head(
-        normal_network(width, spec.shape[-1], log_std, state_dependent),
-        ["loc", "scale"],
-        partial(distributions.SquashedNormal, low=low.tolist(), high=high.tolist(), validate_args=False),
-        sample_key="action_sample",
-        to_action=nn.Sequential(TanhFraction(), IntoBounds(low, high)),
-    )
-
-
-def beta(width: int, spec: TensorSpec) -> Head:
-    """A beta distribution between the bounds of actions `[*, n]`, over features of `width`.
-
-    Raises:
-        ConfigurationError: if a bound is not finite.
-
-    """
-    low, high = finite_bounds(spec, "beta")
-    return Head(
-        FullPrecision(Unmasked(Concentrations(width, spec.shape[-1]))),
-        ["alpha", "beta"],
-        partial(distributions.IndependentBeta, validate_args=False),
-        sample_key="action_sample",
-        to_action=IntoBounds(low, high),
-    )
-
-
-def gsde(width: int, spec: TensorSpec, *, log_std: float = -2.0, num_steps: int = 8) -> Head:
-    """A Gaussian whose noise is a function of the features that changes only every few steps.
-
-    Args:
-        width: of the features.
-        spec: of the actions, `[*, n]`.
-        log_std: initial logarithm of the scale of the noise's weights, in units of the action per feature.
-        num_steps: mean number of steps between two drawings of the weights within an episode.
-
-    Raises:
-        ConfigurationError: if `num_steps` is below 1.
-
-    Source: Raffin et al. 2021, "Smooth exploration for robotic reinforcement learning".
-
-    """
-    if num_steps < 1:
-        raise ConfigurationError(
-            f"head.num_steps={num_steps} must be at least 1; with more than an episode has, noise changes with episodes"
-        )
-    network = StateDependentExploration(width, spec.shape[-1], log_std)
-    return Head(
-        FullPrecision(Unmasked(network)),
-        ["loc", "scale", "perturbation"],
-        partial(distributions.StateDependentNoise, validate_args=False),
-        noise_shape=(width, spec.shape[-1]),
-        redraw=Redraw(1 / num_steps),
-    )
-
-
-def normal_network(width: int, num_actions: int, log_std: float, state_dependent: bool) -> nn.Module:
-    """Features `[*, width]` to the mean and the scale of a Gaussian, `[*, num_actions]` each."""
-    if state_dependent:
-        return FullPrecision(Unmasked(StateDependentScale(width, num_actions, log_std)))
-    loc = orthogonal_(nn.Linear(width, num_actions), GAIN)
-    return FullPrecision(Unmasked(StateIndependentScale(loc, num_actions, log_std)))
-
-
-def finite_bounds(spec: TensorSpec, head: str) -> tuple[Tensor, Tensor]:
-    """The bounds of one action, `[n]` each.
-
-    Raises:
-        ConfigurationError: if they are not finite or have no room between them.
-
-    """
-    if isinstance(spec, Bounded):
-        low, high = (bound.reshape(-1, spec.shape[-1])[0] for bound in (spec.space.low, spec.space.high))
-        if ((high > low) & (high - low).isfinite()).all():
-            return low, high
-    raise ConfigurationError(
-        f"head={head} needs finite bounds, each low below its high, not {spec}; head=gaussian needs none"
-    )
-
-
-def make_head(action_spec: TensorSpec, num_batch: int, width: int, continuous: ContinuousHead = gaussian) -> Head:
+def make_head(action_spec: TensorSpec, num_batch: int, width: int, continuous: ContinuousHead) -> Head:
     """The head of an action space.
 
     Args:
@@ -256,3 +139,52 @@ def composite_head(heads: dict[Path, Head], shapes: Sequence[torch.Size], dtypes
         to_action=Split(shapes, dtypes, [head.to_action or nn.Identity() for head in heads.values()]),
         action_keys=[("action", *path) for path in heads],
     )
+
+
+class Unmasked(nn.Module):
+    """Refuses a mask on behalf of a network whose actions are no choices."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Wrap a network that takes no mask."""
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: Tensor, mask: Tensor | None = None, **carried: Tensor | None) -> Parameters:
+        """What the network makes of everything but the mask.
+
+        Raises:
+            ConfigurationError: if there is a mask.
+
+        """
+        if mask is not None:
+            raise ConfigurationError(
+                "action_mask is for a Discrete or MultiDiscrete action space, and this is another; "
+                "leave it out of the observations"
+            )
+        parameters: Parameters = self.network(features, **carried)
+        return parameters
+
+
+class Logits(nn.Module):
+    """One logit for every choice."""
+
+    def __init__(self, width: int, num_choices: int) -> None:
+        """Start with nearly equal odds."""
+        super().__init__()
+        self.linear = orthogonal_(nn.Linear(width, num_choices), GAIN)
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Parameters:
+        """`[*, width], mask [*, choices] -> logits [*, choices]`, never to be chosen where the mask is zero.
+
+        Raises:
+            ConfigurationError: if the mask is not of all choices.
+
+        """
+        logits: Tensor = self.linear(features)
+        if mask is None:
+            return (logits,)
+        if mask.shape[-1] != logits.shape[-1]:
+            raise ConfigurationError(
+                f"action_mask has {mask.shape[-1]} entries; it needs one for each of {logits.shape[-1]} choices"
+            )
+        return (distributions.masked_logits(logits, mask),)

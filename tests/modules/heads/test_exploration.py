@@ -12,8 +12,8 @@ from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchppo.modules.actor_critic import ActorCritic, make_actor_critic
-from torchppo.modules.heads import gsde
-from torchppo.modules.networks import mlp
+from torchppo.modules.features.bodies import mlp
+from torchppo.modules.heads.continuous import gsde
 
 N = 5
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Unbounded
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.memories import LSTM, Memory
-from torchppo.modules.networks import mlp
+from torchppo.modules.features.bodies import mlp
+from torchppo.modules.features.extractor import Trunk, TrunkMaker, name_of, normalizers_of, observation_of
+from torchppo.modules.features.recurrent import LSTM, Memory
 from torchppo.modules.normalizers import ObservationNormalizer
-from torchppo.modules.trunks import Trunk, TrunkMaker, name_of, normalizers_of, observation_of
 
 NUM_ENVS = 6
 NESTED = Composite(

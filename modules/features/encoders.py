@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchrl.data import Binary, Bounded, Categorical, MultiCategorical, OneHot, TensorSpec, Unbounded
 
-from ..errors import ConfigurationError
-from .networks import Float, nature_cnn, orthogonal_
+from ...errors import ConfigurationError
+from .bodies import Float, orthogonal_
+from .image_bodies import nature_cnn
 
 MAX_ONE_HOT = 1024
 """Largest number of categories that are told apart by one input each."""

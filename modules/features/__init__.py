@@ -1,0 +1,1 @@
+"""From observations to features: encoders, bodies and memories."""
