@@ -1,6 +1,6 @@
 """`python -m torchppo`."""
 
-from .pipelines.cli import main
+from .pipelines.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -24,7 +24,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from torchppo.pipelines.report import read_curve
+from torchppo.pipelines.run_files.summary import read_curve
 
 HERE = Path(__file__).parent
 FIGURES = ("env", "seed", "frames", "eval_return_mean", "eval_return_std", "train_return_mean", "frames_per_second")

@@ -73,7 +73,7 @@ class Clock:
 
 def configuration(work: Workload, extra: tuple[str, ...] = ()) -> Any:
     """Of our training."""
-    from torchppo.pipelines.configuration import compose
+    from torchppo.pipelines.cli.config import compose
 
     overrides = [
         f"env={'atari' if work.is_atari else 'gymnasium'}",
@@ -231,7 +231,7 @@ def collection(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
     from torchppo.envs import make_vector_env
     from torchppo.modules.actor_critic import make_actor_critic
     from torchppo.modules.features.bodies import mlp
-    from torchppo.pipelines.collectors import Collector
+    from torchppo.pipelines.collectors.collector import Collector
 
     options = {key: int(value) for key, value in (word.split("=") for word in extra)}
     env = make_vector_env(work.env_id, work.num_envs, **options)  # type: ignore[arg-type]

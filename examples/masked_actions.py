@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from torchppo.pipelines.cli import main
+from torchppo.pipelines.cli.main import main
 
 SIZE = 5
 

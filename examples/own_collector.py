@@ -12,8 +12,8 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
-from torchppo.pipelines.cli import main
-from torchppo.pipelines.torchrl_rollouts import SteppedRollouts
+from torchppo.pipelines.cli.main import main
+from torchppo.pipelines.collectors.torchrl import SteppedRollouts
 
 
 class RecordedRollouts:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchppo.modules.heads.value_heads import ValueHead, last_layer
 from torchppo.modules.normalizers import Reduce, alone
-from torchppo.pipelines.cli import main
+from torchppo.pipelines.cli.main import main
 
 
 class ExpectileValue(ValueHead):

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from torchppo.pipelines.cli import main
+from torchppo.pipelines.cli.main import main
 
 
 class Fourier(nn.Module):

@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from torchppo.pipelines.cli import main
+from torchppo.pipelines.cli.main import main
 
 
 class Reach(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):

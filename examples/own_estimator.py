@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.objectives.value import ValueEstimatorBase
 
-from torchppo.pipelines.cli import main
+from torchppo.pipelines.cli.main import main
 
 
 class UpgoingReturn(ValueEstimatorBase):

@@ -17,7 +17,7 @@ from torchrl.data import TensorSpec
 from torchppo.modules.features.bodies import FullPrecision, orthogonal_
 from torchppo.modules.heads.action_heads import Head, Unmasked
 from torchppo.modules.heads.networks import StateIndependentScale
-from torchppo.pipelines.cli import main
+from torchppo.pipelines.cli.main import main
 
 
 class IndependentLaplace(D.Independent[D.Laplace]):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchppo.modules.features.recurrent import Memory
-from torchppo.pipelines.cli import main
+from torchppo.pipelines.cli.main import main
 
 
 class Traces(Memory):

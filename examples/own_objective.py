@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchppo.modules.objectives.clip import clipped_surrogate
 from torchppo.modules.objectives.ppo_loss import PPOLoss
-from torchppo.pipelines.cli import main
+from torchppo.pipelines.cli.main import main
 
 
 class DualClipPPOLoss(PPOLoss):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchppo.modules.features.bodies import orthogonal_
-from torchppo.pipelines.cli import main
+from torchppo.pipelines.cli.main import main
 
 
 class Block(nn.Module):

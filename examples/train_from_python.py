@@ -10,9 +10,9 @@ from torchppo.envs import make_vector_env
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.objectives.clip import ClipPPOLoss
-from torchppo.pipelines.collectors import Collector
+from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.ppo import PPO
-from torchppo.pipelines.updates import MinibatchUpdate
+from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 
 
 def main(total_frames: int = 50_000) -> PPO:

@@ -1,7 +1,7 @@
 """Act with a trained policy in a loop of your own: python use_policy.py runs/cartpole/<run>/checkpoints/best.ckpt.
 
 For Gymnasium environments whose observation and action are one array each. Any others, Atari's among them, are played
-as TensorDicts: `ppo, cfg, env = restore(...)`, then `torchppo.pipelines.evaluation.evaluate(ppo.actor, env, episodes)`.
+as TensorDicts: `ppo, cfg, env = restore(...)`, then `torchppo.pipelines.episodes.evaluate(ppo.actor, env, episodes)`.
 """
 
 import sys

@@ -27,9 +27,9 @@ from ..envs.failures import environment_failure
 from ..errors import ConfigurationError, EnvironmentFailure, TorchPPOError
 from ..modules.features.extractor import memories_of
 from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
-from .flat_adam import why_no_graph
-from .graphs import Compile
+from .compiled.flat_adam import why_no_graph
 from .ppo import PPO
+from .step_factory import Compile
 
 STEPS_TO_TRACE = 300
 POLICY_STEPS_TO_COMPILE = 30_000

@@ -22,13 +22,14 @@ from ..errors import ConfigurationError, NumericalError
 from ..modules.heads.value_heads import ValueHead
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from ..modules.objectives.kl_penalty import Adaptive
-from .experience import Data, Experience
+from .compiled.optimizer_step import GraphStep, refuse_hooks
+from .distributed import gathered, num_ranks, summed
 from .garbage import SpareGarbageCollector
-from .graphs import Compile, checked_compile
-from .optimization import EagerStep, GraphStep, refuse_hooks, refuse_other_types
-from .ranks import gathered, num_ranks, summed
-from .sides import let_learn, optimizer_of
-from .updates import MinibatchUpdate
+from .param_groups import let_learn, optimizer_of
+from .rollout_batch import Data, Experience
+from .step_factory import Compile, checked_compile, refuse_other_types
+from .updates.eager_step import EagerStep
+from .updates.minibatch import MinibatchUpdate
 
 Schedule = Callable[[float], float]
 

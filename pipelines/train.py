@@ -30,13 +30,14 @@ from .build import (
     seed_of,
     traces_evaluation,
 )
-from .callbacks import EvaluateAndSave, ProgressBar, Stopwatch
-from .collectors import seconds_of
-from .evaluation import Evaluation, envs_for, evaluate
+from .callbacks.evaluation import EvaluateAndSave
+from .callbacks.progress import ProgressBar, Stopwatch
+from .callbacks.stop_on_signal import StopOnSignal
+from .collectors.collector import seconds_of
+from .episodes import Evaluation, envs_for, evaluate
 from .precision import bf16_speed
-from .report import Summary, plot_learning_curve, print_files, print_summary, write_summary
-from .signals import StopOnSignal
-from .video import try_to_film
+from .run_files.summary import Summary, plot_learning_curve, print_files, print_summary, write_summary
+from .run_files.video import try_to_film
 
 
 def train(cfg: DictConfig, overrides: list[str]) -> int:

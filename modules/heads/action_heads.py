@@ -15,12 +15,7 @@ from ...errors import ConfigurationError
 from ..distributions import action as distributions
 from ..distributions.joint import Factor, Factors
 from ..features.bodies import FullPrecision, orthogonal_
-from .networks import (
-    GAIN,
-    Parameters,
-    Split,
-    Together,
-)
+from .networks import GAIN, Parameters, Split, Together
 
 Path = tuple[str, ...]
 

@@ -17,7 +17,7 @@ from tensordict import TensorDict
 
 from torchppo.envs import make_env
 from torchppo.envs.wrappers import ActionMask, random_action
-from torchppo.pipelines.cli import main
+from torchppo.pipelines.cli.main import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Train = Callable[[str, list[str]], Path]

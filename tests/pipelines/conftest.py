@@ -19,9 +19,9 @@ from torchppo.modules.heads.action_heads import ContinuousHead
 from torchppo.modules.heads.continuous import gaussian
 from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.modules.objectives.ppo_loss import PPOLoss
-from torchppo.pipelines.collectors import Collector
+from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.ppo import PPO
-from torchppo.pipelines.updates import MinibatchUpdate
+from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 
 GAMMA, LMBDA = 0.9, 0.8
 ADAM = partial(torch.optim.Adam, lr=1e-3, eps=1e-5)

@@ -41,9 +41,9 @@ from torchppo.pipelines.build import (
     schedules_of,
     seed_of,
 )
-from torchppo.pipelines.collectors import seconds_of
-from torchppo.pipelines.configuration import compose
-from torchppo.pipelines.graphs import Compile
+from torchppo.pipelines.cli.config import compose
+from torchppo.pipelines.collectors.collector import seconds_of
+from torchppo.pipelines.step_factory import Compile
 
 CONF = Path(__file__).parents[2] / "conf"
 NUMBERS = count()

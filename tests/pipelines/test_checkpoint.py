@@ -19,8 +19,9 @@ import torch
 
 from torchppo.errors import CheckpointError
 from torchppo.pipelines.build import EVALUATION_RANK, seed_of
-from torchppo.pipelines.checkpoint import evaluate_checkpoint, load_checkpoint, restore
-from torchppo.pipelines.cli import main
+from torchppo.pipelines.checkpoint import load_checkpoint, restore
+from torchppo.pipelines.cli.main import main
+from torchppo.pipelines.evaluate import evaluate_checkpoint
 
 TRAINING = (
     *("experiment=cartpole", "total_frames=512", "collector.frames_per_env=32", "update.epochs=2", "seed=3"),

@@ -27,9 +27,9 @@ from torchppo.modules.normalizers import ObservationNormalizer, RewardNormalizer
 from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
 from torchppo.modules.objectives.ppo_loss import PPOLoss
-from torchppo.pipelines.collectors import Collector
+from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.ppo import PPO
-from torchppo.pipelines.updates import MinibatchUpdate
+from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 
 GAMMA, LMBDA = 0.9, 0.8
 SILENT: dict[str, Any] = {

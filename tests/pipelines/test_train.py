@@ -31,9 +31,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import torchppo
 from torchppo.pipelines import train as train_module
-from torchppo.pipelines.cli import main
-from torchppo.pipelines.configuration import compose
-from torchppo.pipelines.evaluation import Evaluation
+from torchppo.pipelines.cli.config import compose
+from torchppo.pipelines.cli.main import main
+from torchppo.pipelines.episodes import Evaluation
 from torchppo.pipelines.ppo import PPO
 
 TINY = (

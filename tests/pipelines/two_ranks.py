@@ -17,10 +17,10 @@ from torchppo.modules.features.recurrent import GRU
 from torchppo.modules.normalizers import ObservationNormalizer
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
 from torchppo.pipelines.build import seed_of
-from torchppo.pipelines.collectors import Collector
+from torchppo.pipelines.collectors.collector import Collector
+from torchppo.pipelines.distributed import normalized, summed
 from torchppo.pipelines.ppo import PPO
-from torchppo.pipelines.ranks import normalized, summed
-from torchppo.pipelines.updates import MinibatchUpdate
+from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 
 
 def gathered(tensor: Tensor) -> list[Tensor]:

@@ -310,7 +310,7 @@ def test_a_leaf_without_a_head_is_refused_with_its_path_and_what_is_supported(sp
     with pytest.raises(ConfigurationError, match=r"^action is .*supported are Discrete"):
         make_head(batched(spec), 1, WIDTH, gaussian)
     with pytest.raises(ConfigurationError, match=r"^action\.left is .*supported are Discrete"):
-        make_head(batched(Composite(left=spec, shape=())), 1, WIDTH)
+        make_head(batched(Composite(left=spec, shape=())), 1, WIDTH, gaussian)
 
 
 class TestStateDependentExploration:

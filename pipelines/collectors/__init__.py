@@ -1,0 +1,1 @@
+"""Collectors: from an environment and a policy to rollouts."""

@@ -1,0 +1,1 @@
+"""Optional acceleration: steps as graphs."""

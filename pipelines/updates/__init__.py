@@ -1,0 +1,1 @@
+"""From one rollout to a better policy."""

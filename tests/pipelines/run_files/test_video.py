@@ -1,0 +1,77 @@
+"""A film is of what an environment shows, or there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from gymnasium import spaces
+from tensordict.nn import TensorDictModule
+from torch import nn
+
+from torchppo.envs import SerialVectorEnv, VectorEnv
+from torchppo.errors import EnvironmentFailure
+from torchppo.pipelines.run_files.video import record_video
+
+
+class Shown(gymnasium.Env[Any, Any]):
+    """Five steps, each of which shows what `frame` makes of its number."""
+
+    metadata = {"render_fps": 10}  # noqa: RUF012
+    observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (2,))
+
+    def __init__(self, frame: Any) -> None:
+        self.frame, self.render_mode = frame, None if frame is None else "rgb_array"
+        self.num_steps, self.closed = 0, False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.num_steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.num_steps += 1
+        return np.zeros(2, np.float32), 0.0, self.num_steps == 5, False, {}
+
+    def render(self) -> Any:
+        return self.frame(self.num_steps)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def filmed(shown: Shown, path: Path) -> None:
+    actor = TensorDictModule(nn.Linear(2, 2), ["observation"], ["action"])
+    record_video(actor, VectorEnv(SerialVectorEnv([lambda: shown])), path)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the reader leaves its pipes open
+def test_has_the_size_and_the_frames_of_an_episode(tmp_path: Path) -> None:
+    shown = Shown(lambda step: np.full((32, 48, 3), 40 * step, np.uint8))
+    filmed(shown, tmp_path / "films" / "one.mp4")
+    reader = imageio_ffmpeg.read_frames(str(tmp_path / "films" / "one.mp4"))
+    meta = next(reader)
+    frames = [np.frombuffer(frame, np.uint8).reshape(32, 48, 3) for frame in reader]
+    assert (meta["size"], meta["fps"]) == ((48, 32), 10.0)
+    np.testing.assert_allclose([frame.mean() for frame in frames], [40, 80, 120, 160], atol=4)
+    assert shown.closed
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (None, "renders no rgb_array"),
+        (lambda _: np.zeros((32, 48, 3)), r"shows float64 \(32, 48, 3\), not uint8 \[height, width, 3\]"),
+        (lambda _: np.zeros((32, 48, 4), np.uint8), r"shows uint8 \(32, 48, 4\)"),
+        (lambda _: np.zeros((32, 48), np.uint8), r"shows uint8 \(32, 48\)"),
+        (lambda step: np.zeros((32 * step, 48, 3), np.uint8), r"a frame of \(64, 48, 3\) follows one of \(32, 48, 3\)"),
+    ],
+)
+def test_what_is_no_picture_is_not_filmed(frame: Any, message: str, tmp_path: Path) -> None:
+    shown = Shown(frame)
+    with pytest.raises(EnvironmentFailure, match=message):
+        filmed(shown, tmp_path / "one.mp4")
+    assert shown.closed

@@ -1,0 +1,108 @@
+"""Two processes train one policy on data of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from torchppo.pipelines.distributed import normalized, num_ranks, summed
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+
+
+def test_one_process_is_one_rank_whose_sum_is_its_own() -> None:
+    assert num_ranks() == 1
+    assert summed(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
+
+
+def test_normalized_equals_numpy() -> None:
+    values = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)) * 5 + 2
+    expected = (values.double().numpy() - values.double().numpy().mean()) / values.double().numpy().std()
+    np.testing.assert_allclose(normalized(values.unsqueeze(0))[0].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_are_normalized_each_by_itself() -> None:
+    values = torch.randn(4, 5, 1, generator=torch.Generator().manual_seed(0)) * 5 + 2
+    array = values.double().numpy()
+    expected = (array - array.mean((1, 2), keepdims=True)) / array.std((1, 2), keepdims=True)
+    np.testing.assert_allclose(normalized(values).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("value", "count"), [(100.7, 64), (33.3, 2048), (0.1, 64), (1000.1, 3), (0.0, 5), (7.0, 1)])
+def test_equal_numbers_are_normalized_to_zero(value: float, count: int) -> None:
+    assert normalized(torch.full((1, count), value)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("eager", "0", "none"), ("compiled", "0.02", "none"), ("eager", "0", "gru")],
+    ids=["eager", "compiled", "memory"],
+)
+def test_two_processes_share_weights_and_statistics_after_every_step(words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout.strip().splitlines()[-1])
+    both = np.concatenate([np.arange(4.0), np.arange(4.0) + 10])
+    expected = (both - both.mean()) / both.std()
+    assert report["frames"] == 256, "frames count over all ranks"
+    assert report["steps"] >= 2
+    assert report["largest_difference"] == 0.0
+    assert report["same_data"] is False
+    assert report["same_statistics"]
+    assert report["same_beta"]
+    assert report["same_episodes"]
+    assert report["episodes"] == report["all_own_episodes"] > report["own_episodes"], "of all ranks"
+    np.testing.assert_allclose(report["normalized"], expected[:4], rtol=1e-5)
+
+
+BROKEN = """
+import os
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Broken(CartPoleEnv):
+    def step(self, action):
+        if os.environ.get("LOCAL_RANK") == "1":
+            raise ValueError("it fell off the table")
+        return super().step(action)
+
+gymnasium.register("Broken-v0", entry_point=Broken, max_episode_steps=20)
+"""
+
+
+def train_on_two_ranks(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """From the command line."""
+    ranks = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
+    return subprocess.run(
+        [sys.executable, "-m", "torchppo", "train", *ranks, "compile=false", *overrides],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_ranks_leave_one_directory_behind_which_they_need_not_be_given(tmp_path: Path) -> None:
+    short = ["total_frames=1024", "eval.episodes=1", "eval.video=false", "logger=csv"]
+    done = train_on_two_ranks(tmp_path, "experiment=cartpole", *short)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (run_dir,) = (tmp_path / "runs" / "cartpole").iterdir()
+    assert {"config.yaml", "overrides.yaml", "summary.json", "metrics.csv"} <= {path.name for path in run_dir.iterdir()}
+    assert json.loads((run_dir / "summary.json").read_text())["frames"] == 1024
+
+
+def test_an_environment_that_fails_on_one_rank_ends_the_training_on_all_with_its_words(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    done = train_on_two_ranks(tmp_path, "env.id=broken:Broken-v0", "run_dir=run", "logger=[]")
+    assert done.returncode == 3, done.stderr[-2000:]
+    assert "torchppo: on rank 1: an environment failed: ValueError: it fell off the table" in done.stderr
+    assert done.stderr.count("Traceback") == 1, "the environment's own"
