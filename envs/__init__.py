@@ -3,23 +3,23 @@
 import gymnasium
 
 from .make import make_env, make_vector_env
-from .spaces.specs import ALL, StepArrays, leaves
-from .torchrl import EPISODE, batched
-from .vector.atari import HalvesVectorEnv
+from .spaces.specs import ALL_ENVS, StepArrays, leaf_arrays
+from .torchrl import EPISODE_KEYS, batched
+from .vector.atari import SplitAtariVectorEnv
 from .vector.serial import SerialVectorEnv
-from .vector.subprocess import WorkerVectorEnv
+from .vector.subprocess import SubprocessVectorEnv
 from .vector_env import VectorEnv
 
 __all__ = [
-    "ALL",
-    "EPISODE",
-    "HalvesVectorEnv",
+    "ALL_ENVS",
+    "EPISODE_KEYS",
     "SerialVectorEnv",
+    "SplitAtariVectorEnv",
     "StepArrays",
+    "SubprocessVectorEnv",
     "VectorEnv",
-    "WorkerVectorEnv",
     "batched",
-    "leaves",
+    "leaf_arrays",
     "make_env",
     "make_vector_env",
 ]

@@ -14,9 +14,9 @@ from gymnasium.wrappers import NormalizeObservation, OrderEnforcing, TimeLimit
 from ..errors import ConfigurationError, EnvironmentFailure, did_you_mean
 from .failures import environment_failure
 from .vector.atari import make_atari_vector, num_cores
-from .vector.forked_call import apart
+from .vector.forked_call import run_in_subprocess
 from .vector.serial import Maker, SerialVectorEnv, close
-from .vector.subprocess import WorkerVectorEnv
+from .vector.subprocess import SubprocessVectorEnv
 from .vector_env import VectorEnv
 from .wrappers import RawEpisodeReward, random_action
 
@@ -72,7 +72,7 @@ def make_vector_env(
         num_workers = fastest_num_workers(maker, num_envs, step_timeout)
     if num_workers == 0:
         return VectorEnv(SerialVectorEnv([maker] * num_envs))
-    return VectorEnv(WorkerVectorEnv([maker] * num_envs, num_workers, step_timeout))
+    return VectorEnv(SubprocessVectorEnv([maker] * num_envs, num_workers, step_timeout))
 
 
 def fastest_num_workers(maker: Maker, num_envs: int, step_timeout: float = 60.0) -> int:
@@ -84,7 +84,7 @@ def fastest_num_workers(maker: Maker, num_envs: int, step_timeout: float = 60.0)
     cores = min(num_cores(), num_envs)
     if cores < 2:
         return 0
-    seconds = apart(partial(seconds_of_a_step, maker), step_timeout)
+    seconds = run_in_subprocess(partial(seconds_of_a_step, maker), step_timeout)
     parallel = math.ceil(num_envs / cores) * seconds + cores * HANDOVER_SECONDS
     return cores if num_envs * seconds > 1.2 * parallel else 0
 

@@ -7,7 +7,7 @@ from torchrl.envs import Compose, DoubleToFloat, EnvBase, RewardSum, SerialEnv, 
 
 from .vector_env import VectorEnv
 
-EPISODE = ("episode_reward", "step_count")
+EPISODE_KEYS = ("episode_reward", "step_count")
 """What says how an episode has gone so far."""
 
 
@@ -29,7 +29,7 @@ def batched(env: EnvBase) -> EnvBase:
         env = SerialEnv(1, lambda: single)
     known = env.observation_spec.keys(include_nested=True)
     transforms: list[Transform] = [
-        transform() for key, transform in zip(EPISODE, (RewardSum, StepCounter), strict=True) if key not in known
+        transform() for key, transform in zip(EPISODE_KEYS, (RewardSum, StepCounter), strict=True) if key not in known
     ]
     specs = [spec for one in (env.input_spec, env.output_spec) for spec in one.values(True, True)]
     if any(spec.dtype == torch.float64 for spec in specs):

@@ -20,7 +20,7 @@ from torchrl.envs import EnvBase
 from ..errors import ConfigurationError, EnvironmentFailure
 from .failures import environment_failure
 from .spaces.encoding import as_it_is, conversion, encoder
-from .spaces.specs import ALL, StepArrays, action_spec, entries, leaves, observation_dtype, observation_spec
+from .spaces.specs import ALL_ENVS, StepArrays, action_spec, entries, leaf_arrays, observation_dtype, observation_spec
 
 
 class VectorEnv(EnvBase):
@@ -52,7 +52,7 @@ class VectorEnv(EnvBase):
         self.vector: Any = vector
         self.is_closed = False  # TorchRL's own start is closed
         self.num_envs: int = vector.num_envs
-        self._by_rows = isinstance(vector, RowsVectorEnv)
+        self._by_rows = isinstance(vector, SlicedVectorEnv)
         if not self._by_rows:
             _refuse_coded(vector)
         self._declare_specs()
@@ -101,7 +101,7 @@ class VectorEnv(EnvBase):
             raise environment_failure("an environment failed", error) from None
         return observation.astype(self._dtype, copy=False)
 
-    def send(self, action: NDArray[Any] | dict[NestedKey, NDArray[Any]], rows: slice = ALL) -> None:
+    def send(self, action: NDArray[Any] | dict[NestedKey, NDArray[Any]], rows: slice = ALL_ENVS) -> None:
         """Give the environments in `rows` their actions, as the policy chose them: `[rows, *action]`.
 
         Where the action space is a Dict or Tuple, these are the leaves: `{("action", "move"): [rows, *move], ...}`.
@@ -115,21 +115,21 @@ class VectorEnv(EnvBase):
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises is its own failure
             raise environment_failure("an environment failed", error) from None
 
-    def receive(self, rows: slice = ALL) -> StepArrays:
+    def receive(self, rows: slice = ALL_ENVS) -> StepArrays:
         """What the step of the environments in `rows` left behind; the next step may overwrite it."""
         if self._by_rows:
             return self.vector.receive(rows)
         observation, reward, terminated, truncated, _ = self._stepped
         return StepArrays(observation, reward, terminated, truncated, self._no_raw)
 
-    def halves(self) -> list[slice]:
+    def double_buffer_groups(self) -> list[slice]:
         """Two equal runs of environments that can be sent actions and received from apart.
 
         Raises:
             ConfigurationError: if there are none.
 
         """
-        parts = self.vector.halves() if self._by_rows else []
+        parts = self.vector.double_buffer_groups() if self._by_rows else []
         if not parts:
             raise ConfigurationError(
                 "collector.double_buffer=true needs two workers, or two environments of an Atari game; set "
@@ -148,7 +148,7 @@ class VectorEnv(EnvBase):
         mask = None if mask is None else mask.squeeze(-1).numpy()
         self._episode_reward[... if mask is None else mask] = 0.0
         self._step_count[... if mask is None else mask] = 0
-        return self._as_tensordict({**leaves(self.reset_arrays(mask)), **self._episodes()})
+        return self._as_tensordict({**leaf_arrays(self.reset_arrays(mask)), **self._episodes()})
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         if self._is_nested:
@@ -159,7 +159,7 @@ class VectorEnv(EnvBase):
         self._episode_reward = np.where(np.isnan(raw), self._episode_reward + reward, raw)
         self._step_count = self._step_count + 1
         arrays: dict[NestedKey, NDArray[Any]] = {
-            **leaves(observation),
+            **leaf_arrays(observation),
             "reward": reward,
             "terminated": terminated,
             "truncated": truncated,
@@ -192,19 +192,19 @@ def _refuse_coded(vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:
     if encoder(observation) is not as_it_is or entries(action):
         raise EnvironmentFailure(
             f"{vector} takes and returns arrays, and cannot have the spaces {observation} and "
-            f"{action}; torchppo.envs.SerialVectorEnv and WorkerVectorEnv can"
+            f"{action}; torchppo.envs.SerialVectorEnv and SubprocessVectorEnv can"
         )
 
 
-class RowsVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
+class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
     """Steps the environments in `rows` when it is sent their actions, and resets those it is told to."""
 
     @abstractmethod
-    def send(self, actions: Any, rows: slice = ALL) -> None:
+    def send(self, actions: Any, rows: slice = ALL_ENVS) -> None:
         """Let the environments in `rows` take a step."""
 
     @abstractmethod
-    def receive(self, rows: slice = ALL) -> StepArrays:
+    def receive(self, rows: slice = ALL_ENVS) -> StepArrays:
         """What the steps in `rows` left behind; an observation is the true one also where an episode ended."""
 
     def step(
@@ -215,7 +215,7 @@ class RowsVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
         observation, reward, terminated, truncated, raw = self.receive()
         return observation, reward, terminated, truncated, {"raw_episode_reward": raw}
 
-    def halves(self) -> list[slice]:
+    def double_buffer_groups(self) -> list[slice]:
         """Two runs of environments that can be stepped apart, or nothing where they cannot."""
         return []
 

@@ -17,16 +17,16 @@ class Traces(Memory):
     """Exponential moving averages of the features, one for every decay; a record is all of them."""
 
     decays: Tensor
-    num_past = 1  # every step needs the record before it, no older ones
+    context_length = 1  # every step needs the record before it, no older ones
 
     def __init__(self, num_inputs: int, *, decays: list[float]) -> None:
         super().__init__()
         self.register_buffer("decays", torch.tensor(decays).repeat_interleave(num_inputs), persistent=False)
-        self.num_recorded = num_inputs * len(decays)
-        self.num_features = num_inputs + self.num_recorded
+        self.state_size = num_inputs * len(decays)
+        self.num_features = num_inputs + self.state_size
 
     def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        repeats = self.num_recorded // features.shape[-1]
+        repeats = self.state_size // features.shape[-1]
         tape = [past[:, 0]]
         for now, begins in zip(features.unbind(1), is_init.unbind(1), strict=True):
             before = tape[-1].masked_fill(begins, 0.0)  # nothing of the last episode is remembered

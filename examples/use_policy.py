@@ -15,7 +15,7 @@ from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchppo.envs import make_env
 from torchppo.envs.spaces.encoding import conversion
-from torchppo.modules.features.extractor import carried_by
+from torchppo.modules.features.extractor import recurrent_state_shapes
 from torchppo.pipelines.checkpoint import restore
 
 
@@ -25,7 +25,7 @@ class Policy:
     def __init__(self, actor: torch.nn.Module, how: ExplorationType = ExplorationType.DETERMINISTIC) -> None:
         self.actor = actor.eval()
         self.how = how  # RANDOM samples as training does
-        self.carried = {key: torch.zeros(1, *shape) for key, shape in carried_by(actor).items()}
+        self.carried = {key: torch.zeros(1, *shape) for key, shape in recurrent_state_shapes(actor).items()}
 
     @torch.no_grad()
     def __call__(self, observation: np.ndarray, *, is_init: bool) -> np.ndarray:

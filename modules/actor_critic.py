@@ -15,7 +15,7 @@ from .features.recurrent import Memory
 from .heads.action_heads import ContinuousHead, make_head
 from .heads.continuous import gaussian
 from .heads.exploration import Exploring
-from .heads.sample_to_action import Acting
+from .heads.sample_to_action import SampleToAction
 from .heads.value_heads import SquaredErrorValue, ValueHead
 
 # One log-probability for a whole action, the convention of every PPO objective; read when a policy is built.
@@ -91,7 +91,7 @@ def make_actor_critic(
         TensorDictSequential(*actor_trunk.modules, *asides, policy_head),
         in_keys=policy.param_keys,
         out_keys=samples,
-        distribution_class=partial(Acting, policy) if policy.to_action else policy.distribution_class,
+        distribution_class=partial(SampleToAction, policy) if policy.to_action else policy.distribution_class,
         return_log_prob=True,
         log_prob_keys=["action_log_prob"],
         default_interaction_type=InteractionType.RANDOM,

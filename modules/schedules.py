@@ -1,4 +1,4 @@
-"""Factors of a coefficient over a training: `progress` runs from 0 to 1."""
+"""JointDistribution of a coefficient over a training: `progress` runs from 0 to 1."""
 
 from __future__ import annotations
 

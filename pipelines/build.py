@@ -25,7 +25,7 @@ from torchrl.objectives import LossModule
 from ..envs import batched
 from ..envs.failures import environment_failure
 from ..errors import ConfigurationError, EnvironmentFailure, TorchPPOError
-from ..modules.features.extractor import memories_of
+from ..modules.features.extractor import memory_keys
 from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
 from .compiled.flat_adam import why_no_graph
 from .ppo import PPO
@@ -71,7 +71,7 @@ def build_training(cfg: DictConfig, rank: int) -> Training:
         ppo = build_ppo(cfg, env)
         graph = graph_for(cfg, num_rollouts(cfg, env) * frames_per_env(cfg), POLICY_STEPS_TO_COMPILE)
         collector = call(cfg.collector, env=env, policy=ppo.actor, total_frames=cfg.total_frames, compile=graph)
-        in_sequences = bool(memories_of(ppo.actor))
+        in_sequences = bool(memory_keys(ppo.actor))
         ppo.update.check(env.batch_size.numel(), frames_per_env(cfg), in_sequences=in_sequences)
     except Exception:
         env.close()  # its workers would stay
@@ -94,7 +94,7 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     has_graph = isinstance(optimizer, partial) and not why_no_graph(optimizer.func, optimizer.keywords)
     # A graph of a memory's whole sequences takes minutes to compile, which is for the user to decide; TorchRL's losses
     # look at the values of entropies.
-    if memories_of(actor) or isinstance(objective, LossModule) or not has_graph:
+    if memory_keys(actor) or isinstance(objective, LossModule) or not has_graph:
         num_steps = 0
     return call(
         cfg.ppo,

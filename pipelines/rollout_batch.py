@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.objectives.value import ValueEstimatorBase
 
-from ..modules.features.extractor import carried_by, memories_of
+from ..modules.features.extractor import memory_keys, recurrent_state_shapes
 from .distributed import normalized
 
 Data = dict[NestedKey, Tensor]
@@ -50,7 +50,7 @@ class Experience:
         self.critic_estimator = critic_estimator
         self.normalize = normalize
         self.length = length
-        self.memories = memories_of(actor)
+        self.memories = memory_keys(actor)
 
     @torch.no_grad()
     def estimate(self) -> Data:
@@ -89,7 +89,7 @@ class Experience:
         It is worked out from the `num` frames before, except for each environment's first (Kapturowski et al. 2019,
         section 3).
         """
-        keys = {*self.actor.in_keys} - {*carried_by(self.actor)}
+        keys = {*self.actor.in_keys} - {*recurrent_state_shapes(self.actor)}
         after = self.actor.get_dist_params(frames_before(self.rollout, keys, self.memories, self.length, num))
         anew = {}
         for key in self.memories:
@@ -118,7 +118,7 @@ class Experience:
             rollout["advantage"] = normalized(rollout["advantage"].unsqueeze(0)).squeeze(0)
 
     def _data(self) -> Data:
-        carried = carried_by(self.actor)
+        carried = recurrent_state_shapes(self.actor)
         read = {*self.actor.in_keys, *self.critic.in_keys} - {*carried}
         written = {*self.actor.out_keys} - {("next", key) for key in carried}
         keys = sorted({*read, *written, "state_value", "advantage", "value_target"}, key=str)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tensordict import NestedKey
 
 from ...errors import EnvironmentFailure
-from .specs import entries, is_text, leaves
+from .specs import entries, is_text, leaf_arrays
 from .text import tokens
 
 Coder = Callable[[Any], Any]
@@ -200,7 +200,7 @@ def conversion(space: spaces.Space[Any]) -> Convert:
     def convert(actions: dict[NestedKey, NDArray[Any]]) -> NDArray[Any]:
         converted = {key: conversions[key](action) for key, action in actions.items()}
         packed = np.empty(len(next(iter(converted.values()))), dtype)
-        for key, field in leaves(packed, "action").items():
+        for key, field in leaf_arrays(packed, "action").items():
             field[...] = converted[key]
         return packed
 

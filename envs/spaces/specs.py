@@ -116,7 +116,7 @@ def box_spec(space: spaces.Box) -> TensorSpec:
     )
 
 
-ALL = slice(None)
+ALL_ENVS = slice(None)
 
 
 class StepArrays(NamedTuple):
@@ -134,7 +134,7 @@ class StepArrays(NamedTuple):
 
     def rows(self, rows: slice) -> StepArrays:
         """Views of the environments in `rows`."""
-        if rows is ALL:
+        if rows is ALL_ENVS:
             return self
         return StepArrays._make(array[rows] for array in self)
 
@@ -171,7 +171,7 @@ def observation_dtype(spec: TensorSpec) -> np.dtype[Any]:
     return np.dtype((torch.empty(0, dtype=spec.dtype).numpy().dtype, tuple(spec.shape)))
 
 
-def leaves(array: NDArray[Any], root: str = "observation") -> dict[NestedKey, NDArray[Any]]:
+def leaf_arrays(array: NDArray[Any], root: str = "observation") -> dict[NestedKey, NDArray[Any]]:
     """Views of all leaves of a structured array `[*]`, as `("observation", "image"): [*, *image]`.
 
     A plain array is its own and only leaf, `"observation"`.

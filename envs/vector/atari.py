@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import EnvironmentFailure, did_you_mean
-from ..spaces.specs import ALL, StepArrays, step_arrays_for
-from ..vector_env import Description, RowsVectorEnv, describe, seeds_of
+from ..spaces.specs import ALL_ENVS, StepArrays, step_arrays_for
+from ..vector_env import Description, SlicedVectorEnv, describe, seeds_of
 
 
-class HalvesVectorEnv(RowsVectorEnv):
+class SplitAtariVectorEnv(SlicedVectorEnv):
     """Two of ale-py's vector environments as one: the policy can act for one while the other steps in its threads.
 
     Also where it acts for both at once they are faster than one with as many threads: Linux often sends both threads
@@ -53,13 +53,13 @@ class HalvesVectorEnv(RowsVectorEnv):
                 self.arrays.observation[rows] = observation
         return self.arrays.observation, {}
 
-    def send(self, actions: Any, rows: slice = ALL) -> None:
+    def send(self, actions: Any, rows: slice = ALL_ENVS) -> None:
         """Let the environments in `rows`, those of whole halves, take a step, and do not wait for it."""
         for half, own in self._inside(rows):
-            half.send(actions[own] if rows is ALL else actions)
+            half.send(actions[own] if rows is ALL_ENVS else actions)
             self._at_work.add(half)
 
-    def receive(self, rows: slice = ALL) -> StepArrays:
+    def receive(self, rows: slice = ALL_ENVS) -> StepArrays:
         """Wait for the steps in `rows` and return what they left behind."""
         for half, own in self._inside(rows):
             observation, reward, terminated, truncated, _ = self._receive(half)
@@ -74,7 +74,7 @@ class HalvesVectorEnv(RowsVectorEnv):
         self._at_work.discard(half)
         return received
 
-    def halves(self) -> list[slice]:
+    def double_buffer_groups(self) -> list[slice]:
         """Two runs of environments that can be stepped apart, or nothing where there is one environment."""
         return [rows for _, rows in self._halves] if len(self._halves) > 1 else []
 
@@ -84,10 +84,10 @@ class HalvesVectorEnv(RowsVectorEnv):
             half.close()
 
     def _inside(self, rows: slice) -> Iterable[tuple[Any, slice]]:
-        return self._halves if rows is ALL else (pair for pair in self._halves if pair[1] == rows)
+        return self._halves if rows is ALL_ENVS else (pair for pair in self._halves if pair[1] == rows)
 
 
-def make_atari_vector(id: str, num_envs: int, **kwargs: Any) -> HalvesVectorEnv:  # noqa: A002
+def make_atari_vector(id: str, num_envs: int, **kwargs: Any) -> SplitAtariVectorEnv:  # noqa: A002
     """A batch of Atari games in ale-py's native vector environment: grey 84x84, 4 frames stacked, 4 skipped.
 
     Args:
@@ -110,7 +110,7 @@ def make_atari_vector(id: str, num_envs: int, **kwargs: Any) -> HalvesVectorEnv:
         raise EnvironmentFailure(f"there is no Atari game {id!r}{did_you_mean(id, games)}")
     options = {"reward_clipping": False, "num_threads": max(1, num_cores() // 2), **kwargs}
     try:
-        return HalvesVectorEnv(lambda num: AtariVectorEnv(spec.kwargs["game"], num, **options), num_envs)
+        return SplitAtariVectorEnv(lambda num: AtariVectorEnv(spec.kwargs["game"], num, **options), num_envs)
     except (gymnasium.error.Error, TypeError) as error:
         raise EnvironmentFailure(f"environment {id!r} cannot be made: {error}") from error
 

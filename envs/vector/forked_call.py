@@ -20,7 +20,7 @@ from ..failures import environment_failure
 Result = TypeVar("Result")
 
 
-def apart(function: Callable[[], Result], step_timeout: float) -> Result:
+def run_in_subprocess(function: Callable[[], Result], step_timeout: float) -> Result:
     """Call a function of an environment in a forked process that ends with it, within so many seconds.
 
     An environment made in this process could leave threads, locks, or a graphics driver's context behind, with which
@@ -51,7 +51,7 @@ def apart(function: Callable[[], Result], step_timeout: float) -> Result:
     return cast(Result, result)
 
 
-def begin_apart() -> None:
+def init_subprocess() -> None:
     """What a process forked for environments does first."""
     # A terminal, and others, send these to the owner's whole group; they are the owner's to answer.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -70,7 +70,7 @@ def _end_with(owner: int) -> None:
 
 
 def _send(function: Callable[[], Any], sender: Any) -> None:
-    begin_apart()
+    init_subprocess()
     try:
         told = cloudpickle.dumps((function(), None))  # spaces may hold functions without a name
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises is its own failure

@@ -10,13 +10,13 @@ import gymnasium
 from numpy.typing import NDArray
 
 from ..spaces.encoding import checked, encoded
-from ..spaces.specs import ALL, StepArrays, step_arrays_for
-from ..vector_env import RowsVectorEnv, describe, description_of, reset_indices, seeds_of
+from ..spaces.specs import ALL_ENVS, StepArrays, step_arrays_for
+from ..vector_env import SlicedVectorEnv, describe, description_of, reset_indices, seeds_of
 
 Maker = Callable[[], gymnasium.Env[Any, Any]]
 
 
-class SerialVectorEnv(RowsVectorEnv):
+class SerialVectorEnv(SlicedVectorEnv):
     """Steps its environments in turn and resets those it is told to (`AutoresetMode.DISABLED`).
 
     Gymnasium's `SyncVectorEnv` merges the `info` of all environments at every step, which costs more
@@ -54,8 +54,8 @@ class SerialVectorEnv(RowsVectorEnv):
             self.arrays.observation[index], _ = self.envs[index].reset(seed=seeds[index])
         return self.arrays.observation, {}
 
-    def send(self, actions: Any, rows: slice = ALL) -> None:
-        """Step the environments in `rows` with their `actions`; a twin of `WorkerVectorEnv.send`."""
+    def send(self, actions: Any, rows: slice = ALL_ENVS) -> None:
+        """Step the environments in `rows` with their `actions`; a twin of `SubprocessVectorEnv.send`."""
         observations, rewards, terminated, truncated, raw = self.arrays
         for index, action in zip(range(self.num_envs)[rows], actions, strict=True):
             observations[index], rewards[index], terminated[index], truncated[index], info = self.envs[index].step(
@@ -64,7 +64,7 @@ class SerialVectorEnv(RowsVectorEnv):
             if "raw_episode_reward" in info:
                 raw[index] = info["raw_episode_reward"]
 
-    def receive(self, rows: slice = ALL) -> StepArrays:
+    def receive(self, rows: slice = ALL_ENVS) -> StepArrays:
         """What the last steps in `rows` left behind; an observation is the true one also where an episode ended."""
         return self.arrays.rows(rows)
 

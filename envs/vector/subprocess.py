@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from ...errors import ConfigurationError, EnvironmentFailure
 from ..failures import environment_failure
 from ..spaces.encoding import action_dtype
-from ..spaces.specs import ALL, StepArrays, step_arrays_for
-from ..vector_env import Description, RowsVectorEnv, describe, description_of, reset_indices, seeds_of
-from .forked_call import apart, begin_apart
+from ..spaces.specs import ALL_ENVS, StepArrays, step_arrays_for
+from ..vector_env import Description, SlicedVectorEnv, describe, description_of, reset_indices, seeds_of
+from .forked_call import init_subprocess, run_in_subprocess
 from .serial import Maker, SerialVectorEnv, close
 
 
@@ -39,7 +39,7 @@ AWAKE = 1e-3
 """Seconds in which a wait gives its core to others but does not sleep: to wake up would cost 50 us and a cold core."""
 
 
-class WorkerVectorEnv(RowsVectorEnv):
+class SubprocessVectorEnv(SlicedVectorEnv):
     """Steps its environments in worker processes: the same data as `SerialVectorEnv`, bit for bit.
 
     Every worker holds a run of environments and writes what they return into memory that it shares with
@@ -64,7 +64,7 @@ class WorkerVectorEnv(RowsVectorEnv):
             raise ConfigurationError(f"env.num_workers={num_workers} must lie between 1 and env.num_envs={len(makers)}")
         if step_timeout <= 0:
             raise ConfigurationError(f"env.step_timeout={step_timeout} must be positive")
-        describe(self, apart(partial(described, makers[0]), step_timeout), len(makers))
+        describe(self, run_in_subprocess(partial(described, makers[0]), step_timeout), len(makers))
         self.arrays = step_arrays_for(self.single_observation_space, self.num_envs, shared)
         self._actions = shared((self.num_envs,), action_dtype(self.single_action_space))
         self._mask = shared((self.num_envs,), np.bool_)
@@ -97,19 +97,19 @@ class WorkerVectorEnv(RowsVectorEnv):
             worker.finish()
         return self.arrays.observation, {}
 
-    def send(self, actions: Any, rows: slice = ALL) -> None:
+    def send(self, actions: Any, rows: slice = ALL_ENVS) -> None:
         """Let the environments in `rows`, those of whole workers, take a step, and do not wait for it."""
         self._actions[rows] = actions
         for worker in self._inside(rows):
             worker.start(STEP)
 
-    def receive(self, rows: slice = ALL) -> StepArrays:
+    def receive(self, rows: slice = ALL_ENVS) -> StepArrays:
         """Wait for the steps in `rows` and return what they left behind."""
         for worker in self._inside(rows):
             worker.finish()
         return self.arrays.rows(rows)
 
-    def halves(self) -> list[slice]:
+    def double_buffer_groups(self) -> list[slice]:
         """Two runs of environments that can be stepped apart, or nothing where there is one worker."""
         if len(self._workers) < 2:
             return []
@@ -133,7 +133,7 @@ class WorkerVectorEnv(RowsVectorEnv):
                 worker.stay_on(core)
 
     def _inside(self, rows: slice) -> Iterable[_Worker]:
-        if rows is ALL:
+        if rows is ALL_ENVS:
             return self._workers
         start, stop, _ = rows.indices(self.num_envs)
         return (worker for worker in self._workers if start <= worker.rows.start and worker.rows.stop <= stop)
@@ -232,7 +232,7 @@ def _work(
     failure: Any,
 ) -> None:
     """Serve commands until the last one, or until the owner is gone."""
-    begin_apart()
+    init_subprocess()
     owner = os.getppid()
     arrays, actions, mask, seeds = tables
     vector = None

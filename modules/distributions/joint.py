@@ -12,19 +12,19 @@ from torch import distributions as D  # noqa: N812
 from .action import Shape
 
 
-class Factor(NamedTuple):
-    """One of the distributions of `Factors`, and which of its keywords is which of theirs."""
+class JointFactor(NamedTuple):
+    """One of the distributions of `JointDistribution`, and which of its keywords is which of theirs."""
 
     distribution_class: Callable[..., D.Distribution]
     keywords: Mapping[str, str]
 
 
-class Factors(D.Distribution):
+class JointDistribution(D.Distribution):
     """Independent distributions over the parts of one flat sample.
 
     Args:
         factors: in the order of their parts; events have one dimension or none.
-        parameters: of all factors, by the values of `Factor.keywords`.
+        parameters: of all factors, by the values of `JointFactor.keywords`.
 
     Samples are `[*, sum of sizes]`, float32 where any factor is continuous, else int64, and every factor is
     given its part in its own type; log-probabilities, entropies and KLs are sums over the factors.
@@ -33,7 +33,7 @@ class Factors(D.Distribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, factors: Sequence[Factor], **parameters: Tensor) -> None:
+    def __init__(self, factors: Sequence[JointFactor], **parameters: Tensor) -> None:
         """Build every factor from its own parameters."""
         self.factors = [
             factor.distribution_class(**{own: parameters[name] for own, name in factor.keywords.items()})
@@ -81,8 +81,8 @@ def log_prob_of(factor: D.Distribution, part: Tensor) -> Tensor:
     return factor.log_prob(own if factor.event_shape else own.squeeze(-1))
 
 
-@D.register_kl(Factors, Factors)  # type: ignore[untyped-decorator]
-def kl_of_factors(old: Factors, new: Factors) -> Tensor:
+@D.register_kl(JointDistribution, JointDistribution)  # type: ignore[untyped-decorator]
+def kl_of_joints(old: JointDistribution, new: JointDistribution) -> Tensor:
     """Sum of the factors' KL(old || new): `[*]`."""
     pairs = zip(old.factors, new.factors, strict=True)
     return torch.stack([D.kl_divergence(one, other) for one, other in pairs]).sum(0)

@@ -16,7 +16,7 @@ from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
 from ...errors import ConfigurationError
 from ..normalizers import ObservationNormalizer
 from .encoders import Encoders, make_encoder
-from .recurrent import Memory, windows_of
+from .recurrent import Memory, context_windows
 
 Body = Callable[[torch.Size], nn.Module]
 MASK = "action_mask"
@@ -83,7 +83,7 @@ class TrunkMaker:
         modules.append(TensorDictModule(network, modules[-1].out_keys if modules else ["observation"], [key]))
         if self.memory is None:
             return Trunk(modules, key, width, [])
-        remembering = Remembering(self.memory(width), f"{name}_memory")
+        remembering = MemoryModule(self.memory(width), f"{name}_memory")
         following = ("next", remembering.key)
         modules.append(TensorDictModule(remembering, [key, "is_init", remembering.key], [key, following]))
         return Trunk(modules, key, remembering.memory.num_features, [following])
@@ -149,14 +149,14 @@ def name_of(key: NestedKey) -> str:
     return key if isinstance(key, str) else "/".join(key[1:])
 
 
-class Carried(nn.Module, ABC):
-    """A module that reads what it wrote in the step before: under `key`, `[*, *carried_shape]`, zeros at first."""
+class RecurrentModule(nn.Module, ABC):
+    """A module that reads what it wrote in the step before: under `key`, `[*, *state_shape]`, zeros at first."""
 
     key: str
-    carried_shape: tuple[int, int]
+    state_shape: tuple[int, int]
 
 
-class Remembering(Carried):
+class MemoryModule(RecurrentModule):
     """A memory for single steps and for sequences, in a TensorDict's terms."""
 
     def __init__(self, memory: Memory, key: str) -> None:
@@ -164,28 +164,28 @@ class Remembering(Carried):
         super().__init__()
         self.memory = memory
         self.key = key
-        self.carried_shape = (memory.num_past, memory.num_recorded)
+        self.state_shape = (memory.context_length, memory.state_size)
 
     def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """Features, and the window after every step.
 
         Shapes: of steps `[batch, num_inputs], [batch, 1]`, of sequences `[batch, time, num_inputs],
-        [batch, time, 1]`, each with the past of the first step, `[batch, num_past, num_recorded]`. The window
-        is a view of the tape: `[batch, (time,) num_past, num_recorded]`.
+        [batch, time, 1]`, each with the past of the first step, `[batch, context_length, state_size]`. The window
+        is a view of the tape: `[batch, (time,) context_length, state_size]`.
         """
         is_step = features.dim() == 2
         if is_step:
             features, is_init = features.unsqueeze(1), is_init.unsqueeze(1)
         features, tape = self.memory(features, is_init, past)
-        windows = windows_of(tape, self.memory.num_past, dim=1)[:, 1:]
+        windows = context_windows(tape, self.memory.context_length, dim=1)[:, 1:]
         return (features[:, 0], windows[:, 0]) if is_step else (features, windows)
 
 
-def carried_by(policy: nn.Module) -> dict[str, tuple[int, int]]:
-    """What a policy reads that it wrote in the step before: `num_past` and `num_recorded` under every key."""
-    return {module.key: module.carried_shape for module in policy.modules() if isinstance(module, Carried)}
+def recurrent_state_shapes(policy: nn.Module) -> dict[str, tuple[int, int]]:
+    """What a policy reads that it wrote in the step before: `context_length` and `state_size` under every key."""
+    return {module.key: module.state_shape for module in policy.modules() if isinstance(module, RecurrentModule)}
 
 
-def memories_of(policy: nn.Module) -> list[str]:
+def memory_keys(policy: nn.Module) -> list[str]:
     """The keys of what a policy remembers, which learning needs too."""
-    return [module.key for module in policy.modules() if isinstance(module, Remembering)]
+    return [module.key for module in policy.modules() if isinstance(module, MemoryModule)]

@@ -1,8 +1,8 @@
 """Memories: what a policy keeps of the past, from one step to the next.
 
-A memory is a tape of records, one for every step, and what it keeps is the window of the last `num_past` of
+A memory is a tape of records, one for every step, and what it keeps is the window of the last `context_length` of
 them: a recurrent network's only record is its state, a transformer's records are the hidden states that later
-steps attend to. Acting step by step and learning from whole sequences are the same call, with a length of one
+steps attend to. SampleToAction step by step and learning from whole sequences are the same call, with a length of one
 or more.
 """
 
@@ -25,8 +25,8 @@ class Memory(nn.Module, ABC):
     """
 
     num_features: int
-    num_past: int
-    num_recorded: int
+    context_length: int
+    state_size: int
 
     @abstractmethod
     def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,33 +37,33 @@ class Memory(nn.Module, ABC):
         Args:
             features: `[batch, time, num_inputs]`.
             is_init: bool `[batch, time, 1]`, whether an episode begins with this step.
-            past: the records of the steps before, oldest first: `[batch, num_past, num_recorded]`.
+            past: the records of the steps before, oldest first: `[batch, context_length, state_size]`.
 
         Returns:
-            Features `[batch, time, num_features]`, and the tape `[batch, num_past + time, num_recorded]`.
+            Features `[batch, time, num_features]`, and the tape `[batch, context_length + time, state_size]`.
 
         """
 
 
-def windows_of(tape: Tensor, num_past: int, dim: int) -> Tensor:
-    """All runs of `num_past` records of a tape along `dim`, without a copy.
+def context_windows(tape: Tensor, context_length: int, dim: int) -> Tensor:
+    """All runs of `context_length` records of a tape along `dim`, without a copy.
 
-    Shapes: `[*, num_past + time, *, num_recorded] -> [*, time + 1, *, num_past, num_recorded]`.
+    Shapes: `[*, context_length + time, *, state_size] -> [*, time + 1, *, context_length, state_size]`.
     """
-    return tape.unfold(dim, num_past, 1).transpose(-1, -2)
+    return tape.unfold(dim, context_length, 1).transpose(-1, -2)
 
 
 class Recurrent(Memory):
     """What LSTM and GRU share: one record, the state, which passes through a cell at every step."""
 
-    num_past = 1
+    context_length = 1
 
     def __init__(self, cell: nn.LSTMCell | nn.GRUCell, num_states: int) -> None:
         """Start with orthogonal weights for every gate and zero biases."""
         super().__init__()
         self.cell = cell
         self.num_features = cell.hidden_size
-        self.num_recorded = num_states * cell.hidden_size
+        self.state_size = num_states * cell.hidden_size
         for weight in (cell.weight_ih, cell.weight_hh):
             for gate in weight.split(cell.hidden_size):
                 nn.init.orthogonal_(gate)
@@ -72,7 +72,7 @@ class Recurrent(Memory):
 
     @abstractmethod
     def step(self, features: Tensor, state: Tensor) -> Tensor:
-        """`[batch, num_inputs], [batch, num_recorded] -> [batch, num_recorded]`, the output first."""
+        """`[batch, num_inputs], [batch, state_size] -> [batch, state_size]`, the output first."""
 
     def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """See `Memory`; in full precision, because errors add up over the steps."""

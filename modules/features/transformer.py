@@ -16,7 +16,7 @@ from .recurrent import Memory, require_positive
 class Transformer(Memory):
     """A transformer over a sliding window of the past, with relative positions.
 
-    Every step attends to itself and to the `num_past` steps before it, as far as they belong to its episode. A
+    Every step attends to itself and to the `context_length` steps before it, as far as they belong to its episode. A
     record is what entered every layer at that step, and the step's age in its episode. Gated, this is GTrXL
     (Parisotto et al. 2020); without gates Transformer-XL with pre-normalisation (Dai et al. 2019).
 
@@ -25,7 +25,7 @@ class Transformer(Memory):
         width: of every layer.
         num_layers: how many.
         num_heads: of the attention; divides the width.
-        num_past: steps that are remembered.
+        context_length: steps that are remembered.
         gated: join each layer's work by a GRU-like gate instead of adding it.
 
     Raises:
@@ -40,21 +40,21 @@ class Transformer(Memory):
         width: int = 64,
         num_layers: int = 2,
         num_heads: int = 4,
-        num_past: int = 64,
+        context_length: int = 64,
         gated: bool = True,
     ) -> None:
         """Build the layers."""
         super().__init__()
-        require_positive(width=width, num_layers=num_layers, num_past=num_past)
+        require_positive(width=width, num_layers=num_layers, context_length=context_length)
         if num_heads < 1 or width % num_heads or width % 2:
             raise ConfigurationError(
                 f"policy.memory.width={width} must be even and a multiple of policy.memory.num_heads={num_heads}"
             )
         self.num_features = width
-        self.num_past = num_past
-        self.num_recorded = num_layers * width + 1
+        self.context_length = context_length
+        self.state_size = num_layers * width + 1
         self.embed = orthogonal_(nn.Linear(num_inputs, width), math.sqrt(2))
-        self.layers = nn.ModuleList([Layer(width, num_heads, num_past, gated) for _ in range(num_layers)])
+        self.layers = nn.ModuleList([Layer(width, num_heads, context_length, gated) for _ in range(num_layers)])
         self.norm = nn.LayerNorm(width)
 
     def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,10 +62,10 @@ class Transformer(Memory):
         time = features.shape[1]
         age = self.ages(is_init.squeeze(-1), past[:, -1, -1])
         # How long before a step, in rows, an entry of the tape is, in columns.
-        distance = torch.arange(time, device=age.device).unsqueeze(1) + self.num_past
-        distance = distance - torch.arange(self.num_past + time, device=age.device)
-        visible = (distance >= 0) & (distance <= self.num_past) & (distance <= age.unsqueeze(-1))
-        distance = distance.clamp(0, self.num_past)
+        distance = torch.arange(time, device=age.device).unsqueeze(1) + self.context_length
+        distance = distance - torch.arange(self.context_length + time, device=age.device)
+        visible = (distance >= 0) & (distance <= self.context_length) & (distance <= age.unsqueeze(-1))
+        distance = distance.clamp(0, self.context_length)
         hidden = self.embed(features)
         entered, tapes = past[..., :-1].chunk(len(self.layers), -1), []
         for layer, before in zip(self.layers, entered, strict=True):
@@ -86,17 +86,17 @@ class Transformer(Memory):
 class Layer(nn.Module):
     """Attention and a perceptron, each behind a normalisation and before a gate."""
 
-    def __init__(self, width: int, num_heads: int, num_past: int, gated: bool) -> None:
+    def __init__(self, width: int, num_heads: int, context_length: int, gated: bool) -> None:
         """Build the parts."""
         super().__init__()
-        self.attention = RelativeAttention(width, num_heads, num_past)
+        self.attention = RelativeAttention(width, num_heads, context_length)
         self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
         self.joins = nn.ModuleList([Gate(width) if gated else Sum(), Gate(width) if gated else Sum()])
         orthogonal_(self.perceptron, 1.0)
 
     def forward(self, hidden: Tensor, tape: Tensor, distance: Tensor, visible: Tensor) -> Tensor:
-        """`[batch, time, width]`, the tape `[batch, num_past + time, width]` of it, and who sees whom."""
+        """`[batch, time, width]`, the tape `[batch, context_length + time, width]` of it, and who sees whom."""
         norm_1, norm_2 = self.norms
         join_1, join_2 = self.joins
         hidden = join_1(hidden, self.attention(norm_1(hidden), norm_1(tape), distance, visible))
@@ -108,8 +108,8 @@ class RelativeAttention(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, width: int, num_heads: int, num_past: int) -> None:
-        """Share one sinusoidal code of distances 0 to `num_past` among the heads."""
+    def __init__(self, width: int, num_heads: int, context_length: int) -> None:
+        """Share one sinusoidal code of distances 0 to `context_length` among the heads."""
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Linear(width, width, bias=False)
@@ -118,7 +118,7 @@ class RelativeAttention(nn.Module):
         self.output = nn.Linear(width, width)
         self.content_bias = nn.Parameter(torch.zeros(num_heads, 1, width // num_heads))
         self.position_bias = nn.Parameter(torch.zeros(num_heads, 1, width // num_heads))
-        angles = torch.arange(num_past + 1).unsqueeze(1) * 10_000.0 ** (-torch.arange(0, width, 2) / width)
+        angles = torch.arange(context_length + 1).unsqueeze(1) * 10_000.0 ** (-torch.arange(0, width, 2) / width)
         self.register_buffer("positions", torch.cat([angles.sin(), angles.cos()], -1), persistent=False)
         orthogonal_(self, 1.0)
 

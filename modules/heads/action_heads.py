@@ -13,9 +13,9 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategoric
 
 from ...errors import ConfigurationError
 from ..distributions import action as distributions
-from ..distributions.joint import Factor, Factors
+from ..distributions.joint import JointDistribution, JointFactor
 from ..features.bodies import FullPrecision, orthogonal_
-from .networks import GAIN, Parameters, Split, Together
+from .networks import GAIN, ConcatHeads, Parameters, SplitAction
 
 Path = tuple[str, ...]
 
@@ -125,13 +125,13 @@ def composite_head(heads: dict[Path, Head], shapes: Sequence[torch.Size], dtypes
         )
     keywords = [{key: "/".join([*path, key]) for key in head.param_keys} for path, head in heads.items()]
     classes = [head.distribution_class for head in heads.values()]
-    factors = [Factor(one, names) for one, names in zip(classes, keywords, strict=True)]
+    factors = [JointFactor(one, names) for one, names in zip(classes, keywords, strict=True)]
     return Head(
-        Unmasked(Together([head.network for head in heads.values()])),
+        Unmasked(ConcatHeads([head.network for head in heads.values()])),
         [name for names in keywords for name in names.values()],
-        partial(Factors, factors),
+        partial(JointDistribution, factors),
         sample_key="action_sample",
-        to_action=Split(shapes, dtypes, [head.to_action or nn.Identity() for head in heads.values()]),
+        to_action=SplitAction(shapes, dtypes, [head.to_action or nn.Identity() for head in heads.values()]),
         action_keys=[("action", *path) for path in heads],
     )
 

@@ -6,12 +6,12 @@ from math import prod
 
 from torch import Tensor, nn
 
-from ..features.extractor import Carried
+from ..features.extractor import RecurrentModule
 from .action_heads import Head
 from .networks import Parameters
 
 
-class Exploring(Carried):
+class Exploring(RecurrentModule):
     """A head's network with the noise that it carries (see `Head`); learning does without."""
 
     key = "gsde_noise"
@@ -22,7 +22,7 @@ class Exploring(Carried):
         self.network = head.network
         self.redraw = redraw
         self.noise_shape = head.noise_shape
-        self.carried_shape = (1, prod(self.noise_shape))
+        self.state_shape = (1, prod(self.noise_shape))
 
     def forward(self, features: Tensor, is_init: Tensor, noise: Tensor | None, *mask: Tensor) -> Parameters:
         """The parameters of the distribution, and the noise for the next step.

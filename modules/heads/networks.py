@@ -123,7 +123,7 @@ class TanhFraction(nn.Module):
         return (value.tanh() + 1) / 2
 
 
-class Together(nn.Module):
+class ConcatHeads(nn.Module):
     """Several networks over the same features."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
@@ -136,7 +136,7 @@ class Together(nn.Module):
         return tuple(parameter for network in self.networks for parameter in network(features))
 
 
-class Split(nn.Module):
+class SplitAction(nn.Module):
     """From one flat sample to the action of every leaf.
 
     Args:

@@ -12,7 +12,7 @@ from ..distributions.action import Shape
 from .action_heads import Head
 
 
-class Acting(D.Distribution):
+class SampleToAction(D.Distribution):
     """A distribution whose samples stand for actions, which it gives out beside them.
 
     Args:
@@ -53,7 +53,7 @@ class Acting(D.Distribution):
         return (sample, actions) if isinstance(actions, Tensor) else (sample, *actions)
 
 
-@D.register_kl(Acting, Acting)  # type: ignore[untyped-decorator]
-def kl_of_acting(old: Acting, new: Acting) -> Tensor:
+@D.register_kl(SampleToAction, SampleToAction)  # type: ignore[untyped-decorator]
+def kl_of_samples_to_actions(old: SampleToAction, new: SampleToAction) -> Tensor:
     """KL(old || new) of the distributions inside: `[*]`."""
     return D.kl_divergence(old.inner, new.inner)

@@ -14,7 +14,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
-from ...envs import ALL, EPISODE, VectorEnv
+from ...envs import ALL_ENVS, EPISODE_KEYS, VectorEnv
 from ...errors import ConfigurationError
 from ..distributed import num_ranks, together
 from ..step_factory import Compile
@@ -75,7 +75,7 @@ class Collector:
         rollouts: Callable[[EnvBase, TensorDictModuleBase, int], Rollouts] | None = None,
     ) -> None:
         """Nothing is stepped before the first rollout is asked for."""
-        if not env.batch_size or not {*EPISODE}.issubset(env.observation_spec.keys(include_nested=True)):
+        if not env.batch_size or not {*EPISODE_KEYS}.issubset(env.observation_spec.keys(include_nested=True)):
             raise ConfigurationError(
                 "a collector's environment needs a batch dimension, episode_reward and step_count; "
                 "torchppo.envs.batched(env) gives it them"
@@ -158,7 +158,7 @@ class ArrayRollouts:
         # Of two halves only the waiting is seen, which is not the time that they take.
         self._stepping = "waiting" if double_buffer else "environment"
         self.seconds = {self._stepping: 0.0, "policy": 0.0}
-        self._groups = env.halves() if double_buffer else [ALL]
+        self._groups = env.double_buffer_groups() if double_buffer else [ALL_ENVS]
         self._observation: NDArray[Any] | None = None  # where the episodes go on; none: they begin
 
     def __call__(self) -> TensorDictBase:

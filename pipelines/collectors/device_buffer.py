@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tensordict import NestedKey
 from torch import Tensor
 
-from ...envs import ALL, leaves
+from ...envs import ALL_ENVS, leaf_arrays
 
 
 class Ends(NamedTuple):
@@ -41,14 +41,14 @@ class DeviceStorage:
         self._here = torch.zeros(*shape[:2], row, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._there = torch.empty(self._here.shape, dtype=torch.uint8, device=device)
         self.arrays: NDArray[Any] = self._here.numpy().reshape(-1).view(dtype).reshape(shape)
-        self._leaves = {key: self._placed(tensor) for key, tensor in tensors(leaves(self.arrays)).items()}
+        self._leaves = {key: self._placed(tensor) for key, tensor in tensors(leaf_arrays(self.arrays)).items()}
 
     def _placed(self, here: Tensor) -> Tensor:
         """The same leaf on the device: as it lies among the bytes here, so it does there."""
         offset = (here.data_ptr() - self._here.data_ptr()) // here.itemsize
         return self._there.view(-1).view(here.dtype).as_strided(here.shape, here.stride(), offset)
 
-    def given(self, step: int, rows: slice = ALL) -> dict[NestedKey, Tensor]:
+    def given(self, step: int, rows: slice = ALL_ENVS) -> dict[NestedKey, Tensor]:
         """What a policy reads at a step, sent from `arrays`; to be asked for once."""
         self._there[step, rows].copy_(self._here[step, rows], non_blocking=True)
         return {key: tensor[step, rows] for key, tensor in self._leaves.items()}
@@ -62,7 +62,7 @@ class DeviceStorage:
         self.given(-1)
         following = {key: tensor[1:].clone() if ends else tensor[1:] for key, tensor in self._leaves.items()}
         for step, envs, observation in ends:
-            for key, last in tensors(leaves(observation)).items():
+            for key, last in tensors(leaf_arrays(observation)).items():
                 following[key][step, torch.from_numpy(envs)] = last.to(following[key].device)
         return following
 

@@ -11,8 +11,8 @@ from tensordict import NestedKey, TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from ...modules.features.extractor import carried_by
-from ...modules.features.recurrent import windows_of
+from ...modules.features.extractor import recurrent_state_shapes
+from ...modules.features.recurrent import context_windows
 from ..compiled.graph import OneGraph
 from ..step_factory import Compile, checked_compile
 
@@ -32,7 +32,7 @@ class PolicyStep:
     def __init__(self, policy: TensorDictModuleBase, *, compile: Compile) -> None:  # noqa: A002
         """Choose the way to call the policy."""
         self.policy = policy
-        self._carried = carried_by(policy)
+        self._carried = recurrent_state_shapes(policy)
         self._keys = [key for key in policy.out_keys if key not in [("next", name) for name in self._carried]]
         self._actions = {key: index for index, key in enumerate(self._keys) if is_action(key)}
         self._graph = graph_of(self._outputs, compile)
@@ -51,10 +51,10 @@ class PolicyStep:
             self._graph.refresh()
         self._groups = groups
         self._steps = [[] for _ in groups]
-        for key, (num_past, num_recorded) in self._carried.items():
-            tape = torch.zeros(num_past + num_steps, num_envs, num_recorded, device=self.device)
+        for key, (context_length, state_size) in self._carried.items():
+            tape = torch.zeros(context_length + num_steps, num_envs, state_size, device=self.device)
             if key in self._tapes:
-                tape[:num_past] = self._tapes[key][-num_past:]
+                tape[:context_length] = self._tapes[key][-context_length:]
             self._tapes[key] = tape
 
     def __call__(
@@ -95,9 +95,9 @@ class PolicyStep:
     def carried(self) -> dict[str, Tensor]:
         """What the policy carried into every step since `begin`, and out of the last: views of its tapes.
 
-        Shapes: `[num_steps + 1, num_envs, num_past, num_recorded]`.
+        Shapes: `[num_steps + 1, num_envs, context_length, state_size]`.
         """
-        return {key: windows_of(tape, self._carried[key][0], dim=0) for key, tape in self._tapes.items()}
+        return {key: context_windows(tape, self._carried[key][0], dim=0) for key, tape in self._tapes.items()}
 
     def _to_array(self, tensor: Tensor) -> NDArray[Any]:
         array: NDArray[Any] = tensor.cpu().numpy()

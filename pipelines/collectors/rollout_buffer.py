@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
-from ...envs import ALL, StepArrays, leaves
+from ...envs import ALL_ENVS, StepArrays, leaf_arrays
 from ...errors import NumericalError
 from .device_buffer import DeviceStorage, Ends, tensors
 
@@ -62,7 +62,7 @@ class Record:
 
     def refuse_not_finite(self) -> None:
         """Raise a NumericalError for the first observation so far that is not finite."""
-        for key, observed in leaves(self.storage.arrays[: self._num_steps + 1]).items():
+        for key, observed in leaf_arrays(self.storage.arrays[: self._num_steps + 1]).items():
             refuse_not_finite(key, torch.from_numpy(observed).transpose(0, 1), "rollout", -1)
 
     def as_tensordict(
@@ -149,13 +149,13 @@ class HostStorage:
         """Make room; with zeros, not what was in memory before: a failed rollout is searched for what is not finite."""
         self.arrays: NDArray[Any] = np.zeros(shape, dtype)
 
-    def given(self, step: int, rows: slice = ALL) -> dict[NestedKey, Tensor]:
+    def given(self, step: int, rows: slice = ALL_ENVS) -> dict[NestedKey, Tensor]:
         """What a policy reads at a step, `[rows, ...]`, once it is in `arrays`; to be asked for once."""
-        return tensors(leaves(self.arrays[step, rows]))
+        return tensors(leaf_arrays(self.arrays[step, rows]))
 
     def observed(self) -> dict[NestedKey, Tensor]:
         """All that was given but the last step's, `[time - 1, num_envs, ...]`."""
-        return tensors(leaves(self.arrays[:-1]))
+        return tensors(leaf_arrays(self.arrays[:-1]))
 
     def following(self, ends: Sequence[Ends]) -> dict[NestedKey, Tensor]:
         """What came next: one step later, or where an episode ended its last, `[time - 1, num_envs, ...]`.
@@ -165,7 +165,7 @@ class HostStorage:
         following = self.arrays[1:].copy() if ends else self.arrays[1:]
         for step, envs, observation in ends:
             following[step, envs] = observation
-        return tensors(leaves(following))
+        return tensors(leaf_arrays(following))
 
 
 def storage_for(shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> HostStorage | DeviceStorage:

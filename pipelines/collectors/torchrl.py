@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl.data import Unbounded
 from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, TransformedEnv
 
-from ...modules.features.extractor import carried_by
+from ...modules.features.extractor import recurrent_state_shapes
 from ..step_factory import Compile
 from .policy_step import device_of, graph_of
 
@@ -76,7 +76,7 @@ def steps(act: TensorDictStep, env: EnvBase) -> Iterator[TensorDictBase]:
     """
     carrier = env.reset()
     carrier["is_init"] = torch.ones_like(carrier["done"])
-    carried = {key: torch.zeros(*env.batch_size, *shape) for key, shape in carried_by(act.policy).items()}
+    carried = {key: torch.zeros(*env.batch_size, *shape) for key, shape in recurrent_state_shapes(act.policy).items()}
     while True:
         acted = act(carrier.update(carried))
         carried = {key: acted["next", key] for key in carried}
@@ -146,7 +146,7 @@ class CollectedRollouts:
 
         self.seconds: dict[str, float] = {}
         frames = env.batch_size.numel() * num_steps
-        carried = {key: Unbounded((*env.batch_size, *shape)) for key, shape in carried_by(policy).items()}
+        carried = {key: Unbounded((*env.batch_size, *shape)) for key, shape in recurrent_state_shapes(policy).items()}
         primers = [TensorDictPrimer(primers=carried, expand_specs=False)] if carried else []
         tracked = TransformedEnv(env, Compose(InitTracker(), *primers))
         collector = Collector(tracked, policy, frames_per_batch=frames, total_frames=-1, trust_policy=True, **options)

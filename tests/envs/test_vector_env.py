@@ -353,7 +353,7 @@ class TestVectorEnvironmentsOfGymnasium:
         self, options: dict[str, Any], counting_env: Callable[..., Any]
     ) -> None:
         vector = SyncVectorEnv([partial(counting_env, **options)], autoreset_mode=AutoresetMode.DISABLED)
-        with pytest.raises(EnvironmentFailure, match=r"cannot have the spaces .*WorkerVectorEnv can"):
+        with pytest.raises(EnvironmentFailure, match=r"cannot have the spaces .*SubprocessVectorEnv can"):
             VectorEnv(vector)
 
     def test_that_do_not_are_accepted_and_seeded(self, sync: Callable[..., SyncVectorEnv]) -> None:

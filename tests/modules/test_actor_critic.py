@@ -19,7 +19,7 @@ from torchrl.envs import ExplorationType, set_exploration_type
 from torchppo.errors import ConfigurationError
 from torchppo.modules.actor_critic import ActorCritic, make_actor_critic
 from torchppo.modules.features.bodies import mlp, orthogonal_
-from torchppo.modules.features.extractor import carried_by
+from torchppo.modules.features.extractor import recurrent_state_shapes
 from torchppo.modules.features.image_bodies import nature_cnn
 from torchppo.modules.features.recurrent import GRU
 from torchppo.modules.heads.continuous import gaussian, tanh_gaussian
@@ -372,7 +372,7 @@ class TestMemory:
 
     def test_what_it_will_remember_follows_under_next(self, networks: ActorCritic, step: TensorDict) -> None:
         acted = networks.actor(step.copy())
-        carried = carried_by(networks.actor)
+        carried = recurrent_state_shapes(networks.actor)
         assert set(carried) <= {"actor_memory", "critic_memory"}
         for key, shape in carried.items():
             assert acted["next", key].shape == (NUM_ENVS, *shape)
@@ -392,8 +392,8 @@ class TestMemory:
     def test_separate_memories_share_nothing_and_one_for_both_all_but_the_policys_head(
         self, networks: ActorCritic
     ) -> None:
-        shared = set(carried_by(networks.actor)) == {"actor_memory"}
-        assert set(carried_by(networks.critic)) == {"actor_memory" if shared else "critic_memory"}
+        shared = set(recurrent_state_shapes(networks.actor)) == {"actor_memory"}
+        assert set(recurrent_state_shapes(networks.critic)) == {"actor_memory" if shared else "critic_memory"}
         logits = networks.actor.module[0].module[-1]
         assert "logits" in logits.out_keys
         valuing = set(networks.critic.parameters())
@@ -425,7 +425,8 @@ class TestOwnBody:
         networks = build("discrete", body=self.Attentive, **options)
         data = TensorDict({"observation": torch.randn(NUM_ENVS, 3)}, [NUM_ENVS])
         data["is_init"] = torch.ones(NUM_ENVS, 1, dtype=torch.bool)
-        data.update({key: torch.zeros(NUM_ENVS, *shape) for key, shape in carried_by(networks.actor).items()})
+        shapes = recurrent_state_shapes(networks.actor)
+        data.update({key: torch.zeros(NUM_ENVS, *shape) for key, shape in shapes.items()})
         acted = networks.actor(data)
         (networks.critic(acted)["state_value"].sum() + acted["logits"].square().sum()).backward()
         bodies = {m for network in networks for m in network.modules() if isinstance(m, self.Attentive)}

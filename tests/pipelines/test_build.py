@@ -27,7 +27,7 @@ from torchrl.envs import EnvBase
 
 from torchppo.envs import VectorEnv
 from torchppo.errors import ConfigurationError, EnvironmentFailure
-from torchppo.modules.features.extractor import memories_of
+from torchppo.modules.features.extractor import memory_keys
 from torchppo.modules.heads.value_heads import ValueHead
 from torchppo.pipelines.build import (
     EVALUATION_RANK,
@@ -263,7 +263,7 @@ class TestEveryChoiceTrains:
     @pytest.mark.parametrize("memory", choices("memory"))
     def test_memory_shared_and_in_mixed_precision(self, memory: str, words: tuple[str, ...]) -> None:
         cfg = small(*words, f"memory={memory}", "policy.shared=true", "trainer.precision=bf16-mixed")
-        assert memories_of(learn(cfg).ppo.actor) == ([] if memory == "none" else ["actor_memory"])
+        assert memory_keys(learn(cfg).ppo.actor) == ([] if memory == "none" else ["actor_memory"])
 
     @pytest.mark.parametrize("memory", ["none", "gru"])
     @pytest.mark.parametrize("head", choices("head"))

@@ -66,11 +66,11 @@ class Dropping(nn.Module):
 class First(Memory):
     """Remembers the first observation of an episode, and nothing else."""
 
-    num_past = 1
+    context_length = 1
 
     def __init__(self, num_inputs: int) -> None:
         super().__init__()
-        self.num_features = self.num_recorded = num_inputs
+        self.num_features = self.state_size = num_inputs
 
     def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         tape = [past[:, 0]]

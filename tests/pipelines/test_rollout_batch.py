@@ -25,7 +25,7 @@ HEADS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "head
 MEMORIES = {
     "lstm": ["policy=lstm", "policy.memory.width=8"],
     "gru": ["policy=gru", "policy.memory.width=8"],
-    "transformer": ["policy=transformer", "policy.memory.width=8", "policy.memory.num_past=5"],
+    "transformer": ["policy=transformer", "policy.memory.width=8", "policy.memory.context_length=5"],
 }
 
 
@@ -64,8 +64,8 @@ class TestMemory:
     def test_of_a_rollout_takes_room_for_every_step_once(self, name: str, shared: str) -> None:
         (rollout,) = rollouts(training(*MEMORIES[name], shared), 1)
         memory = rollout["actor_memory"]
-        num_envs, time, num_past, num_recorded = memory.shape
-        assert memory.untyped_storage().nbytes() == 4 * num_envs * (time + num_past) * num_recorded
+        num_envs, time, context_length, state_size = memory.shape
+        assert memory.untyped_storage().nbytes() == 4 * num_envs * (time + context_length) * state_size
 
     def test_values_a_final_observation_with_what_was_remembered_then(self, name: str, shared: str) -> None:
         made = training(*MEMORIES[name], shared)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from torchppo.envs import leaves
+from torchppo.envs import leaf_arrays
 from torchppo.envs.spaces.specs import step_arrays_for
 from torchppo.envs.vector.subprocess import shared
 
@@ -25,11 +25,11 @@ NESTED = spaces.Dict(
 class TestLeaves:
     def test_of_a_plain_array_are_the_array(self) -> None:
         array = np.zeros((3, 2))
-        assert leaves(array) == {"observation": array}
-        assert leaves(array, "action")["action"] is array
+        assert leaf_arrays(array) == {"observation": array}
+        assert leaf_arrays(array, "action")["action"] is array
 
     def test_of_a_nested_space_stand_in_its_order_under_the_path_of_their_keys(self) -> None:
-        shown = leaves(step_arrays_for(NESTED, 4).observation)
+        shown = leaf_arrays(step_arrays_for(NESTED, 4).observation)
         assert {key: (array.shape, array.dtype.name) for key, array in shown.items()} == {
             ("observation", "seen", "image"): ((4, 3, 5), "uint8"),
             ("observation", "seen", "bright"): ((4,), "float32"),
@@ -41,17 +41,17 @@ class TestLeaves:
 
     def test_are_views_that_pytorch_takes_without_a_copy(self) -> None:
         array = np.zeros((5, 3), step_arrays_for(NESTED, 1).observation.dtype)
-        for leaf in leaves(array).values():
+        for leaf in leaf_arrays(array).values():
             tensor = torch.from_numpy(leaf)
             tensor[2, 1] = 1
             assert leaf[2, 1].all()
-        assert all(leaf[2, 1].all() and leaf.sum() == leaf[2, 1].size for leaf in leaves(array).values())
+        assert all(leaf[2, 1].all() and leaf.sum() == leaf[2, 1].size for leaf in leaf_arrays(array).values())
 
     def test_keep_up_with_copies_masks_and_rows_of_the_whole(self) -> None:
         array = step_arrays_for(NESTED, 4).observation
-        leaves(array)["observation", "heading"][:] = [0, 1, 2, 3]
-        assert leaves(array[1:3].copy())["observation", "heading"].tolist() == [1, 2]
-        assert leaves(array[np.array([True, False, False, True])])["observation", "heading"].tolist() == [0, 3]
+        leaf_arrays(array)["observation", "heading"][:] = [0, 1, 2, 3]
+        assert leaf_arrays(array[1:3].copy())["observation", "heading"].tolist() == [1, 2]
+        assert leaf_arrays(array[np.array([True, False, False, True])])["observation", "heading"].tolist() == [0, 3]
 
 
 class TestSharedMemory:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tensordict import TensorDict
 from torchrl.envs.utils import check_env_specs
 
-from torchppo.envs import SerialVectorEnv, VectorEnv, WorkerVectorEnv, leaves, make_vector_env
+from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv, VectorEnv, leaf_arrays, make_vector_env
 from torchppo.envs.spaces.encoding import encoded, encoder
 from torchppo.envs.spaces.specs import observation_spec, step_arrays_for
 
@@ -121,7 +121,7 @@ class TestObservations:
         space.seed(seed)
         arrays, value = step_arrays_for(space, 3), space.sample()
         arrays.observation[1] = encoder(space)(value)
-        shown = leaves(arrays.observation)
+        shown = leaf_arrays(arrays.observation)
         written = list(walk(space, value))
         assert len(shown) == len(written)
         for path, leaf, one in written:
@@ -139,7 +139,7 @@ class TestObservations:
         arrays = step_arrays_for(space, 2)
         for index in range(2):
             arrays.observation[index] = encoder(space)(space.sample())
-        data = TensorDict({key: torch.from_numpy(array) for key, array in leaves(arrays.observation).items()}, [2])
+        data = TensorDict({key: torch.from_numpy(array) for key, array in leaf_arrays(arrays.observation).items()}, [2])
         spec = observation_spec(space)
         assert spec.expand(2, *spec.shape).is_in(data["observation"])
 
@@ -156,7 +156,7 @@ class TestEnvironments:
         self, observed: spaces.Space[Any], acted: spaces.Space[Any]
     ) -> None:
         makers = [partial(Sampling, observed, acted, length) for length in (2, 3, 5)]
-        expected, actual = roll(SerialVectorEnv(makers)), roll(WorkerVectorEnv(makers, 2))
+        expected, actual = roll(SerialVectorEnv(makers)), roll(SubprocessVectorEnv(makers, 2))
         assert [array.tobytes() for array in actual] == [array.tobytes() for array in expected]
 
     @given(any_of(CHOICES), st.integers(0, 1000))
@@ -187,18 +187,18 @@ def as_arrays(actions: TensorDict) -> Any:
     return arrays.get("action", arrays)
 
 
-def roll(vector: SerialVectorEnv | WorkerVectorEnv, steps: int = 6) -> list[NDArray[Any]]:
+def roll(vector: SerialVectorEnv | SubprocessVectorEnv, steps: int = 6) -> list[NDArray[Any]]:
     """Everything that a seeded run with random actions leaves behind."""
     env = VectorEnv(vector)
     env.set_seed(3)
     torch.manual_seed(0)
-    seen = [array.copy() for array in leaves(env.reset_arrays()).values()]
+    seen = [array.copy() for array in leaf_arrays(env.reset_arrays()).values()]
     for _ in range(steps):
         env.send(as_arrays(env.full_action_spec.rand()))
         observation, reward, terminated, *_ = env.receive()
-        seen += [array.copy() for array in (*leaves(observation).values(), reward, terminated)]
+        seen += [array.copy() for array in (*leaf_arrays(observation).values(), reward, terminated)]
         if terminated.any():
-            seen += [array.copy() for array in leaves(env.reset_arrays(terminated)).values()]
+            seen += [array.copy() for array in leaf_arrays(env.reset_arrays(terminated)).values()]
     env.close()
     return seen
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from torchppo.envs import ALL, HalvesVectorEnv, make_vector_env
+from torchppo.envs import ALL_ENVS, SplitAtariVectorEnv, make_vector_env
 from torchppo.errors import ConfigurationError
 
 vector_env = pytest.importorskip("ale_py.vector_env")
@@ -23,7 +23,7 @@ OPTIONS = {
 
 
 @pytest.fixture
-def halves() -> Iterator[HalvesVectorEnv]:
+def halves() -> Iterator[SplitAtariVectorEnv]:
     env = make_vector_env("ALE/Pong-v5", NUM_ENVS, **OPTIONS).vector
     yield env
     env.close()
@@ -33,7 +33,7 @@ def actions() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 6, (STEPS, NUM_ENVS))
 
 
-def test_are_ale_pys_own_environment_bit_for_bit_across_resets(halves: HalvesVectorEnv) -> None:
+def test_are_ale_pys_own_environment_bit_for_bit_across_resets(halves: SplitAtariVectorEnv) -> None:
     whole = vector_env.AtariVectorEnv("pong", NUM_ENVS, **OPTIONS)
     mine, theirs = halves.reset(seed=5)[0], whole.reset(seed=5)[0]
     assert np.array_equal(mine, theirs)
@@ -51,11 +51,11 @@ def test_are_ale_pys_own_environment_bit_for_bit_across_resets(halves: HalvesVec
     whole.close()
 
 
-def test_step_apart_as_they_do_together(halves: HalvesVectorEnv) -> None:
+def test_step_apart_as_they_do_together(halves: SplitAtariVectorEnv) -> None:
     halves.reset(seed=1)
     together = [[array.copy() for array in halves.step(action)[:4]] for action in actions()[:8]]
     halves.reset(seed=1)
-    first, second = halves.halves()
+    first, second = halves.double_buffer_groups()
     assert (first, second) == (slice(0, 1), slice(1, 3))
     halves.send(actions()[0][first], first)
     for step, expected in enumerate(together):
@@ -68,20 +68,20 @@ def test_step_apart_as_they_do_together(halves: HalvesVectorEnv) -> None:
             assert np.array_equal(array, other[second])
 
 
-def test_a_reset_leaves_the_other_half_alone_while_it_steps(halves: HalvesVectorEnv) -> None:
+def test_a_reset_leaves_the_other_half_alone_while_it_steps(halves: SplitAtariVectorEnv) -> None:
     halves.reset(seed=1)
     expected = [array.copy() for array in halves.step(actions()[0])[:2]]
     halves.reset(seed=1)
-    _, second = halves.halves()
+    _, second = halves.double_buffer_groups()
     halves.send(actions()[0][second], second)
     halves.reset(options={"reset_mask": np.array([True, False, False])})
     for array, other in zip(halves.receive(second), expected, strict=False):
         assert np.array_equal(array, other[second])
-    halves.send(actions()[0], ALL)
+    halves.send(actions()[0], ALL_ENVS)
     halves.receive()
 
 
-def test_a_reset_comes_after_a_step_that_nobody_waited_for(halves: HalvesVectorEnv) -> None:
+def test_a_reset_comes_after_a_step_that_nobody_waited_for(halves: SplitAtariVectorEnv) -> None:
     halves.reset(seed=1)
     expected = [array.copy() for array in halves.step(actions()[0])[:4]]
     halves.reset(seed=1)
@@ -94,5 +94,5 @@ def test_a_reset_comes_after_a_step_that_nobody_waited_for(halves: HalvesVectorE
 def test_one_environment_has_no_halves() -> None:
     env = make_vector_env("ALE/Pong-v5", 1, **OPTIONS)
     with pytest.raises(ConfigurationError, match=r"needs two workers, or two environments of an Atari game"):
-        env.halves()
+        env.double_buffer_groups()
     env.close()

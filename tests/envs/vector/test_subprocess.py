@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchppo.envs import SerialVectorEnv, WorkerVectorEnv, make, make_vector_env
+from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv, make, make_vector_env
 from torchppo.envs.make import fastest_num_workers, make_env
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 
@@ -59,7 +59,7 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.1)
 
 
-def refused_in_the_third_step(vector: WorkerVectorEnv, message: str) -> None:
+def refused_in_the_third_step(vector: SubprocessVectorEnv, message: str) -> None:
     vector.reset()
     actions = np.zeros(vector.num_envs, np.int64)
     for _ in range(2):
@@ -88,7 +88,7 @@ class TestData:
     def test_equals_that_of_one_process_bit_for_bit(self, num_workers: int) -> None:
         makers = [partial(make_env, "CartPole-v1")] * 5
         expected = roll(SerialVectorEnv(makers))
-        actual = roll(WorkerVectorEnv(makers, num_workers))
+        actual = roll(SubprocessVectorEnv(makers, num_workers))
         assert len(actual) == len(expected)
         for mine, other in zip(actual, expected, strict=True):
             np.testing.assert_array_equal(mine, other)
@@ -104,8 +104,8 @@ class TestData:
         env.close()
 
     def test_halves_are_stepped_apart(self) -> None:
-        vector = WorkerVectorEnv([partial(make_env, "CartPole-v1")] * 4, 2)
-        first, second = vector.halves()
+        vector = SubprocessVectorEnv([partial(make_env, "CartPole-v1")] * 4, 2)
+        first, second = vector.double_buffer_groups()
         vector.reset(seed=0)
         before = vector.arrays.observation.copy()
         vector.send(np.zeros(2, np.int64), first)
@@ -126,7 +126,7 @@ class TestCores:
             pytest.skip("needs two cores")
         seen = [*own, *range(1000, 1003)][:num_cores]
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(seen))
-        vector = WorkerVectorEnv([partial(make_env, "CartPole-v1")] * 2, 2)
+        vector = SubprocessVectorEnv([partial(make_env, "CartPole-v1")] * 2, 2)
         actual = [true_cores(worker._process.pid or 0) for worker in vector._workers]
         assert actual == ([{seen[0]}, {seen[1 % num_cores]}] if are_given else [set(own)] * 2)
         vector.close()
@@ -144,7 +144,7 @@ class TestFailures:
     )
     def test_are_told_in_one_line(self, how: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
         step_timeout = 2.0 if how == "hangs" else 60.0
-        vector = WorkerVectorEnv([partial(Misbehaving, how)], 1, step_timeout=step_timeout)
+        vector = SubprocessVectorEnv([partial(Misbehaving, how)], 1, step_timeout=step_timeout)
         start = time.perf_counter()
         refused_in_the_third_step(vector, message)
         assert time.perf_counter() - start < 30
@@ -155,7 +155,7 @@ class TestFailures:
     def test_an_environment_that_cannot_be_made_is_told_at_the_first_reset_as_in_process(
         self, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        vector = WorkerVectorEnv([partial(make_env, "CartPole-v1"), partial(make_env, "NoSuchEnv-v0")], 2)
+        vector = SubprocessVectorEnv([partial(make_env, "CartPole-v1"), partial(make_env, "NoSuchEnv-v0")], 2)
         vector._workers[1]._process.join(timeout=30.0)
         with pytest.raises(EnvironmentFailure, match=r"^environment 'NoSuchEnv-v0' cannot be made: .*$"):
             vector.reset(seed=0)
@@ -167,7 +167,7 @@ class TestFailures:
             def close(self) -> None:
                 (tmp_path / str(os.getpid())).touch()
 
-        vector = WorkerVectorEnv([partial(Opening, "raises")] * 2, 2)
+        vector = SubprocessVectorEnv([partial(Opening, "raises")] * 2, 2)
         refused_in_the_third_step(vector, "a broken joint")
         vector.close()
         closed = {int(path.name) for path in tmp_path.iterdir()}
@@ -199,7 +199,7 @@ class TestFailures:
 
         monkeypatch.setattr(make, "num_cores", lambda: 2)
         env = make_vector_env(counting_id, 2, num_workers=num_workers, step_timeout=30.0, wrappers=[Threaded])
-        assert isinstance(env.vector, WorkerVectorEnv)
+        assert isinstance(env.vector, SubprocessVectorEnv)
         env.reset_arrays()
         env.send(np.zeros(2, np.int64))
         env.receive()
@@ -223,7 +223,7 @@ class TestFailures:
         torch.ones(300, 300) @ torch.ones(300, 300)
         env = make_vector_env(counting_id, 2, num_workers=num_workers, step_timeout=30.0, wrappers=[Computing])
         torch.set_num_threads(before)
-        assert isinstance(env.vector, WorkerVectorEnv)
+        assert isinstance(env.vector, SubprocessVectorEnv)
         env.reset_arrays()
         env.send(np.zeros(2, np.int64))
         env.receive()
@@ -231,7 +231,7 @@ class TestFailures:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_are_not_what_others_send_to_the_whole_group(self, number: signal.Signals) -> None:
-        vector = WorkerVectorEnv([partial(make_env, "CartPole-v1")] * 2, 2)
+        vector = SubprocessVectorEnv([partial(make_env, "CartPole-v1")] * 2, 2)
         vector.reset()
         for worker in vector._workers:
             os.kill(worker._process.pid or 0, number)
@@ -246,7 +246,7 @@ class TestFailures:
                 assert server.wait(timeout=30) == -signal.SIGTERM
                 return np.zeros(2, np.float32), 0.0, False, False, {}
 
-        vector = WorkerVectorEnv([partial(Serving, "serves")], 1)
+        vector = SubprocessVectorEnv([partial(Serving, "serves")], 1)
         vector.reset()
         vector.step(np.zeros(1, np.int64))
         vector.close()
@@ -259,7 +259,7 @@ class TestFailures:
 
         owner = os.fork()
         if not owner:
-            vector = WorkerVectorEnv([partial(Sleeping, "sleeps")], 1)
+            vector = SubprocessVectorEnv([partial(Sleeping, "sleeps")], 1)
             vector.reset()
             vector.send(np.zeros(1, np.int64))
             time.sleep(600)
@@ -284,7 +284,7 @@ class TestFailures:
         class Nameless(Misbehaving):
             metadata: ClassVar[dict[str, Any]] = {"mission": lambda: "go"}  # as MiniGrid's spaces have
 
-        vector = WorkerVectorEnv([partial(Nameless, "raises")], 1)
+        vector = SubprocessVectorEnv([partial(Nameless, "raises")], 1)
         assert vector.metadata["mission"]() == "go"
         vector.close()
 
@@ -293,7 +293,7 @@ class TestFailures:
             def _raise(self) -> None:
                 raise ValueError("a broken joint " * 30_000)
 
-        vector = WorkerVectorEnv([partial(Verbose, "raises")], 1, step_timeout=20.0)
+        vector = SubprocessVectorEnv([partial(Verbose, "raises")], 1, step_timeout=20.0)
         refused_in_the_third_step(vector, "failed: ValueError: a broken joint")
         vector.close()
         capfd.readouterr()
@@ -306,7 +306,7 @@ class TestFailures:
     def test_one_worker_has_no_halves(self) -> None:
         env = make_vector_env("CartPole-v1", 2, num_workers=1)
         with pytest.raises(ConfigurationError, match="needs two workers"):
-            env.halves()
+            env.double_buffer_groups()
         env.close()
 
 

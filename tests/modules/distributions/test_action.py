@@ -25,7 +25,7 @@ from torchppo.modules.distributions.action import (
     StateDependentNoise,
     masked_logits,
 )
-from torchppo.modules.distributions.joint import Factor, Factors
+from torchppo.modules.distributions.joint import JointDistribution, JointFactor
 
 Array = NDArray[np.float64]
 Batch = tuple[list[int], Array, Array, NDArray[np.int64]]
@@ -494,16 +494,16 @@ COMPILED: dict[str, tuple[Callable[..., D.Distribution], list[int]]] = {
     "OneHotCategorical": (lambda logits: OneHotCategorical(logits=logits, validate_args=False), [4]),
     "MultiCategorical": (partial(MultiCategorical, nvec=[2, 3], validate_args=False), [5]),
     "IndependentBernoulli": (partial(IndependentBernoulli, validate_args=False), [3]),
-    "Factors": (
+    "JointDistribution": (
         partial(
-            lambda factors, *given: Factors(factors, **dict(zip("abcde", given, strict=True))),
+            lambda factors, *given: JointDistribution(factors, **dict(zip("abcde", given, strict=True))),
             [
-                Factor(partial(Categorical, validate_args=False), {"logits": "a"}),
-                Factor(
+                JointFactor(partial(Categorical, validate_args=False), {"logits": "a"}),
+                JointFactor(
                     partial(SquashedNormal, low=[-1.0, 0.0], high=[1.0, 2.0], validate_args=False),
                     {"loc": "b", "scale": "c"},
                 ),
-                Factor(partial(IndependentBeta, validate_args=False), {"alpha": "d", "beta": "e"}),
+                JointFactor(partial(IndependentBeta, validate_args=False), {"alpha": "d", "beta": "e"}),
             ],
         ),
         [4, 2, 2, 1, 1],

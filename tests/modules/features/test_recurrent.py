@@ -14,34 +14,34 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.features.extractor import Remembering
-from torchppo.modules.features.recurrent import GRU, LSTM, Memory, windows_of
+from torchppo.modules.features.extractor import MemoryModule
+from torchppo.modules.features.recurrent import GRU, LSTM, Memory, context_windows
 from torchppo.modules.features.transformer import Transformer
 
 NUM_INPUTS, BATCH = 3, 4
 MEMORIES: dict[str, Callable[[int], Memory]] = {
     "lstm": partial(LSTM, width=6),
     "gru": partial(GRU, width=6),
-    "transformer": partial(Transformer, width=8, num_heads=2, num_past=5),
-    "transformer_xl": partial(Transformer, width=8, num_heads=2, num_past=5, gated=False),
+    "transformer": partial(Transformer, width=8, num_heads=2, context_length=5),
+    "transformer_xl": partial(Transformer, width=8, num_heads=2, context_length=5, gated=False),
 }
 every_memory = pytest.mark.parametrize("name", MEMORIES)
 
 
-def remembering(name: str) -> Remembering:
+def remembering(name: str) -> MemoryModule:
     torch.manual_seed(0)
-    return Remembering(MEMORIES[name](NUM_INPUTS), "memory")
+    return MemoryModule(MEMORIES[name](NUM_INPUTS), "memory")
 
 
 def sequences(
-    remember: Remembering, begins: Iterable[tuple[int, int]] = (), time: int = 8
+    remember: MemoryModule, begins: Iterable[tuple[int, int]] = (), time: int = 8
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features, where episodes begin, given as rows and steps, and the past of the first step."""
     generator = torch.Generator().manual_seed(1)
     is_init = torch.zeros(BATCH, time, 1, dtype=torch.bool)
     for row, step in begins:
         is_init[row, step % time] = True
-    past = torch.rand(BATCH, *remember.carried_shape, generator=generator) * 3  # positive, as ages are
+    past = torch.rand(BATCH, *remember.state_shape, generator=generator) * 3  # positive, as ages are
     return torch.randn(BATCH, time, NUM_INPUTS, generator=generator), is_init, past
 
 
@@ -130,7 +130,7 @@ def test_a_recurrent_memory_equals_pytorchs_over_a_sequence(name: str) -> None:
     cell = remember.memory.cell
     theirs = (nn.LSTM if name == "lstm" else nn.GRU)(NUM_INPUTS, 6, batch_first=True)
     theirs.load_state_dict({f"{key}_l0": value for key, value in cell.state_dict().items()})
-    output, _ = remember(features, is_init, torch.zeros(BATCH, *remember.carried_shape))
+    output, _ = remember(features, is_init, torch.zeros(BATCH, *remember.state_shape))
     torch.testing.assert_close(output, theirs(features)[0], rtol=1e-5, atol=1e-6)
 
 
@@ -141,14 +141,14 @@ def test_an_lstm_starts_with_open_forget_gates() -> None:
 
 def test_windows_are_views_of_the_tape() -> None:
     tape = torch.arange(24.0).reshape(2, 6, 2)
-    windows = windows_of(tape, 3, dim=1)
+    windows = context_windows(tape, 3, dim=1)
     assert windows.shape == (2, 4, 3, 2)
     assert windows.untyped_storage().data_ptr() == tape.untyped_storage().data_ptr()
     np.testing.assert_array_equal(windows[:, 1], tape[:, 1:4])
 
 
 @pytest.mark.parametrize(
-    ("name", "memory"), [("width", LSTM), ("width", GRU), ("num_layers", Transformer), ("num_past", Transformer)]
+    ("name", "memory"), [("width", LSTM), ("width", GRU), ("num_layers", Transformer), ("context_length", Transformer)]
 )
 def test_no_size_is_below_one(name: str, memory: Any) -> None:
     with pytest.raises(ConfigurationError, match=rf"policy.memory.{name}=0 must be at least 1"):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.features.extractor import Remembering
+from torchppo.modules.features.extractor import MemoryModule
 from torchppo.modules.features.transformer import Gate, RelativeAttention, Transformer
 
 NUM_INPUTS, NUM_PAST, TIME = 3, 5, 12
@@ -23,18 +23,18 @@ def array(tensor: Tensor) -> Array:
     return np.asarray(tensor.detach().double().numpy())
 
 
-def remembering(num_layers: int) -> Remembering:
+def remembering(num_layers: int) -> MemoryModule:
     torch.manual_seed(0)
-    memory = Transformer(NUM_INPUTS, width=8, num_heads=2, num_past=NUM_PAST, num_layers=num_layers)
-    return Remembering(memory, "memory")
+    memory = Transformer(NUM_INPUTS, width=8, num_heads=2, context_length=NUM_PAST, num_layers=num_layers)
+    return MemoryModule(memory, "memory")
 
 
-def reached(remember: Remembering, begins: list[int], step: int) -> list[int]:
+def reached(remember: MemoryModule, begins: list[int], step: int) -> list[int]:
     """The steps of a sequence whose inputs have a gradient in the features at `step`."""
     features = torch.randn(1, TIME, NUM_INPUTS, generator=torch.Generator().manual_seed(1)).requires_grad_()
     is_init = torch.zeros(1, TIME, 1, dtype=torch.bool)
     is_init[0, begins] = True
-    output, _ = remember(features, is_init, torch.zeros(1, *remember.carried_shape))
+    output, _ = remember(features, is_init, torch.zeros(1, *remember.state_shape))
     (gradient,) = torch.autograd.grad(output[0, step].square().sum(), features)
     return [int(index) for index in gradient[0].abs().sum(-1).nonzero()]
 
@@ -53,7 +53,7 @@ class TestTheWindow:
         remember = remembering(1)
         outputs = []
         for change in (0.0, 1.0):
-            past = torch.zeros(1, *remember.carried_shape)
+            past = torch.zeros(1, *remember.state_shape)
             for step in range(TIME):
                 features = torch.full((1, NUM_INPUTS), float(step)).sin() + change * (step == 11 - distance)
                 output, past = remember(features, torch.tensor([[step == 0]]), past)
@@ -101,7 +101,7 @@ class TestRelativeAttention:
         output, _ = remember(
             torch.ones(1, TIME, NUM_INPUTS),
             torch.zeros(1, TIME, 1, dtype=torch.bool),
-            torch.zeros(1, *remember.carried_shape),
+            torch.zeros(1, *remember.state_shape),
         )
         # From here on the window holds nothing but the same inputs.
         torch.testing.assert_close(output[:, NUM_PAST:-1], output[:, NUM_PAST + 1 :])

@@ -8,7 +8,7 @@ from torch import nn
 from torchrl.modules import IndependentNormal
 
 from torchppo.modules.heads.action_heads import Head
-from torchppo.modules.heads.sample_to_action import Acting
+from torchppo.modules.heads.sample_to_action import SampleToAction
 
 
 class Doubled(nn.Module):
@@ -24,9 +24,9 @@ class Halves(nn.Module):
 class TestActing:
     LOC, SCALE = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 2.0]])
 
-    def build(self, to_action: nn.Module, loc: torch.Tensor = LOC) -> Acting:
+    def build(self, to_action: nn.Module, loc: torch.Tensor = LOC) -> SampleToAction:
         head = Head(nn.Identity(), ["loc", "scale"], IndependentNormal, to_action=to_action)
-        return Acting(head, loc=loc, scale=self.SCALE)
+        return SampleToAction(head, loc=loc, scale=self.SCALE)
 
     def test_gives_out_actions_beside_the_sample(self) -> None:
         for sample, action in (self.build(Doubled()).sample(), self.build(Doubled()).sample(torch.Size([3]))):

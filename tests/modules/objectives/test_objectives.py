@@ -27,7 +27,7 @@ from torchppo.errors import ConfigurationError
 from torchppo.modules.actor_critic import ActorCritic, make_actor_critic
 from torchppo.modules.distributions import action as distributions
 from torchppo.modules.features.bodies import mlp
-from torchppo.modules.features.extractor import carried_by
+from torchppo.modules.features.extractor import recurrent_state_shapes
 from torchppo.modules.features.recurrent import GRU
 from torchppo.modules.heads.action_heads import ContinuousHead
 from torchppo.modules.heads.categorical_value import CategoricalValue
@@ -542,7 +542,7 @@ def acting(head: str = "gaussian", **options: Any) -> tuple[ActorCritic, TensorD
     networks = make_actor_critic(observation, actions, body=partial(mlp, num_cells=(8,)), head=continuous, **options)
     data = observation.rand()
     data["is_init"] = torch.rand(NUM_FRAMES, 1) < 0.5
-    data.update({key: torch.rand(NUM_FRAMES, *shape) for key, shape in carried_by(networks.actor).items()})
+    data.update({key: torch.rand(NUM_FRAMES, *shape) for key, shape in recurrent_state_shapes(networks.actor).items()})
     with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
         data = networks.critic(networks.actor(data)).exclude("next", "gsde_noise")
     return networks, data.update({key: torch.randn(NUM_FRAMES, 1) for key in ("advantage", "value_target")})
@@ -550,7 +550,7 @@ def acting(head: str = "gaussian", **options: Any) -> tuple[ActorCritic, TensorD
 
 @pytest.mark.parametrize("head", HEADS)
 class TestTheFirstMinibatch:
-    """Acting and learning see the same policy: every ratio is one, to the last bit."""
+    """SampleToAction and learning see the same policy: every ratio is one, to the last bit."""
 
     @pytest.mark.parametrize("options", [{}, {"memory": partial(GRU, width=8)}], ids=["", "memory"])
     def test_of_the_clipped_objective_clips_nothing(self, head: str, options: dict[str, Any]) -> None:

@@ -14,11 +14,11 @@ from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import Compose, RewardSum, StepCounter, TransformedEnv
 
-from torchppo.envs import ALL, StepArrays, VectorEnv, make_vector_env
+from torchppo.envs import ALL_ENVS, StepArrays, VectorEnv, make_vector_env
 from torchppo.errors import ConfigurationError, NumericalError
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
-from torchppo.modules.features.extractor import memories_of
+from torchppo.modules.features.extractor import memory_keys
 from torchppo.modules.features.recurrent import GRU, LSTM, Memory
 from torchppo.modules.features.transformer import Transformer
 from torchppo.pipelines.collectors.collector import Collector
@@ -71,7 +71,7 @@ gymnasium.register("Mixed-v0", Mixed)
 MEMORIES: dict[str, Callable[[int], Memory]] = {
     "lstm": partial(LSTM, width=6),
     "gru": partial(GRU, width=6),
-    "transformer": partial(Transformer, width=8, num_heads=2, num_past=5),
+    "transformer": partial(Transformer, width=8, num_heads=2, context_length=5),
 }
 
 
@@ -275,7 +275,7 @@ class TestMemory:
         )
         for rollout in Collector(env, actor, frames_per_env=40, total_frames=320, **options):
             assert rollout["next", "done"].any()
-            memory = {key: rollout[key][:, 0] for key in memories_of(actor)}
+            memory = {key: rollout[key][:, 0] for key in memory_keys(actor)}
             whole = TensorDict({key: rollout[key] for key in ("observation", "is_init")} | memory, [4])
             again = actor.get_dist(whole).log_prob(rollout["action"])
             torch.testing.assert_close(again, rollout["action_log_prob"], rtol=1e-5, atol=1e-5)
@@ -320,7 +320,7 @@ def test_after_a_rollout_that_is_broken_off_episodes_begin_anew(
     assert len([*collector]) == 3
     receive, calls = vector_env.vector.receive, 0
 
-    def interrupted(rows: slice = ALL) -> StepArrays:
+    def interrupted(rows: slice = ALL_ENVS) -> StepArrays:
         nonlocal calls
         calls += 1
         if calls == 4:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from tensordict import TensorDictBase
 
-from torchppo.envs import ALL, StepArrays
+from torchppo.envs import ALL_ENVS, StepArrays
 from torchppo.errors import NumericalError
 from torchppo.pipelines.collectors.device_buffer import DeviceStorage
 from torchppo.pipelines.collectors.rollout_buffer import Record, RunningEpisodes
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 NUM_ENVS, NUM_STEPS = 4, 3
 
 
-def stepped(step: int, rows: slice = ALL, *, terminated: bool = False, truncated: bool = False) -> StepArrays:
+def stepped(step: int, rows: slice = ALL_ENVS, *, terminated: bool = False, truncated: bool = False) -> StepArrays:
     """Observations `10 step + env`, rewards `step + env / 10`; the first of the rows may end."""
     envs = np.arange(NUM_ENVS)[rows]
     ends = np.zeros((2, len(envs)), np.bool_)
@@ -39,7 +39,7 @@ class TestRecord:
     def test_holds_what_came_before_and_after_every_step(self) -> None:
         one = record()
         for step in range(NUM_STEPS):
-            assert one.write(step, ALL, stepped(step + 1)) is None
+            assert one.write(step, ALL_ENVS, stepped(step + 1)) is None
         rollout = rollout_of(one)
         assert rollout.shape == (NUM_ENVS, NUM_STEPS)
         assert rollout["observation"][2, :, 0].tolist() == [2, 12, 22]
@@ -59,7 +59,7 @@ class TestRecord:
         assert ended.tolist() == [2]
         one.storage.arrays[1, 2] = -1.0  # what a reset says
         for step in (1, 2):
-            one.write(step, ALL, stepped(step + 1))
+            one.write(step, ALL_ENVS, stepped(step + 1))
         rollout = rollout_of(one)
         assert rollout["next", "observation"][2, :, 0].tolist() == [12, 22, 32]
         assert rollout["observation"][2, :, 0].tolist() == [2, -1, 22]
@@ -75,13 +75,13 @@ class TestRecord:
         for step in range(NUM_STEPS):
             one.storage.given(step)
             arrays = stepped(step + 1, terminated=step == 1)
-            one.write(step, ALL, arrays._replace(observation=arrays.observation.astype(np.float64)))
+            one.write(step, ALL_ENVS, arrays._replace(observation=arrays.observation.astype(np.float64)))
         assert rollout_of(one)["next", "observation"][0, :, 0].tolist() == [10, 20, 30]
 
     def test_names_the_first_observation_that_is_not_finite_and_looks_no_further_than_it_was_stepped(self) -> None:
         one = record()
         one.storage.arrays[2:] = np.nan  # not stepped yet
-        one.write(0, ALL, stepped(1))
+        one.write(0, ALL_ENVS, stepped(1))
         one.refuse_not_finite()
         one.storage.arrays[1, 3] = np.inf
         with pytest.raises(NumericalError, match="observation of environment 3 is inf at step 0 of the rollout"):
