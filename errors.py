@@ -1,4 +1,4 @@
-"""What a person can be told in one line: each class carries the exit code of the command line."""
+"""User-facing errors, each with an exit code of the command line."""
 
 from __future__ import annotations
 
@@ -7,29 +7,35 @@ from difflib import get_close_matches
 
 
 class TorchPPOError(Exception):
-    """A failure that is not a bug of torchppo; its message is one line that names the way out."""
+    """An error whose message is one line that says how to fix it.
+
+    Line breaks in the message are replaced by spaces, because messages may quote other libraries.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        """Make one line of a message that may quote several of a library's or a spec's."""
         super().__init__(" ".join(message.split()))
 
 
 class ConfigurationError(TorchPPOError, ValueError):
-    """A setting that cannot work: names the key, the value and what would."""
+    """A setting that cannot work. The message names the key, the value and what to do."""
 
     exit_code = 2
 
 
-class EnvironmentFailure(TorchPPOError):  # noqa: N818 - EnvironmentError is Python's own
-    """An environment that does not exist, is not supported, or failed while it ran."""
+class GraphError(ConfigurationError):
+    """A step that cannot be traced or compiled. With `compile=auto` it runs in another way instead."""
+
+
+class EnvironmentFailure(TorchPPOError):  # noqa: N818 - EnvironmentError is a builtin
+    """An environment that does not exist, is not supported, or failed while running."""
 
     exit_code = 3
 
 
 class NumericalError(TorchPPOError, ArithmeticError):
-    """A number that is not finite, with the place where it appeared first."""
+    """A value that is not finite. The message says where it appeared first."""
 
     exit_code = 4
 
@@ -41,12 +47,19 @@ class CheckpointError(TorchPPOError):
 
 
 class RunLockedError(TorchPPOError):
-    """A run directory in which another training is at work."""
+    """A run directory that another process is using."""
 
     exit_code = 6
 
 
 def did_you_mean(name: str, candidates: Iterable[str], cutoff: float = 0.5) -> str:
-    """The nearest of the names that there are, to append to a message, or nothing; 1 is the same name."""
+    """Return ` (did you mean ...?)` with the most similar candidate, or an empty string.
+
+    Args:
+        name: what the user wrote.
+        candidates: valid names.
+        cutoff: minimum similarity between 0 and 1 (1 means equal).
+
+    """
     matches = get_close_matches(name, list(candidates), n=1, cutoff=cutoff)
     return f" (did you mean {matches[0]!r}?)" if matches else ""

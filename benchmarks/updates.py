@@ -55,10 +55,10 @@ def run(name: str, way: str, overrides: list[str]) -> dict[str, float | str]:
 
     from torchppo.benchmarks.workloads import WORKLOADS, configuration  # type: ignore[import-not-found, unused-ignore]
     from torchppo.pipelines.build import build_trainer, build_training
-    from torchppo.pipelines.train import quieten_lightning
+    from torchppo.pipelines.train import silence_lightning
 
     warnings.simplefilter("ignore")
-    quieten_lightning()
+    silence_lightning()
     torch.set_num_threads(1)
     work = WORKLOADS[name]
     frames = f"total_frames={(UPDATES + 1) * work.frames}"

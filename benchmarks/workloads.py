@@ -99,9 +99,9 @@ def ours(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
     from lightning import Callback
 
     from torchppo.pipelines.build import build_trainer, build_training
-    from torchppo.pipelines.train import quieten_lightning
+    from torchppo.pipelines.train import silence_lightning
 
-    quieten_lightning()
+    silence_lightning()
     cfg = configuration(work, extra)
     clock = Clock()
 

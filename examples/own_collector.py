@@ -13,7 +13,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
 from torchppo.pipelines.cli.main import main
-from torchppo.pipelines.collectors.torchrl import SteppedRollouts
+from torchppo.pipelines.collectors.torchrl import TorchRLRollouts
 
 
 class RecordedRollouts:
@@ -21,7 +21,7 @@ class RecordedRollouts:
         self.seconds: dict[str, float] = {}  # of parts of the time that collecting takes, if they are measured
         self.folder = Path(folder)
         self.number = count()
-        self.rollouts = SteppedRollouts(env, policy, num_steps)
+        self.rollouts = TorchRLRollouts(env, policy, num_steps)
 
     def __call__(self) -> TensorDictBase:
         rollout = self.rollouts()

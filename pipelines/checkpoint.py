@@ -1,4 +1,4 @@
-"""From a checkpoint back to a policy: nothing but the file is needed."""
+"""Checkpoint files: write them, read them, and rebuild a policy from one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import EnvBase
 
@@ -19,11 +20,30 @@ from .build import build_evaluation_env, build_ppo
 from .ppo import PPO
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint; reading them runs no code from it.
+def save_checkpoint(trainer: Trainer, path: Path) -> None:
+    """Write a checkpoint under a temporary name and rename it.
+
+    Lightning overwrites the file in place, so that a full disk would destroy the previous checkpoint too.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, or no checkpoint of torchppo.
+        OSError: naming `path`.
+
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the contents of a checkpoint. Reading them runs no code from the file.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or not a checkpoint of torchppo.
 
     """
     if not path.is_file():
@@ -31,31 +51,31 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     content = io.BytesIO(path.read_bytes())
     try:
         with zipfile.ZipFile(content) as archive:
-            damaged = archive.testzip()  # torch.load does not look at the checksums
+            damaged = archive.testzip()  # `torch.load` does not verify the checksums
         if damaged is not None:
             raise CheckpointError(f"{path} is damaged (in {damaged}); use another checkpoint")
         content.seek(0)
         checkpoint = torch.load(content, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} is no checkpoint: {str(error)[:200]}") from error
+        raise CheckpointError(f"{path} is not a checkpoint: {str(error)[:200]}") from error
     if not isinstance(checkpoint, dict) or "torchppo" not in checkpoint:
-        raise CheckpointError(f"{path} is a checkpoint of something else; torchppo's are made by torchppo train")
+        raise CheckpointError(f"{path} is not a checkpoint of torchppo; use one that torchppo train has written")
     return checkpoint
 
 
 def restore(path: Path | str, *, seed: int, num_envs: int) -> tuple[PPO, DictConfig, EnvBase]:
-    """The trained module, its configuration and an environment it can act in.
+    """Return the trained module, its configuration, and an environment to act in.
 
-    The configuration names what is imported and called: only for checkpoints that are trusted.
+    The configuration names classes that are imported and called, so load only checkpoints that you trust.
 
     Raises:
-        CheckpointError: if the file is no checkpoint, or has no configuration to build a model from.
+        CheckpointError: if the file is not a checkpoint, or has no configuration to build a model from.
 
     """
     checkpoint = load_checkpoint(Path(path))
     config = checkpoint["torchppo"]["config"]
     if not config:
-        raise CheckpointError(f"{path} has no configuration; it was trained from Python: load it with PPO(...) there")
+        raise CheckpointError(f"{path} has no configuration, because it was trained from Python; load it there")
     cfg = OmegaConf.create(config)
     sys.path += [folder for folder in cfg.get("code_dirs", []) if folder not in sys.path]
     env = build_evaluation_env(cfg, seed=seed, num_envs=num_envs)

@@ -1,4 +1,4 @@
-"""What the processes of a distributed training have together; over one process it costs nothing."""
+"""Reductions over the ranks of a distributed run. On a single process they return their input."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from torch import Tensor, distributed
 
 from ..errors import TorchPPOError
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 
 
 def num_ranks() -> int:
-    """The number of processes that train together."""
+    """Return the number of processes that train together."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks, the same on each."""
+    """Sum a tensor over all ranks; every rank gets the same result."""
     if num_ranks() > 1:
         tensor = tensor.clone()
         distributed.all_reduce(tensor)
     return tensor
 
 
-def gathered(items: list[Item]) -> list[Item]:
-    """What all ranks have, in their order, the same on each."""
+def gathered(items: list[T]) -> list[T]:
+    """Concatenate the lists of all ranks in rank order; every rank gets the same result."""
     if num_ranks() == 1:
         return items
-    lists: list[list[Item]] = [[] for _ in range(num_ranks())]
+    lists: list[list[T]] = [[] for _ in range(num_ranks())]
     distributed.all_gather_object(lists, items)
     return [item for one in lists for item in one]
 
 
-def together(work: Callable[[], Item]) -> Item:
-    """What `work` returns on this rank, once it has ended well on all of them.
+def raise_on_all_ranks(work: Callable[[], T]) -> T:
+    """Return the result of `work`, or raise on every rank if it failed on any of them.
+
+    Without this, the other ranks would wait in their next collective until the connection times out.
 
     Raises:
-        TorchPPOError: of this rank, or else of the first on which it failed, which is named; else the others would
-            wait for that rank until their connection breaks.
+        TorchPPOError: the error of this rank, or the first error of another rank with that rank's number.
 
     """
     if num_ranks() == 1:
@@ -59,8 +60,9 @@ def together(work: Callable[[], Item]) -> Item:
 
 
 def normalized(values: Tensor) -> Tensor:
-    """Values `[groups, *]` with mean 0 and standard deviation 1 in every group, over all ranks."""
-    flat = values.flatten(1).double()  # in float32 the mean of equal numbers is not theirs, and what is left is all
+    """Normalize values `[groups, *]` to mean 0 and standard deviation 1 in every group, over all ranks."""
+    # In float32 the mean of equal values is not exactly their value, and the division would amplify the difference.
+    flat = values.flatten(1).double()
     count = flat.shape[1] * num_ranks()
     centered = flat - summed(flat.sum(1, keepdim=True)) / count
     deviation = (summed(centered.square().sum(1, keepdim=True)) / count).sqrt()

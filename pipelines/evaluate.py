@@ -1,38 +1,38 @@
-"""Evaluate a checkpoint."""
+"""Evaluate a checkpoint: `torchppo eval`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ..errors import ConfigurationError
-from .build import env_name, traces_evaluation
+from .build import env_name, evaluation_compile
 from .checkpoint import restore
-from .episodes import envs_for, evaluate
+from .episodes import evaluate, num_envs_for
 from .run_files.summary import Summary
-from .run_files.video import try_to_film
+from .run_files.video import try_to_record_video
 
 
 def evaluate_checkpoint(path: Path, *, episodes: int, seed: int, video: Path | None) -> Summary:
-    """Play whole episodes with a checkpoint's deterministic policy, and film one.
+    """Roll out whole episodes with a checkpoint's deterministic policy, and record one.
 
     Args:
         path: of the checkpoint.
         episodes: how many.
         seed: of the environments.
-        video: where to film; none: nowhere.
+        video: where to write the video; `None` records none.
 
     Raises:
-        TorchPPOError: if the checkpoint cannot be used, or its environment not be made.
+        TorchPPOError: if the checkpoint cannot be used or its environment cannot be made.
 
     """
     if seed < 0:
         raise ConfigurationError(f"--seed {seed} must not be negative")
     if episodes < 1:
         raise ConfigurationError(f"--episodes {episodes} must be at least 1")
-    ppo, cfg, env = restore(path, seed=seed, num_envs=envs_for(episodes))
-    result = evaluate(ppo.actor, env, episodes, trace=traces_evaluation(cfg))
+    ppo, cfg, env = restore(path, seed=seed, num_envs=num_envs_for(episodes))
+    result = evaluate(ppo.actor, env, episodes, compile=evaluation_compile(cfg))
     env.close()
-    filmed = try_to_film(cfg, ppo.actor, video, seed) if video else None
+    recorded = try_to_record_video(cfg, ppo.actor, video, seed) if video else None
     return {
         "env": env_name(cfg),
         "checkpoint": str(path),
@@ -40,5 +40,5 @@ def evaluate_checkpoint(path: Path, *, episodes: int, seed: int, video: Path | N
         "eval_return_std": result.std,
         "eval_length_mean": sum(result.lengths) / len(result.lengths),
         "eval_episodes": episodes,
-        "video": str(filmed) if filmed else None,
+        "video": str(recorded) if recorded else None,
     }

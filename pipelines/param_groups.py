@@ -1,8 +1,8 @@
-"""Policy and critic, where they have optimiser options of their own or do not learn at the same time."""
+"""Optimizer groups for policy and critic, if one of them has its own options or is frozen at times."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase, TensorDictSequential
@@ -12,19 +12,54 @@ from torch.optim import Optimizer
 from ..errors import ConfigurationError
 
 
-def by_side(objective: Any) -> dict[str, list[nn.Parameter]]:
-    """The parameters that only the `policy` depends on, only the `critic`, and those of both or neither (`shared`)."""
-    of_policy, of_critic = policy_parameters(objective.actor_network), {*objective.critic_network.parameters()}
-    sides: dict[str, list[nn.Parameter]] = {}
-    for one in objective.parameters():
-        is_shared = (one in of_policy) == (one in of_critic)
-        sides.setdefault("shared" if is_shared else "policy" if one in of_policy else "critic", []).append(one)
-    return sides
+def make_param_groups(objective: Any, critic_options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Split the parameters of an objective into groups for `policy`, `critic` and what both use (`shared`).
+
+    Args:
+        objective: has an `actor_network` and a `critic_network`.
+        critic_options: optimizer options of the group `critic`.
+
+    """
+    return [
+        {"params": params, "part": part, "trainable": True, **(critic_options if part == "critic" else {})}
+        for part, params in parameters_by_part(objective).items()
+    ]
+
+
+def check_param_groups(optimizer: Optimizer, critic_options: Mapping[str, Any]) -> None:
+    """Raise a ConfigurationError if the optimizer replaced the groups or does not know an option of the critic."""
+    if not all("part" in group for group in optimizer.param_groups):
+        raise ConfigurationError(
+            f"optimizer={type(optimizer).__name__} makes its own parameter groups, but critic.optimizer, critic.epochs "
+            "and ppo.value_pretraining need the given ones; remove these options or choose optimizer=adam"
+        )
+    unknown = [key for key in critic_options if key not in optimizer.defaults]
+    if unknown:
+        raise ConfigurationError(
+            f"critic.optimizer.{unknown[0]} is not an option of {type(optimizer).__name__}; "
+            f"use one of {', '.join(optimizer.defaults)}"
+        )
+
+
+def set_trainable(optimizer: Optimizer, *, policy: bool, critic: bool) -> None:
+    """Freeze groups. A step leaves the parameters and the optimizer state of a frozen group unchanged."""
+    for group in optimizer.param_groups:
+        group["trainable"] = {"policy": policy, "critic": critic}.get(group["part"], True)
+
+
+def parameters_by_part(objective: Any) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters that only the policy uses, only the critic, and both or neither (`shared`)."""
+    policy, critic = policy_parameters(objective.actor_network), {*objective.critic_network.parameters()}
+    parts: dict[str, list[nn.Parameter]] = {}
+    for param in objective.parameters():
+        is_shared = (param in policy) == (param in critic)
+        parts.setdefault("shared" if is_shared else "policy" if param in policy else "critic", []).append(param)
+    return parts
 
 
 def policy_parameters(actor: ProbabilisticTensorDictSequential) -> set[nn.Parameter]:
-    """The parameters that the distribution of actions depends on: not those of values an actor writes besides."""
-    modules = [module for part in actor.module[:-1] for module in parts_of(part)]
+    """Return the parameters that the action distribution depends on, without those of the actor's state value."""
+    modules = [module for part in actor.module[:-1] for module in submodules(part)]
     needed, parameters = set(actor.dist_params_keys), set()
     for module in reversed(modules):
         if needed.intersection(module.out_keys):
@@ -33,57 +68,6 @@ def policy_parameters(actor: ProbabilisticTensorDictSequential) -> set[nn.Parame
     return parameters
 
 
-def parts_of(module: TensorDictModuleBase) -> list[TensorDictModuleBase]:
-    """The modules of a sequence, or the only one."""
+def submodules(module: TensorDictModuleBase) -> list[TensorDictModuleBase]:
+    """Return the modules of a sequence, or the module itself."""
     return list(module.module) if isinstance(module, TensorDictSequential) else [module]
-
-
-def optimizer_of(
-    objective: nn.Module,
-    make: Callable[[Any], Optimizer],
-    critic_options: Mapping[str, Any],
-    *,
-    takes_turns: bool,
-) -> Optimizer:
-    """One optimiser over all parameters of an objective, in groups by side where anything tells the sides apart.
-
-    Args:
-        objective: has an `actor_network` and a `critic_network`.
-        make: makes the optimiser from parameters or groups.
-        critic_options: of the optimiser, for what only the critic depends on, where they differ.
-        takes_turns: whether one side may learn while the other does not (see `let_learn`).
-
-    Raises:
-        ConfigurationError: for options that the optimiser refuses, or groups of its own where there are sides.
-
-    """
-    has_sides = bool(critic_options) or takes_turns
-    params: list[Any] = list(objective.parameters())
-    if has_sides:
-        params = [
-            {"params": params, "side": side, "learns": True, **(critic_options if side == "critic" else {})}
-            for side, params in by_side(objective).items()
-        ]
-    try:
-        optimizer = make(params)
-    except ValueError as error:
-        raise ConfigurationError(f"optimizer: {error}") from error
-    if has_sides and not all("side" in group for group in optimizer.param_groups):
-        raise ConfigurationError(
-            "the optimizer makes groups of its own, but critic.optimizer, critic.epochs and ppo.value_pretraining need "
-            "those that it is given"
-        )
-    unknown = [key for key in critic_options if key not in optimizer.defaults]
-    if unknown:
-        raise ConfigurationError(
-            f"critic.optimizer.{unknown[0]} is no option of {type(optimizer).__name__}; "
-            f"there is {', '.join(optimizer.defaults)}"
-        )
-    return optimizer
-
-
-def let_learn(optimizer: Optimizer, *, policy: bool, critic: bool) -> None:
-    """Mark the groups that learn; a step leaves the others alone, moments and all."""
-    for group in optimizer.param_groups:
-        if "side" in group:
-            group["learns"] = {"policy": policy, "critic": critic}.get(group["side"], True)

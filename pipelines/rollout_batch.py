@@ -1,8 +1,10 @@
-"""A rollout as learning sees it: valued, estimated, and cut into rows for minibatches."""
+"""A rollout as learning sees it: values, advantages, targets, rows for minibatches, and ended episodes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -12,24 +14,28 @@ from torch import Tensor
 from torchrl.objectives.value import ValueEstimatorBase
 
 from ..modules.features.extractor import memory_keys, recurrent_state_shapes
-from .distributed import normalized
-
-Data = dict[NestedKey, Tensor]
+from .distributed import gathered, normalized
 
 
-class Experience:
-    """One rollout and what is worked out from it.
+class RolloutBatch:
+    """One rollout with its advantages and value targets.
 
     Args:
-        rollout: `[num_envs, time]`, its rewards as learning is to see them.
+        rollout: `[num_envs, time]`. Values, advantages and targets are written into it.
         actor: the policy.
         critic: the value function.
-        estimator: of advantages and value targets.
-        critic_estimator: of other value targets, or none.
-        normalize: whether to normalise advantages over the whole rollout, and all ranks.
-        length: frames of the sequences that a policy with a memory learns from; divides the rollout's time.
+        estimator: writes `advantage` and `value_target`.
+        critic_estimator: writes another `value_target`; `None` uses that of `estimator`.
+        normalize: whether to normalize advantages over the whole rollout and all ranks.
+        sequence_length: frames of the sequences that recurrent policies are trained on.
+
+    Attributes:
+        rows: the rollout as a TensorDict `[rows]`. A row is a frame, or for recurrent policies a sequence
+            `[sequence_length, ...]` with the recurrent state before its first frame.
 
     """
+
+    rows: TensorDictBase
 
     def __init__(
         self,
@@ -37,136 +43,164 @@ class Experience:
         actor: Any,
         critic: TensorDictModuleBase,
         estimator: ValueEstimatorBase,
-        critic_estimator: ValueEstimatorBase | None,
+        critic_estimator: ValueEstimatorBase | None = None,
         *,
         normalize: bool,
-        length: int,
+        sequence_length: int,
     ) -> None:
-        """Nothing is computed yet."""
         self.rollout = rollout
         self.actor = actor
         self.critic = critic
         self.estimator = estimator
         self.critic_estimator = critic_estimator
         self.normalize = normalize
-        self.length = length
-        self.memories = memory_keys(actor)
+        self.sequence_length = sequence_length
+        self.memory_keys = memory_keys(actor)
 
     @torch.no_grad()
-    def estimate(self) -> Data:
-        """Advantages and value targets, and the tensors that the update reads (see `training_data`).
+    def estimate(self) -> None:
+        """Estimate advantages and value targets, and make the rows.
 
-        Every state is valued once, by the policy if it has written a value as it acted.
+        Every state is valued once, by the policy if it writes `state_value` while acting.
         """
         rollout = self.rollout
         valued = rollout if "state_value" in self.actor.out_keys else self.critic(rollout.select(*self.critic.in_keys))
         self._estimate_from(valued["state_value"])
-        return self._data()
+        self.rows = self._make_rows()
 
     @property
     def explained_variance(self) -> float:
-        """1 - Var(target - value) / Var(target); 0 where all targets are equal."""
+        """1 - Var(target - value) / Var(target), or 0 if all targets are equal."""
         target = self.rollout["value_target"].double()
-        left, variance = (values.var(correction=0).item() for values in (target - self.rollout["state_value"], target))
-        return 1 - left / variance if variance > 0 else 0.0
+        residual = (target - self.rollout["state_value"]).var(correction=0).item()
+        variance = target.var(correction=0).item()
+        return 1 - residual / variance if variance > 0 else 0.0
 
-    @torch.no_grad()
-    def recomputed(self, data: Data) -> Data:
-        """The same data with advantages and targets from the values of the critic as it is now.
+    def refreshed(self, *, burn_in: int, recompute_advantage: bool) -> TensorDictBase:
+        """Return the rows with recurrent states and advantages of the current weights.
 
-        Sequences, and what follows the end of an episode, start from what was remembered when they were collected.
+        Args:
+            burn_in: frames to recompute the recurrent states from; 0 keeps them.
+            recompute_advantage: whether to recompute values, advantages and targets.
+
         """
-        values = self.critic(TensorDict(data, len(data["advantage"])))["state_value"]
-        shape = self.rollout.shape
-        values = values.reshape(*shape, 1) if self.memories else values.reshape(*shape[::-1], 1).transpose(0, 1)
-        self._estimate_from(values)
-        return data | in_rows(self.rollout, ("advantage", "value_target"), self.length if self.memories else None)
+        rows = self.rows
+        if burn_in and self.memory_keys:
+            rows = self._with_burned_in_states(rows, burn_in)
+        return self._with_recomputed_advantages(rows) if recompute_advantage else rows
 
     @torch.no_grad()
-    def burned_in(self, data: Data, num: int) -> Data:
-        """The same data with what the policy as it is now remembers at the start of every sequence.
+    def _with_recomputed_advantages(self, rows: TensorDictBase) -> TensorDictBase:
+        """Value all states with the current critic. Sequences start from the recurrent states in `rows`."""
+        values = self.critic(rows.copy())["state_value"]
+        shape = self.rollout.shape
+        values = values.reshape(*shape, 1) if self.memory_keys else values.reshape(*shape[::-1], 1).transpose(0, 1)
+        self._estimate_from(values)
+        return rows.copy().update(self._as_rows(("advantage", "value_target")))
 
-        It is worked out from the `num` frames before, except for each environment's first (Kapturowski et al. 2019,
-        section 3).
+    @torch.no_grad()
+    def _with_burned_in_states(self, rows: TensorDictBase, burn_in: int) -> TensorDictBase:
+        """Recompute the recurrent state before every sequence from the `burn_in` frames before it.
+
+        The first sequence of each environment keeps its state. Source: Kapturowski et al. 2019, section 3.
         """
         keys = {*self.actor.in_keys} - {*recurrent_state_shapes(self.actor)}
-        after = self.actor.get_dist_params(frames_before(self.rollout, keys, self.memories, self.length, num))
-        anew = {}
-        for key in self.memories:
-            by_env = data[key].unflatten(0, (self.rollout.shape[0], -1)).clone()
-            by_env[:, 1:] = after["next", key][:, -1].unflatten(0, (self.rollout.shape[0], -1))
-            anew[key] = by_env.flatten(0, 1)
-        return data | anew
+        outputs = self.actor.get_dist_params(self._frames_before_sequences(keys, burn_in))
+        rows = rows.copy()
+        for key in self.memory_keys:
+            by_env = rows[key].unflatten(0, (self.rollout.shape[0], -1)).clone()
+            by_env[:, 1:] = outputs["next", key][:, -1].unflatten(0, (self.rollout.shape[0], -1))
+            rows[key] = by_env.flatten(0, 1)
+        return rows
+
+    def _frames_before_sequences(self, keys: Iterable[NestedKey], num_frames: int) -> TensorDict:
+        """Return the last frames before every sequence but the first of each environment.
+
+        Shapes: `[num_envs x (time / sequence_length - 1)]`, each with `[num_frames, ...]`.
+        """
+        length = self.sequence_length
+        cut = self.rollout[:, : self.rollout.shape[1] - length]
+        data = {key: cut[key].unflatten(1, (-1, length))[:, :, -num_frames:].flatten(0, 1) for key in keys}
+        data |= {key: cut[key][:, length - num_frames :: length].flatten(0, 1) for key in self.memory_keys}
+        return TensorDict(data, len(data[self.memory_keys[0]]))
 
     def _estimate_from(self, values: Tensor) -> None:
-        """Write advantages and targets, the states being worth `values` `[num_envs, time, 1]`.
+        """Write advantages and targets, given the values of all states `[num_envs, time, 1]`.
 
-        A next observation that is not the end of an episode is the observation after it; only true final ones, and
-        the last, are valued apart, with what the policy remembered at that moment.
+        The value of a next observation is that of the following step. Final observations of episodes and the last
+        observation of the rollout are valued separately, with the recurrent state of that step.
         """
-        rollout, following = self.rollout, self.rollout["next"]
-        apart = following["done"].squeeze(-1).clone()
-        apart[:, -1] = True
-        following["is_init"] = torch.zeros_like(following["done"])
+        rollout, next_data = self.rollout, self.rollout["next"]
+        is_final = next_data["done"].squeeze(-1).clone()
+        is_final[:, -1] = True
+        next_data["is_init"] = torch.zeros_like(next_data["done"])
         next_values = values.roll(-1, dims=1)
-        next_values[apart] = self.critic(following.select(*self.critic.in_keys)[apart])["state_value"]
-        rollout["state_value"], following["state_value"] = values, next_values
+        next_values[is_final] = self.critic(next_data.select(*self.critic.in_keys)[is_final])["state_value"]
+        rollout["state_value"], next_data["state_value"] = values, next_values
         self.estimator(rollout)
         if self.critic_estimator is not None:
             rollout["value_target"] = self.critic_estimator(rollout.copy())["value_target"]
         if self.normalize:
             rollout["advantage"] = normalized(rollout["advantage"].unsqueeze(0)).squeeze(0)
 
-    def _data(self) -> Data:
-        carried = recurrent_state_shapes(self.actor)
-        read = {*self.actor.in_keys, *self.critic.in_keys} - {*carried}
-        written = {*self.actor.out_keys} - {("next", key) for key in carried}
-        keys = sorted({*read, *written, "state_value", "advantage", "value_target"}, key=str)
-        return training_data(self.rollout, keys, self.memories, self.length)
+    def _make_rows(self) -> TensorDictBase:
+        recurrent = recurrent_state_shapes(self.actor)
+        inputs = {*self.actor.in_keys, *self.critic.in_keys} - {*recurrent}
+        outputs = {*self.actor.out_keys} - {("next", key) for key in recurrent}
+        keys = sorted({*inputs, *outputs, "state_value", "advantage", "value_target"}, key=str)
+        rows = self._as_rows(keys)
+        for key in self.memory_keys:
+            rows[key] = self.rollout[key][:, :: self.sequence_length].flatten(0, 1).contiguous()
+        return rows
+
+    def _as_rows(self, keys: Iterable[NestedKey]) -> TensorDictBase:
+        """Return entries of the rollout as frames in the order of time, or as sequences."""
+        selected = self.rollout.select(*keys)
+        if not self.memory_keys:
+            return selected.transpose(0, 1).flatten().contiguous()
+        num_sequences = self.rollout.shape[1] // self.sequence_length
+        rows = selected.unflatten(1, (num_sequences, self.sequence_length)).flatten(0, 1).contiguous()
+        rows.batch_size = rows.batch_size[:1]
+        return rows
 
 
-def training_data(rollout: TensorDictBase, keys: Iterable[NestedKey], memories: Sequence[str], length: int) -> Data:
-    """A rollout `[num_envs, time]` as tensors for minibatches to take rows of.
+class EpisodeStatistics:
+    """Returns and lengths of the last 100 training episodes of all ranks.
 
-    Args:
-        rollout: what was collected and estimated.
-        keys: of the entries that learning reads.
-        memories: keys of what a policy remembers from step to step, if anything.
-        length: frames of a sequence; must divide the rollout's time.
-
-    Returns:
-        Frames `[time x num_envs, ...]`; with a memory sequences `[num_envs x time / length, length, ...]`, and
-        what was remembered at their first step, `[num_envs x time / length, ...]`.
-
-    """
-    if not memories:
-        return in_rows(rollout, keys, None)
-    starts = {key: rollout[key][:, ::length].flatten(0, 1).contiguous() for key in memories}
-    return in_rows(rollout, keys, length) | starts
-
-
-def in_rows(rollout: TensorDictBase, keys: Iterable[NestedKey], length: int | None) -> Data:
-    """Entries of a rollout as frames in the order of time, or as sequences of `length`; see `training_data`."""
-    selected = rollout.select(*keys)
-    if length is None:
-        flat = selected.transpose(0, 1).flatten()
-        return {key: tensor.contiguous() for key, tensor in flat.items(include_nested=True, leaves_only=True)}
-    return {
-        key: tensor.unflatten(1, (-1, length)).flatten(0, 1).contiguous()
-        for key, tensor in selected.items(include_nested=True, leaves_only=True)
-    }
-
-
-def frames_before(
-    rollout: TensorDictBase, keys: Iterable[str], memories: Sequence[str], length: int, num: int
-) -> TensorDict:
-    """The last `num` frames before every sequence but each environment's first, with the memory at their start.
-
-    Returns:
-        Sequences `[num_envs x (time / length - 1)]`, of `[num, ...]` each; see `training_data`.
+    Attributes:
+        episodes: `(return, length)`, the newest last.
+        num_episodes: how many have ended since the training began.
 
     """
-    cut = rollout[:, : rollout.shape[1] - length]
-    data = {key: cut[key].unflatten(1, (-1, length))[:, :, -num:].flatten(0, 1) for key in keys}
-    data |= {key: cut[key][:, length - num :: length].flatten(0, 1) for key in memories}
-    return TensorDict(data, len(data[memories[0]]))
+
+    def __init__(self) -> None:
+        self.episodes: deque[tuple[float, int]] = deque(maxlen=100)
+        self.num_episodes = 0
+
+    def update(self, rollout: TensorDictBase) -> None:
+        """Add the episodes that ended in a rollout `[num_envs, time]`, in the order of time."""
+        data = rollout["next"].select("done", "episode_reward", "step_count").transpose(0, 1)
+        done = data["done"]
+        columns = (done.nonzero()[:, 0], data["episode_reward"][done], data["step_count"][done])
+        ended = gathered([*zip(*(column.tolist() for column in columns), strict=True)])
+        self.episodes.extend((reward, length) for _, reward, length in sorted(ended, key=itemgetter(0)))
+        self.num_episodes += len(ended)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Mean return and length; empty before the first episode has ended."""
+        if not self.episodes:
+            return {}
+        rewards, lengths = zip(*self.episodes, strict=True)
+        return {
+            "rollout/ep_rew_mean": sum(rewards) / len(rewards),
+            "rollout/ep_len_mean": sum(lengths) / len(lengths),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_episodes": self.num_episodes, "episodes": list(self.episodes)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_episodes = state["num_episodes"]
+        self.episodes.clear()
+        self.episodes.extend(tuple(episode) for episode in state["episodes"])

@@ -1,4 +1,4 @@
-"""What happens around the updates: evaluation, checkpoints, progress and time."""
+"""Evaluation during training."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any
 from lightning import Callback, Trainer
 
 from ...errors import ConfigurationError
-from ..distributed import together
+from ..checkpoint import save_checkpoint
+from ..distributed import raise_on_all_ranks
 from ..episodes import Evaluation
 from .stop_on_signal import StopOnSignal
 
 
 class EvaluateAndSave(Callback):
-    """Evaluates every so many frames and at the end, and keeps the best checkpoint and, each time, the last.
+    """Evaluates every so many frames and at the end; saves the best checkpoint and, each time, the last one.
 
     Args:
-        run_evaluation: plays the evaluation's episodes with a policy.
+        run_evaluation: evaluates a policy.
         directory: of `best.ckpt` and `last.ckpt`.
-        every_frames: between evaluations; none: only at the end.
-        stop_at: mean return of an evaluation at which the training ends; none: it goes on to its last frame.
-        stop: tells of a signal, which ends an evaluation, and after which none is begun.
+        every_frames: frames between evaluations; `None` evaluates only at the end.
+        stop_at: mean return of an evaluation that ends the training; `None` trains to the last frame.
+        stop: interrupts an evaluation when a signal arrives.
 
     Raises:
-        ConfigurationError: if `every_frames` is below 1, or `stop_at` is no number.
+        ConfigurationError: if `every_frames` is below 1 or `stop_at` is not a number.
 
     """
 
@@ -37,49 +38,47 @@ class EvaluateAndSave(Callback):
         stop_at: float | None,
         stop: StopOnSignal,
     ) -> None:
-        """Nothing has been evaluated."""
         if every_frames is not None and every_frames < 1:
-            raise ConfigurationError(f"eval.every_frames={every_frames} must be at least 1, or null for the end alone")
+            raise ConfigurationError(
+                f"eval.every_frames={every_frames} must be at least 1, or null to evaluate only at the end"
+            )
         if not isinstance(stop_at, int | float | None):
             raise ConfigurationError(f"eval.stop_at={stop_at} is not a number")
-        self.stop_at = stop_at
-        self.stop = stop
         self.run_evaluation = run_evaluation
         self.directory = directory
         self.every_frames = every_frames
+        self.stop_at = stop_at
+        self.stop = stop
         self.best = float("-inf")
         self.last: Evaluation | None = None
         self._evaluated_at = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training has to know."""
         return {"best": self.best, "evaluated_at": self._evaluated_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
         self.best, self._evaluated_at = state_dict["best"], state_dict["evaluated_at"]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Evaluate when enough frames have passed."""
         if self.every_frames is not None and pl_module.frames - self._evaluated_at >= self.every_frames:
             self._evaluate(trainer, pl_module)
             if self.last is not None and self.stop_at is not None and self.last.mean >= self.stop_at:
                 trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Keep the final policy and, if no signal came, evaluate it."""
         if self._evaluated_at != pl_module.frames:
             self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: Trainer, ppo: Any) -> None:
+        """Save the last checkpoint first, so that it survives an evaluation that fails."""
         self._evaluated_at = ppo.frames
-        self._save(trainer, "last.ckpt")  # first: an evaluation that fails must not cost it
+        save_checkpoint(trainer, self.directory / "last.ckpt")
 
-        def play() -> Evaluation | None:
+        def run() -> Evaluation | None:
             return self.stop.interruptible(lambda: self.run_evaluation(ppo.actor)) if trainer.is_global_zero else None
 
-        self.last = evaluation = trainer.strategy.broadcast(together(play))
-        if evaluation is None:
+        self.last = evaluation = trainer.strategy.broadcast(raise_on_all_ranks(run))
+        if evaluation is None:  # interrupted
             return
         for logger in trainer.loggers:
             logger.log_metrics(
@@ -88,16 +87,5 @@ class EvaluateAndSave(Callback):
             logger.save()
         if evaluation.mean > self.best:
             self.best = evaluation.mean
-            self._save(trainer, "best.ckpt")
-            self._save(trainer, "last.ckpt")  # which is to know that it is the best
-
-    def _save(self, trainer: Trainer, name: str) -> None:
-        """Write it beside the one before, which Lightning would write over: a full disk would cost both."""
-        path, part = self.directory / name, self.directory / f".{name}.part"
-        try:
-            trainer.save_checkpoint(part)
-            if trainer.is_global_zero:
-                part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            save_checkpoint(trainer, self.directory / "best.ckpt")
+            save_checkpoint(trainer, self.directory / "last.ckpt")  # with the new best return

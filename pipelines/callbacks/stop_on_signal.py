@@ -1,4 +1,4 @@
-"""A training that is told to stop."""
+"""Stop a training on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,43 +12,40 @@ from lightning import Callback, LightningModule, Trainer
 
 T = TypeVar("T")
 
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignal(Callback):
-    """Ctrl-C and SIGTERM end the training after the rollout at work, on every rank; a second one at once."""
+    """Ends the training on every rank after the current rollout; a second signal ends the process at once."""
 
     def __init__(self) -> None:
-        """No signal has come."""
         self.received: int | None = None
-        self._is_stopping = False  # because it came to this rank, or to another
+        self._is_stopping = False  # because a signal reached this rank or another one
         self._previous: dict[int, Any] = {}
-        self._interrupts = self._speaks = False
+        self._interrupts = self._prints = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remember who has the signals, before Lightning takes them."""
-        self._speaks = trainer.is_global_zero
+        """Remember the handlers before Lightning replaces them."""
+        self._prints = trainer.is_global_zero
         self._previous = {number: signal.getsignal(number) for number in SIGNALS}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals over from Lightning, which would exit with 0 or 1."""
+        """Replace Lightning's handlers, which would exit with code 0 or 1."""
         for number in self._previous:
             signal.signal(number, self._receive)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let all ranks stop together."""
+        """Stop all ranks after the same rollout."""
         self._is_stopping = trainer.strategy.reduce_boolean_decision(self._is_stopping, all=False)
         trainer.should_stop = trainer.should_stop or self._is_stopping
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
 
     def interruptible(self, work: Callable[[], T]) -> T | None:
-        """What `work` returns, or none where a signal has come or ends it."""
+        """Return the result of `work`, or `None` if a signal has arrived before or interrupts it."""
         self._interrupts = True
         try:
             return None if self._is_stopping else work()
@@ -60,11 +57,11 @@ class StopOnSignal(Callback):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received, self._is_stopping = number, True
         signal.signal(number, signal.SIG_DFL)
-        if self._speaks:  # past Python's own output, which may be at work
-            os.write(2, b"\ntorchppo: stopping after this rollout; once more to stop at once\n")
+        if self._prints:  # not with `print`, which the signal may have interrupted
+            os.write(2, b"\ntorchppo: stopping after this rollout; press again to stop at once\n")
         if self._interrupts:
             raise _Interrupted
 
 
 class _Interrupted(BaseException):
-    """A signal has come."""
+    """Raised by a signal inside `StopOnSignal.interruptible`."""

@@ -1,4 +1,4 @@
-"""From an environment and a policy to rollouts of a fixed length."""
+"""From an environment and a policy to rollouts."""
 
 from __future__ import annotations
 
@@ -10,55 +10,54 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from ...envs import ALL_ENVS, EPISODE_KEYS, VectorEnv
 from ...errors import ConfigurationError
-from ..distributed import num_ranks, together
-from ..step_factory import Compile
-from .policy_step import PolicyStep
-from .rollout_buffer import Record, RunningEpisodes, require_finite
-from .torchrl import SteppedRollouts
+from ..distributed import num_ranks, raise_on_all_ranks
+from ..step_factory import Compile, PolicyFunction
+from .recurrent_context import RecurrentContext
+from .rollout_buffer import EpisodeCounters, RolloutBuffer, require_finite
+from .torchrl import TorchRLRollouts
 
 
 class Rollouts(Protocol):
-    """Rollouts without end, `[num_envs, time]` each."""
+    """Makes one rollout `[num_envs, time]` after the other."""
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What its parts took, where they are known."""
+        """Seconds spent in its parts, as far as they are known."""
 
-    def __call__(self) -> TensorDictBase:
-        """The next one."""
+    def __call__(self) -> TensorDictBase: ...
 
 
 class Collector:
-    """Rollouts `[num_envs, frames_per_env]` from a batched environment, the policy acting as it is now.
+    """A sized iterable of rollouts `[num_envs, frames_per_env]`, each collected with the current weights.
 
-    A sized iterable, so it is a Trainer's dataloader as it stands; Lightning does not prefetch from sized
-    loaders, and each rollout therefore sees the weights of the last update. Episodes run on from one
-    rollout into the next.
+    It is the `train_dataloaders` of a Trainer. Lightning does not prefetch from a sized iterable, so every rollout sees
+    the last update. Episodes continue from one rollout to the next.
 
-    A rollout holds `observation`, `is_init`, what the policy writes (`action`, `action_log_prob`, the
-    parameters of the distribution), and under `next` the true next `observation` (also where an episode
-    ends), `reward`, `terminated`, `truncated`, `done`, `episode_reward` (raw) and `step_count`.
+    A rollout has `observation`, `is_init`, what the policy writes (`action`, `action_log_prob`, the parameters of the
+    distribution), and under `next` the true next `observation` (the final one where an episode ends), `reward`,
+    `terminated`, `truncated`, `done`, `episode_reward` (raw) and `step_count`.
 
     Args:
-        env: a batched environment (see `envs.batched`); a `VectorEnv` is stepped on NumPy arrays, any other through
+        env: a batched environment (see `envs.batched`). A `VectorEnv` is stepped on NumPy arrays, any other through
             TorchRL.
         policy: reads observations, writes `action` and `action_log_prob`.
         frames_per_env: length of a rollout.
-        total_frames: environment steps over all environments and ranks that iteration stays within.
-        compile: whether the policy's step is a graph, compiled (true) or run as it was traced (`"trace"`).
-        double_buffer: let the policy act for one half of the environments while worker processes, or the threads of
-            an Atari game, step the other.
-        rollouts: another way to make rollouts from environment, policy and length, to which `compile` does not apply;
-            none: the fastest that fits.
+        total_frames: environment steps of the whole training, over all environments and ranks.
+        compile: how the policy's step runs (see `step_factory.Compile`).
+        double_buffer: let the policy act for one half of the environments while the other half steps in worker
+            processes or Atari threads.
+        rollouts: makes rollouts in another way, from the environment, the policy and `frames_per_env`; `compile` does
+            not apply to it. `None` chooses the fastest way.
 
     Raises:
-        ConfigurationError: if the numbers are not positive, or the environment lacks what rollouts hold.
+        ConfigurationError: if a number is out of range or the environment lacks what a rollout has.
         NumericalError: while iterating, at the first observation or reward that is not finite.
 
     """
@@ -74,11 +73,10 @@ class Collector:
         double_buffer: bool = False,
         rollouts: Callable[[EnvBase, TensorDictModuleBase, int], Rollouts] | None = None,
     ) -> None:
-        """Nothing is stepped before the first rollout is asked for."""
         if not env.batch_size or not {*EPISODE_KEYS}.issubset(env.observation_spec.keys(include_nested=True)):
             raise ConfigurationError(
                 "a collector's environment needs a batch dimension, episode_reward and step_count; "
-                "torchppo.envs.batched(env) gives it them"
+                "torchppo.envs.batched(env) adds them"
             )
         for name, value in (("collector.frames_per_env", frames_per_env), ("total_frames", total_frames)):
             if value < 1:
@@ -86,18 +84,18 @@ class Collector:
         self.env = env
         self.frames_per_env = frames_per_env
         self.total_frames = total_frames
-        self._acting: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._acting_context: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._seconds = 0.0
+        steps: Any = {"compile": compile, "num_policy_steps": total_frames / self.frames_per_batch * frames_per_env}
         if rollouts is not None:
             self._rollouts = rollouts(env, policy, frames_per_env)
         elif isinstance(env, VectorEnv):
-            act = PolicyStep(policy, compile=compile)
-            self._rollouts = ArrayRollouts(env, act, frames_per_env, double_buffer=double_buffer)
+            self._rollouts = VectorRollouts(env, policy, frames_per_env, double_buffer=double_buffer, **steps)
         else:
-            self._rollouts = SteppedRollouts(env, policy, frames_per_env, compile=compile)
-        if double_buffer and not isinstance(self._rollouts, ArrayRollouts):
+            self._rollouts = TorchRLRollouts(env, policy, frames_per_env, **steps)
+        if double_buffer and not isinstance(self._rollouts, VectorRollouts):
             raise ConfigurationError(
-                "collector.double_buffer=true needs a vector environment without transforms, and no collector.rollouts"
+                "collector.double_buffer=true needs a vector environment without transforms and collector.rollouts=null"
             )
 
     @property
@@ -107,104 +105,139 @@ class Collector:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds spent to `collect`, and in its parts where they are known.
+        """Seconds spent to `collect`, and in its parts if they are known.
 
-        They are the `policy` and the `environment`, or, double-buffered, the `waiting` for it.
+        The parts are `policy` and `environment`, or with a double buffer `waiting` for the environment.
         """
         return {"collect": self._seconds, **self._rollouts.seconds}
 
     def act_under(self, context: Callable[[], AbstractContextManager[Any]]) -> None:
         """Let the policy act within a context, such as a Trainer's precision."""
-        self._acting = context
+        self._acting_context = context
 
     def __len__(self) -> int:
-        """The number of rollouts on each rank: as many as `total_frames` has room for, at least one."""
+        """Return the number of rollouts on each rank that `total_frames` has room for, at least one."""
         return max(1, self.total_frames // (self.frames_per_batch * num_ranks()))
 
     def __iter__(self) -> Iterator[TensorDictBase]:
-        """Collect, rollout by rollout."""
         for _ in range(len(self)):
             start = time.perf_counter()
-            with torch.no_grad(), self._acting(), set_exploration_type(ExplorationType.RANDOM):
-                rollout = together(lambda: require_finite(self._rollouts()))
+            with torch.no_grad(), self._acting_context(), set_exploration_type(ExplorationType.RANDOM):
+                rollout = raise_on_all_ranks(lambda: require_finite(self._rollouts()))
             self._seconds += time.perf_counter() - start
             yield rollout
 
 
-def seconds_of(collector: Any) -> dict[str, float]:
-    """What a collector says of its time; one of a user's own may say nothing."""
-    return getattr(collector, "seconds", {})
-
-
-class ArrayRollouts:
-    """Steps a vector environment with a policy, and makes one TensorDict of a whole rollout.
+class VectorRollouts:
+    """Steps a vector environment on NumPy arrays and makes one TensorDict of each rollout.
 
     Args:
-        env: what to step.
-        act: what to step it with.
+        env: the environment.
+        policy: the policy.
         num_steps: length of a rollout.
+        compile: how the policy's step runs.
+        num_policy_steps: how often it will be called, for `compile="auto"`.
         double_buffer: let the policy act for one half of the environments while the other half steps.
 
     Raises:
-        ConfigurationError: if `double_buffer` is asked for where halves cannot be stepped apart.
+        ConfigurationError: if `double_buffer` is true and the environments cannot be stepped in halves.
 
     """
 
-    def __init__(self, env: VectorEnv, act: PolicyStep, num_steps: int, *, double_buffer: bool) -> None:
-        """Nothing is stepped yet."""
+    def __init__(
+        self,
+        env: VectorEnv,
+        policy: TensorDictModuleBase,
+        num_steps: int,
+        *,
+        compile: Compile = False,  # noqa: A002
+        num_policy_steps: float = 0,
+        double_buffer: bool = False,
+    ) -> None:
         self.env = env
-        self.act = act
         self.num_steps = num_steps
-        # Of two halves only the waiting is seen, which is not the time that they take.
+        self.policy = PolicyFunction(policy, compile, num_policy_steps)
+        # With two halves only the time spent waiting is known, not the environment's own.
         self._stepping = "waiting" if double_buffer else "environment"
         self.seconds = {self._stepping: 0.0, "policy": 0.0}
         self._groups = env.double_buffer_groups() if double_buffer else [ALL_ENVS]
-        self._observation: NDArray[Any] | None = None  # where the episodes go on; none: they begin
+        self._action_indices = {key: i for i, key in enumerate(self.policy.output_keys) if is_action(key)}
+        self._observation: NDArray[Any] | None = None  # `None`: the next rollout begins with a reset
+        self._context: RecurrentContext | None = None
 
     def __call__(self) -> TensorDictBase:
-        """The next rollout, `[num_envs, time]`."""
+        """Collect the next rollout, `[num_envs, time]`."""
         if self._observation is None:
             self._observation = self.env.reset_arrays()
             self._is_init = np.ones(self.env.num_envs, np.bool_)
-            self._episodes = RunningEpisodes(self.env.num_envs)
-        first, self._observation = self._observation, None  # which it stays where this rollout is broken off
-        self.act.begin(self._groups, self.env.num_envs, self.num_steps)
-        record = Record(first, self._is_init, self.num_steps, self.act.device)
+            self._counters = EpisodeCounters(self.env.num_envs)
+        first, self._observation = self._observation, None  # stays `None` if this rollout is interrupted
+        self.policy.refresh()
+        device, states = self.policy.device, self.policy.state_shapes
+        if states:
+            self._context = RecurrentContext(states, self.num_steps, self.env.num_envs, device, self._context)
+        buffer = RolloutBuffer(first, self._is_init, self.num_steps, device, len(self._groups))
         try:
-            self._roll(record)
-        except Exception:  # an observation that is not finite makes an action that is none: look for the reason
-            record.refuse_not_finite()
+            self._collect(buffer)
+        except Exception:  # an observation that is not finite makes an invalid action; report the observation
+            buffer.check_finite()
             raise
-        self._observation = record.storage.arrays[-1].copy()
-        self._is_init = record.is_init[-1].copy()
-        return record.as_tensordict(self._episodes, self.act.written(), self.act.carried())
+        self._observation = buffer.observations.array[-1].copy()
+        self._is_init = buffer.is_init[-1].copy()
+        windows = self._context.windows() if self._context else {}
+        return buffer.as_tensordict(self.policy.output_keys, windows, self._counters)
 
-    def _roll(self, record: Record) -> None:
+    def _collect(self, buffer: RolloutBuffer) -> None:
         for step in range(self.num_steps):
-            for group, rows in enumerate(self._groups):
+            for group, env_slice in enumerate(self._groups):
                 if step > 0:
-                    self._receive(record, step - 1, rows)
-                self._act(record, step, group, rows)
-        for rows in self._groups:
-            self._receive(record, self.num_steps - 1, rows)
+                    self._receive(buffer, step - 1, env_slice)
+                self._act(buffer, step, group, env_slice)
+        for env_slice in self._groups:
+            self._receive(buffer, self.num_steps - 1, env_slice)
 
-    def _act(self, record: Record, step: int, group: int, rows: slice) -> None:
+    def _act(self, buffer: RolloutBuffer, step: int, group: int, env_slice: slice) -> None:
         start = time.perf_counter()
-        action = self.act(group, record.storage.given(step, rows), record.is_init[step, rows])
+        inputs = buffer.observations.read(step, env_slice)
+        if self._context is not None:
+            inputs |= self._context.read(step, env_slice, buffer.is_init[step, env_slice])
+        outputs = self.policy(inputs)
+        if self._context is not None:
+            num_outputs = len(self.policy.output_keys)
+            self._context.write(step, env_slice, outputs[num_outputs:])
+            outputs = outputs[:num_outputs]
+        buffer.add_outputs(group, outputs)
+        actions = {key: as_array(outputs[index]) for key, index in self._action_indices.items()}
         acted = time.perf_counter()
-        self.env.send(action, rows)
+        self.env.send(actions.get("action", actions), env_slice)
         self.seconds["policy"] += acted - start
         self.seconds[self._stepping] += time.perf_counter() - acted
 
-    def _receive(self, record: Record, step: int, rows: slice) -> None:
+    def _receive(self, buffer: RolloutBuffer, step: int, env_slice: slice) -> None:
         start = time.perf_counter()
-        stepped = self.env.receive(rows)
+        arrays = self.env.receive(env_slice)
         self.seconds[self._stepping] += time.perf_counter() - start
-        ended = record.write(step, rows, stepped)
+        ended = buffer.write(step, env_slice, arrays)
         if ended is not None:
             mask = np.zeros(self.env.num_envs, np.bool_)
             mask[ended] = True
             start = time.perf_counter()
             observation = self.env.reset_arrays(mask)
             self.seconds[self._stepping] += time.perf_counter() - start
-            record.storage.arrays[step + 1, rows] = observation[rows]
+            buffer.observations.array[step + 1, env_slice] = observation[env_slice]
+
+
+def is_action(key: NestedKey) -> bool:
+    """Return whether `key` is the action or a leaf of a nested action."""
+    return key == "action" or (isinstance(key, tuple) and key[0] == "action")
+
+
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor as a NumPy array on the CPU."""
+    array: NDArray[Any] = tensor.cpu().numpy()
+    return array
+
+
+def seconds_of(collector: Any) -> dict[str, float]:
+    """Return the seconds that a collector measured; a user's own collector may not measure any."""
+    return getattr(collector, "seconds", {})

@@ -1,4 +1,4 @@
-"""Observations of a rollout for a policy on a device."""
+"""Observations of a rollout for a policy on an accelerator."""
 
 from __future__ import annotations
 
@@ -15,58 +15,57 @@ from torch import Tensor
 from ...envs import ALL_ENVS, leaf_arrays
 
 
-class Ends(NamedTuple):
-    """The last observations of episodes that ended at one step."""
+class FinalObservations(NamedTuple):
+    """The last observations of the episodes that ended at one step, `[envs, *observation]`."""
 
     step: int
     envs: NDArray[np.intp]
     observation: NDArray[Any]
 
 
-class DeviceStorage:
-    """The same for a policy on a device, to which every observation goes once, and stays.
+class DeviceObservations:
+    """The observations of a rollout, each copied to the device once; see `HostObservations`.
 
-    Environments leave theirs in pinned memory, from which a step's bytes are sent at once and without waiting.
+    Environments write into pinned memory, from which the observations of a step are sent without waiting.
 
     Args:
         shape: `[time, num_envs, *observation]`.
-        dtype: theirs, structured where they are nested.
-        device: the policy's.
+        dtype: structured for nested observations.
+        device: of the policy.
 
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> None:
-        """Make room on both sides."""
-        row = math.prod(shape[2:]) * dtype.itemsize
-        self._here = torch.zeros(*shape[:2], row, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self._there = torch.empty(self._here.shape, dtype=torch.uint8, device=device)
-        self.arrays: NDArray[Any] = self._here.numpy().reshape(-1).view(dtype).reshape(shape)
-        self._leaves = {key: self._placed(tensor) for key, tensor in tensors(leaf_arrays(self.arrays)).items()}
+        num_bytes = math.prod(shape[2:]) * dtype.itemsize
+        self._host = torch.zeros(*shape[:2], num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._device = torch.empty(self._host.shape, dtype=torch.uint8, device=device)
+        self.array: NDArray[Any] = self._host.numpy().reshape(-1).view(dtype).reshape(shape)
+        self._leaves = {key: self._on_device(tensor) for key, tensor in as_tensors(leaf_arrays(self.array)).items()}
 
-    def _placed(self, here: Tensor) -> Tensor:
-        """The same leaf on the device: as it lies among the bytes here, so it does there."""
-        offset = (here.data_ptr() - self._here.data_ptr()) // here.itemsize
-        return self._there.view(-1).view(here.dtype).as_strided(here.shape, here.stride(), offset)
+    def _on_device(self, leaf: Tensor) -> Tensor:
+        """Return the view of the device's bytes with the same offset and strides as `leaf` in the host's."""
+        offset = (leaf.data_ptr() - self._host.data_ptr()) // leaf.itemsize
+        return self._device.view(-1).view(leaf.dtype).as_strided(leaf.shape, leaf.stride(), offset)
 
-    def given(self, step: int, rows: slice = ALL_ENVS) -> dict[NestedKey, Tensor]:
-        """What a policy reads at a step, sent from `arrays`; to be asked for once."""
-        self._there[step, rows].copy_(self._here[step, rows], non_blocking=True)
-        return {key: tensor[step, rows] for key, tensor in self._leaves.items()}
+    def read(self, step: int, env_slice: slice = ALL_ENVS) -> dict[NestedKey, Tensor]:
+        """Send the observations of a step to the device and return them."""
+        self._device[step, env_slice].copy_(self._host[step, env_slice], non_blocking=True)
+        return {key: tensor[step, env_slice] for key, tensor in self._leaves.items()}
 
-    def observed(self) -> dict[NestedKey, Tensor]:
-        """What has been sent, on the device."""
+    def observations(self) -> dict[NestedKey, Tensor]:
+        """Return the observations that the policy has read, on the device."""
         return {key: tensor[:-1] for key, tensor in self._leaves.items()}
 
-    def following(self, ends: Sequence[Ends]) -> dict[NestedKey, Tensor]:
-        """The same on the device, of what has been sent, the last step, and the ends."""
-        self.given(-1)
-        following = {key: tensor[1:].clone() if ends else tensor[1:] for key, tensor in self._leaves.items()}
-        for step, envs, observation in ends:
-            for key, last in tensors(leaf_arrays(observation)).items():
-                following[key][step, torch.from_numpy(envs)] = last.to(following[key].device)
-        return following
+    def next_observations(self, final: Sequence[FinalObservations]) -> dict[NestedKey, Tensor]:
+        """Return the next observations on the device; sends those of the last step and the final ones."""
+        self.read(-1)
+        next_obs = {key: tensor[1:].clone() if final else tensor[1:] for key, tensor in self._leaves.items()}
+        for step, envs, observation in final:
+            for key, last in as_tensors(leaf_arrays(observation)).items():
+                next_obs[key][step, torch.from_numpy(envs)] = last.to(next_obs[key].device)
+        return next_obs
 
 
-def tensors(arrays: Mapping[NestedKey, NDArray[Any]]) -> dict[NestedKey, Tensor]:
-    """The same memory as tensors."""
+def as_tensors(arrays: Mapping[NestedKey, NDArray[Any]]) -> dict[NestedKey, Tensor]:
+    """Return tensors that share the memory of the arrays."""
     return {key: torch.from_numpy(array) for key, array in arrays.items()}

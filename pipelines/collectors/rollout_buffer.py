@@ -1,4 +1,4 @@
-"""What a rollout is written into, step by step."""
+"""The buffer that one rollout is written into, step by step."""
 
 from __future__ import annotations
 
@@ -13,71 +13,85 @@ from torch import Tensor
 
 from ...envs import ALL_ENVS, StepArrays, leaf_arrays
 from ...errors import NumericalError
-from .device_buffer import DeviceStorage, Ends, tensors
+from .device_buffer import DeviceObservations, FinalObservations, as_tensors
 
 
-class Record:
-    """One rollout as time-major arrays `[time, num_envs, ...]`; of observations and `is_init` one step more.
+class RolloutBuffer:
+    """One rollout as time-major arrays `[time, num_envs, ...]`.
+
+    Observations and `is_init` have one more step than the rest: those that the next rollout begins with.
 
     Args:
-        first: the observations it begins with, `[num_envs, *observation]`.
-        is_init: whether episodes begin with them, bool `[num_envs]`.
-        num_steps: its length.
-        device: the policy's.
+        first: the observations that the rollout begins with, `[num_envs, *observation]`.
+        is_init: whether an episode begins with them, bool `[num_envs]`.
+        num_steps: length of the rollout.
+        device: of the policy.
+        num_groups: groups of environments that are stepped in turn (see `VectorRollouts`).
 
     """
 
-    def __init__(self, first: NDArray[Any], is_init: NDArray[np.bool_], num_steps: int, device: torch.device) -> None:
-        """Make room."""
-        self.storage = storage_for((num_steps + 1, *first.shape), first.dtype, device)
-        self.storage.arrays[0] = first
+    def __init__(
+        self,
+        first: NDArray[Any],
+        is_init: NDArray[np.bool_],
+        num_steps: int,
+        device: torch.device,
+        num_groups: int = 1,
+    ) -> None:
+        self.observations = observation_storage((num_steps + 1, *first.shape), first.dtype, device)
+        self.observations.array[0] = first
         self.is_init = np.empty((num_steps + 1, len(first)), np.bool_)
         self.is_init[0] = is_init
         self._num_steps = 0
+        self._outputs: list[list[Sequence[Tensor]]] = [[] for _ in range(num_groups)]
         self._rewards, self._raw_episode_rewards = (np.empty((num_steps, len(first))) for _ in range(2))
         self._terminated, self._truncated = (np.empty((num_steps, len(first)), np.bool_) for _ in range(2))
-        self._ends: list[Ends] = []
+        self._final: list[FinalObservations] = []
 
-    def write(self, step: int, rows: slice, stepped: StepArrays) -> NDArray[np.intp] | None:
-        """Keep what a step of the environments in `rows` left behind, its observation as what comes next.
+    def add_outputs(self, group: int, outputs: Sequence[Tensor]) -> None:
+        """Store what the policy wrote at the next step of a group, tensors `[envs, ...]`."""
+        self._outputs[group].append(outputs)  # stacked at the end, which is cheaper than a copy at every step
+
+    def write(self, step: int, env_slice: slice, arrays: StepArrays) -> NDArray[np.intp] | None:
+        """Store the result of a step of the environments in `env_slice`.
 
         Returns:
-            Those whose episodes ended, if any did: their observations are kept as the last ones, and what comes next
-            is for a reset to say.
+            The indices of the environments whose episode ended, or `None`. Their observation is stored as the final
+            one; the caller resets them and overwrites the observation of the next step.
 
         """
-        observation, reward, terminated, truncated, raw = stepped
+        observation, reward, terminated, truncated, raw = arrays
         self._num_steps = step + 1
-        self._rewards[step, rows] = reward
-        self._terminated[step, rows] = terminated
-        self._truncated[step, rows] = truncated
-        self._raw_episode_rewards[step, rows] = raw
-        self.storage.arrays[step + 1, rows] = observation
-        self.is_init[step + 1, rows] = done = terminated | truncated
-        if not np.count_nonzero(done):  # a fifth of `any`'s time
+        self._rewards[step, env_slice] = reward
+        self._terminated[step, env_slice] = terminated
+        self._truncated[step, env_slice] = truncated
+        self._raw_episode_rewards[step, env_slice] = raw
+        self.observations.array[step + 1, env_slice] = observation
+        self.is_init[step + 1, env_slice] = done = terminated | truncated
+        if not np.count_nonzero(done):  # five times as fast as `any`
             return None
-        ended: NDArray[np.intp] = np.arange(self.is_init.shape[1])[rows][done]
-        self._ends.append(Ends(step, ended, self.storage.arrays[step + 1][ended]))
+        ended: NDArray[np.intp] = np.arange(self.is_init.shape[1])[env_slice][done]
+        self._final.append(FinalObservations(step, ended, self.observations.array[step + 1][ended]))
         return ended
 
-    def refuse_not_finite(self) -> None:
+    def check_finite(self) -> None:
         """Raise a NumericalError for the first observation so far that is not finite."""
-        for key, observed in leaf_arrays(self.storage.arrays[: self._num_steps + 1]).items():
-            refuse_not_finite(key, torch.from_numpy(observed).transpose(0, 1), "rollout", -1)
+        for key, observed in leaf_arrays(self.observations.array[: self._num_steps + 1]).items():
+            raise_if_not_finite(key, torch.from_numpy(observed).transpose(0, 1), "rollout", -1)
 
     def as_tensordict(
-        self, episodes: RunningEpisodes, written: Mapping[Any, Tensor], carried: Mapping[str, Tensor]
+        self, output_keys: Sequence[NestedKey], states: Mapping[str, Tensor], counters: EpisodeCounters
     ) -> TensorDictBase:
-        """The whole rollout, `[num_envs, time]`.
+        """Return the rollout, `[num_envs, time]`.
 
         Args:
-            episodes: goes on through it.
-            written: what the policy wrote, `[time, num_envs, ...]`.
-            carried: what it carried into every step and out of the last, `[time + 1, num_envs, ...]`.
+            output_keys: names of the policy's outputs.
+            states: recurrent states before every step and after the last, `[time + 1, num_envs, ...]`.
+            counters: of the episodes that the rollout continues.
 
         """
         done = self._terminated | self._truncated
-        episode_reward, step_count = episodes(self._rewards, done, self._raw_episode_rewards)
+        episode_reward, step_count = counters.advance(self._rewards, done, self._raw_episode_rewards)
         scalars = {
             "reward": self._rewards.astype(np.float32),
             "terminated": self._terminated,
@@ -86,121 +100,123 @@ class Record:
             "episode_reward": episode_reward.astype(np.float32),
             "step_count": step_count,
         }
+        groups = [[torch.stack(column) for column in zip(*steps, strict=True)] for steps in self._outputs]
         data = {
-            **self.storage.observed(),
+            **self.observations.observations(),
             "is_init": torch.from_numpy(self.is_init[:-1]).unsqueeze(-1),
-            **{key: windows[:-1] for key, windows in carried.items()},
-            **written,
+            **{key: state[:-1] for key, state in states.items()},
+            **{key: torch.cat(parts, 1) for key, *parts in zip(output_keys, *groups, strict=False)},
             "next": {
-                **self.storage.following(self._ends),
-                **{key: windows[1:] for key, windows in carried.items()},
+                **self.observations.next_observations(self._final),
+                **{key: state[1:] for key, state in states.items()},
                 **{key: torch.from_numpy(array).unsqueeze(-1) for key, array in scalars.items()},
             },
         }
         return TensorDict(data, batch_size=done.shape).transpose(0, 1)
 
 
-class RunningEpisodes:
-    """Return and length of the episodes so far, at every step: what `RewardSum` and `StepCounter` write."""
+class HostObservations:
+    """The observations of a rollout in the memory of this process, where a policy on the CPU reads them.
+
+    Args:
+        shape: `[time, num_envs, *observation]`.
+        dtype: structured for nested observations.
+
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        # Zeros, because a rollout that fails is searched for values that are not finite.
+        self.array: NDArray[Any] = np.zeros(shape, dtype)
+
+    def read(self, step: int, env_slice: slice = ALL_ENVS) -> dict[NestedKey, Tensor]:
+        """Return the observations of a step, `[envs, ...]`; call it once per step, after they are in `array`."""
+        return as_tensors(leaf_arrays(self.array[step, env_slice]))
+
+    def observations(self) -> dict[NestedKey, Tensor]:
+        """Return the observations that the policy has read, `[time - 1, num_envs, ...]`."""
+        return as_tensors(leaf_arrays(self.array[:-1]))
+
+    def next_observations(self, final: Sequence[FinalObservations]) -> dict[NestedKey, Tensor]:
+        """Return the observations after every step, final ones included, `[time - 1, num_envs, ...]`.
+
+        They are a view of `observations` shifted by one step if no episode ended.
+        """
+        next_obs = self.array[1:].copy() if final else self.array[1:]
+        for step, envs, observation in final:
+            next_obs[step, envs] = observation
+        return as_tensors(leaf_arrays(next_obs))
+
+
+def observation_storage(
+    shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device
+) -> HostObservations | DeviceObservations:
+    """Return storage for a policy on `device`."""
+    return HostObservations(shape, dtype) if device.type == "cpu" else DeviceObservations(shape, dtype, device)
+
+
+class EpisodeCounters:
+    """Returns and lengths of running episodes, as TorchRL's `RewardSum` and `StepCounter` write them."""
 
     def __init__(self, num_envs: int) -> None:
-        """No episode has begun."""
         self._reward = np.zeros(num_envs)
         self._length = np.zeros(num_envs, np.int64)
 
-    def __call__(
+    def advance(
         self, rewards: NDArray[np.float64], done: NDArray[np.bool_], raw: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Go on through a rollout.
+        """Return the return and length of the episode at every step of a rollout, and continue after it.
 
         Args:
             rewards: `[time, num_envs]`.
             done: whether the episode ended with this step, `[time, num_envs]`.
-            raw: the environment's own return where wrappers change the reward, else NaN, `[time, num_envs]`.
+            raw: the environment's own return if wrappers change the reward, else NaN, `[time, num_envs]`.
 
         """
         returns, lengths = np.empty_like(rewards), np.empty(rewards.shape, np.int64)
         for env in range(rewards.shape[1]):
             start = 0
             for end in (*(np.flatnonzero(done[:, env]) + 1).tolist(), len(rewards)):
-                part = rewards[start:end, env].copy()
                 if start == end:
                     continue
+                part = rewards[start:end, env].copy()
                 part[0] += self._reward[env]
                 returns[start:end, env] = part.cumsum()
                 lengths[start:end, env] = np.arange(1, end - start + 1) + self._length[env]
-                over = done[end - 1, env]
-                self._reward[env] = 0.0 if over else returns[end - 1, env]
-                self._length[env] = 0 if over else lengths[end - 1, env]
+                is_over = done[end - 1, env]
+                self._reward[env] = 0.0 if is_over else returns[end - 1, env]
+                self._length[env] = 0 if is_over else lengths[end - 1, env]
                 start = end
         return np.where(np.isnan(raw), returns, raw), lengths
 
 
-class HostStorage:
-    """Observations in time-major order, which a policy on a CPU reads where environments leave them.
+def require_finite(data: TensorDictBase, *, name: str = "rollout", first_step: int = 0) -> TensorDictBase:
+    """Return `data` if all its observations and rewards are finite.
 
     Args:
-        shape: `[time, num_envs, *observation]`.
-        dtype: theirs, structured where they are nested.
-
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        """Make room; with zeros, not what was in memory before: a failed rollout is searched for what is not finite."""
-        self.arrays: NDArray[Any] = np.zeros(shape, dtype)
-
-    def given(self, step: int, rows: slice = ALL_ENVS) -> dict[NestedKey, Tensor]:
-        """What a policy reads at a step, `[rows, ...]`, once it is in `arrays`; to be asked for once."""
-        return tensors(leaf_arrays(self.arrays[step, rows]))
-
-    def observed(self) -> dict[NestedKey, Tensor]:
-        """All that was given but the last step's, `[time - 1, num_envs, ...]`."""
-        return tensors(leaf_arrays(self.arrays[:-1]))
-
-    def following(self, ends: Sequence[Ends]) -> dict[NestedKey, Tensor]:
-        """What came next: one step later, or where an episode ended its last, `[time - 1, num_envs, ...]`.
-
-        Without a copy if none did.
-        """
-        following = self.arrays[1:].copy() if ends else self.arrays[1:]
-        for step, envs, observation in ends:
-            following[step, envs] = observation
-        return tensors(leaf_arrays(following))
-
-
-def storage_for(shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> HostStorage | DeviceStorage:
-    """Storage in this process's memory for a policy on the CPU, else on both sides."""
-    return HostStorage(shape, dtype) if device.type == "cpu" else DeviceStorage(shape, dtype, device)
-
-
-def require_finite(rollout: TensorDictBase, *, of: str = "rollout", first_step: int = 0) -> TensorDictBase:
-    """The rollout, if every observation and reward in it is finite.
-
-    Args:
-        rollout: `[num_envs, time]`.
-        of: what it is, or is a part of.
-        first_step: where in it the part begins.
+        data: `[num_envs, time]`.
+        name: what the error message calls it.
+        first_step: the index of its first step, for the error message.
 
     Raises:
-        NumericalError: naming the environment, the step of the rollout and the key.
+        NumericalError: with the environment, the step and the key of the first value that is not finite.
 
     """
-    observation = rollout.select("observation")
+    observation = data.select("observation")
     for key in observation.keys(include_nested=True, leaves_only=True):
-        refuse_not_finite(key, rollout["next"][key], of, first_step)
-        refuse_not_finite(key, rollout[key], of, first_step - 1)
-    refuse_not_finite("reward", rollout["next", "reward"], of, first_step)
-    return rollout
+        raise_if_not_finite(key, data["next"][key], name, first_step)
+        raise_if_not_finite(key, data[key], name, first_step - 1)
+    raise_if_not_finite("reward", data["next", "reward"], name, first_step)
+    return data
 
 
-def refuse_not_finite(key: NestedKey, values: Tensor, of: str, first_step: int) -> None:
-    """Raise a NumericalError for the first entry of `[num_envs, time, ...]` that is not finite."""
+def raise_if_not_finite(key: NestedKey, values: Tensor, name: str, first_step: int) -> None:
+    """Raise a NumericalError for the first entry of `values` `[num_envs, time, ...]` that is not finite."""
     if not values.is_floating_point() or values.sum().isfinite() or values.isfinite().all():
         return
     step, env = values.isfinite().reshape(*values.shape[:2], -1).all(-1).T.logical_not().nonzero()[0].tolist()
     bad = values[env, step]
-    name = key if isinstance(key, str) else "/".join(key)
+    path = key if isinstance(key, str) else "/".join(key)
     raise NumericalError(
-        f"{name} of environment {env} is {bad[~bad.isfinite()][0].item()} at step {step + first_step} of the {of}; "
-        "mend the environment"
+        f"{path} of environment {env} is {bad[~bad.isfinite()][0].item()} at step {step + first_step} of the {name}; "
+        "fix the environment"
     )

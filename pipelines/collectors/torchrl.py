@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -15,84 +15,93 @@ from torchrl.data import Unbounded
 from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, TransformedEnv
 
 from ...modules.features.extractor import recurrent_state_shapes
-from ..step_factory import Compile
-from .policy_step import device_of, graph_of
+from ..step_factory import Compile, device_of, make_policy_step
 
 
 class TensorDictStep:
-    """Calls a policy on a TensorDict; as a graph, which sees what the policy declares to read and write, and no more.
+    """Calls a policy on TensorDicts. A graph reads and writes only what the policy declares.
 
     Args:
-        policy: reads and writes entries of it.
-        compile: see `PolicyStep`.
-        home: the device of the TensorDicts; the policy may be on another.
+        policy: reads and writes entries of the TensorDict.
+        env_device: device of the TensorDicts; the policy may be on another one.
+        compile: how the policy's step runs.
+        num_steps: how often it will be called, for `compile="auto"`.
 
     """
 
-    def __init__(self, policy: TensorDictModuleBase, *, compile: Compile, home: torch.device | None) -> None:  # noqa: A002
-        """Choose the way to call the policy."""
+    def __init__(
+        self,
+        policy: TensorDictModuleBase,
+        env_device: torch.device | None,
+        *,
+        compile: Compile,  # noqa: A002
+        num_steps: float,
+    ) -> None:
         self.policy = policy
         self.seconds = 0.0
-        self._home = home or torch.device("cpu")
-        self._written = [key for key in policy.out_keys if key != "_"]  # TensorDict's name for what is not kept
-        self._graph = graph_of(self._outputs, compile)
+        self._env_device = env_device or torch.device("cpu")
+        self._out_keys = [key for key in policy.out_keys if key != "_"]  # TensorDict discards the key "_"
+        step = make_policy_step(self._outputs, compile, num_steps)
+        self._graph = None if step == self._outputs else step
 
     def refresh(self) -> None:
-        """Take note that the policy has learned."""
+        """Let a graph see the weights of the last update."""
         if self._graph is not None:
-            self._graph.refresh()
+            self._graph.refresh()  # type: ignore[attr-defined]
 
     def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """The TensorDict with what the policy writes; the same one, or where the policy is elsewhere another."""
+        """Return the TensorDict with the policy's outputs: the same object if the devices are the same."""
         start = time.perf_counter()
-        there = device_of(self.policy)
-        acted = self._act(tensordict if there == self._home else tensordict.to(there))
-        acted = acted if there == self._home else acted.to(self._home)
+        device = device_of(self.policy)
+        acted = self._act(tensordict if device == self._env_device else tensordict.to(device))
+        acted = acted if device == self._env_device else acted.to(self._env_device)
         self.seconds += time.perf_counter() - start
         return acted
 
     def _act(self, tensordict: TensorDictBase) -> TensorDictBase:
         if self._graph is None:
-            written: TensorDictBase = self.policy(tensordict)
-            return written
+            acted: TensorDictBase = self.policy(tensordict)
+            return acted
         self._batch_size = tensordict.batch_size
-        read = tensordict.select(*self.policy.in_keys, strict=False).items(include_nested=True, leaves_only=True)
-        # Contiguous: TorchRL's partial resets, and environments, change strides from step to step.
-        outputs = self._graph({key: tensor.contiguous() for key, tensor in read})
-        for key, output in zip(self._written, outputs, strict=True):
+        inputs = tensordict.select(*self.policy.in_keys, strict=False).items(include_nested=True, leaves_only=True)
+        # Contiguous, because environments and TorchRL's partial resets change strides from step to step.
+        outputs = self._graph({key: tensor.contiguous() for key, tensor in inputs})
+        for key, output in zip(self._out_keys, outputs, strict=True):
             tensordict[key] = output
         return tensordict
 
-    def _outputs(self, given: dict[NestedKey, Tensor]) -> list[Tensor]:
-        written = self.policy(TensorDict(given, self._batch_size))
-        return [written[key].contiguous() for key in self._written]
+    def _outputs(self, inputs: Mapping[NestedKey, Tensor]) -> list[Tensor]:
+        acted = self.policy(TensorDict(dict(inputs), self._batch_size))
+        return [acted[key].contiguous() for key in self._out_keys]
 
 
 def steps(act: TensorDictStep, env: EnvBase) -> Iterator[TensorDictBase]:
-    """Steps of a batched environment, without end: each a TensorDict `[num_envs]` with its `next`.
+    """Step a batched environment without end; yield TensorDicts `[num_envs]` with their `next`.
 
-    Without what TorchRL's own collectors do at every step for cases that do not arise here (devices, trajectory
-    identities, resets in mid-episode), which doubles the cost.
+    TorchRL's own collectors handle further cases at every step (devices, trajectory ids, resets within an episode),
+    which doubles the cost.
     """
-    carrier = env.reset()
-    carrier["is_init"] = torch.ones_like(carrier["done"])
-    carried = {key: torch.zeros(*env.batch_size, *shape) for key, shape in recurrent_state_shapes(act.policy).items()}
+    current = env.reset()
+    current["is_init"] = torch.ones_like(current["done"])
+    shapes = recurrent_state_shapes(act.policy)
+    states = {key: torch.zeros(*env.batch_size, *shape) for key, shape in shapes.items()}
     while True:
-        acted = act(carrier.update(carried))
-        carried = {key: acted["next", key] for key in carried}
-        stepped, carrier = env.step_and_maybe_reset(acted)
-        carrier["is_init"] = stepped["next", "done"]
-        yield stepped
+        acted = act(current.update(states))
+        states = {key: acted["next", key] for key in states}
+        step, current = env.step_and_maybe_reset(acted)
+        current["is_init"] = step["next", "done"]
+        yield step
 
 
-class SteppedRollouts:
-    """Steps an environment with a policy.
+class TorchRLRollouts:
+    """Steps any batched TorchRL environment with a policy.
 
     Args:
-        env: a batched environment.
-        policy: reads observations, writes `action`.
+        env: the environment.
+        policy: the policy.
         num_steps: length of a rollout.
-        compile: whether the policy's step is a graph, compiled (true) or run as it was traced (`"trace"`).
+        compile: how the policy's step runs.
+        num_policy_steps: how often it will be called, for `compile="auto"`.
 
     """
 
@@ -103,62 +112,63 @@ class SteppedRollouts:
         num_steps: int,
         *,
         compile: Compile = False,  # noqa: A002
+        num_policy_steps: float = 0,
     ) -> None:
-        """Nothing is stepped yet."""
         self._num_steps = num_steps
-        self._act = TensorDictStep(policy, compile=compile, home=env.device)
+        self._act = TensorDictStep(policy, env.device, compile=compile, num_steps=num_policy_steps)
         self._env = env
         self._steps: Iterator[TensorDictBase] | None = steps(self._act, env)
         self._seconds = 0.0
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What the policy took, and the environment with its transforms."""
+        """Seconds spent in the policy, and in the environment with its transforms."""
         return {"environment": self._seconds - self._act.seconds, "policy": self._act.seconds}
 
     def __call__(self) -> TensorDictBase:
-        """The next rollout, `[num_envs, time]`."""
+        """Collect the next rollout, `[num_envs, time]`."""
         self._act.refresh()
         start = time.perf_counter()
-        going, self._steps = self._steps, None
-        if going is None:  # the last one was broken off
-            going = steps(self._act, self._env)
-        stepped = list(islice(going, self._num_steps))
-        self._steps = going
+        iterator, self._steps = self._steps, None
+        if iterator is None:  # the last rollout was interrupted
+            iterator = steps(self._act, self._env)
+        rollout = list(islice(iterator, self._num_steps))
+        self._steps = iterator
         self._seconds += time.perf_counter() - start
-        return torch.stack(stepped, dim=-1)
+        return torch.stack(rollout, dim=-1)
 
 
 class CollectedRollouts:
-    """TorchRL's own collector, in this process.
+    """Rollouts of `torchrl.collectors.Collector`, in this process.
 
     Args:
         env: a batched environment.
-        policy: reads observations, writes `action`.
+        policy: the policy.
         num_steps: length of a rollout.
-        options: further ones for `torchrl.collectors.Collector`.
+        options: further keyword arguments of TorchRL's collector.
 
     """
 
     def __init__(self, env: EnvBase, policy: TensorDictModuleBase, num_steps: int, **options: Any) -> None:
-        """Nothing is stepped yet."""
         from torchrl.collectors import Collector
 
         self.seconds: dict[str, float] = {}
         frames = env.batch_size.numel() * num_steps
-        carried = {key: Unbounded((*env.batch_size, *shape)) for key, shape in recurrent_state_shapes(policy).items()}
-        primers = [TensorDictPrimer(primers=carried, expand_specs=False)] if carried else []
+        shapes = recurrent_state_shapes(policy)
+        states = {key: Unbounded((*env.batch_size, *shape)) for key, shape in shapes.items()}
+        primers = [TensorDictPrimer(primers=states, expand_specs=False)] if states else []
         tracked = TransformedEnv(env, Compose(InitTracker(), *primers))
-        collector = Collector(tracked, policy, frames_per_batch=frames, total_frames=-1, trust_policy=True, **options)
-        self._collector = collector
-        self._rollouts: Iterator[TensorDictBase] | None = iter(collector)
+        self._collector = Collector(
+            tracked, policy, frames_per_batch=frames, total_frames=-1, trust_policy=True, **options
+        )
+        self._rollouts: Iterator[TensorDictBase] | None = iter(self._collector)
 
     def __call__(self) -> TensorDictBase:
-        """The next rollout, `[num_envs, time]`."""
-        going, self._rollouts = self._rollouts, None
-        if going is None:  # the last one was broken off
+        """Return the next rollout, `[num_envs, time]`."""
+        iterator, self._rollouts = self._rollouts, None
+        if iterator is None:  # the last rollout was interrupted
             self._collector.reset()
-            going = iter(self._collector)
-        rollout = next(going)
-        self._rollouts = going
+            iterator = iter(self._collector)
+        rollout = next(iterator)
+        self._rollouts = iterator
         return rollout

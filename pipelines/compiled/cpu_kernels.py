@@ -94,7 +94,7 @@ def narrower(image: Tensor, factor: int) -> Tensor:
     return image.permute(0, 2, 3, 1).unflatten(3, (factor, -1)).flatten(2, 3).permute(0, 3, 1, 2)
 
 
-REPLACEMENTS: dict[Any, Callable[..., Any]] = {
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.mm.default: small_product,
     torch.ops.aten.addmm.default: small_linear,
     torch.ops.aten.tanh.default: fast_tanh,
@@ -103,7 +103,7 @@ REPLACEMENTS: dict[Any, Callable[..., Any]] = {
 }
 
 
-class Decompositions(dict[Any, Callable[..., Any]]):
+class CacheableDecompositions(dict[Any, Callable[..., Any]]):
     """What operators are replaced by, known by this file's content where a compiled graph is looked up on disk.
 
     Inductor cannot make a key of the functions themselves and would compile anew in every process.

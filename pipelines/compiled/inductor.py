@@ -1,4 +1,7 @@
-"""How a graph becomes one kernel."""
+"""A graph as one kernel, compiled by Inductor and recorded as a CUDA graph on CUDA.
+
+Uses private APIs of PyTorch, tested with 2.13: `torch._inductor.compile_fx`, `torch._guards`.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +16,24 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from ..callbacks.stop_on_signal import SIGNALS
-from .cpu_kernels import REPLACEMENTS, Decompositions
-
-
-@contextmanager
-def sparing_children() -> Iterator[None]:
-    """Processes started meanwhile do not get the Ctrl-C that a terminal sends them too; what comes here waits."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
+from .cpu_kernels import DECOMPOSITIONS, CacheableDecompositions
 
 Kernel = Callable[[list[Tensor]], Sequence[Tensor]]
 
 OPTIONS: dict[str, Any] = {
     "fallback_random": True,  # the same random numbers as without compilation
-    "size_asserts": False,  # nothing changes its size
+    "size_asserts": False,  # shapes do not change
     "alignment_asserts": False,
     "assert_indirect_indexing": False,  # the indices are permutations
 }
 
 
-def compiled(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Sequence[Tensor]]:
-    """The graph as one kernel, and what it has computed from `inputs`.
+def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Sequence[Tensor]]:
+    """Compile a graph; return its kernel and the outputs for `inputs`.
 
-    The kernel is taken out of its first call, to be given its inputs without what wraps it.
+    The kernel is taken out of its first call, because the wrappers around it cost more than a small network.
     """
-    # Here, because they take a second that a run without compilation does not have to wait.
+    # Imported here, because a run without compilation does not need to wait a second for it.
     from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
@@ -61,15 +49,15 @@ def compiled(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Sequence
             calls.append((result.current_callable, kept, outputs))
             return outputs
 
-        recorded._boxed_call = True  # type: ignore[attr-defined] # takes one list, which it may empty
+        recorded._boxed_call = True  # type: ignore[attr-defined] # it takes one list, which it may empty
         return recorded
 
     on_cuda = any(tensor.is_cuda for tensor in inputs)
-    patches = OPTIONS | {"cpp_wrapper": not on_cuda}  # on a CPU, kernels call one another in C++
-    table = Decompositions({**select_decomp_table(), **REPLACEMENTS})
-    context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))  # without one, nothing is looked up on disk
-    # Autocast: what it casts is in the graph. Children: C++ compilers, which Ctrl-C would make fail.
-    with torch._C._DisableAutocast(), sparing_children():
+    patches = OPTIONS | {"cpp_wrapper": not on_cuda}  # on a CPU, kernels call each other in C++
+    table = CacheableDecompositions({**select_decomp_table(), **DECOMPOSITIONS})
+    context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))  # without it the cache on disk is not used
+    # The graph contains its casts. Ctrl-C must not reach the C++ compilers, which would make compilation fail.
+    with torch._C._DisableAutocast(), signals_blocked():
         with tracing(context):
             whole: Any = compile_fx(
                 graph,
@@ -81,63 +69,74 @@ def compiled(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Sequence
             )
         results = whole(*inputs)
     kernel, taken, outputs = calls.pop()
-    sources = [place_of(tensor, inputs) for tensor in taken]
-    places = [place_of(tensor, outputs) for tensor in results]
+    sources = [find_alias(tensor, inputs) for tensor in taken]
+    places = [find_alias(tensor, outputs) for tensor in results]
 
-    def direct(inputs: list[Tensor]) -> Sequence[Tensor]:
+    def call_kernel(inputs: list[Tensor]) -> Sequence[Tensor]:
         outputs = kernel([inputs[source] for source in sources])
         return [outputs[place] for place in places]
 
-    return direct, results
+    return call_kernel, results
 
 
 class CudaGraph:
-    """A kernel on CUDA, recorded at its first call and replayed from then on, without launches from Python.
+    """A kernel on CUDA, recorded at its first call and replayed afterwards without launches from Python.
 
     Args:
-        kernel: has been called once before.
-        inputs: the tensors of that call; where one that is no argument has moved, it is recorded anew.
-        num_arguments: how many of the first differ from call to call. They are copied to where the recording
-            reads them, unless it is the very tensor of the last call.
+        kernel: has been called once.
+        inputs: the tensors of that call. The kernel is recorded again if one that is not an argument has moved.
+        num_arguments: how many of the first inputs change from call to call. They are copied to where the recording
+            reads them, unless the object is the same as at the last call.
 
     """
 
     def __init__(self, kernel: Kernel, inputs: Sequence[Tensor], num_arguments: int) -> None:
-        """Nothing is recorded yet."""
         self._kernel = kernel
         self._latest = list(inputs[:num_arguments])
-        self._read = [*(same_layout(tensor) for tensor in self._latest), *inputs[num_arguments:]]
+        self._static = [*(copy_with_strides(tensor) for tensor in self._latest), *inputs[num_arguments:]]
         self._graph: torch.cuda.CUDAGraph | None = None
         self._addresses: list[int] = []
 
     def __call__(self, inputs: list[Tensor]) -> Sequence[Tensor]:
-        """The kernel's outputs, copied out of the recording."""
         for place, latest in enumerate(self._latest):
             if inputs[place] is not latest:
-                self._read[place].copy_(inputs[place], non_blocking=True)
+                self._static[place].copy_(inputs[place], non_blocking=True)
                 self._latest[place] = inputs[place]
-        addresses = [tensor.data_ptr() for tensor in self._read]
+        addresses = [tensor.data_ptr() for tensor in self._static]
         if self._graph is None or addresses != self._addresses:
             self._graph, self._addresses = torch.cuda.CUDAGraph(), addresses
             with torch.cuda.graph(self._graph):
-                self._outputs = self._kernel(list(self._read))
+                self._outputs = self._kernel(list(self._static))
         self._graph.replay()
         return [output.clone() for output in self._outputs]
 
 
-def same_layout(tensor: Tensor) -> Tensor:
-    """A copy with the same strides, which a kernel relies on; `clone` would close gaps."""
+def copy_with_strides(tensor: Tensor) -> Tensor:
+    """Return a copy with the same strides, which a kernel relies on; `clone` may change them."""
     strides = tensor.stride()
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
-def place_of(tensor: Tensor, among: Sequence[Tensor]) -> int:
-    """Where a tensor stands, or else one with the same memory in the same layout."""
-    alike = [
+def find_alias(tensor: Tensor, candidates: Sequence[Tensor]) -> int:
+    """Return the index of `tensor` among the candidates, or of one with the same memory, shape and strides."""
+    aliases = [
         place
-        for place, other in enumerate(among)
+        for place, other in enumerate(candidates)
         if tensor.data_ptr() == other.data_ptr() and tensor.shape == other.shape and tensor.stride() == other.stride()
     ]
-    if not alike:
-        raise RuntimeError("a kernel takes or makes a tensor that is none of the graph's")
-    return min(alike, key=lambda place: among[place] is not tensor)
+    if not aliases:
+        raise RuntimeError("the kernel uses a tensor that is neither an input nor an output of the graph")
+    return min(aliases, key=lambda place: candidates[place] is not tensor)
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Block SIGINT and SIGTERM for child processes that start meanwhile; this process gets them afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

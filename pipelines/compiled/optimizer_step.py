@@ -6,114 +6,172 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning import Callback
-from tensordict import NestedKey
+from lightning import Callback, Trainer
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from ...errors import ConfigurationError
-from ..distributed import num_ranks, summed
-from ..updates.eager_step import Learner, exceeds, minibatch, names_of, stacked, total_loss
+from ...errors import GraphError
+from ..distributed import num_ranks, raise_on_all_ranks, summed
+from ..updates.eager_step import check_losses, exceeds_kl, scalars, total_loss
 from .flat_adam import FlatAdam
-from .graph import OneGraph
-
-
-class GraphStep:
-    """The same step as a graph: without autograd's engine, Lightning's hooks, or Python between the operations.
-
-    Gradients come from `torch.func` and go into `FlatAdam`. One graph where nothing comes between gradient
-    and step; two where ranks average their gradients or the KL may forbid the step.
-
-    Raises:
-        ConfigurationError: if the optimiser is not Adam or AdamW.
-
-    """
-
-    def __init__(self, ppo: Learner, kl_limit: float | None, *, compile: bool) -> None:  # noqa: A002
-        """Nothing is traced before the first step."""
-        self.ppo = ppo
-        self.kl_limit = kl_limit
-        self.names: list[str] = []
-        self._adam = adam = FlatAdam(ppo.optimizer)
-        self._num_ranks = num_ranks()
-        # Graphs refer to what they compute with alone: whatever they reach is looked at when they are traced.
-        gradient, max_norm = Gradient(ppo.objective, (ppo.policy_weight, ppo.critic_weight), adam), ppo.max_grad_norm
-
-        def step(vector: Tensor) -> Tensor:
-            return adam.step(vector, max_norm)
-
-        def both(data: dict[NestedKey, Tensor], indices: Tensor) -> Tensor:
-            vector, metrics = gradient(data, indices)
-            return torch.cat([metrics, step(vector)])
-
-        self._step: Callable[[dict[NestedKey, Tensor], Tensor], Tensor | None]
-        if kl_limit is None and self._num_ranks == 1:
-            self._step = OneGraph(both, compile=compile)
-        else:
-            self._gradient, self._apply = (OneGraph(one, compile=compile) for one in (gradient, step))
-            self._step = self._step_in_two
-
-    def __call__(self, data: dict[NestedKey, Tensor], indices: Tensor) -> Tensor | None:
-        """Take one step; see `EagerStep`."""
-        with torch.no_grad():
-            if not self.names:
-                with torch.random.fork_rng([indices.device] if indices.is_cuda else []):  # an entropy may be sampled
-                    self.names = names_of(self.ppo.objective(minibatch(data, indices)), self.kl_limit)
-            self._adam.follow()
-            return self._step(data, indices)
-
-    def _step_in_two(self, data: dict[NestedKey, Tensor], indices: Tensor) -> Tensor | None:
-        vector, metrics = self._gradient(data, indices)
-        if self.kl_limit is not None:
-            kl = metrics[self.names.index("kl_approx")] * self.ppo.policy_weight
-            if exceeds(kl, self.kl_limit):
-                return None
-        return torch.cat([metrics, self._apply(summed(vector) / self._num_ranks)])
-
+from .graph import TracedFunction
 
 HOOKS = (
     *("backward", "optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping"),
     *("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad"),
 )
+"""Lightning's hooks around an optimizer step, which a graph does not call."""
 
 
-def refuse_hooks(module: Any, parent: type) -> None:
-    """Raise a ConfigurationError where Lightning's hooks around a step are a module's own, or one of its callbacks'.
+class GraphStep:
+    """The same step as `EagerStep`, without the autograd engine, Lightning's hooks, or Python between operations.
 
-    A graph would not call them; those of `parent` it makes up for.
+    Gradients come from `torch.func` and go into `FlatAdam`. It is one graph, or two where something happens between
+    gradient and step: ranks average their gradients, or the KL may forbid the step.
+
+    Args:
+        ppo: the LightningModule.
+        max_kl: see `EagerStep`.
+        compile: whether to compile the graphs; else their operations run one by one.
+
+    Raises:
+        GraphError: if the optimizer, the objective or a hook does not allow a graph.
+
     """
-    for owner, above in [(module, parent), *((callback, Callback) for callback in module.trainer.callbacks)]:
-        for hook in HOOKS:
-            if hook in vars(owner) or getattr(type(owner), hook, None) is not getattr(above, hook, None):
-                raise ConfigurationError(
-                    f"compile=true or trace calls no {hook}, which {type(owner).__name__} has; compile=false does"
-                )
+
+    def __init__(self, ppo: Any, max_kl: float | None, *, compile: bool) -> None:  # noqa: A002
+        check_hooks(ppo)
+        self.ppo = ppo
+        self.max_kl = max_kl
+        self._adam = adam = FlatAdam(ppo.optimizer)
+        self._num_ranks = num_ranks()
+        self._names: list[str] = []
+        self._rows: TensorDictBase | None = None
+        # Functions that are traced hold only what they compute with: everything they can reach is examined.
+        gradient, max_norm = Gradient(ppo.objective, (ppo.policy_weight, ppo.critic_weight), adam), ppo.max_grad_norm
+
+        def step(vector: Tensor) -> Tensor:
+            return adam.step(vector, max_norm)
+
+        def gradient_and_step(rows: dict[Any, Tensor], indices: Tensor) -> Tensor:
+            vector, metrics = gradient(rows, indices)
+            return torch.cat([metrics, step(vector)])
+
+        self._step: Callable[[dict[Any, Tensor], Tensor], Tensor | None]
+        if max_kl is None and self._num_ranks == 1:
+            self._step = TracedFunction(gradient_and_step, compile=compile)
+        else:
+            self._gradient = TracedFunction(gradient, compile=compile)
+            self._apply = TracedFunction(step, compile=compile)
+            self._step = self._step_in_two_graphs
+
+    def __call__(self, batch: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
+        """Take one step; see `EagerStep`."""
+        if batch is not self._rows:  # once per epoch
+            self._rows = batch
+            self._tensors = dict(batch.items(include_nested=True, leaves_only=True))
+        with torch.no_grad():
+            if not self._names:
+                self._names = self._find_names(batch, indices)
+            self._adam.read_groups()
+            values = self._step(self._tensors, indices)
+        if values is None:
+            return None
+        count_step(self.ppo.trainer)
+        return dict(zip(self._names, values.unbind(), strict=True))
+
+    def _find_names(self, batch: TensorDictBase, indices: Tensor) -> list[str]:
+        """Run the objective once for the names of its metrics. An entropy may be sampled, so keep the random state."""
+        with torch.random.fork_rng([indices.device] if indices.is_cuda else []):
+            losses = self.ppo.objective(batch[indices])
+        check_losses(losses, self.max_kl)
+        return [*losses.keys(), "grad_norm"]
+
+    def _step_in_two_graphs(self, tensors: dict[Any, Tensor], indices: Tensor) -> Tensor | None:
+        vector, metrics = self._on_all_ranks(self._gradient, tensors, indices)
+        if self.max_kl is not None:
+            kl = metrics[self._names.index("kl_approx")] * self.ppo.policy_weight
+            if exceeds_kl(kl, self.max_kl):
+                return None
+        norm = self._on_all_ranks(self._apply, summed(vector) / self._num_ranks)
+        return torch.cat([metrics, norm])
+
+    def _on_all_ranks(self, graph: TracedFunction, *arguments: Any) -> Any:
+        """Call a graph. If it cannot be built on one rank, the first call fails on all of them."""
+        if graph.is_built or self._num_ranks == 1:
+            return graph(*arguments)
+
+        def build() -> Any:
+            try:
+                return graph(*arguments)
+            except Exception as error:
+                raise GraphError(f"{type(error).__name__}: {error}") from error
+
+        return raise_on_all_ranks(build)
 
 
 class Gradient:
-    """All gradients of an objective in one vector, and its metrics, without autograd's engine."""
+    """The gradient of an objective as one vector, and its metrics, without the autograd engine.
+
+    Args:
+        objective: the objective.
+        weights: of the policy's and the critic's loss (see `total_loss`).
+        adam: holds the parameters.
+
+    Raises:
+        GraphError: if the parameters are not those of the objective's modules.
+
+    """
 
     def __init__(self, objective: nn.Module, weights: tuple[Tensor, Tensor], adam: FlatAdam) -> None:
-        """Weigh as `total_loss` does, and find every place in which a parameter stands."""
+        if getattr(objective, "functional", False):
+            raise GraphError(
+                f"objective={type(objective).__name__}: a graph does not reach the parameters of a functional loss; "
+                "set objective.functional=false, or compile=false"
+            )
         self.objective = objective
         self.weights = weights
         self.adam = adam
-        # Every place once: with ties, `functional_call` would not give a module under two names its parameters back.
+        # Every name of a shared parameter, because `functional_call` does not restore tied weights correctly.
         index_of = {param: index for index, param in enumerate(adam.params)}
-        self.places = {
+        self.names = {
             f"{path}.{name}" if path else name: index_of[param]
             for path, module in objective.named_modules()
             for name, param in module.named_parameters(recurse=False)
-            if param in index_of  # others are frozen, or not the optimiser's
+            if param in index_of  # others are frozen, or not the optimizer's
         }
 
-    def __call__(self, data: dict[NestedKey, Tensor], indices: Tensor) -> tuple[Tensor, Tensor]:
-        """`[num_parameters]` and `[metrics]`."""
+    def __call__(self, tensors: dict[Any, Tensor], indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradient `[num_parameters]` and the metrics `[num_metrics]`."""
 
-        def loss(point: list[Tensor]) -> tuple[Tensor, Tensor]:
-            places = {name: point[index] for name, index in self.places.items()}
-            losses = functional_call(self.objective, places, (minibatch(data, indices),), tie_weights=False)
-            return total_loss(losses, *self.weights), stacked(losses)
+        def loss(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
+            named = {name: parameters[index] for name, index in self.names.items()}
+            minibatch = TensorDict({key: tensor[indices] for key, tensor in tensors.items()}, indices.shape)
+            losses = functional_call(self.objective, named, (minibatch,), tie_weights=False)
+            return total_loss(losses, *self.weights), torch.stack([*scalars(losses).values()])
 
-        gradients, (_, metrics) = grad_and_value(loss, has_aux=True)(self.adam.point())
+        gradients, (_, metrics) = grad_and_value(loss, has_aux=True)(self.adam.parameters())
         return self.adam.flatten(gradients), metrics.detach()
+
+
+def check_hooks(module: Any) -> None:
+    """Raise a GraphError if the module or a callback overrides one of Lightning's hooks around a step.
+
+    `PPO.on_before_optimizer_step` only clips the gradients, as the graph does.
+    """
+    from ..ppo import PPO
+
+    for owner, parent in [(module, PPO), *((callback, Callback) for callback in module.trainer.callbacks)]:
+        for hook in HOOKS:
+            if hook in vars(owner) or getattr(type(owner), hook, None) is not getattr(parent, hook, None):
+                raise GraphError(
+                    f"compile=true or trace does not call {type(owner).__name__}.{hook}; use compile=false"
+                )
+
+
+def count_step(trainer: Trainer) -> None:
+    """Count an optimizer step for `trainer.global_step`. Uses private attributes of Lightning 2.6."""
+    progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
+    progress.ready += 1
+    progress.completed += 1

@@ -1,4 +1,4 @@
-"""What a run leaves behind: summary, table and learning curve."""
+"""The summary of a run: figures, tables on the terminal, and the learning curve."""
 
 from __future__ import annotations
 
@@ -12,54 +12,102 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from ... import __version__
+
 Summary = dict[str, Any]
 
 
+def make_summary(
+    *,
+    env: str,
+    seed: int,
+    ppo: Any,
+    collector_seconds: dict[str, float],
+    wall_seconds: float,
+    evaluation: Any,
+    was_interrupted: bool,
+) -> Summary:
+    """Return the figures of a run, as `summary.json` stores them.
+
+    Args:
+        env: name of the environment.
+        seed: of the run.
+        ppo: the trained LightningModule.
+        collector_seconds: seconds that the collector measured.
+        wall_seconds: of the training, evaluations included.
+        evaluation: the last `Evaluation`, or `None`.
+        was_interrupted: whether a signal ended the run.
+
+    """
+    returns = [reward for reward, _ in ppo.episodes.episodes]
+    shares = {name: part / wall_seconds for name, part in (collector_seconds | ppo.seconds).items()}
+    environment = collector_seconds.get("environment")
+    return {
+        "env": env,
+        "seed": seed,
+        "frames": ppo.frames,
+        "wall_seconds": wall_seconds,
+        "frames_per_second": ppo.frames / wall_seconds,
+        "environment_frames_per_second": ppo.frames / environment if environment else None,
+        "train_return_mean": sum(returns) / len(returns) if returns else None,
+        "train_episodes": ppo.episodes.num_episodes,
+        "eval_return_mean": evaluation.mean if evaluation else None,
+        "eval_return_std": evaluation.std if evaluation else None,
+        "eval_episodes": len(evaluation.returns) if evaluation else 0,
+        "time": {**shares, "other": 1 - sum(shares.get(name, 0.0) for name in ("collect", "estimate", "update"))},
+        "exit": "interrupted" if was_interrupted else "completed",
+        "version": __version__,
+    }
+
+
 def write_summary(summary: Summary, path: Path) -> None:
-    """Write a summary as JSON; a figure that does not exist is null."""
-    path.write_text(json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
+    """Write a summary as JSON; values that are not finite become null."""
+    path.write_text(json.dumps(null_if_not_finite(summary), indent=2, allow_nan=False) + "\n")
 
 
-def finite(value: Any) -> Any:
-    """The same with null for every number that is not finite."""
+def null_if_not_finite(value: Any) -> Any:
+    """Replace floats that are not finite by `None`, also inside dictionaries."""
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: null_if_not_finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_summary(summary: Summary) -> None:
-    """Show a table of what was reached."""
+    """Print a table with the results of a run."""
+    time, speed, env_speed = summary["time"], summary["frames_per_second"], summary["environment_frames_per_second"]
+    shares = shares_text(time, "collect", "estimate", "update", "other")
+    frames = f"{summary['frames']:,} in {summary['wall_seconds']:.1f} s ({speed:,.0f}/s"
+    if env_speed is None:
+        frames += ")"
+    else:
+        frames += f", {speed / env_speed:.0%} of the environment alone)"
+        shares += f"; of collect: {shares_text(time, 'environment', 'policy')}"
     table = two_columns(f"{summary['env']}, seed {summary['seed']}: {summary['exit']}")
-    time = summary["time"]
-    shares = ", ".join(
-        f"{name} {time[name]:.0%}" for name in ("collect", "estimate", "update", "other") if name in time
+    table.add_row("frames", frames)
+    table.add_row("time", shares)
+    table.add_row(
+        "training return",
+        "no episode ended"
+        if summary["train_return_mean"] is None
+        else f"{summary['train_return_mean']:.1f} (mean of the last {min(summary['train_episodes'], 100)} episodes)",
     )
-    speed, alone = summary["frames_per_second"], summary["environment_frames_per_second"]
-    if alone is not None:
-        parts = ", ".join(f"{name} {time[name]:.0%}" for name in ("environment", "policy") if name in time)
-        shares += f"; of collect: {parts}"
-    rows = {
-        "frames": f"{summary['frames']:,} in {summary['wall_seconds']:.1f} s ({speed:,.0f}/s"
-        + (")" if alone is None else f", {speed / alone:.0%} of the environment alone)"),
-        "time": shares,
-        "return in training": shown(
-            summary["train_return_mean"],
-            f"mean of the last {min(summary['train_episodes'], 100)} episodes",
-            "no episode ended",
-        ),
-        "return in evaluation": shown(
-            summary["eval_return_mean"],
-            f"+- {summary['eval_return_std'] or 0.0:.1f} over {summary['eval_episodes']} episodes",
-            "interrupted before one",
-        ),
-    }
-    for name, text in rows.items():
-        table.add_row(name, text)
+    table.add_row(
+        "evaluation return",
+        "interrupted before the first evaluation"
+        if summary["eval_return_mean"] is None
+        else f"{summary['eval_return_mean']:.1f} +- {summary['eval_return_std'] or 0.0:.1f} "
+        f"over {summary['eval_episodes']} episodes",
+    )
     Console().print(table)
 
 
+def shares_text(time: dict[str, float], *names: str) -> str:
+    """Return the shares that exist, such as `collect 40%, update 50%`."""
+    return ", ".join(f"{name} {time[name]:.0%}" for name in names if name in time)
+
+
 def two_columns(title: str) -> Table:
-    """A table of names and values."""
+    """Return an empty table of names and values."""
     table = Table(title=title, show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -67,14 +115,14 @@ def two_columns(title: str) -> Table:
 
 
 def print_files(files: dict[str, Path]) -> None:
-    """Show where the files are, each in a line that can be copied."""
+    """Print the paths of files, each in one line that can be copied."""
     console = Console(soft_wrap=True, highlight=False)
     for name, path in files.items():
         console.print(f"{name}: {path}", markup=False)
 
 
 def print_evaluation(report: Summary) -> None:
-    """Show what `torchppo eval` found as a table."""
+    """Print the result of `torchppo eval` as a table."""
     table = two_columns(report["env"])
     table.add_row("return", f"{report['eval_return_mean']:.1f} +- {report['eval_return_std']:.1f}")
     table.add_row("length", f"{report['eval_length_mean']:.1f}")
@@ -83,20 +131,15 @@ def print_evaluation(report: Summary) -> None:
     print_files({name: Path(report[name]) for name in ("checkpoint", "video") if report[name]})
 
 
-def shown(value: float | None, detail: str, otherwise: str) -> str:
-    """A figure and what it is, or why there is none."""
-    return otherwise if value is None else f"{value:.1f} {detail}"
-
-
 def read_curve(metrics: Path, key: str) -> tuple[list[float], list[float]]:
-    """Frames and values of one column of a metrics.csv, where it has a value."""
+    """Return frames and values of a column of a metrics.csv, without empty cells."""
     with metrics.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get(key)]
     return [float(row["step"]) for row in rows], [float(row[key]) for row in rows]
 
 
 def plot_learning_curve(metrics: Path, path: Path, title: str) -> None:
-    """Draw the returns of training and evaluation over frames."""
+    """Plot the returns of training and evaluation over frames."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for key, label, style in (

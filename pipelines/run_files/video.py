@@ -1,4 +1,4 @@
-"""A film of one episode."""
+"""Videos of one episode."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from ...errors import EnvironmentFailure
-from ..build import build_evaluation_env, traces_evaluation
-from ..episodes import play
+from ..build import build_evaluation_env, evaluation_compile
+from ..episodes import rollout_episodes
+from ..step_factory import Compile
 
 
-def try_to_film(cfg: DictConfig, actor: Any, path: Path, seed: int) -> Path | None:
-    """Record a video, or say in one line why there is none: a machine without graphics still trains."""
+def try_to_record_video(cfg: DictConfig, actor: Any, path: Path, seed: int) -> Path | None:
+    """Record a video, or print one line why that failed: a machine without graphics can still train."""
     if "render_mode" not in cfg.env:
-        Console(stderr=True).print("no video: only Gymnasium environments are filmed")
+        Console(stderr=True).print("no video: only Gymnasium environments can be recorded")
         return None
-    if "DISPLAY" not in os.environ:  # draw without a screen
+    if "DISPLAY" not in os.environ:  # render without a screen
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         os.environ.setdefault("MUJOCO_GL", "egl")
     try:
         env = build_evaluation_env(cfg, seed=seed, num_envs=1, render_mode="rgb_array")
-        record_video(actor, env, path, trace=traces_evaluation(cfg))
-    except Exception as error:  # noqa: BLE001 - whatever a graphics driver raises must not cost a finished run
+        record_video(actor, env, path, compile=evaluation_compile(cfg))
+    except Exception as error:  # noqa: BLE001 - a graphics driver may raise anything, and the run is already complete
         Console(stderr=True, soft_wrap=True).print(f"no video: {type(error).__name__}: {error}", markup=False)
         return None
     return path
 
 
 def require_writable(path: Path) -> None:
-    """Raise an OSError where no film can be written."""
+    """Raise an OSError if a video cannot be written to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=path.parent):
         pass
@@ -53,23 +54,28 @@ def require_writable(path: Path) -> None:
 
 
 def record_video(
-    actor: TensorDictModuleBase, env: EnvBase, path: Path, max_steps: int = 5000, *, trace: bool = False
+    actor: TensorDictModuleBase,
+    env: EnvBase,
+    path: Path,
+    max_steps: int = 5000,
+    *,
+    compile: Compile = False,  # noqa: A002
 ) -> None:
-    """Film one episode of the deterministic policy as an mp4.
+    """Record one episode of the deterministic policy as an mp4.
 
     Args:
         actor: the policy.
-        env: one environment that renders `rgb_array`, or shows images; closed afterwards.
+        env: one environment that renders `rgb_array` or has image observations; it is closed afterwards.
         path: of the video.
-        max_steps: the film ends here if the episode does not.
-        trace: whether to step with a graph of the policy.
+        max_steps: the video ends after so many steps if the episode does not.
+        compile: how the policy's step runs.
 
     """
     with closing(env):
-        frames = film(actor, env, max_steps, trace=trace)
+        frames = episode_frames(actor, env, max_steps, compile=compile)
         first = next(frames)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Even sizes are what the codec takes; macro_block_size 2 scales odd ones.
+        # The codec needs even sizes; macro_block_size=2 scales odd ones.
         writer = imageio_ffmpeg.write_frames(
             str(path),
             first.shape[1::-1],
@@ -82,35 +88,44 @@ def record_video(
             writer.send(None)
             for frame in chain([first], frames):
                 if frame.shape != first.shape:
-                    raise EnvironmentFailure(f"a frame of {frame.shape} follows one of {first.shape}")
+                    raise EnvironmentFailure(f"the size of the frames changes from {first.shape} to {frame.shape}")
                 writer.send(np.ascontiguousarray(frame))
 
 
-def film(actor: TensorDictModuleBase, env: EnvBase, max_steps: int, *, trace: bool) -> Iterator[NDArray[np.uint8]]:
-    """Frames `[height, width, 3]` of one episode, one after every step but the last, which shows the next episode."""
-    for step, stepped in enumerate(play(actor, env, trace=trace)):
-        is_over = bool(stepped["next", "done"].any())
-        if step == 0 or not is_over:
-            yield frame_of(env, stepped)
-        if is_over or step + 1 >= max_steps:
+def episode_frames(
+    actor: TensorDictModuleBase,
+    env: EnvBase,
+    max_steps: int,
+    *,
+    compile: Compile,  # noqa: A002
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield frames `[height, width, 3]` of one episode.
+
+    There is one after every step but the last, after which the environment shows the next episode.
+    """
+    for index, step in enumerate(rollout_episodes(actor, env, compile=compile)):
+        is_over = bool(step["next", "done"].any())
+        if index == 0 or not is_over:
+            yield render(env, step)
+        if is_over or index + 1 >= max_steps:
             return
 
 
-def frame_of(env: Any, stepped: TensorDictBase) -> NDArray[np.uint8]:
-    """What the environment renders, or where it renders nothing the newest grey image of the observation, enlarged.
+def render(env: Any, step: TensorDictBase) -> NDArray[np.uint8]:
+    """Return what the environment renders, or the newest grey image of the observation, enlarged.
 
     Raises:
-        EnvironmentFailure: if that is no picture.
+        EnvironmentFailure: if that is not an image.
 
     """
     if env.vector.render_mode == "rgb_array":
         frame = np.asarray(env.vector.render()[0])
     else:
-        seen = stepped.get("observation")  # a TensorDict where it is nested
-        if not (isinstance(seen, Tensor) and seen.dim() == 4):
-            raise EnvironmentFailure("the environment renders no rgb_array")
-        image = seen[0, -1].cpu().numpy()
+        observation = step.get("observation")  # a TensorDict for nested observations
+        if not (isinstance(observation, Tensor) and observation.dim() == 4):
+            raise EnvironmentFailure("the environment does not render rgb_array")
+        image = observation[0, -1].cpu().numpy()
         frame = np.repeat(np.kron(image, np.ones((4, 4), image.dtype))[..., None], 3, axis=-1)
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
-        raise EnvironmentFailure(f"the environment shows {frame.dtype} {frame.shape}, not uint8 [height, width, 3]")
+        raise EnvironmentFailure(f"the environment renders {frame.dtype} {frame.shape}, not uint8 [height, width, 3]")
     return frame

@@ -1,117 +1,110 @@
-"""One optimiser step from one minibatch: eager through Lightning, or one graph."""
+"""The complete eager optimizer step: loss, backward, clip, step."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from ...errors import ConfigurationError
 from ..distributed import num_ranks, summed
 
 
-class Learner(Protocol):
+class StepOwner(Protocol):
     """What a step needs of the LightningModule."""
 
     objective: nn.Module
     policy_weight: Tensor
     critic_weight: Tensor
-    grad_norm: Tensor
     max_grad_norm: float
+    grad_norm: Tensor
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser itself."""
+    def optimizer(self) -> torch.optim.Optimizer: ...
 
-    def optimizers(self) -> Any:
-        """The optimiser, wrapped by Lightning."""
+    def optimizers(self) -> Any: ...
 
-    def manual_backward(self, loss: Tensor) -> None:
-        """Backward through the strategy and the precision plugin."""
-
-
-def total_loss(losses: TensorDictBase, policy_weight: Tensor, critic_weight: Tensor) -> Tensor:
-    """The sum of all `loss_*`, the critic's and the others' each with a weight that is 0 where they do not learn."""
-    policy = sum(loss for key, loss in losses.items() if key.startswith("loss_") and key != "loss_critic")
-    critic = losses.get("loss_critic", 0.0)  # an objective may have none
-    return critic_weight * critic + policy_weight * policy
+    def manual_backward(self, loss: Tensor) -> None: ...
 
 
 class EagerStep:
-    """Loss, backward and step through Lightning, so that every strategy, precision and hook takes part."""
+    """An optimizer step that goes through Lightning, so that strategy, precision plugin and hooks take part.
 
-    def __init__(self, ppo: Learner, kl_limit: float | None, *, is_scaled: bool) -> None:
-        """Take no step of the policy where the KL is above `kl_limit`; a critic that learns alone changes none.
+    Args:
+        ppo: the LightningModule.
+        max_kl: skip the step if the minibatch's KL is larger; `None` disables the check.
+        is_scaled: whether the precision plugin scales the loss, as float16 needs.
+        objective: called instead of `ppo.objective`, such as its compiled version.
 
-        With a loss scale gradients may overflow, after which it is smaller.
-        """
+    """
+
+    def __init__(self, ppo: StepOwner, max_kl: float | None, *, is_scaled: bool = False, objective: Any = None) -> None:
         self.ppo = ppo
-        self.kl_limit = kl_limit
+        self.max_kl = max_kl
         self.is_scaled = is_scaled
-        self.names: list[str] = []
+        self.objective = objective or ppo.objective
         self._last_norm = torch.zeros(())
 
-    def __call__(self, data: dict[NestedKey, Tensor], indices: Tensor) -> Tensor | None:
+    def __call__(self, batch: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
         """Take one step.
 
         Args:
-            data: a rollout, tensors `[rows, ...]`; a row is a frame, or a sequence of them.
+            batch: a rollout `[rows]`; a row is a frame, or a sequence for recurrent policies.
             indices: the rows of the minibatch.
 
         Returns:
-            The metrics called `names`, on the device; none if no step was taken.
+            The losses and metrics of the minibatch, detached scalars, or `None` if the KL forbids the step.
 
         """
-        ppo = self.ppo
-        losses = ppo.objective(minibatch(data, indices))
-        self.names = names_of(losses, self.kl_limit)
-        if self.kl_limit is not None and exceeds(losses["kl_approx"] * ppo.policy_weight, self.kl_limit):
+        losses = self.objective(batch[indices])
+        check_losses(losses, self.max_kl)
+        if self.max_kl is not None and exceeds_kl(losses["kl_approx"] * self.ppo.policy_weight, self.max_kl):
             return None
-        optimizer: Any = ppo.optimizers()
+        optimizer = self.ppo.optimizers()
         optimizer.zero_grad()
-        ppo.manual_backward(total_loss(losses, ppo.policy_weight, ppo.critic_weight))
-        for group in ppo.optimizer.param_groups:
-            if not group.get("learns", True):
+        self.ppo.manual_backward(total_loss(losses, self.ppo.policy_weight, self.ppo.critic_weight))
+        for group in self.ppo.optimizer.param_groups:
+            if not group.get("trainable", True):
                 for param in group["params"]:
-                    param.grad = None  # zeros would wear the moments out
-        optimizer.step()  # ppo.on_before_optimizer_step clips, after a loss scale is taken back
-        return torch.cat([stacked(losses).detach(), self._norm().reshape(1)])
+                    param.grad = None  # Adam skips it; a gradient of zero would still decay its moments
+        optimizer.step()  # Lightning calls `clip_gradients` in between, in `PPO.on_before_optimizer_step`
+        return {**scalars(losses), "grad_norm": self._grad_norm()}
 
-    def _norm(self) -> Tensor:
-        """The gradients' norm; where a loss scale was too large, which takes no step, the one of the last step."""
+    def _grad_norm(self) -> Tensor:
         norm = self.ppo.grad_norm
-        if self.is_scaled:
-            self._last_norm = norm = torch.where(norm.isfinite(), norm, self._last_norm.to(norm.device))
+        if self.is_scaled:  # with a loss scale the gradients may overflow: such a step is skipped
+            norm = torch.where(norm.isfinite(), norm, self._last_norm.to(norm.device))
+            self._last_norm = norm
         return norm
 
 
-def names_of(losses: TensorDictBase, kl_limit: float | None) -> list[str]:
-    """What a step reports, in its order.
-
-    Raises:
-        ConfigurationError: if the objective has no loss, or there is a limit of the KL and it does not say it.
-
-    """
-    names: list[str] = [*losses.keys()]
-    if not any(name.startswith("loss_") for name in names):
-        raise ConfigurationError(f"the objective wrote no loss_*, but {', '.join(names)}")
-    if kl_limit is not None and "kl_approx" not in names:
-        raise ConfigurationError("update.target_kl needs an objective that reports kl_approx; set it to null for none")
-    return [*names, "grad_norm"]
+def clip_gradients(ppo: StepOwner) -> Tensor:
+    """Clip the global norm of the gradients to `max_grad_norm`; return the norm before clipping."""
+    return nn.utils.clip_grad_norm_(ppo.objective.parameters(), ppo.max_grad_norm)
 
 
-def minibatch(data: dict[NestedKey, Tensor], indices: Tensor) -> TensorDict:
-    """The rows of a rollout that `indices` name."""
-    return TensorDict({key: tensor[indices] for key, tensor in data.items()}, indices.shape)
+def total_loss(losses: TensorDictBase, policy_weight: Tensor, critic_weight: Tensor) -> Tensor:
+    """Sum all `loss_*` entries. A weight of 0 disables the critic's loss or all the others."""
+    policy = sum(loss for key, loss in losses.items() if key.startswith("loss_") and key != "loss_critic")
+    critic = losses.get("loss_critic", 0.0)
+    return critic_weight * critic + policy_weight * policy
 
 
-def stacked(losses: TensorDictBase) -> Tensor:
-    """Losses and metrics in one tensor, in their order; of one with several entries, as TorchRL's may be, the mean."""
-    return torch.stack([value.float().mean() for value in losses.values()])
+def scalars(losses: TensorDictBase) -> dict[str, Tensor]:
+    """Return every entry detached and averaged; metrics of TorchRL's losses may have several elements."""
+    return {name: value.detach().float().mean() for name, value in losses.items()}
 
 
-def exceeds(kl: Tensor, limit: float) -> bool:
-    """Whether the KL is above its limit on average over all ranks, so that all of them decide alike."""
-    return bool(summed(kl.detach()) / num_ranks() > limit)
+def check_losses(losses: TensorDictBase, max_kl: float | None) -> None:
+    """Raise a ConfigurationError if an objective lacks a loss, or the metric that early stopping reads."""
+    if not any(name.startswith("loss_") for name in losses.keys()):  # noqa: SIM118 - a TensorDict iterates over rows
+        raise ConfigurationError(f"the objective returned no loss_* entry, only {', '.join(losses.keys())}")
+    if max_kl is not None and "kl_approx" not in losses.keys():  # noqa: SIM118
+        raise ConfigurationError("update.target_kl needs an objective that returns kl_approx; set it to null")
+
+
+def exceeds_kl(kl: Tensor, max_kl: float) -> bool:
+    """Compare the mean KL of all ranks with its limit, so that all of them decide alike."""
+    return bool(summed(kl.detach()) / num_ranks() > max_kl)

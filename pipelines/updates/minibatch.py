@@ -1,33 +1,48 @@
-"""From one rollout to a better policy."""
+"""Epochs of shuffled minibatches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Literal, Protocol
 
 import torch
-from tensordict import NestedKey
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from ...errors import ConfigurationError
 from ..distributed import normalized
+from ..rollout_batch import RolloutBatch
 
-Step = Callable[[dict[NestedKey, Tensor], Tensor], Tensor | None]
+
+class Learner(Protocol):
+    """What an update needs of the LightningModule."""
+
+    normalize_advantage: Literal["rollout", "minibatch"] | None
+
+    def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
+        """Take an optimizer step on the rows `indices`; return metrics, or `None` if the KL forbids the step."""
+
+    def set_trainable(self, *, policy: bool, critic: bool) -> bool:
+        """Freeze policy or critic; return whether anything is left to train."""
 
 
 class MinibatchUpdate:
-    """Epochs of shuffled minibatches, one optimiser step each (Schulman et al. 2017, algorithm 1).
+    """Epochs of shuffled minibatches with one optimizer step each (Schulman et al. 2017, algorithm 1).
 
     Args:
         epochs: passes over a rollout (K).
-        critic_epochs: passes in which the critic learns; none: as many. The longer of the two goes on alone.
-        minibatch_size: frames in a minibatch (M), on each rank; must divide the rollout.
-        sequence_length: frames of the sequences that a policy with a memory learns from, one after the other cut
-            from each environment's rollout, which it must divide; none: the whole rollout.
-        burn_in: frames before each sequence from which its memory is worked out anew in every epoch but the first,
-            instead of taking it as it was collected; within a rollout, so not for the first sequence.
-        target_kl: all remaining epochs are dropped, before the step is taken, as soon as the KL of a
-            minibatch from which the policy learns is above 1.5 times this; none: never.
-        recompute_advantage: value all states anew before every epoch but the first, and estimate from that.
+        minibatch_size: frames in a minibatch (M) on each rank; must divide the rollout.
+        critic_epochs: passes in which the critic is trained; `None` means `epochs`. The longer of the two
+            continues alone.
+        sequence_length: frames of the sequences that recurrent policies are trained on; must divide the frames
+            of an environment. `None` uses all of them.
+        burn_in: frames before each sequence from which its recurrent state is recomputed in every epoch but the
+            first. The first sequence of a rollout keeps the state it was collected with.
+        target_kl: stop the update before a step whose minibatch has a KL above 1.5 times this; `None` disables it.
+        recompute_advantage: recompute values and advantages before every epoch but the first
+            (Andrychowicz et al. 2020, section 3.5).
+
+    Raises:
+        ConfigurationError: if a value is out of range.
 
     """
 
@@ -42,18 +57,18 @@ class MinibatchUpdate:
         target_kl: float | None = None,
         recompute_advantage: bool = False,
     ) -> None:
-        """Nothing is known of the rollout yet."""
-        if epochs < 1:
-            raise ConfigurationError(f"update.epochs={epochs} must be at least 1")
-        if critic_epochs is not None and critic_epochs < 1:
-            raise ConfigurationError(f"critic.epochs={critic_epochs} must be at least 1, or null for update.epochs")
-        if minibatch_size < 1:
-            raise ConfigurationError(f"update.minibatch_size={minibatch_size} must be at least 1")
-        if sequence_length is not None and sequence_length < 1:
-            raise ConfigurationError(f"update.sequence_length={sequence_length} must be at least 1")
+        counts = {
+            "update.epochs": epochs,
+            "critic.epochs": critic_epochs,
+            "update.minibatch_size": minibatch_size,
+            "update.sequence_length": sequence_length,
+        }
+        for key, value in counts.items():
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{key}={value} must be at least 1")
         if burn_in < 0 or (burn_in and burn_in > (sequence_length or 0)):
             raise ConfigurationError(
-                f"update.burn_in={burn_in} must lie within 0 and update.sequence_length={sequence_length}"
+                f"update.burn_in={burn_in} must be between 0 and update.sequence_length={sequence_length}"
             )
         if target_kl is not None and target_kl <= 0:
             raise ConfigurationError(f"update.target_kl={target_kl} must be positive, or null for no limit")
@@ -63,90 +78,95 @@ class MinibatchUpdate:
         self.minibatch_size = minibatch_size
         self.sequence_length = sequence_length
         self.burn_in = burn_in
-        self.kl_limit = None if target_kl is None else 1.5 * target_kl
+        self.max_kl = None if target_kl is None else 1.5 * target_kl
+
+    def __call__(self, learner: Learner, batch: RolloutBatch) -> dict[str, float]:
+        """Train on one rollout.
+
+        Returns:
+            The mean of every metric over the steps taken, and `num_steps`.
+
+        Raises:
+            ConfigurationError: if minibatches do not fill the rollout.
+
+        """
+        metrics: list[dict[str, Tensor]] = []
+        for epoch in range(max(self.epochs, self.critic_epochs)):
+            if not learner.set_trainable(policy=epoch < self.epochs, critic=epoch < self.critic_epochs):
+                break
+            rows = batch.rows
+            if epoch > 0:
+                rows = batch.refreshed(burn_in=self.burn_in, recompute_advantage=self.recompute_advantage)
+            if not self._run_epoch(learner, rows, metrics):
+                break
+        learner.set_trainable(policy=True, critic=True)
+        return {**means(metrics), "num_steps": float(len(metrics))}
+
+    def _run_epoch(self, learner: Learner, rows: TensorDictBase, metrics: list[dict[str, Tensor]]) -> bool:
+        """Append the metrics of every step; return whether the update goes on."""
+        num_rows, frames = len(rows), rows["advantage"].numel()
+        self._check_size(frames, frames // num_rows)
+        order = torch.randperm(num_rows).to(rows["advantage"].device)
+        minibatches = order.reshape(frames // self.minibatch_size, -1)
+        if learner.normalize_advantage == "minibatch":
+            advantage = torch.empty_like(rows["advantage"])
+            advantage[minibatches] = normalized(rows["advantage"][minibatches])
+            rows = rows.copy().set("advantage", advantage)
+        for indices in minibatches.unbind():
+            result = learner.step(rows, indices)
+            if result is None:
+                return False
+            metrics.append(result)
+        return True
+
+    def num_steps(self, frames: int) -> int:
+        """Return the number of optimizer steps for a rollout of `frames` without early stopping."""
+        return max(self.epochs, self.critic_epochs) * (frames // self.minibatch_size)
+
+    def frames_per_sequence(self, frames_per_env: int) -> int:
+        """Return the length of the sequences that recurrent policies are trained on."""
+        return self.sequence_length or frames_per_env
 
     def check(self, num_envs: int, frames_per_env: int, *, in_sequences: bool) -> None:
-        """Refuse a rollout that minibatches, and where a memory asks for them sequences, cannot fill.
+        """Check that minibatches, and sequences for recurrent policies, fill a rollout.
 
         Raises:
             ConfigurationError: naming the nearest sizes that do.
 
         """
-        length = self.length(frames_per_env) if in_sequences else 1
+        length = self.frames_per_sequence(frames_per_env) if in_sequences else 1
         if frames_per_env % length:
             raise ConfigurationError(
                 f"update.sequence_length={length} does not divide collector.frames_per_env={frames_per_env}; "
-                f"the nearest that fits is {nearest_divisors(length, frames_per_env, 1)}"
+                f"use {nearest_divisors(length, frames_per_env, 1)}"
             )
         self._check_size(num_envs * frames_per_env, length)
 
     def _check_size(self, frames: int, length: int) -> None:
-        """Refuse minibatches that do not fill a rollout of `frames` with whole sequences of `length`."""
         size = self.minibatch_size
         if size > frames or frames % size:
-            problem = f"{'is larger than' if size > frames else 'does not divide'} the rollout of {frames} frames"
+            problem = f"{'is larger than' if size > frames else 'does not divide'} the rollout ({frames} frames)"
         elif size % length:
-            problem = f"does not hold whole sequences of {length} frames, of the rollout of {frames} frames"
+            problem = f"does not hold whole sequences of {length} frames, in a rollout of {frames} frames"
         else:
             return
         raise ConfigurationError(
-            f"update.minibatch_size={size} {problem} (env.num_envs x collector.frames_per_env); the nearest that "
-            f"fits is {nearest_divisors(size, frames, length)}"
+            f"update.minibatch_size={size} {problem}; use {nearest_divisors(size, frames, length)} "
+            "(a rollout has env.num_envs x collector.frames_per_env frames)"
         )
 
-    def length(self, frames_per_env: int) -> int:
-        """Frames of a sequence that a memory learns from; all of an environment's if not set."""
-        return self.sequence_length or frames_per_env
 
-    def num_steps(self, frames: int) -> int:
-        """Optimiser steps for a rollout of `frames` if none is dropped."""
-        return max(self.epochs, self.critic_epochs) * (frames // self.minibatch_size)
-
-    def __call__(
-        self, begin_epoch: Callable[[int], dict[NestedKey, Tensor] | None], step: Step, *, normalize: bool = False
-    ) -> tuple[Tensor, int]:
-        """Run over a rollout.
-
-        Args:
-            begin_epoch: called before every epoch, counted from 0; returns what it learns from: tensors
-                `[frames, ...]`, or of whole sequences `[sequences, time, ...]` (see `training_data`), or none to stop.
-            step: takes the rollout and the indices of a minibatch's rows, returns metrics, or none to stop.
-            normalize: whether to normalise the advantages of every minibatch.
-
-        Returns:
-            The metrics' mean over the steps taken `[metrics]`, and the number of steps taken.
-
-        Raises:
-            ConfigurationError: if minibatches cannot fill the rollout, naming the nearest sizes that do.
-
-        """
-        metrics: list[Tensor] = []
-        for epoch in range(max(self.epochs, self.critic_epochs)):
-            data = begin_epoch(epoch)
-            if data is None:
-                break
-            rows, frames = len(data["advantage"]), data["advantage"].numel()
-            self._check_size(frames, frames // rows)
-            order = torch.randperm(rows).to(data["advantage"].device)
-            minibatches = order.reshape(frames // self.minibatch_size, -1)
-            if normalize:
-                advantage = torch.empty_like(data["advantage"])
-                advantage[minibatches] = normalized(data["advantage"][minibatches])
-                data = data | {"advantage": advantage}
-            for indices in minibatches.unbind():
-                result = step(data, indices)
-                if result is None:
-                    return self._mean(metrics), len(metrics)
-                metrics.append(result)
-        return self._mean(metrics), len(metrics)
-
-    @staticmethod
-    def _mean(metrics: list[Tensor]) -> Tensor:
-        return torch.stack(metrics).mean(0) if metrics else torch.empty(0)
+def means(metrics: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Return the mean of every metric; empty without a step."""
+    if not metrics:
+        return {}
+    names = list(metrics[0])
+    table = torch.stack([torch.stack([step[name] for step in metrics]) for name in names], dim=1)
+    return dict(zip(names, table.mean(0).tolist(), strict=True))
 
 
 def nearest_divisors(size: int, frames: int, multiple: int) -> str:
-    """The divisors of `frames` next to `size`, multiples of `multiple` among them, as words."""
+    """Return the divisors of `frames` next to `size` that are multiples of `multiple`, such as `64 or 128`."""
     divisors = [n for n in range(multiple, frames + 1, multiple) if frames % n == 0]
     below = max((n for n in divisors if n <= size), default=divisors[0])
     above = min((n for n in divisors if n >= size), default=divisors[-1])

@@ -1,0 +1,95 @@
+"""Changes of a traced graph: constants and casts become inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.graph import CodeGen
+
+from .inductor import Kernel
+
+
+def lift_constants(traced: GraphModule) -> tuple[GraphModule, list[str]]:
+    """Turn the constants of a traced graph into inputs after its own.
+
+    Returns:
+        The graph, and the attributes of `traced` that are the constants, in the order of the new inputs.
+
+    """
+    graph = traced.graph
+    graph.set_codegen(CodeGen())  # inputs and outputs are lists
+    graph.eliminate_dead_code()
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    constants = graph.find_nodes(op="get_attr")
+    inputs: dict[str, Any] = {}
+    for node in constants:
+        if node.target not in inputs:
+            with graph.inserting_before(first):
+                inputs[node.target] = graph.placeholder(f"closed_over_{len(inputs)}")
+        node.replace_all_uses_with(inputs[node.target])
+    for node in constants:
+        graph.erase_node(node)
+    for node in graph.nodes:
+        node.meta.clear()  # fake tensors of several modes, which the compiler does not accept together
+    return GraphModule({}, graph), list(inputs)
+
+
+def lift_casts(graph: GraphModule, num_arguments: int) -> list[tuple[int, torch.dtype]]:
+    """Turn casts of closed-over inputs to another precision into inputs.
+
+    Args:
+        graph: its first inputs are the arguments, the others are closed over.
+        num_arguments: how many arguments.
+
+    Returns:
+        For each new input the index of the closed-over input that it is a cast of, and its precision.
+
+    """
+    inputs = graph.graph.find_nodes(op="placeholder")
+    closed_over, last = inputs[num_arguments:], inputs[-1]
+    changing = inputs_written_by(graph)
+    casts: list[tuple[int, torch.dtype]] = []
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten._to_copy.default):
+        if node.args[0] in closed_over and node.args[0] not in changing:
+            with graph.graph.inserting_after(last):
+                last = graph.graph.placeholder(f"cast_{len(casts)}")
+            casts.append((closed_over.index(node.args[0]), node.kwargs["dtype"]))
+            node.replace_all_uses_with(last)
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return casts
+
+
+def inputs_written_by(graph: GraphModule) -> set[Node]:
+    """Return the inputs that a graph changes in place, directly or through a view."""
+    written: set[Node] = set()
+    for node in graph.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.is_mutable:
+            continue
+        for argument, value in zip(schema.arguments, node.args, strict=False):
+            if argument.is_write:
+                written.update(map(base_of, value if isinstance(value, list | tuple) else [value]))
+    return written
+
+
+def base_of(node: Node) -> Node:
+    """Return the first node of a chain of views."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
+
+
+def run_operations(graph: GraphModule) -> Kernel:
+    """Return a kernel that runs the operations of a graph one by one."""
+    forward = graph.forward
+
+    def kernel(inputs: list[Tensor]) -> Sequence[Tensor]:
+        with torch._C._DisableAutocast():  # the graph contains the casts
+            return forward(*inputs)
+
+    return kernel
