@@ -39,7 +39,7 @@ from torchppo.pipelines.build import (
     call,
     env_name,
     schedules_of,
-    seed_of,
+    seed_for_rank,
 )
 from torchppo.pipelines.cli.config import compose
 from torchppo.pipelines.collectors.collector import seconds_of
@@ -445,11 +445,11 @@ class TestTorchRLEnvironments:
 class TestSeeds:
     def test_differ_for_every_run_and_rank(self) -> None:
         grid = [(seed, rank) for seed in range(20) for rank in (*range(20), EVALUATION_RANK)]
-        assert len({seed_of(seed, rank) for seed, rank in grid}) == len(grid)
+        assert len({seed_for_rank(seed, rank) for seed, rank in grid}) == len(grid)
 
     def test_are_the_same_every_time(self) -> None:
-        assert seed_of(3, 1) == seed_of(3, 1)
-        assert 0 <= seed_of(3, 1) < 2**32
+        assert seed_for_rank(3, 1) == seed_for_rank(3, 1)
+        assert 0 <= seed_for_rank(3, 1) < 2**32
 
     @pytest.mark.parametrize("words", [(), GYM_ENV], ids=["gymnasium", "torchrl"])
     def test_make_the_environments_of_every_rank_others_and_each_repeatable(self, words: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from torchppo.errors import CheckpointError
-from torchppo.pipelines.build import EVALUATION_RANK, seed_of
+from torchppo.pipelines.build import EVALUATION_RANK, seed_for_rank
 from torchppo.pipelines.checkpoint import load_checkpoint, restore
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.evaluate import evaluate_checkpoint
@@ -264,7 +264,7 @@ class TestEval:
     def test_finds_what_the_training_found(self, trained: Path) -> None:
         """The training's own evaluation, if it is given the same seed."""
         found = json.loads((trained.parents[1] / "summary.json").read_text())
-        figures = evaluate_checkpoint(trained, episodes=2, seed=seed_of(3, EVALUATION_RANK), video=None)
+        figures = evaluate_checkpoint(trained, episodes=2, seed=seed_for_rank(3, EVALUATION_RANK), video=None)
         assert figures["eval_return_mean"] == found["eval_return_mean"]
         assert figures["eval_return_std"] == found["eval_return_std"]
 

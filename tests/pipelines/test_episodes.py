@@ -21,7 +21,7 @@ from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import Memory
 from torchppo.pipelines import episodes as evaluation
-from torchppo.pipelines.episodes import Evaluation, evaluate, play
+from torchppo.pipelines.episodes import Evaluation, evaluate, rollout_episodes
 
 LENGTHS = (2, 3, 7)
 
@@ -145,7 +145,7 @@ class TestEpisodes:
 class TestPolicy:
     def test_takes_the_most_probable_actions(self, pair: Callable[..., Pair]) -> None:
         actor, env = pair(spaces.Box(-5, 5, (2,)))
-        for stepped in islice(play(actor, env), 5):
+        for stepped in islice(rollout_episodes(actor, env), 5):
             torch.testing.assert_close(stepped["action"], actor.get_dist(stepped.select("observation")).mode)
 
     def test_remembers_an_episode_from_its_first_step_and_none_before(self) -> None:
@@ -171,7 +171,7 @@ class TestPolicy:
         played = []
         for seed in (1, 1, 2):
             env.set_seed(seed)
-            steps = list(islice(play(actor, env), 9))
+            steps = list(islice(rollout_episodes(actor, env), 9))
             played.append(torch.stack([stepped["observation"] for stepped in steps]))
         assert torch.equal(played[0], played[1])
         assert not torch.equal(played[0], played[2])
@@ -215,6 +215,6 @@ def test_nothing_is_dropped_and_every_module_goes_on_in_its_own_mode() -> None:
     actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=body)
     bodies[0].modes.clear()
     env.set_seed(0)
-    list(islice(play(actor, env), 3))
+    list(islice(rollout_episodes(actor, env), 3))
     assert bodies[0].modes == {False}
     assert (bodies[0].dropout.training, bodies[0].frozen.training) == (True, False)

@@ -15,7 +15,7 @@ from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU
 from torchppo.modules.objectives.clip import ClipPPOLoss
-from torchppo.pipelines.param_groups import by_side, let_learn, optimizer_of
+from torchppo.pipelines.param_groups import optimizer_of, parameters_by_part, set_trainable
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 
@@ -28,7 +28,7 @@ def objective(**options: Any) -> ClipPPOLoss:
 def named(one: ClipPPOLoss) -> dict[str, set[str]]:
     """The names of every side's parameters."""
     names = {param: name for name, param in one.named_parameters()}
-    return {side: {names[param] for param in params} for side, params in by_side(one).items()}
+    return {side: {names[param] for param in params} for side, params in parameters_by_part(one).items()}
 
 
 class TestBySide:
@@ -42,7 +42,7 @@ class TestBySide:
     @pytest.mark.parametrize("memory", [None, partial(GRU, width=4)])
     def test_a_shared_trunk_is_both_sides(self, memory: Any) -> None:
         one = objective(shared=True, memory=memory)
-        sides = by_side(one)
+        sides = parameters_by_part(one)
         assert {side: len(params) for side, params in sides.items() if side != "shared"} == {"policy": 2, "critic": 2}
         assert sum(map(len, sides.values())) == len(list(one.parameters()))
 
@@ -63,7 +63,7 @@ class TestOptimizerOf:
     def test_marks_who_learns(self) -> None:
         optimizer = optimizer_of(objective(shared=True), ADAM, {}, takes_turns=True)
         for policy, critic in ((True, False), (False, True), (True, True)):
-            let_learn(optimizer, policy=policy, critic=critic)
+            set_trainable(optimizer, policy=policy, critic=critic)
             learns = {group["side"]: group["learns"] for group in optimizer.param_groups}
             assert learns == {"shared": True, "policy": policy, "critic": critic}
 
@@ -90,4 +90,4 @@ class TestOptimizerOf:
 def test_a_frozen_layer_that_nobody_reads_is_nobodys() -> None:
     one = objective()
     one.aside = nn.Linear(1, 1)
-    assert {id(param) for param in by_side(one)["shared"]} == {id(param) for param in one.aside.parameters()}
+    assert {id(param) for param in parameters_by_part(one)["shared"]} == {id(param) for param in one.aside.parameters()}

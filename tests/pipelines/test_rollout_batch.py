@@ -11,7 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 
 from torchppo.pipelines.build import Training, build_training
 from torchppo.pipelines.cli.config import compose
-from torchppo.pipelines.rollout_batch import Experience, frames_before, training_data
+from torchppo.pipelines.rollout_batch import RolloutBatch, frames_before, training_data
 
 SMALL = [
     "experiment=cartpole_positions",
@@ -165,7 +165,7 @@ class TestTrainingData:
 
 def test_explained_variance_equals_numpy() -> None:
     made = training("policy=mlp")
-    experience: Experience = made.ppo.experience(rollouts(made, 1)[0])
+    experience: RolloutBatch = made.ppo.experience(rollouts(made, 1)[0])
     experience.estimate()
     target, value = (experience.rollout[key].double().numpy() for key in ("value_target", "state_value"))
     assert experience.explained_variance == pytest.approx(1 - (target - value).var() / target.var(), abs=1e-4)

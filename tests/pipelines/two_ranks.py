@@ -16,7 +16,7 @@ from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU
 from torchppo.modules.normalizers import ObservationNormalizer
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
-from torchppo.pipelines.build import seed_of
+from torchppo.pipelines.build import seed_for_rank
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.distributed import normalized, summed
 from torchppo.pipelines.ppo import PPO
@@ -75,9 +75,9 @@ report: dict[str, Any] = {
 torch.set_num_threads(1)
 quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", log_every_n_steps=1, **quiet)
-seed_everything(seed_of(0, trainer.global_rank), verbose=False)
+seed_everything(seed_for_rank(0, trainer.global_rank), verbose=False)
 env = make_vector_env("CartPole-v1", 2)
-env.set_seed(seed_of(0, trainer.global_rank))
+env.set_seed(seed_for_rank(0, trainer.global_rank))
 actor, critic = make_actor_critic(
     env.observation_spec,
     env.action_spec,

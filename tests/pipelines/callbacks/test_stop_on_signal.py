@@ -12,14 +12,14 @@ from types import FrameType
 import pytest
 
 from torchppo.pipelines.callbacks.stop_on_signal import SIGNALS
-from torchppo.pipelines.compiled.inductor import sparing_children
+from torchppo.pipelines.compiled.inductor import signals_blocked
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs signals that can wait")
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_child_outlives_what_a_terminal_sends_it(number: signal.Signals) -> None:
-    with sparing_children():
+    with signals_blocked():
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     time.sleep(0.1)
     child.send_signal(number)
@@ -35,7 +35,7 @@ def test_what_comes_meanwhile_is_answered_afterwards() -> None:
 
     before = signal.signal(signal.SIGINT, receive)
     try:
-        with sparing_children():
+        with signals_blocked():
             signal.pthread_kill(threading.get_ident(), signal.SIGINT)
             time.sleep(0.05)
             assert not received

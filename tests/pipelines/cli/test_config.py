@@ -10,7 +10,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from torchppo.errors import ConfigurationError
-from torchppo.pipelines.cli.config import combinations, compose, keys_of, options_by_group
+from torchppo.pipelines.cli.config import compose, keys_of, options_by_group
+from torchppo.pipelines.cli.sweep import combinations
 
 CONF = Path(__file__).parents[3] / "conf"
 

@@ -16,10 +16,10 @@ from torchppo.envs import make_vector_env
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.pipelines.collectors import rollout_buffer as record
-from torchppo.pipelines.collectors.collector import ArrayRollouts
-from torchppo.pipelines.collectors.device_buffer import DeviceStorage
+from torchppo.pipelines.collectors.collector import VectorRollouts
+from torchppo.pipelines.collectors.device_buffer import DeviceObservations
 from torchppo.pipelines.collectors.policy_step import PolicyStep
-from torchppo.pipelines.collectors.rollout_buffer import Ends, HostStorage, storage_for
+from torchppo.pipelines.collectors.rollout_buffer import FinalObservations, HostObservations, observation_storage
 
 CPU = torch.device("cpu")
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -42,7 +42,10 @@ def filled(shape: tuple[int, ...], dtype: np.dtype[Any], seed: int) -> NDArray[A
 
 
 def through(
-    storage: HostStorage | DeviceStorage, shape: tuple[int, ...], dtype: np.dtype[Any], ends: list[Ends]
+    storage: HostObservations | DeviceObservations,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    ends: list[FinalObservations],
 ) -> list[Any]:
     """All that a rollout takes from a storage, as NumPy arrays."""
     source = filled(shape, dtype, seed=0)
@@ -61,26 +64,30 @@ def through(
 def test_a_device_holds_what_the_host_does(dtype: np.dtype[Any], with_ends: bool, device: torch.device) -> None:
     shape = (5, 3) if dtype.names else (5, 3, 4)
     last = filled((2, *shape[2:]), dtype, seed=1)
-    ends = [Ends(1, np.array([0, 2]), last), Ends(3, np.array([1]), last[:1])] if with_ends else []
-    host = through(HostStorage(shape, dtype), shape, dtype, ends)
-    there = through(DeviceStorage(shape, dtype, device), shape, dtype, ends)
+    ends = (
+        [FinalObservations(1, np.array([0, 2]), last), FinalObservations(3, np.array([1]), last[:1])]
+        if with_ends
+        else []
+    )
+    host = through(HostObservations(shape, dtype), shape, dtype, ends)
+    there = through(DeviceObservations(shape, dtype, device), shape, dtype, ends)
     np.testing.assert_equal(there, host)
     assert with_ends != all(np.array_equal(one[1:], host[-1][key][:-1]) for key, one in host[-2].items())
 
 
 def test_nothing_is_copied_on_a_cpu_unless_an_episode_ended() -> None:
-    storage = HostStorage((4, 2), np.dtype(np.float32))
+    storage = HostObservations((4, 2), np.dtype(np.float32))
     for step in range(4):
         storage.arrays[step] = step
     assert storage.given(1)["observation"].data_ptr() == storage.observed()["observation"][1].data_ptr()
     assert storage.following([])["observation"].data_ptr() == storage.observed()["observation"][1].data_ptr()
-    ended = storage.following([Ends(0, np.array([1]), np.array([9], np.float32))])["observation"]
+    ended = storage.following([FinalObservations(0, np.array([1]), np.array([9], np.float32))])["observation"]
     assert ended.tolist() == [[1, 9], [2, 2], [3, 3]]
     assert storage.observed()["observation"].tolist() == [[0, 0], [1, 1], [2, 2]]
 
 
 def test_what_was_given_stays_when_the_host_goes_on() -> None:
-    storage = DeviceStorage((3, 2), np.dtype(np.float32), CPU)
+    storage = DeviceObservations((3, 2), np.dtype(np.float32), CPU)
     storage.arrays[0] = 1.0
     given = storage.given(0)["observation"]
     storage.arrays[0] = 2.0
@@ -89,7 +96,7 @@ def test_what_was_given_stays_when_the_host_goes_on() -> None:
 
 @CUDA
 def test_on_cuda_the_host_is_pinned() -> None:
-    storage = storage_for((3, 2), np.dtype(np.float32), torch.device("cuda"))
+    storage = observation_storage((3, 2), np.dtype(np.float32), torch.device("cuda"))
     assert torch.from_numpy(storage.arrays).is_pinned()
     assert storage.observed()["observation"].is_cuda
 
@@ -119,12 +126,12 @@ def test_rollouts_are_the_same_through_a_device_bit_for_bit(wrappers: Any, monke
         env = make_vector_env("CartPole-v1", 3, wrappers=wrappers)
         env.set_seed(0)
         actor = make_actor_critic(env.observation_spec, env.action_spec, body=mlp).actor
-        collect = ArrayRollouts(env, PolicyStep(actor, compile="trace"), 30, double_buffer=False)
+        collect = VectorRollouts(env, PolicyStep(actor, compile="trace"), 30, double_buffer=False)
         with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
             return [collect(), collect()]
 
     here = two_rollouts()
-    monkeypatch.setattr(record, "storage_for", DeviceStorage)
+    monkeypatch.setattr(record, "observation_storage", DeviceObservations)
     assert here[0]["next", "done"].any()
     for one, other in zip(here, two_rollouts(), strict=True):
         assert (one == other).all()

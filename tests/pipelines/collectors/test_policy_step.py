@@ -24,9 +24,9 @@ from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU
 from torchppo.modules.objectives.clip import ClipPPOLoss
-from torchppo.pipelines.collectors.collector import ArrayRollouts
+from torchppo.pipelines.collectors.collector import VectorRollouts
 from torchppo.pipelines.collectors.policy_step import PolicyStep
-from torchppo.pipelines.collectors.torchrl import SteppedRollouts, TensorDictStep
+from torchppo.pipelines.collectors.torchrl import TensorDictStep, TorchRLRollouts
 from torchppo.pipelines.step_factory import Compile
 
 BOXES = st.lists(st.integers(1, 3), max_size=3).map(lambda shape: spaces.Box(-3, 3, shape, np.float32))
@@ -79,7 +79,7 @@ def test_acts_inside_any_space_and_learns_with_the_probabilities_it_acted_with(
         memory=(lambda n: GRU(n, width=4)) if remembers else None,
     )
     with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-        rollout = ArrayRollouts(env, PolicyStep(actor, compile=graph), 6, double_buffer=False)()
+        rollout = VectorRollouts(env, PolicyStep(actor, compile=graph), 6, double_buffer=False)()
         memories = {key: rollout[key][:, 0] for key in ("actor_memory", "critic_memory") if remembers}
         data = TensorDict(dict(rollout.exclude("next").items()) | memories, [2])
         data["advantage"] = data["value_target"] = data["state_value"] = torch.zeros(2, 6, 1)
@@ -90,19 +90,19 @@ def test_acts_inside_any_space_and_learns_with_the_probabilities_it_acted_with(
 
 
 def by_arrays(env: VectorEnv, actor: Any) -> Any:
-    return ArrayRollouts(env, PolicyStep(actor, compile=False), 9, double_buffer=False)
+    return VectorRollouts(env, PolicyStep(actor, compile=False), 9, double_buffer=False)
 
 
 def by_arrays_and_a_graph(env: VectorEnv, actor: Any) -> Any:
-    return ArrayRollouts(env, PolicyStep(actor, compile="trace"), 9, double_buffer=False)
+    return VectorRollouts(env, PolicyStep(actor, compile="trace"), 9, double_buffer=False)
 
 
 def by_tensordicts(env: VectorEnv, actor: Any) -> Any:
-    return SteppedRollouts(env, actor, 9)
+    return TorchRLRollouts(env, actor, 9)
 
 
 def by_tensordicts_and_a_graph(env: VectorEnv, actor: Any) -> Any:
-    return SteppedRollouts(env, actor, 9, compile="trace")
+    return TorchRLRollouts(env, actor, 9, compile="trace")
 
 
 def two_rollouts(collect: Any, *, remembers: bool) -> list[TensorDictBase]:
@@ -142,7 +142,7 @@ def test_a_rollout_of_tensordicts_is_acted_with_the_weights_of_its_start(
     space = spaces.Box(-1, 1, (2,), np.float32)
     env = VectorEnv(SerialVectorEnv([lambda: Anything(space, spaces.Discrete(3))] * 2))
     actor = make_actor_critic(env.observation_spec, env.action_spec, body=mlp).actor
-    rollouts = SteppedRollouts(env, actor, 3, compile=graph)
+    rollouts = TorchRLRollouts(env, actor, 3, compile=graph)
     for _ in range(2):
         with (
             torch.no_grad(),
@@ -207,7 +207,7 @@ def test_a_graph_acts_the_same_wherever_observations_lie_in_memory(turns: bool, 
     torch.manual_seed(0)
     actor = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8])).actor
     with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-        rollout = SteppedRollouts(env, actor, 40, compile=graph)()
+        rollout = TorchRLRollouts(env, actor, 40, compile=graph)()
         assert rollout["next", "done"].any()
         expected = actor.get_dist(rollout.copy()).log_prob(rollout["action"])
     torch.testing.assert_close(rollout["action_log_prob"], expected, rtol=0, atol=1e-5)

@@ -10,8 +10,8 @@ from tensordict import TensorDictBase
 
 from torchppo.envs import ALL_ENVS, StepArrays
 from torchppo.errors import NumericalError
-from torchppo.pipelines.collectors.device_buffer import DeviceStorage
-from torchppo.pipelines.collectors.rollout_buffer import Record, RunningEpisodes
+from torchppo.pipelines.collectors.device_buffer import DeviceObservations
+from torchppo.pipelines.collectors.rollout_buffer import EpisodeCounters, RolloutBuffer
 
 CPU = torch.device("cpu")
 NUM_ENVS, NUM_STEPS = 4, 3
@@ -26,13 +26,13 @@ def stepped(step: int, rows: slice = ALL_ENVS, *, terminated: bool = False, trun
     return StepArrays(observation, step + envs / 10, *ends, np.full(len(envs), np.nan))
 
 
-def record() -> Record:
-    return Record(stepped(0).observation, np.ones(NUM_ENVS, np.bool_), NUM_STEPS, CPU)
+def record() -> RolloutBuffer:
+    return RolloutBuffer(stepped(0).observation, np.ones(NUM_ENVS, np.bool_), NUM_STEPS, CPU)
 
 
-def rollout_of(one: Record) -> TensorDictBase:
+def rollout_of(one: RolloutBuffer) -> TensorDictBase:
     actions = torch.arange(NUM_STEPS * NUM_ENVS).reshape(NUM_STEPS, NUM_ENVS)
-    return one.as_tensordict(RunningEpisodes(NUM_ENVS), {"action": actions}, {})
+    return one.as_tensordict(EpisodeCounters(NUM_ENVS), {"action": actions}, {})
 
 
 class TestRecord:
@@ -71,7 +71,7 @@ class TestRecord:
 
     def test_takes_double_precision_for_a_device_too(self) -> None:
         one = record()
-        one.storage = DeviceStorage((NUM_STEPS + 1, NUM_ENVS, 1), np.dtype(np.float32), CPU)
+        one.storage = DeviceObservations((NUM_STEPS + 1, NUM_ENVS, 1), np.dtype(np.float32), CPU)
         for step in range(NUM_STEPS):
             one.storage.given(step)
             arrays = stepped(step + 1, terminated=step == 1)
@@ -82,17 +82,17 @@ class TestRecord:
         one = record()
         one.storage.arrays[2:] = np.nan  # not stepped yet
         one.write(0, ALL_ENVS, stepped(1))
-        one.refuse_not_finite()
+        one.raise_if_not_finite()
         one.storage.arrays[1, 3] = np.inf
         with pytest.raises(NumericalError, match="observation of environment 3 is inf at step 0 of the rollout"):
-            one.refuse_not_finite()
+            one.raise_if_not_finite()
 
 
 class TestRunningEpisodes:
     def test_run_on_from_rollout_to_rollout_and_begin_anew_after_their_end(self) -> None:
         rewards = np.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
         done = np.array([[False, True], [True, False], [False, False]])
-        episodes = RunningEpisodes(2)
+        episodes = EpisodeCounters(2)
         raw = np.full((3, 2), np.nan)
         returns, lengths = episodes(rewards, done, raw)
         assert returns.T.tolist() == [[1, 3, 3], [10, 20, 50]]
@@ -103,5 +103,5 @@ class TestRunningEpisodes:
 
     def test_returns_of_the_environments_own_are_taken_as_they_are(self) -> None:
         raw: NDArray[np.float64] = np.array([[7.0, np.nan]])
-        returns, _ = RunningEpisodes(2)(np.array([[1.0, 2.0]]), np.zeros((1, 2), np.bool_), raw)
+        returns, _ = EpisodeCounters(2)(np.array([[1.0, 2.0]]), np.zeros((1, 2), np.bool_), raw)
         assert returns.tolist() == [[7.0, 2.0]]

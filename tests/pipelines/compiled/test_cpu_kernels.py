@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from torchppo.pipelines.compiled.cpu_kernels import FEW_ROWS
-from torchppo.pipelines.compiled.graph import OneGraph
+from torchppo.pipelines.compiled.graph import TracedFunction
 
 
 class TestReplacements:
@@ -17,27 +17,27 @@ class TestReplacements:
     def test_small_products_are_products(self, num_rows: int) -> None:
         layer, x = nn.Linear(7, 5).double(), torch.randn(num_rows, 7, dtype=torch.float64)
         with torch.no_grad():
-            torch.testing.assert_close(OneGraph(layer)(x), layer(x), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(TracedFunction(layer)(x), layer(x), rtol=1e-12, atol=1e-12)
 
     def test_factors_of_a_small_product_are_not_forgotten(self) -> None:
         bias, rows, weight = torch.randn(5), torch.randn(1, 7), torch.randn(5, 7).t()
         scaled = partial(torch.addmm, beta=0.5, alpha=2.0)
-        torch.testing.assert_close(OneGraph(scaled)(bias, rows, weight), scaled(bias, rows, weight))
+        torch.testing.assert_close(TracedFunction(scaled)(bias, rows, weight), scaled(bias, rows, weight))
 
     def test_a_tanh_is_near_the_true_one_everywhere(self) -> None:
         x = torch.cat([torch.linspace(-12, 12, 100_001), torch.tensor([0.0, 1e-30, -1e-6, 1e4, float("inf")])])
         with torch.no_grad():
-            value = OneGraph(torch.tanh)(x)
+            value = TracedFunction(torch.tanh)(x)
         torch.testing.assert_close(value.double(), x.double().tanh(), rtol=1e-6, atol=5e-7)
         assert value.abs().max() <= 1
         with torch.no_grad():
-            assert OneGraph(torch.tanh)(torch.tensor([float("nan")])).isnan().all(), "a bad number is not hidden"
+            assert TracedFunction(torch.tanh)(torch.tensor([float("nan")])).isnan().all(), "a bad number is not hidden"
 
     @pytest.mark.parametrize("num_channels", [3, 4])
     def test_bytes_brought_to_the_last_place_are_the_same(self, num_channels: int) -> None:
         image = torch.arange(2 * num_channels * 6 * 8).reshape(2, num_channels, 6, 8).to(torch.uint8)
         with torch.no_grad():
-            last = OneGraph(lambda image: image.contiguous(memory_format=torch.channels_last))(image)
+            last = TracedFunction(lambda image: image.contiguous(memory_format=torch.channels_last))(image)
         assert last.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(last, image)
 
@@ -53,6 +53,6 @@ class TestReplacements:
                 return torch.autograd.grad(layer(image).square().sum(), inputs)
 
         with torch.no_grad():
-            found = OneGraph(gradients)(image)
+            found = TracedFunction(gradients)(image)
         for one, other in zip(found, gradients(image), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)

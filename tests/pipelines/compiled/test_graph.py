@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchppo.errors import ConfigurationError
-from torchppo.pipelines.compiled.graph import OneGraph
+from torchppo.pipelines.compiled.graph import TracedFunction
 
 
 @pytest.mark.parametrize("compile_", [True, False], ids=["compiled", "traced"])
@@ -17,7 +17,9 @@ class TestOneGraph:
     def test_equals_its_function_for_every_argument(self, compile_: bool) -> None:
         torch.manual_seed(0)
         layer = nn.Linear(3, 4)
-        graph = OneGraph(lambda data, rows: [layer(data["x"][rows]).tanh(), data["x"][rows].sum()], compile=compile_)
+        graph = TracedFunction(
+            lambda data, rows: [layer(data["x"][rows]).tanh(), data["x"][rows].sum()], compile=compile_
+        )
         for seed in range(4):
             data = {"unused": torch.zeros(1), "x": torch.randn(20, 3, generator=torch.Generator().manual_seed(seed))}
             rows = torch.randperm(20)[:8]
@@ -28,7 +30,7 @@ class TestOneGraph:
 
     def test_sees_parameters_change_in_place_and_move_to_other_memory(self, compile_: bool) -> None:
         layer = nn.Linear(3, 4)
-        graph = OneGraph(layer, compile=compile_)
+        graph = TracedFunction(layer, compile=compile_)
         x = torch.randn(20, 3)
         with torch.no_grad():
             graph(x)
@@ -39,7 +41,7 @@ class TestOneGraph:
 
     def test_sees_the_precision_change_where_it_is_refreshed(self, compile_: bool) -> None:
         layer, x = nn.Linear(3, 4), torch.randn(20, 3)
-        graph = OneGraph(layer, compile=compile_, keep_casts=True)
+        graph = TracedFunction(layer, compile=compile_, keep_casts=True)
         for enabled in (False, True, False):
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 graph.refresh()
@@ -52,7 +54,7 @@ class TestOneGraph:
     def test_takes_views_for_what_they_are(self, compile_: bool) -> None:
         views = torch.arange(12.0).reshape(-1, 1), torch.randn(5, 3)[1:4, ::2], torch.randn(2, 6).t()
         for view in views:
-            graph, x = OneGraph(lambda x, view=view: x * view + 1, compile=compile_), torch.randn(view.shape)
+            graph, x = TracedFunction(lambda x, view=view: x * view + 1, compile=compile_), torch.randn(view.shape)
             with torch.no_grad():
                 torch.testing.assert_close(graph(x), x * view + 1)
                 view.add_(1.0)
@@ -66,7 +68,7 @@ class TestOneGraph:
             total[:2].add_(x * count)
             return total.sum() + count[0]
 
-        graph = OneGraph(add, compile=compile_)
+        graph = TracedFunction(add, compile=compile_)
         with torch.no_grad():
             values = [graph(torch.ones(2)).item() for _ in range(3)]
         assert count.tolist() == [3.0, 3.0]
@@ -74,7 +76,7 @@ class TestOneGraph:
         assert values == [3.0, 8.0, 15.0]
 
     def test_tells_arguments_apart_that_were_one_at_first(self, compile_: bool) -> None:
-        graph, x, y = OneGraph(lambda x, y: x - 2 * y, compile=compile_), torch.ones(2), torch.zeros(2)
+        graph, x, y = TracedFunction(lambda x, y: x - 2 * y, compile=compile_), torch.ones(2), torch.zeros(2)
         with torch.no_grad():
             assert graph(x, x).tolist() == [-1.0, -1.0]
             assert graph(x, y).tolist() == [1.0, 1.0]
@@ -84,7 +86,7 @@ class TestOneGraph:
         def sample(mean: Tensor) -> Tensor:
             return torch.normal(mean, 1.0) + torch.rand(mean.shape)
 
-        graph, mean = OneGraph(sample, compile=compile_), torch.zeros(5)
+        graph, mean = TracedFunction(sample, compile=compile_), torch.zeros(5)
         with torch.no_grad():
             graph(mean)
             torch.manual_seed(1)
@@ -98,11 +100,11 @@ class TestOneGraph:
         x = torch.randn(4, 2)
         with torch.no_grad():
             for layer in layers:
-                torch.testing.assert_close(OneGraph(layer, compile=compile_)(x), layer(x))
+                torch.testing.assert_close(TracedFunction(layer, compile=compile_)(x), layer(x))
 
     def test_copies_a_result_that_is_no_new_tensor(self, compile_: bool) -> None:
         held = torch.ones(3)
-        graph = OneGraph(lambda x: [x + 1, x, held], compile=compile_)
+        graph = TracedFunction(lambda x: [x + 1, x, held], compile=compile_)
         with torch.no_grad():
             for start in (0.0, 5.0):
                 x = torch.full((3,), start)
@@ -117,18 +119,18 @@ class TestOneGraph:
     )
     def test_refuses_a_function_of_values_with_the_way_out(self, function: Any, compile_: bool) -> None:
         with torch.no_grad(), pytest.raises(ConfigurationError, match=r"needs the values .* compile=false"):
-            OneGraph(function, compile=compile_)(torch.ones(3))
+            TracedFunction(function, compile=compile_)(torch.ones(3))
 
     def test_an_error_of_its_function_keeps_its_traceback_and_says_when(self, compile_: bool) -> None:
         with torch.no_grad(), pytest.raises(RuntimeError, match="must have same reduction dim") as told:
-            OneGraph(nn.Linear(2, 2), compile=compile_)(torch.ones(3, 3))
+            TracedFunction(nn.Linear(2, 2), compile=compile_)(torch.ones(3, 3))
         assert "compile=false" in told.value.__notes__[0]
 
 
 def test_a_graph_as_it_was_traced_has_the_bits_of_its_function() -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4), nn.LogSoftmax(-1))
-    graph = OneGraph(layers, compile=False)
+    graph = TracedFunction(layers, compile=False)
     with torch.no_grad():
         for _ in range(3):
             x = torch.randn(5, 3)
@@ -146,7 +148,7 @@ def test_casts_where_its_function_casts() -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = half_cast(x)
         for compile_ in (False, True):
-            graph = OneGraph(half_cast, compile=compile_)
+            graph = TracedFunction(half_cast, compile=compile_)
             for _ in range(2):
                 for one, other in zip(graph(x), expected, strict=True):
                     torch.testing.assert_close(one, other)
@@ -171,7 +173,7 @@ class Warming(nn.Module):
 def test_a_cast_of_what_a_graph_changes_is_not_kept(compile_: bool) -> None:
     x = torch.randn(5, 3)
     module, own = Warming(), Warming()
-    graph = OneGraph(module, compile=compile_, keep_casts=True)
+    graph = TracedFunction(module, compile=compile_, keep_casts=True)
     for _ in range(3):
         torch.testing.assert_close(graph(x), own(x))
 
@@ -179,7 +181,7 @@ def test_a_cast_of_what_a_graph_changes_is_not_kept(compile_: bool) -> None:
 @pytest.mark.parametrize("compile_", [False, True])
 def test_a_kept_cast_is_its_tensors_again_once_refreshed(compile_: bool) -> None:
     layer, x = nn.Linear(3, 4).requires_grad_(requires_grad=False), torch.randn(5, 3)
-    graph = OneGraph(layer, compile=compile_, keep_casts=True)
+    graph = TracedFunction(layer, compile=compile_, keep_casts=True)
     with torch.autocast("cpu", torch.bfloat16):
         before = layer(x)
         assert torch.equal(graph(x), before)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from torchppo.pipelines.compiled.graph import OneGraph
+from torchppo.pipelines.compiled.graph import TracedFunction
 from torchppo.pipelines.compiled.inductor import CudaGraph
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -21,15 +21,15 @@ class TestCompiled:
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
         layer, x = nn.Linear(3, 4), torch.randn(5, 3)
         with torch.no_grad():
-            OneGraph(layer)(x)
+            TracedFunction(layer)(x)
             before = counters["inductor"]["fxgraph_cache_hit"]
-            torch.testing.assert_close(OneGraph(layer)(x), layer(x))
+            torch.testing.assert_close(TracedFunction(layer)(x), layer(x))
         assert counters["inductor"]["fxgraph_cache_hit"] == before + 1
 
     @CUDA
     def test_a_recording_on_cuda_equals_its_function(self) -> None:
         layer = nn.Linear(3, 4).cuda()
-        graph = OneGraph(lambda data, rows: [layer(data["x"][rows]).tanh(), data["x"][rows].sum()])
+        graph = TracedFunction(lambda data, rows: [layer(data["x"][rows]).tanh(), data["x"][rows].sum()])
         for _ in range(4):
             data, rows = {"x": torch.randn(20, 3, device="cuda")}, torch.randperm(20, device="cuda")[:8]
             with torch.no_grad():
