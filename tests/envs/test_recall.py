@@ -16,9 +16,7 @@ from torchppo.envs.recall import Recall
 from torchppo.errors import ConfigurationError
 
 
-def rollout_episodes(
-    env: Recall, answer: int | None, seed: int | None = None
-) -> tuple[NDArray[np.float32], list[float]]:
+def play(env: Recall, answer: int | None, seed: int | None = None) -> tuple[NDArray[np.float32], list[float]]:
     """Observations `[delay + 3, num_cues + 2]` and rewards of an episode; no answer: that of a perfect memory."""
     observation, _ = env.reset(seed=seed)
     cue = int(observation[:-2].argmax())
@@ -36,7 +34,7 @@ class TestAnEpisode:
     @settings(max_examples=30)
     def test_is_a_cue_the_distractors_and_a_question(self, num_cues: int, delay: int, seed: int) -> None:
         env = Recall(num_cues, delay)
-        observations, rewards = rollout_episodes(env, None, seed)
+        observations, rewards = play(env, None, seed)
         assert observations.shape == (delay + 3, num_cues + 2)
         assert len(rewards) == delay + 2
         assert all(env.observation_space.contains(one) for one in observations)
@@ -48,15 +46,15 @@ class TestAnEpisode:
 
     def test_repeats_with_its_seed_and_differs_from_the_next(self) -> None:
         env = Recall()
-        first, _ = rollout_episodes(env, 0, seed=5)
-        following, _ = rollout_episodes(env, 0)
-        again, _ = rollout_episodes(Recall(), 0, seed=5)
+        first, _ = play(env, 0, seed=5)
+        following, _ = play(env, 0)
+        again, _ = play(Recall(), 0, seed=5)
         np.testing.assert_array_equal(first, again)
         assert (first != following).any()
 
     def test_shows_cues_and_distractors_alike(self) -> None:
         env = Recall(4, 8)
-        episodes = np.stack([rollout_episodes(env, 0, seed)[0] for seed in range(400)])
+        episodes = np.stack([play(env, 0, seed)[0] for seed in range(400)])
         shares = episodes[:, :9, :-2].mean(0)  # [9, 4]; of 400 draws, the standard deviation is 0.022
         np.testing.assert_allclose(shares, 0.25, atol=0.09)
 
@@ -64,18 +62,18 @@ class TestAnEpisode:
 class TestReward:
     def test_of_a_perfect_memory_is_one(self) -> None:
         env = Recall(4, 3)
-        assert [sum(rollout_episodes(env, None, seed)[1]) for seed in range(20)] == [1.0] * 20
+        assert [sum(play(env, None, seed)[1]) for seed in range(20)] == [1.0] * 20
 
     @pytest.mark.parametrize("answer", [0, 3])
     def test_of_a_guess_is_one_in_the_number_of_cues(self, answer: int) -> None:
         env = Recall(4, 2)
-        mean = np.mean([sum(rollout_episodes(env, answer, seed)[1]) for seed in range(1000)])
+        mean = np.mean([sum(play(env, answer, seed)[1]) for seed in range(1000)])
         assert abs(mean - 1 / 4) < 4 * np.sqrt(1 / 4 * 3 / 4 / 1000)
 
     def test_of_the_last_distractor_is_no_better_than_a_guess(self) -> None:
         env, hits = Recall(4, 2), []
         for seed in range(1000):
-            observations, _ = rollout_episodes(env, 0, seed)
+            observations, _ = play(env, 0, seed)
             hits.append(observations[0, :-2].argmax() == observations[2, :-2].argmax())
         assert abs(np.mean(hits) - 1 / 4) < 4 * np.sqrt(1 / 4 * 3 / 4 / 1000)
 

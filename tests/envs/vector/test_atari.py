@@ -53,16 +53,16 @@ def test_are_ale_pys_own_environment_bit_for_bit_across_resets(halves: SplitAtar
 
 def test_step_apart_as_they_do_together(halves: SplitAtariVectorEnv) -> None:
     halves.reset(seed=1)
-    raise_on_all_ranks = [[array.copy() for array in halves.step(action)[:4]] for action in actions()[:8]]
+    together = [[array.copy() for array in halves.step(action)[:4]] for action in actions()[:8]]
     halves.reset(seed=1)
     first, second = halves.double_buffer_groups()
     assert (first, second) == (slice(0, 1), slice(1, 3))
     halves.send(actions()[0][first], first)
-    for step, expected in enumerate(raise_on_all_ranks):
+    for step, expected in enumerate(together):
         halves.send(actions()[step][second], second)
         for array, other in zip(halves.receive(first), expected, strict=False):
             assert np.array_equal(array, other[first])
-        if step + 1 < len(raise_on_all_ranks):
+        if step + 1 < len(together):
             halves.send(actions()[step + 1][first], first)
         for array, other in zip(halves.receive(second), expected, strict=False):
             assert np.array_equal(array, other[second])

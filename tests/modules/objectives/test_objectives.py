@@ -684,7 +684,7 @@ class TestAdaptivePenalty:
         assert loss.beta.item() == 2.0
 
     def test_all_ranks_move_beta_by_the_mean_over_all_their_states(self, penalty: Callable[..., KLPENPPOLoss]) -> None:
-        rollouts = [shifted(0.06), shifted(0.0, 0.0, 0.0)]  # means of 0.06 and 0, raise_on_all_ranks 0.015
+        rollouts = [shifted(0.06), shifted(0.0, 0.0, 0.0)]  # means of 0.06 and 0, together 0.015
         sums: list[Tensor] = []
         for rollout in rollouts:  # what each rank contributes
             penalty().adapt(rollout, lambda tensor: sums.append(tensor) or tensor)  # type: ignore[func-returns-value]
