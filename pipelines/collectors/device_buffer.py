@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +13,7 @@ from tensordict import NestedKey
 from torch import Tensor
 
 from ...envs import ALL_ENVS, leaf_arrays
-
-
-class FinalObservations(NamedTuple):
-    """The last observations of the episodes that ended at one step, `[envs, *observation]`."""
-
-    step: int
-    envs: NDArray[np.intp]
-    observation: NDArray[Any]
+from .rollout_buffer import FinalObservations, as_tensors
 
 
 class DeviceObservations:
@@ -64,8 +57,3 @@ class DeviceObservations:
             for key, last in as_tensors(leaf_arrays(observation)).items():
                 next_obs[key][step, torch.from_numpy(envs)] = last.to(next_obs[key].device)
         return next_obs
-
-
-def as_tensors(arrays: Mapping[NestedKey, NDArray[Any]]) -> dict[NestedKey, Tensor]:
-    """Return tensors that share the memory of the arrays."""
-    return {key: torch.from_numpy(array) for key, array in arrays.items()}

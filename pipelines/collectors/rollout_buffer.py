@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,17 @@ from torch import Tensor
 
 from ...envs import ALL_ENVS, StepArrays, leaf_arrays
 from ...errors import NumericalError
-from .device_buffer import DeviceObservations, FinalObservations, as_tensors
+
+if TYPE_CHECKING:
+    from .device_buffer import DeviceObservations
+
+
+class FinalObservations(NamedTuple):
+    """The last observations of the episodes that ended at one step, `[envs, *observation]`."""
+
+    step: int
+    envs: NDArray[np.intp]
+    observation: NDArray[Any]
 
 
 class RolloutBuffer:
@@ -151,7 +161,16 @@ def observation_storage(
     shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device
 ) -> HostObservations | DeviceObservations:
     """Return storage for a policy on `device`."""
-    return HostObservations(shape, dtype) if device.type == "cpu" else DeviceObservations(shape, dtype, device)
+    if device.type == "cpu":
+        return HostObservations(shape, dtype)
+    from .device_buffer import DeviceObservations
+
+    return DeviceObservations(shape, dtype, device)
+
+
+def as_tensors(arrays: Mapping[NestedKey, NDArray[Any]]) -> dict[NestedKey, Tensor]:
+    """Return tensors that share the memory of the arrays."""
+    return {key: torch.from_numpy(array) for key, array in arrays.items()}
 
 
 class EpisodeCounters:
