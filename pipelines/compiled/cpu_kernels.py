@@ -1,4 +1,8 @@
-"""What operators are replaced by where a graph is compiled for a CPU, which is faster at it."""
+"""Decompositions of operators that are faster than PyTorch's kernels in a graph compiled for a CPU.
+
+Each returns `NotImplemented` where PyTorch's own kernel is used. The figures are end to end, on two cores of an AMD EPYC
+(Zen 4), from paired runs of `benchmarks/throughput.py` on 2026-11-28.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +14,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FEW_ROWS, SMALL_WEIGHT = 3, 16_384
-"""Largest products that are sums: a policy of 17-64-64-6 takes 21 us either way for 4 rows, 35 against 22 for 8."""
+MAX_ROWS, MAX_WEIGHT = 3, 16_384
+"""Largest products that are computed as sums: for a policy of 17-64-64-6 with 4 rows both ways take 21 us."""
 
-# Of the rational function that Eigen takes for tanh: x p(x^2) / q(x^2), highest power first.
+# The rational approximation of tanh that Eigen uses: x p(x^2) / q(x^2), highest power first.
 TANH_P: tuple[float, ...] = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08)
 TANH_P += (1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)
 TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 
 
 def small_product(rows: Tensor, weight: Tensor) -> Tensor:
-    """A product with few rows as sums, which fuse with what comes before and after; a library call costs more."""
-    on_cpu_by_rows = rows.device.type == "cpu" and weight.stride(0) == 1
-    if not on_cpu_by_rows or rows.shape[0] > FEW_ROWS or weight.numel() > SMALL_WEIGHT:
+    """Compute a product with few rows as sums, which fuse with the operations around them.
+
+    HalfCheetah-v5 1 x 2048: 15 % (one environment, so the policy acts on one row).
+    """
+    is_supported = rows.device.type == "cpu" and weight.stride(0) == 1
+    if not is_supported or rows.shape[0] > MAX_ROWS or weight.numel() > MAX_WEIGHT:
         return NotImplemented
     return (rows.unsqueeze(1) * weight.t().unsqueeze(0)).sum(-1)
 
 
 def small_linear(bias: Tensor, rows: Tensor, weight: Tensor, **factors: Any) -> Tensor:
-    """The same with a bias."""
+    """Compute `small_product` with a bias."""
     product = NotImplemented if factors else small_product(rows, weight)
     return product if product is NotImplemented else product + bias
 
 
 def fast_tanh(x: Tensor) -> Tensor:
-    """Within 4e-7 of tanh, at a fraction of what the library's costs, which is a third of a small network's time."""
+    """Approximate tanh to 4e-7.
+
+    CartPole-v1 8 x 32: 12 %.
+    """
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return NotImplemented
     x = x.clamp(-7.905, 7.905)
@@ -42,17 +52,17 @@ def fast_tanh(x: Tensor) -> Tensor:
 
 
 def polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
-    """The value at `x` by Horner's rule, highest power first."""
+    """Evaluate a polynomial at `x` by Horner's rule, highest power first."""
     value = torch.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
         value = value * x + coefficient
     return value
 
 
-def interleaved(image: Tensor, *, memory_format: torch.memory_format | None = None) -> Tensor:
-    """Four channels of bytes brought to the last place in memory as one 32-bit number for a pixel.
+def interleave_channels(image: Tensor, *, memory_format: torch.memory_format | None = None) -> Tensor:
+    """Copy four channels of bytes to channels-last memory as one 32-bit number per pixel.
 
-    Byte by byte it takes four times as long.
+    ALE/Pong-v5 8 x 128 in bfloat16: 7 % together with `widen_convolution_backward`.
     """
     to_last = memory_format == torch.channels_last and image.is_contiguous()
     if not to_last or image.device.type != "cpu" or image.dtype != torch.uint8 or image.shape[1] != 4:
@@ -62,12 +72,12 @@ def interleaved(image: Tensor, *, memory_format: torch.memory_format | None = No
     return pixels.view(torch.uint8).unflatten(-1, (-1, 4)).permute(0, 3, 1, 2)
 
 
-def wide_backward(
+def widen_convolution_backward(
     gradient: Tensor, image: Tensor, weight: Tensor, bias_sizes: list[int] | None, stride: list[int], *options: Any
 ) -> Any:
-    """The gradients of a convolution that steps over several pixels, as of one over wider pixels, one by one.
+    """Compute the gradients of a strided convolution as those of one with stride 1 over wider pixels.
 
-    It is the same memory; the library takes a fifth less for the image's gradient.
+    The memory is the same, but the library takes a fifth less time for the gradient of the image.
     """
     padding, dilation, transposed, _, groups, _ = options
     is_plain = len(stride) == 2 and not transposed and groups == 1 and max(padding) == 0 and max(dilation) == 1
@@ -79,18 +89,18 @@ def wide_backward(
 
 
 def can_widen(image: Tensor, factor: int) -> bool:
-    """Whether so many pixels lie together."""
+    """Return whether `factor` neighbouring pixels of a row are contiguous."""
     on_cpu = image.device.type == "cpu"
     return on_cpu and image.shape[3] % factor == 0 and image.is_contiguous(memory_format=torch.channels_last)
 
 
 def wider(image: Tensor, factor: int) -> Tensor:
-    """`[n, channels, height, width] -> [n, factor * channels, height, width / factor]`, of the same memory."""
+    """View `[n, channels, height, width]` as `[n, factor * channels, height, width / factor]`."""
     return image.permute(0, 2, 3, 1).unflatten(2, (-1, factor)).flatten(3).permute(0, 3, 1, 2)
 
 
 def narrower(image: Tensor, factor: int) -> Tensor:
-    """Undo `wider`: `[n, factor * channels, height, width] -> [n, channels, height, width * factor]`."""
+    """View `[n, factor * channels, height, width]` as `[n, channels, height, width * factor]`; the inverse of `wider`."""
     return image.permute(0, 2, 3, 1).unflatten(3, (factor, -1)).flatten(2, 3).permute(0, 3, 1, 2)
 
 
@@ -98,17 +108,16 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.mm.default: small_product,
     torch.ops.aten.addmm.default: small_linear,
     torch.ops.aten.tanh.default: fast_tanh,
-    torch.ops.aten.clone.default: interleaved,
-    torch.ops.aten.convolution_backward.default: wide_backward,
+    torch.ops.aten.clone.default: interleave_channels,
+    torch.ops.aten.convolution_backward.default: widen_convolution_backward,
 }
 
 
 class CacheableDecompositions(dict[Any, Callable[..., Any]]):
-    """What operators are replaced by, known by this file's content where a compiled graph is looked up on disk.
+    """Decompositions that Inductor's cache on disk identifies by the contents of this file.
 
-    Inductor cannot make a key of the functions themselves and would compile anew in every process.
+    Inductor cannot hash the functions themselves and would compile again in every process.
     """
 
     def __reduce__(self) -> Any:
-        """The file's digest, as a string."""
         return str, (sha256(Path(__file__).read_bytes()).hexdigest(),)
