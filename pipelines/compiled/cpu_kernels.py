@@ -1,6 +1,6 @@
 """Decompositions of operators that are faster than PyTorch's kernels in a graph compiled for a CPU.
 
-Each returns `NotImplemented` where PyTorch's own kernel is used. The figures are end to end, on two cores of an AMD EPYC
+Each returns `NotImplemented` where PyTorch's own kernel is used. The figures are end to end on two cores of an AMD EPYC
 (Zen 4), from paired runs of `benchmarks/throughput.py` on 2026-11-28.
 """
 
@@ -100,7 +100,7 @@ def wider(image: Tensor, factor: int) -> Tensor:
 
 
 def narrower(image: Tensor, factor: int) -> Tensor:
-    """View `[n, factor * channels, height, width]` as `[n, channels, height, width * factor]`; the inverse of `wider`."""
+    """View `[n, factor * channels, height, width]` as `[n, channels, height, width * factor]`; inverse of `wider`."""
     return image.permute(0, 2, 3, 1).unflatten(3, (factor, -1)).flatten(2, 3).permute(0, 3, 1, 2)
 
 
