@@ -33,7 +33,7 @@ clean:  ## remove caches and build outputs; keep .venv and runs
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-		{ echo "$(PYTHON) is missing or older than Python 3.11; choose another one: make install PYTHON=python3.11" >&2; exit 1; }
+		{ echo "$(PYTHON) is not Python 3.11 or newer; try: make install PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 # requirements.lock also pins setuptools, which the build therefore uses (--no-build-isolation). The link lets mypy find
