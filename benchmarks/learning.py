@@ -1,11 +1,11 @@
-"""Train experiments over seeds with their presets and keep figures and curves, every seed, the final policy.
+"""Train experiments with several seeds and record the results of the final policies and the learning curves.
 
     python benchmarks/learning.py cartpole --seeds 0 1 2 3 4
     python benchmarks/learning.py minigrid_memory --seeds 0 -- total_frames=400000
     python benchmarks/learning.py halfcheetah hopper walker2d --seeds 0 1 2 --name mujoco
 
-Runs that are complete under runs/benchmarks/ are not repeated. Writes <name>.csv, <name>.png and, for the curves,
-<name>_curves.csv beside this file.
+Words after `--` are overrides of every run. Completed runs under runs/benchmarks/ are reused. Writes <name>.csv (one
+line for each run), <name>_curves.csv and <name>.png to the folder of this file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ import matplotlib.pyplot as plt
 from torchppo.pipelines.run_files.summary import read_curve
 
 HERE = Path(__file__).parent
-FIGURES = ("env", "seed", "frames", "eval_return_mean", "eval_return_std", "train_return_mean", "frames_per_second")
+COLUMNS = (
+    "env",
+    "seed",
+    "frames",
+    "eval_return_mean",
+    "eval_return_std",
+    "train_return_mean",
+    "frames_per_second",
+)
 CURVE_POINTS = 100
 
 
@@ -40,14 +48,14 @@ def run(experiment: str, seed: int, overrides: list[str], folder: Path) -> dict[
     summary = json.loads((run_dir / "summary.json").read_text())
     if summary["exit"] != "completed":
         raise SystemExit(f"{run_dir} was interrupted; remove it to train it again")
-    return {"date": date.today().isoformat(), "experiment": experiment} | {key: summary[key] for key in FIGURES}
+    return {"date": date.today().isoformat(), "experiment": experiment} | {key: summary[key] for key in COLUMNS}
 
 
 def curve(experiment: str, seed: int, folder: Path) -> list[tuple[str, int, float, float]]:
     frames, returns = read_curve(folder / f"{experiment}-s{seed}" / "metrics.csv", "rollout/ep_rew_mean")
-    every = max(1, len(frames) // CURVE_POINTS)
+    stride = max(1, len(frames) // CURVE_POINTS)
     points = list(zip(frames, returns, strict=True))
-    return [(experiment, seed, frame, value) for frame, value in (*points[::every], points[-1])]
+    return [(experiment, seed, frame, value) for frame, value in (*points[::stride], points[-1])]
 
 
 def plot(curves: list[tuple[str, int, float, float]], experiments: list[str], path: Path) -> None:
@@ -56,7 +64,7 @@ def plot(curves: list[tuple[str, int, float, float]], experiments: list[str], pa
         for seed in sorted({row[1] for row in curves if row[0] == experiment}):
             rows = [row for row in curves if row[:2] == (experiment, seed)]
             axes.plot([row[2] for row in rows], [row[3] for row in rows], label=f"seed {seed}")
-        axes.set(title=experiment, xlabel="frames", ylabel="return in training")
+        axes.set(title=experiment, xlabel="frames", ylabel="training return")
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=100)
@@ -69,12 +77,12 @@ def write(path: Path, header: list[str], rows: list[list[object]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="+")
+    parser.add_argument("experiments", nargs="+", help="presets of conf/experiment")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--name", help="of the files; the first experiment if not given")
-    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    arguments = parser.parse_args(sys.argv[1:at])
-    overrides = sys.argv[at + 1 :]
+    parser.add_argument("--name", help="name of the output files; default: the first experiment")
+    separator = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments = parser.parse_args(sys.argv[1:separator])
+    overrides = sys.argv[separator + 1 :]
     name = arguments.name or arguments.experiments[0]
     folder = Path("runs") / "benchmarks" / name
     pairs = [(experiment, seed) for seed, experiment in product(arguments.seeds, arguments.experiments)]

@@ -1,9 +1,9 @@
-"""Train Stable-Baselines3 with the settings of our MuJoCo presets, and keep the figures of the final policies.
+"""Train Stable-Baselines3 with the settings of the MuJoCo preset and record the results of the final policies.
 
     pip install 'torchppo[bench]'
     python benchmarks/learning_sb3.py HalfCheetah-v5 Hopper-v5 Walker2d-v5 --seeds 0 1 2
 
-Adds a line to mujoco_sb3.csv for every training of 1,000,000 frames, a quarter of an hour each.
+Appends a line to mujoco_sb3.csv for each training run of 1,000,000 frames, about 15 minutes each.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
-FIGURES = Path(__file__).parent / "mujoco_sb3.csv"
+RESULTS = Path(__file__).parent / "mujoco_sb3.csv"
 FRAMES = 1_000_000
 EVALUATION_SEED = 1000
-"""Added to a training's for its evaluation."""
+"""Added to the seed of a training run to seed its evaluation."""
 
 
 def train(env_id: str, seed: int) -> dict[str, str | float]:
-    """The figures of one training, named as ours are."""
+    """Train and evaluate once; the result has the keys of `learning.py`."""
     env = VecNormalize(make_vec_env(env_id, 1, seed=seed), gamma=0.99)
     model = PPO(
         "MlpPolicy",
@@ -44,9 +44,9 @@ def train(env_id: str, seed: int) -> dict[str, str | float]:
         seed=seed,
     )
     model.learn(FRAMES)
-    fresh = VecNormalize(make_vec_env(env_id, 1, seed=EVALUATION_SEED + seed), training=False, norm_reward=False)
-    fresh.obs_rms = env.obs_rms
-    returns, _ = evaluate_policy(model, fresh, n_eval_episodes=20, deterministic=True, return_episode_rewards=True)
+    eval_env = VecNormalize(make_vec_env(env_id, 1, seed=EVALUATION_SEED + seed), training=False, norm_reward=False)
+    eval_env.obs_rms = env.obs_rms
+    returns, _ = evaluate_policy(model, eval_env, n_eval_episodes=20, deterministic=True, return_episode_rewards=True)
     return {
         "date": date.today().isoformat(),
         "env": env_id,
@@ -65,10 +65,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for seed, env_id in product(arguments.seeds, arguments.env_ids):
-        figures = train(env_id, seed)
-        with FIGURES.open("a", newline="") as file:
-            csv.DictWriter(file, list(figures), lineterminator="\n").writerow(figures)
-        print(figures, flush=True)
+        result = train(env_id, seed)
+        with RESULTS.open("a", newline="") as file:
+            csv.DictWriter(file, list(result), lineterminator="\n").writerow(result)
+        print(result, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Frames per second of whole trainings against peers: same hyperparameters, one thread, runs in turn.
+"""Measure frames per second of complete training runs against Stable-Baselines3 and TorchRL.
 
     pip install 'torchppo[bench]'
-    python benchmarks/throughput.py                    # the table of every workload
+    python benchmarks/throughput.py                    # all workloads
     python benchmarks/throughput.py --only cartpole --rounds 7
-    python benchmarks/throughput.py --costs            # collection, workers, numbers of environments, start-up
+    python benchmarks/throughput.py --costs            # collection, workers, number of environments, start-up
 
-Every run is a process of its own; a round runs each side once. Frames and optimiser steps of all sides have to be
-equal. Compilation is not in the frames per second, it stands in its own column. Writes throughput.json, every entry
-with its date and machine.
+All libraries use the same hyperparameters, one thread, and the same number of frames and optimizer steps. Each run is
+a separate process; a round runs each library once. The compilation time is reported separately. Writes
+throughput.json, with the date and the machine of each entry.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ HERE = Path(__file__).parent
 PEERS = ("sb3", "torchrl")
 MLP = ("cartpole", "halfcheetah_1", "halfcheetah_8")
 HEADLINE = (*MLP, "pong_bf16")
-"""Of which the geometric mean is told."""
+"""Workloads of the geometric mean."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[*MLP, "pong", "pong_bf16"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--costs", action="store_true")
-    parser.add_argument("--out", default="throughput.json", help="beside this file")
+    parser.add_argument("--only", nargs="+", default=[*MLP, "pong", "pong_bf16"], help="workloads to run")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each measurement")
+    parser.add_argument("--costs", action="store_true", help="measure the costs of single parts instead")
+    parser.add_argument("--out", default="throughput.json", help="output file in the folder of this file")
     parser.add_argument("--run", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
@@ -61,8 +61,11 @@ def main() -> None:
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def run(side: str, name: str, *words: str) -> dict[str, float]:
-    """One side of one workload in this process; words `key=value` change the workload, others go to the side."""
+def run(library: str, name: str, *options: str) -> dict[str, float]:
+    """Run one workload with one library in this process.
+
+    Options `@key=value` change the workload; other options are passed to the function of the library.
+    """
     import warnings
 
     import torch
@@ -73,52 +76,51 @@ def run(side: str, name: str, *words: str) -> dict[str, float]:
     torch.set_num_threads(1)
     work = workloads.WORKLOADS[name]
     changes: dict[str, Any] = {
-        key: int(value) for key, value in (word[1:].split("=") for word in words if word.startswith("@"))
+        key: int(value) for key, value in (option[1:].split("=") for option in options if option.startswith("@"))
     }
     work = dataclasses.replace(work, **changes)
-    extra = tuple(word for word in words if not word.startswith("@"))
-    figures: dict[str, float] = getattr(workloads, side)(work, *([extra] if extra else []))
-    return figures | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    extra = tuple(option for option in options if not option.startswith("@"))
+    results: dict[str, float] = getattr(workloads, library)(work, *([extra] if extra else []))
+    return results | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def measure(*words: str) -> dict[str, float]:
-    """The figures of one run in a fresh process."""
-    command = [sys.executable, str(HERE / "throughput.py"), "--run", *words]
+def measure(*arguments: str) -> dict[str, float]:
+    """Run `run(*arguments)` in a new process."""
+    command = [sys.executable, str(HERE / "throughput.py"), "--run", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr[-2000:]}")
-    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    print(*words, {key: round(value, 1) for key, value in figures.items()}, flush=True)
-    return figures
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    results: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    print(*arguments, {key: round(value, 1) for key, value in results.items()}, flush=True)
+    return results
 
 
 def compare(name: str, rounds: int) -> dict[str, Any]:
-    """Ratios of one workload, round by round."""
+    """Frames per second of one workload and, for each round, their ratios."""
     peers = PEERS if name in MLP else ("sb3",)
-    sides = ("ours", *peers, "environment")
-    results = [{side: measure(side, name) for side in sides} for _ in range(rounds)]
-    for result in results:
-        counts = {(result[side]["frames"], result[side]["optimizer_steps"]) for side in ("ours", *peers)}
+    libraries = ("ours", *peers)
+    rows = [{key: measure(key, name) for key in (*libraries, "environment")} for _ in range(rounds)]
+    for row in rows:
+        counts = {(row[key]["frames"], row[key]["optimizer_steps"]) for key in libraries}
         if len(counts) > 1:
-            raise SystemExit(f"{name}: the sides differ in frames and optimiser steps: {counts}")
+            raise SystemExit(f"{name}: the libraries differ in frames and optimizer steps: {counts}")
     return {
-        "frames_per_second": {side: spread([result[side]["fps"] for result in results]) for side in sides},
+        "frames_per_second": {key: spread([row[key]["fps"] for row in rows]) for key in (*libraries, "environment")},
         "ratio": {
-            side: spread([result["ours"]["fps"] / result[side]["fps"] for result in results])
-            for side in (*peers, "environment")
+            key: spread([row["ours"]["fps"] / row[key]["fps"] for row in rows]) for key in (*peers, "environment")
         },
-        "compile_seconds": spread([result["ours"]["compile_seconds"] for result in results]),
-        "peak_mib": {side: spread([result[side]["peak_mib"] for result in results]) for side in ("ours", *peers)},
+        "compile_seconds": spread([row["ours"]["compile_seconds"] for row in rows]),
+        "peak_mib": {key: spread([row[key]["peak_mib"] for row in rows]) for key in libraries},
     }
 
 
 def costs(rounds: int) -> dict[str, Any]:
-    """What collection costs: against the environment, with workers, by the number of environments; and start-up."""
+    """Costs of collection (relative to the environment, with workers, by number of environments) and of start-up."""
     sixteen = ("halfcheetah_8", "@num_envs=16", "@frames_per_env=256", "@rollouts=12")
     shares, gains = [], []
     for _ in range(rounds):
-        alone = measure("environment", "halfcheetah_8")["fps"]
-        shares.append(measure("collection", "halfcheetah_8", "@frames_per_env=512")["fps"] / alone)
+        env_fps = measure("environment", "halfcheetah_8")["fps"]
+        shares.append(measure("collection", "halfcheetah_8", "@frames_per_env=512")["fps"] / env_fps)
         serial = measure("collection", *sixteen)["fps"]
         gains.append(measure("collection", *sixteen, "num_workers=2")["fps"] / serial)
     by_number = {
@@ -134,15 +136,15 @@ def costs(rounds: int) -> dict[str, Any]:
     }
 
 
-def timed(*words: str) -> float:
-    """Seconds of one command of torchppo."""
+def timed(*arguments: str) -> float:
+    """Wall time of one torchppo command, in seconds."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "torchppo", *words], capture_output=True, check=True)
+    subprocess.run([sys.executable, "-m", "torchppo", *arguments], capture_output=True, check=True)
     return time.perf_counter() - start
 
 
 def solved(seed: int) -> float:
-    """Seconds from the command to a CartPole-v1 that is solved, evaluated, drawn and filmed."""
+    """Wall time of `torchppo train experiment=cartpole`, with evaluation, learning curve and video, in seconds."""
     with TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         seconds = timed("train", "experiment=cartpole", f"seed={seed}", f"run_dir={run_dir}")
@@ -153,7 +155,7 @@ def solved(seed: int) -> float:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Smallest, median and largest."""
+    """Minimum, median and maximum."""
     return {
         "min": round(min(values), 3),
         "median": round(statistics.median(values), 3),
@@ -162,7 +164,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def machine() -> str:
-    """The processor, its number of cores that are ours, and the versions."""
+    """Name of the processor, number of available cores, and versions of PyTorch and Python."""
     import os
 
     import torch
@@ -176,14 +178,14 @@ def machine() -> str:
 
 
 def show(ratios: dict[str, Any]) -> None:
-    """A table of ratios: median (smallest to largest)."""
-    table = Table(title="our frames per second against")
-    for column in ("workload", "ours", *PEERS, "environment", "compilation, s"):
+    """Print a table of ratios: median (minimum to maximum)."""
+    table = Table(title="frames per second of torchppo relative to")
+    for column in ("workload", "torchppo, frames/s", *PEERS, "environment", "compilation, s"):
         table.add_column(column)
     for name, result in ratios.items():
         cells = [
             f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else ""
-            for ratio in (result["ratio"].get(side) for side in (*PEERS, "environment"))
+            for ratio in (result["ratio"].get(key) for key in (*PEERS, "environment"))
         ]
         table.add_row(
             name,
@@ -194,7 +196,7 @@ def show(ratios: dict[str, Any]) -> None:
     Console().print(table)
     if {*HEADLINE} <= {*ratios}:
         mean = statistics.geometric_mean(ratios[name]["ratio"]["sb3"]["median"] for name in HEADLINE)
-        print(f"geometric mean against sb3, Pong in bf16: {mean:.2f}")
+        print(f"geometric mean relative to sb3, Pong in bf16: {mean:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Milliseconds of an optimiser step, as a graph and eagerly, on a rollout that is already there.
+"""Measure the duration of an optimizer step with eager, traced and compiled steps (compile=false, trace, true).
 
     python benchmarks/updates.py                        # on the device that Lightning chooses
     python benchmarks/updates.py --only pong pong_bf16 -- trainer.accelerator=cpu
 
-On CUDA a compiled graph is recorded and replayed. Every way trains on the same rollout in a process of its own; the
-first update, which compiles and warms up, is not counted. Writes updates.json.
+Each mode trains repeatedly on one rollout, in a separate process. The first update, which compiles and warms up, is
+not counted. On CUDA, compiled steps are replayed as CUDA graphs. Words after `--` are overrides. Writes updates.json.
 """
 
 from __future__ import annotations
@@ -22,33 +22,36 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-WAYS = ("false", "trace", "true")
+MODES = ("false", "trace", "true")
 UPDATES = 5
 
 
 class Rollouts:
-    """The same one again and again, of a known number, so that Lightning does not prefetch.
+    """Repeats one rollout. Has a length, because Lightning prefetches from loaders without one.
 
-    `first` is how many seconds the first update took.
+    Args:
+        rollout: `[num_envs, time]`.
+        seconds: `PPO.seconds`; its entry `update` after the first update is stored as `first`.
+
     """
 
-    def __init__(self, rollout: Any, clock: dict[str, float]) -> None:
+    def __init__(self, rollout: Any, seconds: dict[str, float]) -> None:
         self.first = 0.0
         self._rollout = rollout
-        self._clock = clock
+        self._seconds = seconds
 
     def __len__(self) -> int:
         return UPDATES + 1
 
     def __iter__(self) -> Iterator[Any]:
         yield self._rollout.clone()
-        self.first = self._clock["update"]
+        self.first = self._seconds["update"]
         for _ in range(UPDATES):
             yield self._rollout.clone()
 
 
-def run(name: str, way: str, overrides: list[str]) -> dict[str, float | str]:
-    """One way of one workload in this process."""
+def run(name: str, mode: str, overrides: list[str]) -> dict[str, float | str]:
+    """Measure one mode on one workload in this process."""
     import warnings
 
     import torch
@@ -62,48 +65,50 @@ def run(name: str, way: str, overrides: list[str]) -> dict[str, float | str]:
     torch.set_num_threads(1)
     work = WORKLOADS[name]
     frames = f"total_frames={(UPDATES + 1) * work.frames}"
-    cfg = configuration(work, (f"compile={way}", frames, "collector.double_buffer=false", *overrides))
+    cfg = configuration(work, (f"compile={mode}", frames, "collector.double_buffer=false", *overrides))
     trainer, training = build_trainer(cfg, []), build_training(cfg, 0)
     rollout = next(iter(training.collector))
     training.env.close()
     rollouts = Rollouts(rollout, training.ppo.seconds)
     trainer.fit(training.ppo, train_dataloaders=rollouts)
     device = trainer.strategy.root_device
-    name_of = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "milliseconds": 1e3 * (training.ppo.seconds["update"] - rollouts.first) / (UPDATES * work.steps),
-        "device": name_of,
+        "device": device_name,
     }
 
 
-def measure(name: str, way: str, overrides: list[str]) -> dict[str, float | str]:
-    """The same in a fresh process."""
-    command = [sys.executable, __file__, "--run", name, way, "--", *overrides]
+def measure(name: str, mode: str, overrides: list[str]) -> dict[str, float | str]:
+    """Run `run(name, mode, overrides)` in a new process."""
+    command = [sys.executable, __file__, "--run", name, mode, "--", *overrides]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{name} with compile={way} failed:\n{done.stderr[-2000:]}")
-    figures: dict[str, float | str] = json.loads(done.stdout.strip().splitlines()[-1])
-    print(name, f"compile={way}", figures, flush=True)
-    return figures
+        raise SystemExit(f"{name} with compile={mode} failed:\n{done.stderr[-2000:]}")
+    result: dict[str, float | str] = json.loads(done.stdout.strip().splitlines()[-1])
+    print(name, f"compile={mode}", result, flush=True)
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=["halfcheetah_1", "halfcheetah_8", "pong", "pong_bf16"])
+    parser.add_argument(
+        "--only", nargs="+", default=["halfcheetah_1", "halfcheetah_8", "pong", "pong_bf16"], help="workloads"
+    )
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
-    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    arguments, overrides = parser.parse_args(sys.argv[1:at]), sys.argv[at + 1 :]
+    separator = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments, overrides = parser.parse_args(sys.argv[1:separator]), sys.argv[separator + 1 :]
     if arguments.run:
-        name, way = arguments.run
-        print(json.dumps(run(name, way, overrides)))
+        name, mode = arguments.run
+        print(json.dumps(run(name, mode, overrides)))
         return
-    table = Table(title="milliseconds of an optimiser step")
-    for column in ("workload", "device", *(f"compile={way}" for way in WAYS)):
+    table = Table(title="milliseconds per optimizer step")
+    for column in ("workload", "device", *(f"compile={mode}" for mode in MODES)):
         table.add_column(column)
     report = {}
     for name in arguments.only:
-        report[name] = {way: measure(name, way, overrides) for way in WAYS}
-        cells = (f"{report[name][way]['milliseconds']:.3f}" for way in WAYS)
+        report[name] = {mode: measure(name, mode, overrides) for mode in MODES}
+        cells = (f"{report[name][mode]['milliseconds']:.3f}" for mode in MODES)
         table.add_row(name, str(report[name]["true"]["device"]), *cells)
     Console().print(table)
     (HERE / "updates.json").write_text(json.dumps({"date": date.today().isoformat(), **report}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What `throughput.py` times, and the ways to run it: ours, Stable-Baselines3's, TorchRL's own stack."""
+"""Workloads of `throughput.py` and the functions that run them with torchppo, Stable-Baselines3 and TorchRL."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Workload:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps for one rollout."""
+        """Optimizer steps per rollout."""
         return self.epochs * self.frames // self.minibatch_size
 
 
@@ -46,20 +46,23 @@ WORKLOADS = {
 
 
 class Clock:
-    """Seconds from the end of the first rollout's update, which compiles and warms up, to the end of the last."""
+    """Measures the time from the end of the first update to the end of the last one.
+
+    The first update is excluded, because it compiles and warms up.
+    """
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.update_ends: list[float] = []
         self.start = time.perf_counter()
         self.optimizer_steps = 0
 
     def tick(self) -> None:
-        self.ends.append(time.perf_counter())
+        self.update_ends.append(time.perf_counter())
 
-    def figures(self, work: Workload) -> dict[str, float]:
-        rollouts = len(self.ends) - 1
-        seconds = self.ends[-1] - self.ends[0]
-        first = self.ends[0] - self.start
+    def results(self, work: Workload) -> dict[str, float]:
+        rollouts = len(self.update_ends) - 1
+        seconds = self.update_ends[-1] - self.update_ends[0]
+        first = self.update_ends[0] - self.start
         return {
             "frames": rollouts * work.frames,
             "optimizer_steps": self.optimizer_steps - work.steps,
@@ -72,7 +75,7 @@ class Clock:
 
 
 def configuration(work: Workload, extra: tuple[str, ...] = ()) -> Any:
-    """Of our training."""
+    """The configuration of a torchppo run."""
     from torchppo.pipelines.cli.config import compose
 
     overrides = [
@@ -116,7 +119,7 @@ def ours(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
     training = build_training(cfg, 0)
     trainer.fit(training.ppo, train_dataloaders=training.collector)
     clock.optimizer_steps = trainer.global_step
-    return clock.figures(work)
+    return clock.results(work)
 
 
 def sb3(work: Workload) -> dict[str, float]:
@@ -160,11 +163,11 @@ def sb3(work: Workload) -> dict[str, float]:
     clock.count(model.policy.optimizer)
     model.learn((work.rollouts + 1) * work.frames, callback=Timer())
     clock.tick()
-    return clock.figures(work)
+    return clock.results(work)
 
 
 def torchrl(work: Workload) -> dict[str, float]:
-    """TorchRL's parts as its PPO examples put them together, with the same networks."""
+    """TorchRL components combined as in its PPO examples, with the networks of torchppo."""
     from torchrl.collectors import Collector
     from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
     from torchrl.envs import Compose, DoubleToFloat, GymEnv, RewardSum, StepCounter, TransformedEnv, VecNormV2
@@ -205,11 +208,11 @@ def torchrl(work: Workload) -> dict[str, float]:
                 optimizer.step()
         clock.tick()
     collector.shutdown()
-    return clock.figures(work)
+    return clock.results(work)
 
 
 def environment(work: Workload, seconds: float = 3.0) -> dict[str, float]:
-    """The environments alone, one after the other, with random actions."""
+    """Step the environments one after the other with random actions, without a policy."""
     from torchppo.envs import make_vector_env
 
     vector = make_vector_env(work.env_id, work.num_envs).vector
@@ -227,13 +230,13 @@ def environment(work: Workload, seconds: float = 3.0) -> dict[str, float]:
 
 
 def collection(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
-    """Our collector alone, with a compiled policy."""
+    """Collect with the torchppo collector and a compiled policy, without updates."""
     from torchppo.envs import make_vector_env
     from torchppo.modules.actor_critic import make_actor_critic
     from torchppo.modules.features.bodies import mlp
     from torchppo.pipelines.collectors.collector import Collector
 
-    options = {key: int(value) for key, value in (word.split("=") for word in extra)}
+    options = {key: int(value) for key, value in (option.split("=") for option in extra)}
     env = make_vector_env(work.env_id, work.num_envs, **options)  # type: ignore[arg-type]
     env.set_seed(0)
     actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp), normalize_observation=True)
@@ -241,6 +244,6 @@ def collection(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
     clock = Clock()
     for _ in Collector(env, actor, frames_per_env=work.frames_per_env, total_frames=total, compile=True):
         clock.tick()
-        gc.freeze()  # as a training does
+        gc.freeze()  # as in training
     env.close()
-    return {"fps": clock.figures(work)["fps"]}
+    return {"fps": clock.results(work)["fps"]}

@@ -1,1 +1,1 @@
-"""Hydra's configuration groups, one folder for every part that can be swapped."""
+"""Hydra configuration groups, one folder for each replaceable component."""

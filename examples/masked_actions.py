@@ -1,6 +1,9 @@
-"""Actions of which not all are valid at all times: the environment says which, the policy takes no other.
+"""Action masking: the environment reports the valid actions, and the policy samples only from them.
 
-`ActionMask` takes `info["action_mask"]` into the observation, and a policy keeps to the leaf of that name.
+The wrapper `ActionMask` copies `info["action_mask"]` into the observation. A policy masks its logits with the entry
+`action_mask` of the observation. Masks work for Discrete and MultiDiscrete actions.
+
+    python examples/masked_actions.py
 """
 
 import sys
@@ -16,10 +19,7 @@ SIZE = 5
 
 
 class Storeroom(gymnasium.Env[NDArray[np.float32], NDArray[np.int64]]):
-    """Choose a box that waits and a shelf that is free; best the shelf with the number of the box.
-
-    Every box is worth 1 at its own shelf, and less the further away it is put.
-    """
+    """Put each waiting box on a free shelf; the reward is 1 if their numbers are equal, and falls with the distance."""
 
     observation_space = gymnasium.spaces.Box(0.0, 1.0, (2 * SIZE,), np.float32)  # waiting boxes, free shelves
     action_space = gymnasium.spaces.MultiDiscrete([SIZE, SIZE])
@@ -33,7 +33,7 @@ class Storeroom(gymnasium.Env[NDArray[np.float32], NDArray[np.int64]]):
     def step(self, action: NDArray[np.int64]) -> Any:
         box, shelf = action
         if not (self.waiting[box] and self.free[shelf]):
-            raise ValueError(f"box {box} does not wait or shelf {shelf} is not free")
+            raise ValueError(f"invalid action: box={box}, shelf={shelf}")
         self.waiting[box] = self.free[shelf] = False
         observation, info = self._observe()
         return observation, 1.0 - abs(int(box) - int(shelf)) / SIZE, not self.waiting.any(), False, info
@@ -46,6 +46,6 @@ class Storeroom(gymnasium.Env[NDArray[np.float32], NDArray[np.int64]]):
 gymnasium.register("Storeroom-v0", entry_point=Storeroom)  # type: ignore[arg-type]
 
 if __name__ == "__main__":
-    mask = "env.wrappers=[{_target_: torchppo.envs.wrappers.ActionMask, _partial_: true}]"
-    env = ["env=gymnasium", "env.id=Storeroom-v0", mask, "eval.video=false"]
+    wrappers = "env.wrappers=[{_target_: torchppo.envs.wrappers.ActionMask, _partial_: true}]"
+    env = ["env=gymnasium", "env.id=Storeroom-v0", wrappers, "eval.video=false"]
     sys.exit(main(["train", *env, "total_frames=20000", *sys.argv[1:]]))

@@ -1,6 +1,9 @@
-"""Your own critic: critic=expectile leans to the better outcomes (Kostrikov et al. 2021, eq. 5).
+"""A custom critic: expectile regression (Kostrikov et al. 2021, eq. 5).
 
-A critic's head turns features into values, and says what error of theirs is minimised.
+A value head maps features to `state_value` and defines the error that the critic minimizes. An expectile above 0.5
+weights returns above the value more than returns below it.
+
+    python examples/own_critic.py
 """
 
 import sys
@@ -34,9 +37,9 @@ class ExpectileValue(ValueHead):
         return (self.expectile - (difference < 0).float()).abs() * difference.square()
 
     def update(self, value_target: Tensor, reduce: Reduce = alone) -> None:
-        """Nothing to learn from a whole rollout."""
+        """Do nothing: this head has no running statistics."""
 
 
 if __name__ == "__main__":
-    conf = Path(__file__).parent / "conf"  # critic/expectile.yaml names the class above
+    conf = Path(__file__).parent / "conf"  # contains critic/expectile.yaml, which names ExpectileValue
     sys.exit(main(["train", "experiment=cartpole", "critic=expectile", "--config-dir", str(conf), *sys.argv[1:]]))

@@ -1,7 +1,10 @@
-"""Your own encoder for an entry of the observation: policy=fourier tells fine differences apart (Tancik et al. 2020).
+"""A custom encoder for one entry of the observation: Fourier features (Tancik et al. 2020).
 
-An encoder is a function from an entry's shape to a module `[*, *shape] -> [*, features]`; it is named for the entry,
-`observation` where there is but one, or `image`, `left/image` and so on of a nested one. The others keep theirs.
+An encoder is built by a function from the shape of an entry to a module `[*, *shape] -> [*, features]`.
+`policy.encoders` maps names of entries to such functions: `observation` if the observation is a single tensor, else the
+path of the entry, such as `image` or `left/image`. Other entries keep their default encoders.
+
+    python examples/own_encoder.py
 """
 
 import math
@@ -15,7 +18,7 @@ from torchppo.pipelines.cli.main import main
 
 
 class Fourier(nn.Module):
-    """Sines and cosines of random projections, beside the numbers themselves."""
+    """Concatenates the input with sines and cosines of random projections."""
 
     directions: Tensor
 
@@ -33,5 +36,5 @@ def fourier(shape: torch.Size, num_features: int = 32, frequency: float = 1.0) -
 
 
 if __name__ == "__main__":
-    conf = Path(__file__).parent / "conf"  # policy/fourier.yaml names the function above
+    conf = Path(__file__).parent / "conf"  # contains policy/fourier.yaml, which names the function fourier
     sys.exit(main(["train", "experiment=acrobot", "policy=fourier", "--config-dir", str(conf), *sys.argv[1:]]))

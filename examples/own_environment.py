@@ -1,6 +1,8 @@
-"""Your own environment, a Gymnasium wrapper for each copy of it, and a TorchRL transform over the batch.
+"""A custom environment with a Gymnasium wrapper for each copy and a TorchRL transform for the batch.
 
-The same from the command line, with this file on the Python path: env.id=own_environment:Reach-v0.
+    python examples/own_environment.py
+
+If this file is on the Python path, the command line finds the environment as `env.id=own_environment:Reach-v0`.
 """
 
 import sys
@@ -15,7 +17,7 @@ from torchppo.pipelines.cli.main import main
 
 
 class Reach(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
-    """A point on a line that is to reach another; the action is its velocity."""
+    """Move a point on a line to a target; the action is the velocity."""
 
     observation_space = gymnasium.spaces.Box(-2.0, 2.0, (2,), np.float32)
     action_space = gymnasium.spaces.Box(-0.2, 0.2, (1,), np.float32)
@@ -31,23 +33,12 @@ class Reach(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         return self.state.copy(), -distance, distance < 0.01, False, {}
 
 
-if "Reach-v0" not in gymnasium.registry:  # this file may be run and, for env.id, imported
+if "Reach-v0" not in gymnasium.registry:  # env.id imports this file a second time
     gymnasium.register("Reach-v0", entry_point=Reach, max_episode_steps=50)  # type: ignore[arg-type]
 
 if __name__ == "__main__":
-    conf = Path(__file__).parent / "conf"  # env/reach.yaml lists the wrapper
-    clip = "transforms=[{_target_: torchrl.envs.RewardClipping, clamp_min: -1.0, clamp_max: 0.0}]"
-    sys.exit(
-        main(
-            [
-                "train",
-                "env=reach",
-                "env.id=own_environment:Reach-v0",  # with its module, for an evaluation to find it
-                clip,
-                "eval.video=false",
-                "--config-dir",
-                str(conf),
-                *sys.argv[1:],
-            ]
-        )
-    )
+    conf = Path(__file__).parent / "conf"  # contains env/reach.yaml, which adds the wrapper
+    env_id = "env.id=own_environment:Reach-v0"  # with the module, so that `torchppo eval` can import it
+    transforms = "transforms=[{_target_: torchrl.envs.RewardClipping, clamp_min: -1.0, clamp_max: 0.0}]"
+    overrides = ["env=reach", env_id, transforms, "eval.video=false", "--config-dir", str(conf)]
+    sys.exit(main(["train", *overrides, *sys.argv[1:]]))

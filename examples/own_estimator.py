@@ -1,7 +1,9 @@
-"""Your own estimator: estimator=upgo follows what went better than expected (Vinyals et al. 2019, "upgoing" returns).
+"""A custom advantage estimator: upgoing returns (UPGO; Vinyals et al. 2019).
 
-An estimator reads a rollout `[num_envs, time]` with `state_value` and `("next", "state_value")`, which is that of the
-true final observation where an episode ends, and writes `advantage` and `value_target`.
+An estimator reads a rollout `[num_envs, time]` with `state_value` and `("next", "state_value")` and writes `advantage`
+and `value_target`. At the end of an episode, `("next", "state_value")` is the value of the true final observation.
+
+    python examples/own_estimator.py
 """
 
 import sys
@@ -16,26 +18,26 @@ from torchppo.pipelines.cli.main import main
 
 
 class UpgoingReturn(ValueEstimatorBase):
-    """The return goes on as it was where the next action was better than the critic thought, else with its value."""
+    """Uses the observed return as long as the next action is better than expected, else bootstraps from the value."""
 
     def __init__(self, *, gamma: float) -> None:
         super().__init__(value_network=None)
         self.gamma = gamma
 
     def forward(self, tensordict: TensorDictBase, **_: Any) -> TensorDictBase:
-        value, following = tensordict["state_value"], tensordict["next"]
-        reward, next_value, done = following["reward"], following["state_value"], following["done"]
-        one_step = reward + self.gamma * next_value * ~following["terminated"]
-        better = one_step >= value
-        returns, running = torch.empty_like(reward), one_step[:, -1]
-        goes_on = torch.zeros_like(done[:, -1])  # after the rollout's last step nothing is known but values
+        value, next_td = tensordict["state_value"], tensordict["next"]
+        reward, next_value, done = next_td["reward"], next_td["state_value"], next_td["done"]
+        one_step = reward + self.gamma * next_value * ~next_td["terminated"]
+        is_better = one_step >= value
+        returns, next_return = torch.empty_like(reward), one_step[:, -1]
+        continues = torch.zeros_like(done[:, -1])  # the last step of the rollout must bootstrap
         for step in reversed(range(reward.shape[1])):
-            longer = reward[:, step] + self.gamma * running
-            running = returns[:, step] = torch.where(goes_on & ~done[:, step], longer, one_step[:, step])
-            goes_on = better[:, step]
+            longer = reward[:, step] + self.gamma * next_return
+            next_return = returns[:, step] = torch.where(continues & ~done[:, step], longer, one_step[:, step])
+            continues = is_better[:, step]
         return tensordict.update({"advantage": returns - value, "value_target": returns})
 
 
 if __name__ == "__main__":
-    conf = Path(__file__).parent / "conf"  # estimator/upgo.yaml names the class above
+    conf = Path(__file__).parent / "conf"  # contains estimator/upgo.yaml, which names UpgoingReturn
     sys.exit(main(["train", "env=cartpole", "estimator=upgo", "--config-dir", str(conf), *sys.argv[1:]]))

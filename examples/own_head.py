@@ -1,7 +1,9 @@
-"""Your own head for continuous actions: head=laplace explores with heavier tails than a Gaussian.
+"""A custom head for continuous actions: a Laplace distribution, which has heavier tails than a Gaussian.
 
-A head is a function from the number of features and an action spec to a network, the names of the parameters that it
-writes, and the distribution that takes them.
+A head is built by a function from the number of features and an action spec to a `Head`: a network, the names of the
+distribution parameters that it writes, and the distribution that accepts them.
+
+    python examples/own_head.py
 """
 
 import sys
@@ -41,5 +43,5 @@ def analytic_kl(old: IndependentLaplace, new: IndependentLaplace) -> Tensor:
 
 
 if __name__ == "__main__":
-    conf = Path(__file__).parent / "conf"  # head/laplace.yaml names the function above
+    conf = Path(__file__).parent / "conf"  # contains head/laplace.yaml, which names the function laplace
     sys.exit(main(["train", "experiment=pendulum", "head=laplace", "--config-dir", str(conf), *sys.argv[1:]]))

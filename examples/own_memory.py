@@ -1,6 +1,8 @@
-"""Your own memory between body and heads: memory=traces remembers decaying averages of the features.
+"""A custom memory between the body and the heads: exponential moving averages of the features.
 
-A memory is a module of one call, for one step and for whole sequences alike (see torchppo/modules/memories.py).
+A memory processes single steps and whole sequences with the same call; see `torchppo.modules.features.recurrent`.
+
+    python examples/own_memory.py
 """
 
 import sys
@@ -14,10 +16,10 @@ from torchppo.pipelines.cli.main import main
 
 
 class Traces(Memory):
-    """Exponential moving averages of the features, one for every decay; a record is all of them."""
+    """Exponential moving averages of the features, one for each decay; together they are the recurrent state."""
 
     decays: Tensor
-    context_length = 1  # every step needs the record before it, no older ones
+    context_length = 1  # a step needs only the state of the previous step
 
     def __init__(self, num_inputs: int, *, decays: list[float]) -> None:
         super().__init__()
@@ -27,15 +29,15 @@ class Traces(Memory):
 
     def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         repeats = self.state_size // features.shape[-1]
-        tape = [past[:, 0]]
-        for now, begins in zip(features.unbind(1), is_init.unbind(1), strict=True):
-            before = tape[-1].masked_fill(begins, 0.0)  # nothing of the last episode is remembered
-            tape.append(torch.lerp(now.repeat(1, repeats).to(before.dtype), before, self.decays))
-        records = torch.stack(tape, 1)
-        return torch.cat([features, records[:, 1:]], -1), records
+        states = [past[:, 0]]
+        for inputs, reset in zip(features.unbind(1), is_init.unbind(1), strict=True):
+            previous = states[-1].masked_fill(reset, 0.0)  # a new episode starts from zeros
+            states.append(torch.lerp(inputs.repeat(1, repeats).to(previous.dtype), previous, self.decays))
+        context = torch.stack(states, 1)
+        return torch.cat([features, context[:, 1:]], -1), context
 
 
 if __name__ == "__main__":
-    conf = Path(__file__).parent / "conf"  # memory/traces.yaml names the class above
-    words = ["experiment=cartpole_positions", "policy=mlp", "memory=traces"]
-    sys.exit(main(["train", *words, "--config-dir", str(conf), *sys.argv[1:]]))
+    conf = Path(__file__).parent / "conf"  # contains memory/traces.yaml, which names Traces
+    overrides = ["experiment=cartpole_positions", "policy=mlp", "memory=traces"]
+    sys.exit(main(["train", *overrides, "--config-dir", str(conf), *sys.argv[1:]]))

@@ -1,7 +1,9 @@
-"""Your own objective: the dual clip of Ye et al. 2020 (eq. 5), which also bounds the loss of bad actions.
+"""A custom objective: dual-clip PPO (Ye et al. 2020, eq. 5), which also bounds the loss of actions with A < 0.
 
-An objective reads a minibatch and returns `loss_*` scalars, whose sum is minimised, and metrics. Whoever wants
-only another policy loss derives from PPOLoss, which brings the value loss, the entropy bonus and the KL monitor.
+An objective maps a minibatch to scalars: `loss_*`, whose sum is minimized, and metrics. Derive from `PPOLoss` to
+replace only the policy loss; it adds the value loss, the entropy bonus and the KL divergence.
+
+    python examples/own_objective.py
 """
 
 import sys
@@ -17,7 +19,7 @@ from torchppo.pipelines.cli.main import main
 
 
 class DualClipPPOLoss(PPOLoss):
-    """The clipped objective, and for A < 0 no less than `dual_clip` x A."""
+    """The clipped objective, bounded from below by `dual_clip` * A where A < 0."""
 
     clip_epsilon: Tensor
 
@@ -25,7 +27,9 @@ class DualClipPPOLoss(PPOLoss):
         self, actor_network: Any, critic_network: Any, *, clip_epsilon: float, dual_clip: float, **options: Any
     ) -> None:
         super().__init__(actor_network, critic_network, **options)
-        self.register_buffer("clip_epsilon", torch.tensor(clip_epsilon), persistent=False)  # a schedule can move it
+        self.register_buffer(
+            "clip_epsilon", torch.tensor(clip_epsilon), persistent=False
+        )  # a buffer, so that schedule.clip_epsilon applies
         self.dual_clip = dual_clip
 
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
@@ -37,5 +41,5 @@ class DualClipPPOLoss(PPOLoss):
 
 
 if __name__ == "__main__":
-    conf = Path(__file__).parent / "conf"  # objective/dual_clip.yaml names the class above
+    conf = Path(__file__).parent / "conf"  # contains objective/dual_clip.yaml, which names DualClipPPOLoss
     sys.exit(main(["train", "experiment=cartpole", "objective=dual_clip", "--config-dir", str(conf), *sys.argv[1:]]))

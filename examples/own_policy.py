@@ -1,6 +1,9 @@
-"""Your own network in front of the heads, chosen by its name: policy=residual.
+"""A custom network between the observation and the heads: residual blocks.
 
-A body is any function from one observation's shape to a module `[*, *shape] -> [*, features]`.
+The network (the body) is built by a function from the shape of one observation to a module
+`[*, *shape] -> [*, features]`.
+
+    python examples/own_policy.py
 """
 
 import math
@@ -17,10 +20,10 @@ from torchppo.pipelines.cli.main import main
 class Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.inner = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.network = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, features: Tensor) -> Tensor:
-        return features + self.inner(features)
+        return features + self.network(features)
 
 
 def residual(shape: torch.Size, width: int = 64, depth: int = 2) -> nn.Module:
@@ -30,5 +33,5 @@ def residual(shape: torch.Size, width: int = 64, depth: int = 2) -> nn.Module:
 
 
 if __name__ == "__main__":
-    conf = Path(__file__).parent / "conf"  # policy/residual.yaml names the function above
+    conf = Path(__file__).parent / "conf"  # contains policy/residual.yaml, which names the function residual
     sys.exit(main(["train", "experiment=cartpole", "policy=residual", "--config-dir", str(conf), *sys.argv[1:]]))

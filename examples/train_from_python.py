@@ -1,4 +1,9 @@
-"""Train from Python, with your own lightning.Trainer; on many devices, every rank with a seed of its own."""
+"""Train from Python with your own `lightning.Trainer`.
+
+The seeds depend on the rank, so the program also works with several devices.
+
+    python examples/train_from_python.py
+"""
 
 from functools import partial
 
@@ -16,7 +21,7 @@ from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 
 
 def main(total_frames: int = 50_000) -> PPO:
-    torch.set_num_threads(1)  # small networks lose by more
+    torch.set_num_threads(1)  # small networks are slower with more threads
     trainer = Trainer(max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False)
     seed_everything(trainer.global_rank)
     env = make_vector_env("CartPole-v1", num_envs=8)
@@ -36,4 +41,4 @@ def main(total_frames: int = 50_000) -> PPO:
 
 if __name__ == "__main__":
     trained = main()
-    print("mean return in training:", float(trained.trainer.callback_metrics["rollout/ep_rew_mean"]))
+    print("mean return of the last training episodes:", float(trained.trainer.callback_metrics["rollout/ep_rew_mean"]))

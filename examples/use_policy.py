@@ -1,7 +1,9 @@
-"""Act with a trained policy in a loop of your own: python use_policy.py runs/cartpole/<run>/checkpoints/best.ckpt.
+"""Run a trained policy in your own loop over a Gymnasium environment.
 
-For Gymnasium environments whose observation and action are one array each. Any others, Atari's among them, are played
-as TensorDicts: `ppo, cfg, env = restore(...)`, then `torchppo.pipelines.episodes.evaluate(ppo.actor, env, episodes)`.
+    python examples/use_policy.py runs/cartpole/<run>/checkpoints/best.ckpt
+
+The observation and the action must be one array each. For other environments, including Atari, use
+`ppo, cfg, env = restore(...)` and `torchppo.pipelines.episodes.evaluate(ppo.actor, env, episodes)`.
 """
 
 import sys
@@ -20,37 +22,37 @@ from torchppo.pipelines.checkpoint import restore
 
 
 class Policy:
-    """Actions for one environment; what a policy with a memory remembers is carried from step to step."""
+    """Computes actions for one environment and keeps the recurrent state between steps."""
 
-    def __init__(self, actor: torch.nn.Module, how: ExplorationType = ExplorationType.DETERMINISTIC) -> None:
+    def __init__(self, actor: torch.nn.Module, exploration: ExplorationType = ExplorationType.DETERMINISTIC) -> None:
         self.actor = actor.eval()
-        self.how = how  # RANDOM samples as training does
-        self.carried = {key: torch.zeros(1, *shape) for key, shape in recurrent_state_shapes(actor).items()}
+        self.exploration = exploration  # RANDOM samples actions, as in training
+        self.state = {key: torch.zeros(1, *shape) for key, shape in recurrent_state_shapes(actor).items()}
 
     @torch.no_grad()
     def __call__(self, observation: np.ndarray, *, is_init: bool) -> np.ndarray:
-        """The action, unclipped; `is_init` says that an episode begins, where a memory forgets."""
-        seen = torch.as_tensor(observation).unsqueeze(0)
-        seen = seen.float() if seen.is_floating_point() else seen  # MuJoCo's are of double precision
-        given = {"observation": seen, "is_init": torch.tensor([[is_init]])}
-        with set_exploration_type(self.how):
-            acted = self.actor(TensorDict(given | self.carried, [1]))
-        self.carried = {key: acted["next", key] for key in self.carried}
-        return acted["action"].numpy()
+        """The unclipped action; `is_init` marks the first step of an episode and resets the recurrent state."""
+        obs = torch.as_tensor(observation).unsqueeze(0)
+        obs = obs.float() if obs.is_floating_point() else obs  # MuJoCo observations are float64
+        inputs = {"observation": obs, "is_init": torch.tensor([[is_init]])}
+        with set_exploration_type(self.exploration):
+            outputs = self.actor(TensorDict(inputs | self.state, [1]))
+        self.state = {key: outputs["next", key] for key in self.state}
+        return outputs["action"].numpy()
 
 
 def main(checkpoint: Path) -> float:
     ppo, cfg, _ = restore(checkpoint, seed=0, num_envs=1)
     policy = Policy(ppo.actor)
     env = make_env(cfg.env.id, wrappers=[instantiate(wrapper) for wrapper in cfg.env.wrappers])
-    to_environment = conversion(env.action_space)  # clips to the bounds, counts from the space's start
+    to_env_action = conversion(env.action_space)  # clips to the bounds and adds the start of a Discrete space
     observation, _ = env.reset(seed=0)
-    total, is_init, is_over = 0.0, True, False
-    while not is_over:
-        (action,) = to_environment(policy(observation, is_init=is_init))
+    episode_reward, is_init, done = 0.0, True, False
+    while not done:
+        (action,) = to_env_action(policy(observation, is_init=is_init))
         observation, reward, terminated, truncated, _ = env.step(action)
-        total, is_init, is_over = total + float(reward), False, terminated or truncated
-    return total
+        episode_reward, is_init, done = episode_reward + float(reward), False, terminated or truncated
+    return episode_reward
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An error is one line, wherever it comes from and goes to."""
+"""Error messages are one line, survive pickling, and suggest similar names."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 from torchppo.errors import ConfigurationError, EnvironmentFailure, did_you_mean
 
 
-def test_a_message_of_several_lines_becomes_one() -> None:
-    assert str(ConfigurationError("Composite(\n    a: 1,\n    b: 2)  is none")) == "Composite( a: 1, b: 2) is none"
+def test_message_is_joined_into_one_line() -> None:
+    error = ConfigurationError("Composite(\n    a: 1,\n    b: 2)  is invalid")
+    assert str(error) == "Composite( a: 1, b: 2) is invalid"
 
 
-def test_an_error_comes_out_of_another_process_as_it_was() -> None:
+def test_pickling_keeps_type_and_message() -> None:
     error = pickle.loads(pickle.dumps(EnvironmentFailure("a broken\njoint")))
     assert (type(error), str(error)) == (EnvironmentFailure, "a broken joint")
 
@@ -21,5 +22,5 @@ def test_an_error_comes_out_of_another_process_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("name", "text"), [("total_frame", " (did you mean 'total_frames'?)"), ("qqq", ""), ("", "")], ids=repr
 )
-def test_the_nearest_name_is_suggested_if_one_is_near(name: str, text: str) -> None:
+def test_did_you_mean_suggests_only_similar_names(name: str, text: str) -> None:
     assert did_you_mean(name, ["seed", "total_frames"]) == text

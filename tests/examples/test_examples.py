@@ -1,4 +1,4 @@
-"""Every example is short and runs."""
+"""Every example has at most 60 lines and runs."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ SMALL = ["total_frames=512", "eval.episodes=1", "eval.video=false", "compile=fal
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _run_in_tmp_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Train:
-    """Runs an example as a program, sees it train, and gives its run directory."""
+    """A function that runs an example as a program, checks that it trains, and returns its run directory."""
 
     def run(name: str, overrides: list[str]) -> Path:
         run_dir = tmp_path / "run"
         monkeypatch.setattr(sys, "argv", [name, *SMALL, *overrides, f"run_dir={run_dir}"])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exited:
             runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
-        assert ended.value.code == 0
+        assert exited.value.code == 0
         assert (run_dir / "summary.json").is_file()
         return run_dir
 
@@ -74,24 +74,24 @@ def test_trains_from_python() -> None:
     assert ppo.frames == 512
 
 
-def test_recorded_rollouts_are_read_again(train: Train) -> None:
+def test_saved_rollouts_can_be_loaded_and_continue_each_other(train: Train) -> None:
     run_dir = train("own_collector", ["collector.frames_per_env=32"])
     first, second = (TensorDict.load_memmap(path) for path in sorted((run_dir / "rollouts").iterdir()))
     assert first.shape == second.shape == (8, 32)
-    goes_on = ~first["next", "done"][:, -1, 0]
-    torch.testing.assert_close(second["observation"][goes_on, 0], first["next", "observation"][goes_on, -1])
+    continues = ~first["next", "done"][:, -1, 0]
+    torch.testing.assert_close(second["observation"][continues, 0], first["next", "observation"][continues, -1])
 
 
-def test_upgoing_returns_go_on_while_actions_are_better_than_expected() -> None:
-    values, following = torch.tensor([[0.0, 10.0, 0.0]] * 2), torch.tensor([[10.0, 0.0, 4.0]] * 2)
-    ends = torch.tensor([[False, False, False], [False, True, False]])
-    after = {"reward": torch.ones(2, 3), "state_value": following, "done": ends, "terminated": ends}
-    rollout = TensorDict({"state_value": values, "next": after}, (2, 3)).apply(lambda entry: entry.unsqueeze(-1))
+def test_upgoing_returns_follow_the_rewards_while_actions_are_better_than_expected() -> None:
+    values, next_values = torch.tensor([[0.0, 10.0, 0.0]] * 2), torch.tensor([[10.0, 0.0, 4.0]] * 2)
+    done = torch.tensor([[False, False, False], [False, True, False]])
+    next_td = {"reward": torch.ones(2, 3), "state_value": next_values, "done": done, "terminated": done}
+    rollout = TensorDict({"state_value": values, "next": next_td}, (2, 3)).apply(lambda entry: entry.unsqueeze(-1))
     estimator = importlib.import_module("own_estimator").UpgoingReturn(gamma=0.5)
     expected = torch.tensor([[6.0, 1 + 0.5 * 3, 3.0], [6.0, 1.0, 3.0]])
-    estimated = estimator(rollout)
-    torch.testing.assert_close(estimated["value_target"].squeeze(-1), expected)
-    torch.testing.assert_close(estimated["advantage"].squeeze(-1), expected - values)
+    result = estimator(rollout)
+    torch.testing.assert_close(result["value_target"].squeeze(-1), expected)
+    torch.testing.assert_close(result["advantage"].squeeze(-1), expected - values)
 
 
 class TestMaskedActions:
@@ -102,7 +102,7 @@ class TestMaskedActions:
         yield make_env("Storeroom-v0", wrappers=[ActionMask])
         del gymnasium.registry["Storeroom-v0"]
 
-    def test_of_the_mask_are_taken_until_no_box_waits(self, env: Any) -> None:
+    def test_episode_of_valid_actions_ends_when_no_box_waits(self, env: Any) -> None:
         env.action_space.seed(0)
         for episode in range(20):
             observation, info = env.reset(seed=episode)
@@ -116,52 +116,47 @@ class TestMaskedActions:
             assert len(rewards) == 3
             assert all(0 < reward <= 1 for reward in rewards)
 
-    def test_with_the_shelf_of_the_box_earn_most(self, env: Any) -> None:
+    def test_shelf_with_the_number_of_the_box_has_the_highest_reward(self, env: Any) -> None:
         observation, _ = env.reset(seed=0)
         box = int(observation["action_mask"][:5].argmax())
         assert env.step(np.array([box, box]))[1] == 1.0
 
-    def test_outside_of_the_mask_are_refused(self, env: Any) -> None:
+    def test_invalid_action_raises(self, env: Any) -> None:
         observation, _ = env.reset(seed=0)
-        closed = int(observation["action_mask"][:5].argmin())
-        with pytest.raises(ValueError, match=f"box {closed} does not wait"):
-            env.step(np.array([closed, 0]))
+        box = int(observation["action_mask"][:5].argmin())
+        with pytest.raises(ValueError, match=f"box={box}"):
+            env.step(np.array([box, 0]))
 
 
-def test_a_trained_policy_acts_in_a_loop_of_its_users(
-    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = train("own_policy", []) / "checkpoints" / "last.ckpt"
-    capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["use_policy", str(checkpoint)])
-    returns = []
-    for _ in range(2):
+@pytest.fixture
+def episode_reward(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[Path], float]:
+    """A function that runs `use_policy.py` on a checkpoint and returns the reward that it prints."""
+
+    def run(checkpoint: Path) -> float:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["use_policy", str(checkpoint)])
         runpy.run_path(str(EXAMPLES / "use_policy.py"), run_name="__main__")
-        returns.append(capsys.readouterr().out)
-    assert returns[0] == returns[1]
-    assert float(returns[0].split()[1]) >= 8
+        return float(capsys.readouterr().out.split()[1])
+
+    return run
 
 
-def test_a_policy_in_a_loop_of_its_users_sees_what_it_was_trained_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    hidden = ["experiment=cartpole_positions", "total_frames=512", "collector.frames_per_env=64", "policy=lstm"]
-    quick = ["update.epochs=1", "compile=false", "logger=[]", "eval.episodes=1", "eval.every_frames=null"]
-    assert main(["train", *hidden, *quick, "eval.video=false", "run_dir=run"]) == 0
-    capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["use_policy", "run/checkpoints/last.ckpt"])
-    runpy.run_path(str(EXAMPLES / "use_policy.py"), run_name="__main__")
-    assert float(capsys.readouterr().out.split()[1]) >= 8
+class TestUsePolicy:
+    def test_is_deterministic(self, train: Train, episode_reward: Callable[[Path], float]) -> None:
+        checkpoint = train("own_policy", []) / "checkpoints" / "last.ckpt"
+        first = episode_reward(checkpoint)
+        assert first == episode_reward(checkpoint)
+        assert first >= 8
 
+    def test_applies_the_wrappers_of_the_training(self, episode_reward: Callable[[Path], float]) -> None:
+        hidden = ["experiment=cartpole_positions", "total_frames=512", "collector.frames_per_env=64", "policy=lstm"]
+        quick = ["update.epochs=1", "compile=false", "logger=[]", "eval.episodes=1", "eval.every_frames=null"]
+        assert main(["train", *hidden, *quick, "eval.video=false", "run_dir=run"]) == 0
+        assert episode_reward(Path("run/checkpoints/last.ckpt")) >= 8
 
-@pytest.mark.parametrize("memory", ["memory=gru", "memory=transformer", "head=gsde"])
-def test_what_a_policy_carries_goes_on_in_a_loop_of_its_users(
-    memory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    short = ["env.id=Pendulum-v1", "total_frames=64", "env.num_envs=2", "collector.frames_per_env=32"]
-    quick = ["update.minibatch_size=32", "update.epochs=1", "compile=false", "logger=[]", "eval.episodes=1"]
-    assert main(["train", *short, *quick, memory, "eval.video=false", "run_dir=run"]) == 0
-    capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["use_policy", "run/checkpoints/last.ckpt"])
-    runpy.run_path(str(EXAMPLES / "use_policy.py"), run_name="__main__")
-    assert -2000 < float(capsys.readouterr().out.split()[1]) < 0
+    @pytest.mark.parametrize("policy", ["memory=gru", "memory=transformer", "head=gsde"])
+    def test_keeps_the_recurrent_state(self, policy: str, episode_reward: Callable[[Path], float]) -> None:
+        short = ["env.id=Pendulum-v1", "total_frames=64", "env.num_envs=2", "collector.frames_per_env=32"]
+        quick = ["update.minibatch_size=32", "update.epochs=1", "compile=false", "logger=[]", "eval.episodes=1"]
+        assert main(["train", *short, *quick, policy, "eval.video=false", "run_dir=run"]) == 0
+        assert -2000 < episode_reward(Path("run/checkpoints/last.ckpt")) < 0
