@@ -534,13 +534,6 @@ class TestBadInput:
     ) -> None:
         assert_fails(2, words, overrides, capsys)
 
-    def test_an_option_that_the_compiled_step_does_not_have_is_assert_fails(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert_fails(
-            2, ["compile=true", "amsgrad", "compile=false"], ["compile=true", "+optimizer.amsgrad=true"], capsys
-        )
-
     def test_exploding_weights_are_reported_with_the_learning_rate(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert_fails(4, ["frames", "optimizer.lr"], ["optimizer.lr=1e30"], capsys)
 
