@@ -326,24 +326,18 @@ class TestEvaluation:
         monkeypatch.setattr(train_module, "evaluate", lambda *_, **__: Evaluation([remaining.pop(0)], [1]))
         return remaining
 
-    def test_runs_every_so_many_frames_and_at_the_end(
-        self, means: list[float], scripted: Callable[..., list[str]]
-    ) -> None:
-        means.extend([1.0, 2.0, 3.0])
-        assert run(*scripted(), "total_frames=160", "eval.every_frames=64") == 0
-        evaluated = [(float(row["step"]), float(row["eval/mean_reward"])) for row in rows() if row["eval/mean_reward"]]
-        assert evaluated == [(64, 1.0), (128, 2.0), (160, 3.0)]
-
-    def test_saves_the_best_and_the_last_checkpoint(
+    def test_is_logged_and_saves_the_best_and_the_last_checkpoint(
         self, means: list[float], scripted: Callable[..., list[str]]
     ) -> None:
         means.extend([5.0, 9.0, 7.0])
-        assert run(*scripted(), "total_frames=96", "eval.every_frames=32") == 0
+        assert run(*scripted(), "total_frames=160", "eval.every_frames=64") == 0
+        evaluated = [(float(row["step"]), float(row["eval/mean_reward"])) for row in rows() if row["eval/mean_reward"]]
+        assert evaluated == [(64, 5.0), (128, 9.0), (160, 7.0)]
         frames = {
             name: torch.load(f"run/checkpoints/{name}.ckpt", weights_only=True)["torchppo"]["frames"]
             for name in ("best", "last")
         }
-        assert frames == {"best": 64, "last": 96}
+        assert frames == {"best": 128, "last": 160}
         assert summary()["eval_return_mean"] == 7.0
 
     def test_last_checkpoint_survives_a_failure_of_the_training(
