@@ -1,4 +1,4 @@
-"""Imports point one way: pipelines to envs and modules, and those to nobody."""
+"""Imports point in one direction: pipelines to modules and envs, and within pipelines from the commands downwards."""
 
 from __future__ import annotations
 
@@ -6,77 +6,187 @@ import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ALLOWED = {
+ALLOWED_PACKAGES = {
     "envs": {"envs", "errors"},
     "modules": {"modules", "errors"},
     "pipelines": {"envs", "modules", "pipelines", "errors", "__version__"},
 }
-FORBIDDEN = {"lightning", "pytorch_lightning", "hydra", "omegaconf"}
-FILES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
-TREES = {path: ast.parse(path.read_text()) for path in FILES}
+FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "hydra", "omegaconf"}
+"""Packages that only `pipelines` may import."""
+
+LAYERS = (
+    {"param_groups", "distributed"},
+    {"step_factory", "updates", "rollout_batch", "compiled"},
+    {"collectors", "ppo"},
+    {"build", "episodes"},
+    {"callbacks", "run_files", "checkpoint"},
+    {"train", "evaluate"},
+    {"cli"},
+)
+"""Files and folders of `pipelines`, the lowest layer first. Each imports its own layer and lower ones."""
+
+LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
-def package_of(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0]
+class Import(NamedTuple):
+    """One imported name.
+
+    Attributes:
+        file: that imports, relative to the root.
+        name: dotted; a name of torchppo starts with a dot.
+        is_lazy: whether it is imported inside a function.
+
+    """
+
+    file: str
+    name: str
+    is_lazy: bool
+
+    @property
+    def package(self) -> str:
+        """The package of torchppo that is imported, or an empty string."""
+        return self.name.split(".")[1] if self.name.startswith(".") else ""
+
+    @property
+    def part(self) -> str:
+        """The file or folder of `pipelines` that is imported, or an empty string."""
+        return self.name.split(".")[2] if self.package == "pipelines" else ""
+
+    @property
+    def importer(self) -> str:
+        """The file or folder of `pipelines` that imports."""
+        return Path(self.file).parts[1].removesuffix(".py")
+
+    def __str__(self) -> str:
+        return f"{self.file} imports {self.name}"
 
 
-def imported(tree: ast.AST, package: str) -> Iterator[str]:
-    """Dotted names that a file of the dotted `package` imports; a name of torchppo begins with a dot."""
-    for node in ast.walk(tree):
+def read_imports(file: str, source: str) -> list[Import]:
+    """Return every import of a file, also those inside functions."""
+    parents = ["", *Path(file).parts[:-1]]
+
+    def walk(node: ast.AST, *, is_lazy: bool) -> Iterator[Import]:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (Import(file, alias.name, is_lazy) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parents = ["", *package.split(".")]
             base = parents[: len(parents) - (node.level - 1)] if node.level else []
-            yield from (".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names)
+            module = [node.module] if node.module else []
+            yield from (Import(file, ".".join([*base, *module, alias.name]), is_lazy) for alias in node.names)
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, is_lazy=is_lazy or is_function)
+
+    return list(walk(ast.parse(source), is_lazy=False))
 
 
-def parts_in(path: Path) -> set[str]:
-    """The parts of torchppo that a file imports."""
-    package = ".".join(path.relative_to(ROOT).parts[:-1])
-    return {name.split(".")[1] for name in imported(TREES[path], package) if name.startswith(".")}
+FILES = [path for package in ALLOWED_PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+IMPORTS = [one for path in FILES for one in read_imports(str(path.relative_to(ROOT)), path.read_text())]
+PIPELINE_IMPORTS = [one for one in IMPORTS if one.file.startswith("pipelines/")]
+
+
+def is_downward(one: Import) -> bool:
+    """Return whether an import within `pipelines` points to its own layer or a lower one."""
+    if one.importer == "compiled" and one.part == "ppo":
+        return one.is_lazy
+    return LEVELS[one.importer] >= LEVELS[one.part]
+
+
+def may_import_compiled(one: Import) -> bool:
+    """Return whether an import of `compiled/` is inside of it, or in a function of the step factory."""
+    return one.importer == "compiled" or (one.file == "pipelines/step_factory.py" and one.is_lazy)
 
 
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import lightning.pytorch as pl", {"lightning.pytorch"}),
-        ("from lightning import Trainer, Callback", {"lightning.Trainer", "lightning.Callback"}),
-        ("from ..modules.networks import mlp", {".modules.networks.mlp"}),
-        ("from .make import make_env", {".envs.make.make_env"}),
-        ("def f():\n    from .. import errors", {".errors"}),
+        ("import lightning.pytorch as pl", {("lightning.pytorch", False)}),
+        ("from lightning import Trainer, Callback", {("lightning.Trainer", False), ("lightning.Callback", False)}),
+        ("from ..modules.heads import mlp", {(".modules.heads.mlp", False)}),
+        ("from .make import make_env", {(".envs.make.make_env", False)}),
+        ("from . import make", {(".envs.make", False)}),
+        ("class A:\n    import abc", {("abc", False)}),
+        ("def f():\n    from .. import errors", {(".errors", True)}),
     ],
 )
-def test_the_reader_understands_every_form_of_import(source: str, expected: set[str]) -> None:
-    assert set(imported(ast.parse(source), "envs")) == expected
+def test_every_form_of_import_is_read(source: str, expected: set[tuple[str, bool]]) -> None:
+    assert {(one.name, one.is_lazy) for one in read_imports("envs/file.py", source)} == expected
 
 
-def test_there_is_something_to_read() -> None:
-    assert {package_of(path) for path in FILES} == set(ALLOWED)
-    assert {"envs", "modules", "errors"} < set().union(*map(parts_in, FILES))
+@pytest.mark.parametrize(
+    ("file", "source", "expected"),
+    [
+        ("pipelines/cli/main.py", "from ..train import train", True),
+        ("pipelines/train.py", "from .cli.main import main", False),
+        ("pipelines/ppo.py", "from . import param_groups", True),
+        ("pipelines/param_groups.py", "from . import ppo", False),
+        ("pipelines/build.py", "from .episodes import evaluate", True),
+        ("pipelines/compiled/graph.py", "from ..ppo import PPO", False),
+        ("pipelines/compiled/graph.py", "def f():\n    from ..ppo import PPO", True),
+    ],
+)
+def test_an_upward_import_is_recognized(file: str, source: str, expected: bool) -> None:
+    (one,) = read_imports(file, source)
+    assert is_downward(one) == expected
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-class TestEveryFile:
-    def test_imports_only_the_parts_below_its_own(self, path: Path) -> None:
-        assert parts_in(path) <= ALLOWED[package_of(path)]
-
-    def test_of_envs_and_modules_knows_nothing_of_lightning_or_hydra(self, path: Path) -> None:
-        if package_of(path) != "pipelines":
-            assert {name.split(".")[0] for name in imported(TREES[path], "")}.isdisjoint(FORBIDDEN)
-
-    def test_imports_torchppo_relatively(self, path: Path) -> None:
-        assert "torchppo" not in {name.split(".")[0] for name in imported(TREES[path], "")}
-
-    def test_leaves_instantiating_to_build(self, path: Path) -> None:
-        if path.name != "build.py":
-            assert not {name for name in imported(TREES[path], "") if name.endswith(".instantiate")}
+@pytest.mark.parametrize(
+    ("file", "source", "expected"),
+    [
+        ("pipelines/step_factory.py", "def f():\n    from .compiled.graph import TracedFunction", True),
+        ("pipelines/step_factory.py", "from .compiled.graph import TracedFunction", False),
+        ("pipelines/ppo.py", "def f():\n    from .compiled.graph import TracedFunction", False),
+        ("pipelines/compiled/graph.py", "from .inductor import CudaGraph", True),
+    ],
+)
+def test_an_import_of_compiled_is_recognized(file: str, source: str, expected: bool) -> None:
+    (one,) = read_imports(file, source)
+    assert may_import_compiled(one) == expected
 
 
-def test_errors_need_the_standard_library_alone() -> None:
-    names = imported(ast.parse((ROOT / "errors.py").read_text()), "")
-    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
+def test_every_package_is_read() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(ALLOWED_PACKAGES)
+    assert {"envs", "modules", "pipelines", "errors"} <= {one.package for one in IMPORTS}
+    assert any(one.part == "compiled" for one in IMPORTS if one.importer == "step_factory")
+
+
+def test_every_part_of_pipelines_has_a_layer() -> None:
+    paths = [path for path in (ROOT / "pipelines").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert {path.stem for path in paths} - {"__init__"} == set(LEVELS)
+
+
+def test_packages_import_only_packages_below() -> None:
+    allowed = {package: names | {""} for package, names in ALLOWED_PACKAGES.items()}
+    assert [str(one) for one in IMPORTS if one.package not in allowed[Path(one.file).parts[0]]] == []
+
+
+def test_parts_of_pipelines_import_only_lower_layers() -> None:
+    assert [str(one) for one in PIPELINE_IMPORTS if one.part and not is_downward(one)] == []
+
+
+def test_only_functions_of_the_step_factory_import_compiled() -> None:
+    imports = [one for one in PIPELINE_IMPORTS if one.part == "compiled"]
+    assert [str(one) for one in imports if not may_import_compiled(one)] == []
+
+
+def test_envs_and_modules_do_not_import_lightning_hydra_or_omegaconf() -> None:
+    others = [one for one in IMPORTS if one not in PIPELINE_IMPORTS]
+    assert [str(one) for one in others if one.name.split(".")[0] in FRAMEWORKS] == []
+
+
+def test_torchppo_is_imported_relatively() -> None:
+    assert [str(one) for one in IMPORTS if one.name.split(".")[0] == "torchppo"] == []
+
+
+def test_only_build_instantiates() -> None:
+    imports = [one for one in IMPORTS if one.name.split(".")[-1] == "instantiate"]
+    assert [str(one) for one in imports if one.file != "pipelines/build.py"] == []
+
+
+def test_errors_import_only_the_standard_library() -> None:
+    imports = read_imports("errors.py", (ROOT / "errors.py").read_text())
+    assert [str(one) for one in imports if one.name.split(".")[0] not in sys.stdlib_module_names] == []

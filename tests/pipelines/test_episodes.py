@@ -1,4 +1,4 @@
-"""An evaluation is fair, repeatable, and changes nothing."""
+"""Whole episodes are evaluated fairly and reproducibly, and the policy does not change."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ from torchppo.errors import ConfigurationError, EnvironmentFailure, NumericalErr
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import Memory
-from torchppo.pipelines import episodes as evaluation
+from torchppo.pipelines import episodes as episodes_module
 from torchppo.pipelines.episodes import Evaluation, evaluate, rollout_episodes
 
 LENGTHS = (2, 3, 7)
 
 
-class Paying(gymnasium.Env[Any, Any]):
-    """Episodes of `length` steps that each pay `reward`; keeps the actions; observations are noise."""
+class ConstantReward(gymnasium.Env[Any, Any]):
+    """Random observations and episodes of `length` steps with a constant reward."""
 
     observation_space = spaces.Box(-10, 10, (3,))
 
     def __init__(self, length: int, reward: float, action_space: spaces.Space[Any]) -> None:
         self.length, self.reward, self.action_space = length, reward, action_space
         self.steps = 0
-        self.actions: list[Any] = []
 
     def observe(self) -> Any:
         return self.np_random.normal(size=3).astype(np.float32)
@@ -45,13 +44,12 @@ class Paying(gymnasium.Env[Any, Any]):
         return self.observe(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.actions.append(np.array(action))
         self.steps += 1
         return self.observe(), self.reward, False, self.steps == self.length, {}
 
 
-class Dropping(nn.Module):
-    """Tells what mode it is in."""
+class DropoutBody(nn.Module):
+    """A body with dropout that records in which modes it was called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,8 +61,8 @@ class Dropping(nn.Module):
         return self.frozen(self.dropout(self.layer(x)))
 
 
-class First(Memory):
-    """Remembers the first observation of an episode, and nothing else."""
+class FirstObservation(Memory):
+    """A memory whose state is the first observation of the episode."""
 
     context_length = 1
 
@@ -73,27 +71,27 @@ class First(Memory):
         self.num_features = self.state_size = num_inputs
 
     def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        tape = [past[:, 0]]
-        for now, begins in zip(features.unbind(1), is_init.unbind(1), strict=True):
-            tape.append(torch.where(begins, now, tape[-1]))
-        records = torch.stack(tape, 1)
-        return records[:, 1:], records
+        states = [past[:, 0]]
+        for feature, is_first in zip(features.unbind(1), is_init.unbind(1), strict=True):
+            states.append(torch.where(is_first, feature, states[-1]))
+        stacked = torch.stack(states, 1)
+        return stacked[:, 1:], stacked
 
 
-Pair = tuple[Any, VectorEnv]
+ActorAndEnv = tuple[Any, VectorEnv]
 
 
 @pytest.fixture
-def pair() -> Callable[..., Pair]:
-    """A policy and environments of different lengths that pay 1, 10, 100 a step."""
+def make_actor_and_env() -> Callable[..., ActorAndEnv]:
+    """Return a function that makes a policy and environments with different lengths and rewards of 1, 10 and 100."""
 
-    def make(action_space: spaces.Space[Any] | None = None) -> Pair:
+    def make(action_space: spaces.Space[Any] | None = None) -> ActorAndEnv:
         torch.manual_seed(0)
-        makers = [
-            partial(Paying, length, 10.0**number, action_space or spaces.Discrete(4))
+        factories = [
+            partial(ConstantReward, length, 10.0**number, action_space or spaces.Discrete(4))
             for number, length in enumerate(LENGTHS)
         ]
-        env = VectorEnv(SerialVectorEnv(makers))
+        env = VectorEnv(SerialVectorEnv(factories))
         env.set_seed(0)
         actor, _ = make_actor_critic(
             env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]), normalize_observation=True
@@ -104,112 +102,113 @@ def pair() -> Callable[..., Pair]:
 
 
 class TestEpisodes:
-    @pytest.mark.parametrize(("episodes", "shares"), [(3, (1, 1, 1)), (6, (2, 2, 2)), (7, (3, 2, 2)), (1, (1, 0, 0))])
-    def test_are_shared_out_alike_so_that_short_ones_do_not_count_more_often(
-        self, episodes: int, shares: tuple[int, ...], pair: Callable[..., Pair]
+    @pytest.mark.parametrize(("episodes", "per_env"), [(3, (1, 1, 1)), (6, (2, 2, 2)), (7, (3, 2, 2)), (1, (1, 0, 0))])
+    def test_are_distributed_equally_over_the_environments(
+        self, episodes: int, per_env: tuple[int, ...], make_actor_and_env: Callable[..., ActorAndEnv]
     ) -> None:
-        returns, lengths = evaluate(*pair(), episodes)
-        expected = [length for length, share in zip(LENGTHS, shares, strict=True) for _ in range(share)]
+        returns, lengths = evaluate(*make_actor_and_env(), episodes)
+        expected = [length for length, number in zip(LENGTHS, per_env, strict=True) for _ in range(number)]
         assert sorted(lengths) == expected
-        paid = {2: 2.0, 3: 30.0, 7: 700.0}
-        assert returns == [paid[length] for length in lengths]
+        return_by_length = {2: 2.0, 3: 30.0, 7: 700.0}
+        assert returns == [return_by_length[length] for length in lengths]
 
-    def test_are_the_same_with_a_graph_of_the_policy(self, pair: Callable[..., Pair]) -> None:
-        assert evaluate(*pair(), 7, trace=True) == evaluate(*pair(), 7)
+    def test_are_the_same_eagerly_and_as_a_graph(self, make_actor_and_env: Callable[..., ActorAndEnv]) -> None:
+        assert evaluate(*make_actor_and_env(), 7, compile="trace") == evaluate(*make_actor_and_env(), 7)
 
-    def test_start_anew(self, pair: Callable[..., Pair]) -> None:
-        """Also where an evaluation before was left in the middle of an episode."""
-        actor, env = pair()
+    def test_start_with_a_reset(self, make_actor_and_env: Callable[..., ActorAndEnv]) -> None:
+        """The previous evaluation may have stopped in the middle of an episode."""
+        actor, env = make_actor_and_env()
         assert evaluate(actor, env, 1).lengths == [2]
         assert sorted(evaluate(actor, env, 3).lengths) == list(LENGTHS)
 
-    def test_that_never_end_are_given_up_with_the_remedy(
-        self, pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+    def test_that_do_not_end_are_an_environment_failure(
+        self, make_actor_and_env: Callable[..., ActorAndEnv], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(evaluation, "MAX_STEPS", 5)
-        with pytest.raises(EnvironmentFailure, match=r"after 5 steps.*max_steps"):
-            evaluate(*pair(), 3)
+        monkeypatch.setattr(episodes_module, "MAX_STEPS", 5)
+        with pytest.raises(EnvironmentFailure, match=r"5 steps.*max_episode_steps.*max_steps"):
+            evaluate(*make_actor_and_env(), 3)
 
-    def test_with_a_reward_that_is_no_number_are_refused_where_it_is_met(self, pair: Callable[..., Pair]) -> None:
-        actor, env = pair()
+    def test_with_a_reward_that_is_not_finite_are_rejected_at_that_step(
+        self, make_actor_and_env: Callable[..., ActorAndEnv]
+    ) -> None:
+        actor, env = make_actor_and_env()
         env.vector.envs[1].reward = float("nan")
-        with pytest.raises(NumericalError, match="reward of environment 1 is nan at step 0 of the evaluation"):
+        with pytest.raises(NumericalError, match="reward of environment 1 is nan at step 0"):
             evaluate(actor, env, 3)
 
     @pytest.mark.parametrize("episodes", [0, -1])
-    def test_must_be_at_least_one(self, episodes: int, pair: Callable[..., Pair]) -> None:
-        with pytest.raises(ConfigurationError, match=rf"episodes={episodes} must be at least 1"):
-            evaluate(*pair(), episodes)
+    def test_must_be_at_least_one(self, episodes: int, make_actor_and_env: Callable[..., ActorAndEnv]) -> None:
+        with pytest.raises(ConfigurationError, match=rf"eval\.episodes={episodes}"):
+            evaluate(*make_actor_and_env(), episodes)
 
 
 class TestPolicy:
-    def test_takes_the_most_probable_actions(self, pair: Callable[..., Pair]) -> None:
-        actor, env = pair(spaces.Box(-5, 5, (2,)))
-        for stepped in islice(rollout_episodes(actor, env), 5):
-            torch.testing.assert_close(stepped["action"], actor.get_dist(stepped.select("observation")).mode)
+    def test_takes_the_mode_of_the_distribution(self, make_actor_and_env: Callable[..., ActorAndEnv]) -> None:
+        actor, env = make_actor_and_env(spaces.Box(-5, 5, (2,)))
+        for step in islice(rollout_episodes(actor, env), 5):
+            torch.testing.assert_close(step["action"], actor.get_dist(step.select("observation")).mode)
 
-    def test_remembers_an_episode_from_its_first_step_and_none_before(self) -> None:
-        """Right answers need the first observation of their own episode, at each episode's last step."""
+    def test_memory_is_reset_with_every_episode(self) -> None:
+        """The reward of the last step depends on the first observation of the same episode."""
         env = make_vector_env("torchppo.envs:torchppo/Recall-v0", 3, num_cues=4, delay=3)
         env.set_seed(0)
         actor, _ = make_actor_critic(
-            env.observation_spec, env.action_spec, body=lambda _: nn.Identity(), memory=First, shared=True
+            env.observation_spec, env.action_spec, body=lambda _: nn.Identity(), memory=FirstObservation, shared=True
         )
         (head,) = [module for module in actor.modules() if isinstance(module, nn.Linear) and module.out_features == 4]
         head.weight.data, head.bias.data = torch.eye(4, 6), torch.zeros(4)
-        for trace in (False, True):
-            assert evaluate(actor, env, 15, trace=trace) == Evaluation([1.0] * 15, [5] * 15)
+        for compile_mode in (False, "trace"):
+            assert evaluate(actor, env, 15, compile=compile_mode) == Evaluation([1.0] * 15, [5] * 15)
 
-    def test_draws_no_random_numbers(self, pair: Callable[..., Pair]) -> None:
-        actor, env = pair()
+    def test_draws_no_random_numbers(self, make_actor_and_env: Callable[..., ActorAndEnv]) -> None:
+        actor, env = make_actor_and_env()
         before = torch.get_rng_state()
         evaluate(actor, env, 3)
         assert torch.equal(torch.get_rng_state(), before)
 
-    def test_plays_the_same_episodes_for_the_same_seed(self, pair: Callable[..., Pair]) -> None:
-        actor, env = pair()
-        played = []
+    def test_episodes_are_reproducible_by_the_seed(self, make_actor_and_env: Callable[..., ActorAndEnv]) -> None:
+        actor, env = make_actor_and_env()
+        observations = []
         for seed in (1, 1, 2):
             env.set_seed(seed)
             steps = list(islice(rollout_episodes(actor, env), 9))
-            played.append(torch.stack([stepped["observation"] for stepped in steps]))
-        assert torch.equal(played[0], played[1])
-        assert not torch.equal(played[0], played[2])
+            observations.append(torch.stack([step["observation"] for step in steps]))
+        assert torch.equal(observations[0], observations[1])
+        assert not torch.equal(observations[0], observations[2])
 
-    def test_and_its_statistics_stay_as_they_are(self, pair: Callable[..., Pair]) -> None:
-        actor, env = pair()
+    def test_weights_and_statistics_do_not_change(self, make_actor_and_env: Callable[..., ActorAndEnv]) -> None:
+        actor, env = make_actor_and_env()
         before = {name: value.clone() for name, value in actor.state_dict().items()}
         assert any("moments" in name for name in before)
         evaluate(actor, env, 6)
         assert all(torch.equal(value, before[name]) for name, value in actor.state_dict().items())
         assert all(param.grad is None for param in actor.parameters())
 
-    def test_explores_again_afterwards(self, pair: Callable[..., Pair]) -> None:
+    def test_exploration_and_gradients_are_restored(self, make_actor_and_env: Callable[..., ActorAndEnv]) -> None:
         before = exploration_type()
-        evaluate(*pair(), 3)
+        evaluate(*make_actor_and_env(), 3)
         assert exploration_type() == before != ExplorationType.DETERMINISTIC
         assert torch.is_grad_enabled()
 
 
-class TestFigures:
-    def test_are_those_of_all_episodes(self) -> None:
+class TestEvaluationStatistics:
+    def test_mean_and_standard_deviation_are_over_all_episodes(self) -> None:
         result = Evaluation([1.0, 2.0, 6.0], [1, 1, 1])
         assert result.mean == 3.0
         assert result.std == pytest.approx((14 / 3) ** 0.5)
 
-    def test_of_one_episode_have_no_deviation(self) -> None:
-        assert Evaluation([5.0], [1]).std == 0.0
+    def test_are_python_floats_also_for_one_episode(self) -> None:
+        result = Evaluation([5.0], [1])
+        assert (result.mean, result.std) == (5.0, 0.0)
+        assert (type(result.mean), type(result.std)) == (float, float)
 
-    def test_are_plain_floats(self) -> None:
-        assert [type(figure) for figure in (Evaluation([5.0], [1]).mean, Evaluation([5.0], [1]).std)] == [float, float]
 
-
-def test_nothing_is_dropped_and_every_module_goes_on_in_its_own_mode() -> None:
+def test_dropout_is_disabled_and_every_module_keeps_its_mode() -> None:
     env = make_vector_env("Pendulum-v1", 2)
-    bodies: list[Dropping] = []
+    bodies: list[DropoutBody] = []
 
     def body(_: torch.Size) -> nn.Module:
-        bodies.append(Dropping())
+        bodies.append(DropoutBody())
         return bodies[-1]
 
     actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=body)

@@ -1,4 +1,4 @@
-"""A training leaves behind what it says, and says in one line why there is none."""
+"""A training writes the documented files, or reports in one line why it cannot run."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ METRICS = {
 
 
 class Scripted(gymnasium.Env[Any, Any]):
-    """Episodes of `length` steps that pay `reward`; in step `at` of its life something happens or is `broken`."""
+    """An environment with episodes of `length` steps and a constant reward.
+
+    In step `at` since its creation it calls `event`, or its `broken` output (`observation` or `reward`) is `value`.
+    """
 
     def __init__(
         self,
@@ -88,10 +91,10 @@ class Scripted(gymnasium.Env[Any, Any]):
         self.action_space = action_space or spaces.Discrete(2)
         self.length, self.reward = length, reward
         self.at, self.event, self.broken, self.value = at, event, broken, value
-        self.steps = self.age = 0
+        self.steps = self.total_steps = 0
 
     def observe(self) -> Any:
-        value = self.value if self.broken == "observation" and self.age == self.at else 0.0
+        value = self.value if self.broken == "observation" and self.total_steps == self.at else 0.0
         return np.full(2, value, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -100,29 +103,32 @@ class Scripted(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
-        self.age += 1
-        if self.event is not None and self.age == self.at:
+        self.total_steps += 1
+        if self.event is not None and self.total_steps == self.at:
             self.event()
-        reward = self.value if self.broken == "reward" and self.age == self.at else self.reward
+        reward = self.value if self.broken == "reward" and self.total_steps == self.at else self.reward
         return self.observe(), reward, self.steps == self.length, False, {}
 
 
 @pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """Other tests of this process keep their own number."""
+def restore_threads() -> Iterator[None]:
+    """Restore the number of threads."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
-def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def scripted() -> Iterator[Callable[..., list[str]]]:
-    """Registers a scripted environment and gives the overrides that train in it; `only` one copy is out of order."""
+    """Register a `Scripted` environment and return the overrides to train in it.
+
+    With `only`, the options apply only to the environment of that number, in the order of creation.
+    """
 
     def register(*, only: int | None = None, **options: Any) -> list[str]:
         number = count()
@@ -141,8 +147,8 @@ def run(*overrides: str, run_dir: Path | str = "run") -> int:
     return main(["train", *TINY, f"run_dir={run_dir}", *overrides])
 
 
-def refused(code: int, words: list[str], overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """The training ends with a code, and with one line that holds all the words."""
+def assert_fails(code: int, words: list[str], overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Check that a training ends with an exit code and prints one line that contains all words."""
     assert run(*overrides) == code
     err = capsys.readouterr().err
     assert err.startswith("torchppo: ")
@@ -153,10 +159,10 @@ def refused(code: int, words: list[str], overrides: list[str], capsys: pytest.Ca
 
 
 def summary(run_dir: Path | str = "run") -> dict[str, Any]:
-    def refuse(constant: str) -> None:
+    def reject(constant: str) -> None:
         raise AssertionError(f"{constant} in summary.json")
 
-    return json.loads((Path(run_dir) / "summary.json").read_text(), parse_constant=refuse)
+    return json.loads((Path(run_dir) / "summary.json").read_text(), parse_constant=reject)
 
 
 def rows(run_dir: Path | str = "run") -> list[dict[str, str]]:
@@ -166,15 +172,15 @@ def rows(run_dir: Path | str = "run") -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of one whole training, and what it printed."""
+    """Return the run directory of a complete training, and what it printed."""
     run_dir, out = tmp_path_factory.mktemp("finished") / "run", StringIO()
     with redirect_stdout(out):
         assert run("seed=3", run_dir=run_dir) == 0
     return run_dir, out.getvalue()
 
 
-class TestWhatARunLeavesBehind:
-    def test_is_what_the_architecture_names(self, finished: tuple[Path, str]) -> None:
+class TestRunFiles:
+    def test_are_the_documented_ones(self, finished: tuple[Path, str]) -> None:
         run_dir, _ = finished
         assert {path.name for path in run_dir.iterdir() if path.name != ".lock"} == {
             *("config.yaml", "overrides.yaml", "metrics.csv", "tensorboard"),
@@ -182,7 +188,7 @@ class TestWhatARunLeavesBehind:
         }
         assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
 
-    def test_the_summary_has_the_documented_figures(self, finished: tuple[Path, str]) -> None:
+    def test_summary_has_the_documented_figures(self, finished: tuple[Path, str]) -> None:
         figures = summary(finished[0])
         assert set(figures) == SUMMARY
         assert (figures["env"], figures["seed"], figures["frames"]) == ("CartPole-v1", 3, 512)
@@ -195,7 +201,7 @@ class TestWhatARunLeavesBehind:
         assert 1 <= figures["eval_return_mean"] <= 500
         assert 0 <= figures["eval_return_std"] <= 250
 
-    def test_the_shares_of_time_are_all_of_it(self, finished: tuple[Path, str]) -> None:
+    def test_time_shares_sum_to_one(self, finished: tuple[Path, str]) -> None:
         shares = summary(finished[0])["time"]
         parts_of_collect = {name: shares.pop(name) for name in ("environment", "policy")}
         assert set(shares) == {"collect", "estimate", "update", "other"}
@@ -203,32 +209,30 @@ class TestWhatARunLeavesBehind:
         assert sum(shares.values()) == pytest.approx(1)
         assert sum(parts_of_collect.values()) < shares["collect"]
 
-    def test_the_environments_share_is_the_speed_against_the_environment_alone(
-        self, finished: tuple[Path, str]
-    ) -> None:
+    def test_environment_share_is_the_ratio_of_the_speeds(self, finished: tuple[Path, str]) -> None:
         figures = summary(finished[0])
         ratio = figures["frames_per_second"] / figures["environment_frames_per_second"]
         assert ratio == pytest.approx(figures["time"]["environment"])
 
-    def test_the_configuration_is_resolved_and_is_that_of_the_overrides(self, finished: tuple[Path, str]) -> None:
+    def test_configuration_is_resolved_and_follows_from_the_overrides(self, finished: tuple[Path, str]) -> None:
         run_dir, _ = finished
         text = (run_dir / "config.yaml").read_text()
         overrides = yaml.safe_load((run_dir / "overrides.yaml").read_text())
         assert "${" not in text
         assert overrides == [*TINY, f"run_dir={run_dir}", "seed=3"]
-        again = OmegaConf.to_container(compose(overrides), resolve=True)
-        found = yaml.safe_load(text)
-        assert [Path(folder).is_dir() for folder in found.pop("code_dirs")] == [True]
-        assert found == again
+        composed = OmegaConf.to_container(compose(overrides), resolve=True)
+        stored = yaml.safe_load(text)
+        assert [Path(folder).is_dir() for folder in stored.pop("code_dirs")] == [True]
+        assert stored == composed
 
-    def test_metrics_have_their_usual_names_over_frames(self, finished: tuple[Path, str]) -> None:
+    def test_metrics_have_the_documented_names_and_are_over_frames(self, finished: tuple[Path, str]) -> None:
         table = rows(finished[0])
         assert set(table[0]) >= METRICS
-        learning = [row for row in table if row["train/entropy"]]
-        assert [float(row["step"]) for row in learning] == [256, 512]
+        updates = [row for row in table if row["train/entropy"]]
+        assert [float(row["step"]) for row in updates] == [256, 512]
         assert [float(row["step"]) for row in table if row["eval/mean_reward"]] == [512]
         assert all(math.isfinite(float(value)) for row in table for value in row.values() if value)
-        assert all(float(row["time/fps"]) > 1 for row in learning)
+        assert all(float(row["time/fps"]) > 1 for row in updates)
 
     def test_metrics_agree_with_the_summary(self, finished: tuple[Path, str]) -> None:
         figures, table = summary(finished[0]), rows(finished[0])
@@ -249,63 +253,63 @@ class TestWhatARunLeavesBehind:
         assert checkpoint["torchppo"]["config"]["env"]["id"] == "CartPole-v1"
         assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
 
-    def test_the_terminal_shows_the_figures_and_where_the_files_are(self, finished: tuple[Path, str]) -> None:
-        """Whole paths, also where the terminal is narrow: they may go on in the next line."""
+    def test_terminal_shows_the_figures_and_the_paths_of_the_files(self, finished: tuple[Path, str]) -> None:
+        """A narrow terminal wraps long paths but does not shorten them."""
         run_dir, out = finished
         shown = "".join(re.sub("[│|]", "", out).split())
         for words in ("CartPole-v1,seed3:completed", "512in", "+-"):
             assert words in shown
-        for path in ("checkpoints/last.ckpt", "learning_curve.png"):
-            assert str(run_dir / path) in shown
+        for name, path in (("checkpoint", "checkpoints/last.ckpt"), ("learningcurve", "learning_curve.png")):
+            assert f"{name}:{run_dir / path}" in shown
 
-    def test_the_learning_curve_is_a_picture(self, finished: tuple[Path, str]) -> None:
+    def test_learning_curve_is_a_png(self, finished: tuple[Path, str]) -> None:
         assert (finished[0] / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
-    def test_a_video_on_demand(self) -> None:
+    def test_video_is_recorded_if_enabled(self) -> None:
         assert run("eval.video=true", "total_frames=256") == 0
-        (film,) = (Path("run") / "videos").iterdir()
-        assert film.suffix == ".mp4"
-        assert film.read_bytes()[4:8] == b"ftyp"
+        (video,) = (Path("run") / "videos").iterdir()
+        assert video.suffix == ".mp4"
+        assert video.read_bytes()[4:8] == b"ftyp"
 
     @pytest.mark.parametrize(
-        ("logger", "there", "absent"),
+        ("logger", "present", "absent"),
         [
             ("csv", {"metrics.csv", "learning_curve.png"}, {"tensorboard"}),
             ("tensorboard", {"tensorboard"}, {"metrics.csv", "learning_curve.png"}),
             ("[]", set(), {"metrics.csv", "learning_curve.png", "tensorboard"}),
         ],
     )
-    def test_other_loggers_leave_other_files(
-        self, logger: str, there: set[str], absent: set[str], scripted: Callable[..., list[str]]
+    def test_depend_on_the_loggers(
+        self, logger: str, present: set[str], absent: set[str], scripted: Callable[..., list[str]]
     ) -> None:
         assert run(*scripted(), f"logger={logger}") == 0
         names = {path.name for path in Path("run").iterdir()}
-        assert names >= {"summary.json", "checkpoints", *there}
+        assert names >= {"summary.json", "checkpoints", *present}
         assert not names & absent
 
 
 class TestFigures:
-    def test_returns_are_raw_whatever_learning_sees(self, scripted: Callable[..., list[str]]) -> None:
+    def test_returns_are_raw_despite_reward_transforms(self, scripted: Callable[..., list[str]]) -> None:
         transforms = "transforms=[{_target_: torchrl.envs.RewardScaling, loc: 0, scale: 0.1}]"
         assert run(*scripted(length=4, reward=3.0), "reward=normalized", transforms) == 0
         figures = summary()
         assert (figures["train_return_mean"], figures["train_episodes"]) == (12.0, 16)
         assert (figures["eval_return_mean"], figures["eval_return_std"]) == (12.0, 0.0)
 
-    def test_those_that_do_not_exist_are_null(self, scripted: Callable[..., list[str]]) -> None:
+    def test_that_do_not_exist_are_null(self, scripted: Callable[..., list[str]]) -> None:
         assert run(*scripted(length=100)) == 0
         figures = summary()
         assert (figures["train_return_mean"], figures["train_episodes"]) == (None, 0)
         assert figures["eval_return_mean"] == 300.0
 
     @pytest.mark.parametrize(("total_frames", "frames"), [(95, 64), (96, 96), (10, 32)])
-    def test_of_frames_stay_within_the_total_but_for_the_first_rollout(
+    def test_frames_do_not_exceed_the_total_after_the_first_rollout(
         self, total_frames: int, frames: int, scripted: Callable[..., list[str]]
     ) -> None:
         assert run(*scripted(), f"total_frames={total_frames}") == 0
         assert summary()["frames"] == frames
 
-    def test_are_the_same_for_the_same_seed(self) -> None:
+    def test_are_reproducible_by_the_seed(self) -> None:
         results = []
         for number, seed in enumerate((5, 5, 6)):
             run(f"seed={seed}", "logger=csv", "policy.normalize_observation=true", run_dir=f"run{number}")
@@ -314,49 +318,29 @@ class TestFigures:
         assert results[0] != results[2]
 
 
-class TestMixedPrecision:
-    @pytest.mark.parametrize(("speed", "told"), [(0.5, True), (1.8, False)])
-    def test_that_a_processor_does_not_gain_by_is_told(
-        self,
-        speed: float,
-        told: bool,
-        scripted: Callable[..., list[str]],
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        monkeypatch.setattr(train_module, "bf16_speed", lambda: speed)
-        assert run(*scripted(), "trainer.precision=bf16-mixed") == 0
-        line = "trainer.precision=bf16-mixed: this processor multiplies in bfloat16 at 0.5 times the speed of float32"
-        assert (line in capsys.readouterr().err) == told
-
-
 class TestEvaluation:
     @pytest.fixture
     def means(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-        """What the evaluations to come find."""
-        left: list[float] = []
-        monkeypatch.setattr(train_module, "evaluate", lambda *_, **__: Evaluation([left.pop(0)], [1]))
-        return left
+        """Return the list of the means that the following evaluations return."""
+        remaining: list[float] = []
+        monkeypatch.setattr(train_module, "evaluate", lambda *_, **__: Evaluation([remaining.pop(0)], [1]))
+        return remaining
 
-    def test_takes_place_every_so_many_frames_and_at_the_end(
+    def test_is_logged_and_saves_the_best_and_the_last_checkpoint(
         self, means: list[float], scripted: Callable[..., list[str]]
     ) -> None:
-        means.extend([1.0, 2.0, 3.0])
+        means.extend([5.0, 9.0, 7.0])
         assert run(*scripted(), "total_frames=160", "eval.every_frames=64") == 0
         evaluated = [(float(row["step"]), float(row["eval/mean_reward"])) for row in rows() if row["eval/mean_reward"]]
-        assert evaluated == [(64, 1.0), (128, 2.0), (160, 3.0)]
-
-    def test_keeps_the_best_and_the_last(self, means: list[float], scripted: Callable[..., list[str]]) -> None:
-        means.extend([5.0, 9.0, 7.0])
-        assert run(*scripted(), "total_frames=96", "eval.every_frames=32") == 0
+        assert evaluated == [(64, 5.0), (128, 9.0), (160, 7.0)]
         frames = {
             name: torch.load(f"run/checkpoints/{name}.ckpt", weights_only=True)["torchppo"]["frames"]
             for name in ("best", "last")
         }
-        assert frames == {"best": 64, "last": 96}
+        assert frames == {"best": 128, "last": 160}
         assert summary()["eval_return_mean"] == 7.0
 
-    def test_keeps_the_last_of_a_training_that_fails_later(
+    def test_last_checkpoint_survives_a_failure_of_the_training(
         self, means: list[float], scripted: Callable[..., list[str]]
     ) -> None:
         means.extend([5.0, 4.0])
@@ -367,7 +351,7 @@ class TestEvaluation:
         assert run(*scripted(at=20, event=fail), "total_frames=96", "eval.every_frames=32") == 3
         assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["torchppo"]["frames"] == 64
 
-    def test_that_fails_does_not_cost_the_training(
+    def test_last_checkpoint_survives_a_failure_of_the_evaluation(
         self, scripted: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(*_: Any, **__: Any) -> Evaluation:
@@ -378,20 +362,19 @@ class TestEvaluation:
             run(*scripted())
         assert Path("run/checkpoints/last.ckpt").is_file()
 
-    def test_of_a_torchrl_environment_leaves_the_number_of_threads(self, scripted: Callable[..., list[str]]) -> None:
-        """TorchRL's batched environments take more threads when they are closed."""
-        seen: list[int] = []
-        scripted(at=12, event=lambda: seen.append(torch.get_num_threads()))
+    def test_of_a_torchrl_environment_keeps_the_number_of_threads(self, scripted: Callable[..., list[str]]) -> None:
+        """TorchRL's batched environments change it when they are closed."""
+        num_threads: list[int] = []
+        scripted(at=12, event=lambda: num_threads.append(torch.get_num_threads()))
         env = ("env=torchrl", "env._target_=torchrl.envs.GymEnv", "+env.env_name=Scripted-v0", "num_threads=1")
         sizes = ("collector.frames_per_env=8", "update.minibatch_size=8", "total_frames=16", "eval.every_frames=8")
         assert run(*env, *sizes) == 0
-        assert seen == [1]
+        assert num_threads == [1]
 
-    def test_does_not_disturb_the_training(self, scripted: Callable[..., list[str]]) -> None:
-        """Not even its random numbers."""
+    def test_does_not_change_the_training(self, scripted: Callable[..., list[str]]) -> None:
         weights = []
         overrides = scripted()
-        for run_dir, every in (("once", "null"), ("often", "32")):
+        for run_dir, every in (("rare", "null"), ("frequent", "32")):
             assert run(*overrides, f"eval.every_frames={every}", run_dir=run_dir) == 0
             weights.append(torch.load(f"{run_dir}/checkpoints/last.ckpt", weights_only=True)["state_dict"])
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -404,13 +387,13 @@ class TestBadInput:
             (["env.id=CartPol-v1"], 3, ["CartPol-v1", "'CartPole-v1'"]),
             (["env.id=no_such_module:Env-v0"], 3, ["no_such_module"]),
             (["+env.nonsense=1"], 3, ["nonsense", "CartPole-v1"]),
-            (["update.minibatch_size=512"], 2, ["minibatch_size=512", "larger", "256"]),
+            (["update.minibatch_size=512"], 2, ["minibatch_size=512", "256"]),
             (["update.minibatch_size=100"], 2, ["minibatch_size=100", "256", "64", "128"]),
             (["policy=cnn"], 2, ["policy=cnn", "policy=mlp"]),
             (["head=gsde", "policy.head.num_steps=0", "env.id=Pendulum-v1"], 2, ["num_steps=0"]),
             (["ppo.normalize_advantage=true"], 2, ["normalize_advantage=True", "minibatch"]),
             (["policy=gru", "update.sequence_length=48"], 2, ["sequence_length=48", "32"]),
-            (["policy=gru", "update.minibatch_size=16"], 2, ["minibatch_size=16", "whole sequences"]),
+            (["policy=gru", "update.minibatch_size=16"], 2, ["minibatch_size=16", "sequence"]),
             (["memory=transformer", "policy.memory.num_heads=5"], 2, ["num_heads=5", "width=64"]),
             (["critic=hl_gauss", "objective.clip_value=0.2"], 2, ["clip_value=0.2", "CategoricalValue"]),
             (
@@ -446,26 +429,25 @@ class TestBadInput:
             (["policy.body.num_cells=[a]"], 2, ["num_cells=['a']"]),
             (["env=torchrl", "env._target_=collections.OrderedDict"], 3, ["OrderedDict", "EnvBase"]),
             (["transforms=[3]"], 2, ["3", "_target_"]),
-            (["ppo.max_grad_norm=-1"], 2, ["ppo.max_grad_norm=-1", "positive"]),
+            (["ppo.max_grad_norm=-1"], 2, ["ppo.max_grad_norm=-1"]),
             (["ppo.value_pretraining=-1"], 2, ["ppo.value_pretraining=-1"]),
-            (["eval.stop_at=high"], 2, ["eval.stop_at=high", "a number"]),
-            (["seed=null"], 2, ["seed", "a whole number"]),
-            (["ppo.max_grad_norm=null"], 2, ["ppo.max_grad_norm", "a number"]),
-            (["trainer.precision=64-true"], 2, ["trainer.precision=64-true", "32-true", "bf16-mixed"]),
+            (["eval.stop_at=high"], 2, ["eval.stop_at=high"]),
+            (["seed=null"], 2, ["seed=None"]),
+            (["ppo.max_grad_norm=null"], 2, ["ppo.max_grad_norm=None"]),
             (["trainer.strategy=ddp_fork", "trainer.devices=2"], 2, ["trainer.strategy=ddp_fork", "strategy=ddp"]),
             (["trainer.strategy=ddp_spawn", "trainer.devices=2"], 2, ["trainer.strategy=ddp_spawn", "strategy=ddp"]),
-            (["trainer.max_epochs=0"], 2, ["trainer.max_epochs"]),
-            (["+trainer.limit_train_batches=0"], 2, ["limit_train_batches"]),
-            (["estimator.gamma=1.5"], 2, ["gamma=1.5", "between 0 and 1"]),
-            (["critic.lmbda=-0.1"], 2, ["lmbda=-0.1", "between 0 and 1"]),
+            (["trainer.max_epochs=0"], 2, ["trainer.max_epochs=0"]),
+            (["+trainer.limit_train_batches=0"], 2, ["trainer.limit_train_batches=0"]),
+            (["estimator.gamma=1.5"], 2, ["estimator.gamma=1.5"]),
+            (["critic.lmbda=-0.1"], 2, ["critic.lmbda=-0.1"]),
             (["policy=transformer", "policy.memory.num_heads=0"], 2, ["policy.memory.num_heads=0"]),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else None,
     )
-    def test_is_refused_before_a_folder_is_made(
+    def test_is_rejected_before_the_run_directory_is_created(
         self, overrides: list[str], code: int, words: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        refused(code, words, overrides, capsys)
+        assert_fails(code, words, overrides, capsys)
         assert not Path("run").exists()
 
     @pytest.mark.parametrize(
@@ -480,14 +462,14 @@ class TestBadInput:
         ],
         ids=lambda value: str(next(iter(value.values()))) if isinstance(value, dict) else None,
     )
-    def test_an_unsupported_space_is_named_with_the_supported_ones(
+    def test_an_unsupported_space_is_named(
         self,
         options: dict[str, Any],
         words: list[str],
         scripted: Callable[..., list[str]],
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        refused(3, [*words, "not supported; supported"], scripted(**options), capsys)
+        assert_fails(3, [*words, "supported"], scripted(**options), capsys)
 
     @pytest.mark.parametrize("action_space", ACTION_SPACES, ids=["discrete", "continuous"])
     @pytest.mark.parametrize(
@@ -497,7 +479,7 @@ class TestBadInput:
             *(("reward", math.nan, 3, 2), ("reward", -math.inf, 9, 0)),
         ],
     )
-    def test_a_number_that_is_not_finite_is_traced_to_its_environment_and_step(
+    def test_a_value_that_is_not_finite_is_reported_with_environment_and_step(
         self,
         broken: str,
         value: float,
@@ -507,19 +489,19 @@ class TestBadInput:
         scripted: Callable[..., list[str]],
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        """Rollouts are of 8 steps: the ninth step of an environment's life is the second rollout's first."""
+        """A rollout has 8 steps, so the ninth step of an environment is the first one of the second rollout."""
         overrides = scripted(only=2, length=50, broken=broken, value=value, at=at, action_space=action_space)
-        refused(4, [f"{broken} of environment 2 is {value}", f"step {step} of the rollout"], overrides, capsys)
+        assert_fails(4, [f"{broken} of environment 2 is {value}", f"step {step}"], overrides, capsys)
 
     @pytest.mark.parametrize("action_space", ACTION_SPACES, ids=["discrete", "continuous"])
-    def test_a_first_observation_that_is_not_finite_is_traced_to_its_environment(
+    def test_a_first_observation_that_is_not_finite_is_reported_with_its_environment(
         self, action_space: spaces.Space[Any], scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
         overrides = scripted(only=2, broken="observation", at=0, action_space=action_space)
-        refused(4, ["observation of environment 2 is nan"], overrides, capsys)
+        assert_fails(4, ["observation of environment 2 is nan"], overrides, capsys)
 
     @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_an_environment_that_fails_is_told_the_same_in_process_and_in_workers(
+    def test_a_failing_environment_is_reported_in_process_and_in_workers(
         self, num_workers: int, scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
         def fail() -> None:
@@ -528,44 +510,41 @@ class TestBadInput:
         overrides = [*scripted(at=9, event=fail), f"env.num_workers={num_workers}"]
         assert run(*overrides) == 3
         err = capsys.readouterr().err
-        assert "ValueError: the robot fell off the table; its traceback stands above" in err.splitlines()[-1]
+        assert "ValueError: the robot fell off the table" in err.splitlines()[-1]
         assert multiprocessing.active_children() == []
 
     @pytest.mark.parametrize(
         ("overrides", "words"),
         [
             (["optimizer.lr=-1"], ["optimizer", "-1"]),
+            (["trainer.precision=64-true"], ["trainer.precision=64-true", "32-true", "bf16-mixed"]),
+            (["compile=true", "+optimizer.amsgrad=true"], ["optimizer.amsgrad=true", "compile=false"]),
             (["+critic.optimizer.learning_rate=1"], ["critic.optimizer.learning_rate", "Adam", "lr, betas"]),
             (["+trainer.gradient_clip_val=0.5"], ["trainer", "gradient_clip_val"]),
         ],
     )
-    def test_what_only_the_training_sees_is_one_line_too(
+    def test_that_appears_when_training_starts_is_reported_in_one_line(
         self, overrides: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        refused(2, words, overrides, capsys)
+        assert_fails(2, words, overrides, capsys)
 
-    def test_an_option_that_the_compiled_step_does_not_have_is_refused(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        refused(2, ["compile=true", "amsgrad", "compile=false"], ["compile=true", "+optimizer.amsgrad=true"], capsys)
+    def test_exploding_weights_are_reported_with_the_learning_rate(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert_fails(4, ["frames", "optimizer.lr"], ["optimizer.lr=1e30"], capsys)
 
-    def test_weights_that_explode_are_told_with_the_remedy(self, capsys: pytest.CaptureFixture[str]) -> None:
-        refused(4, ["frames", "optimizer.lr"], ["optimizer.lr=1e30"], capsys)
-
-    def test_without_ale_py_an_atari_game_names_the_command(
+    def test_a_missing_ale_py_is_reported_with_the_command_to_install_it(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setitem(sys.modules, "ale_py.vector_env", None)
-        refused(3, ["pip install 'torchppo[atari]'"], ["env=pong", "policy=cnn"], capsys)
+        assert_fails(3, ["pip install 'torchppo[atari]'"], ["env=pong", "policy=cnn"], capsys)
 
     @pytest.mark.parametrize(("logger", "package"), [("wandb", "wandb"), ("mlflow", "mlflow")])
-    def test_without_its_package_a_logger_names_the_command(
+    def test_a_missing_logger_is_reported_with_the_command_to_install_it(
         self, logger: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         for name in (package, f"{package}_skinny"):
             monkeypatch.setitem(sys.modules, name, None)
         monkeypatch.setattr(f"lightning.pytorch.loggers.{logger}._{package.upper()}_AVAILABLE", False)
-        refused(2, [f"pip install 'torchppo[{logger}]'"], [f"logger={logger}"], capsys)
+        assert_fails(2, [f"pip install 'torchppo[{logger}]'"], [f"logger={logger}"], capsys)
 
 
 class TestRunDir:
@@ -573,49 +552,49 @@ class TestRunDir:
         files = (path for path in Path("run").rglob("*") if path.is_file())
         return {path: path.read_bytes() for path in files if path.name != ".lock"}
 
-    def test_in_which_nothing_was_trained_can_be_used_again(
+    def test_without_a_completed_rollout_can_be_used_again(
         self, scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
         overrides = scripted()
-        refused(2, ["optimizer", "learning rate: -1"], [*overrides, "optimizer.lr=-1"], capsys)
+        assert_fails(2, ["optimizer", "-1"], [*overrides, "optimizer.lr=-1"], capsys)
         assert run(*overrides) == 0
 
-    def test_that_holds_a_run_is_left_alone(
+    def test_that_holds_a_run_is_not_changed(
         self, scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
         overrides = scripted()
         assert run(*overrides) == 0
         before = self.contents()
         capsys.readouterr()
-        refused(2, ["run_dir=run", "already holds a run"], overrides, capsys)
+        assert_fails(2, ["run_dir=run"], overrides, capsys)
         assert self.contents() == before
 
-    def test_that_is_locked_is_left_alone(
+    def test_that_is_locked_is_not_changed(
         self, scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
         Path("run").mkdir()
         with FileLock("run/.lock"):
-            refused(6, ["run_dir=run", "in use"], scripted(), capsys)
+            assert_fails(6, ["run_dir=run"], scripted(), capsys)
         assert not Path("run/config.yaml").exists()
 
-    def test_may_exist_if_it_is_empty(self, scripted: Callable[..., list[str]]) -> None:
+    def test_may_exist_and_be_empty(self, scripted: Callable[..., list[str]]) -> None:
         Path("run").mkdir()
         assert run(*scripted()) == 0
 
-    def test_that_cannot_be_made_is_a_failure_of_input_and_output(
+    def test_that_cannot_be_created_is_an_input_output_error(
         self, scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        Path("file").write_text("in the way")
+        Path("file").write_text("text")
         assert run(*scripted(), run_dir="file/run") == 74
         err = capsys.readouterr().err
         assert re.fullmatch(r"torchppo: Not a directory: .*\n", err)
 
 
 class TestSignals:
-    def test_sigterm_ends_the_training_after_its_rollout_with_everything_saved(
-        self, scripted: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+    def test_sigterm_ends_the_training_after_the_rollout_and_saves_everything(
+        self, scripted: Callable[..., list[str]]
     ) -> None:
-        handler = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody took the signal"))
+        handler = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the signal was not handled"))
         try:
             overrides = scripted(only=0, at=12, event=lambda: signal.raise_signal(signal.SIGTERM))
             assert run(*overrides, "total_frames=320") == 143
@@ -626,29 +605,28 @@ class TestSignals:
         assert (figures["exit"], figures["frames"]) == ("interrupted", 64)
         assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["torchppo"]["frames"] == 64
 
-    def test_belong_to_who_had_them_once_the_training_is_over(self, scripted: Callable[..., list[str]]) -> None:
-        def own(number: int, frame: object) -> None:
-            """What a program does at SIGTERM."""
+    def test_handlers_are_restored_after_the_training(self, scripted: Callable[..., list[str]]) -> None:
+        def handler(number: int, frame: object) -> None: ...
 
-        before = signal.signal(signal.SIGTERM, own)
+        before = signal.signal(signal.SIGTERM, handler)
         try:
             assert run(*scripted()) == 0
-            assert signal.getsignal(signal.SIGTERM) is own
+            assert signal.getsignal(signal.SIGTERM) is handler
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    def test_in_an_evaluation_it_ends_that_and_the_training_at_once(
+    def test_sigint_in_an_evaluation_ends_evaluation_and_training(
         self, scripted: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]
     ) -> None:
         overrides = scripted(only=4, at=5, event=lambda: signal.raise_signal(signal.SIGINT), length=9)
         assert run(*overrides, "total_frames=320", "eval.every_frames=64", "eval.episodes=1") == 130
-        assert "once more to stop at once" in capfd.readouterr().err
+        assert "again" in capfd.readouterr().err
         figures = summary()
         assert (figures["exit"], figures["frames"]) == ("interrupted", 64)
         assert (figures["eval_episodes"], figures["eval_return_mean"]) == (0, None)
         assert {path.name for path in Path("run/checkpoints").iterdir()} == {"last.ckpt"}
 
-    def test_in_a_rollout_begins_no_evaluation(
+    def test_sigint_in_a_rollout_skips_the_evaluation(
         self, scripted: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         overrides = scripted(only=0, at=12, event=lambda: signal.raise_signal(signal.SIGINT))
@@ -657,7 +635,7 @@ class TestSignals:
         figures = summary()
         assert (figures["frames"], figures["eval_episodes"]) == (64, 0)
 
-    def test_before_the_first_rollout_it_ends_the_command_and_takes_no_directory(
+    def test_sigint_before_the_first_rollout_leaves_the_run_directory_usable(
         self, scripted: Callable[..., list[str]]
     ) -> None:
         overrides = scripted()
@@ -671,9 +649,7 @@ class TestSignals:
         assert run(*overrides) == 0
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_to_a_whole_group_end_a_long_training_with_workers_the_same_way(
-        self, number: signal.Signals, tmp_path: Path
-    ) -> None:
+    def test_to_the_process_group_end_a_training_with_workers(self, number: signal.Signals, tmp_path: Path) -> None:
         words = [*TINY, "total_frames=100_000_000", "logger=csv", "run_dir=run", "env.num_workers=2"]
         process = subprocess.Popen(
             [sys.executable, "-m", "torchppo", "train", *words],

@@ -1,4 +1,4 @@
-"""Configurations are composed, completed and swept; only what can work is let through."""
+"""Configurations are composed from choices and overrides, and invalid overrides are rejected."""
 
 from __future__ import annotations
 
@@ -11,20 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from torchppo.errors import ConfigurationError
 from torchppo.pipelines.cli.config import compose, keys_of, options_by_group
-from torchppo.pipelines.cli.sweep import combinations
 
 CONF = Path(__file__).parents[3] / "conf"
 
 
-def seeds_and_rates(overrides: list[str]) -> list[tuple[int, float]]:
-    """Of every run of a sweep, in order."""
-    cfgs = [compose(combination) for combination in combinations(overrides)]
-    return [(cfg.seed, cfg.optimizer.lr) for cfg in cfgs]
-
-
 @pytest.fixture
 def user_conf(tmp_path: Path) -> Path:
-    """A folder of a user's own: a policy, an experiment that uses it, and another group."""
+    """Return a user's folder: a policy, an experiment that uses it, and a new group."""
     files = {
         "policy/ours.yaml": "# Ours.\n_target_: ours.make\nwidth: 7\n",
         "experiment/ours.yaml": "# @package _global_\n# Ours.\ndefaults: [override /policy: ours]\nseed: 9\n",
@@ -37,7 +30,7 @@ def user_conf(tmp_path: Path) -> Path:
 
 
 class TestComposition:
-    def test_a_plain_training_is_cartpole_with_the_clipped_objective(self) -> None:
+    def test_the_default_is_cartpole_with_the_clipped_objective(self) -> None:
         cfg = compose([])
         assert cfg.env.id == "CartPole-v1"
         assert cfg.objective._target_.endswith(".ClipPPOLoss")
@@ -52,28 +45,26 @@ class TestComposition:
             *("optimizer.lr", "schedule", "eval.every_frames", "eval.episodes", "trainer.devices"),
         ],
     )
-    def test_the_main_keys_are_there(self, key: str) -> None:
+    def test_the_main_keys_exist(self, key: str) -> None:
         *parents, name = key.split(".")
         cfg = compose([])
         assert name in (OmegaConf.select(cfg, ".".join(parents)) if parents else cfg)
 
-    def test_holds_nothing_of_hydras_own(self) -> None:
+    def test_keys_of_hydra_are_removed(self) -> None:
         assert "hydra" not in compose([])
 
     def test_a_whole_number_may_be_written_as_a_power_of_ten(self) -> None:
         total_frames = compose(["total_frames=1e5"]).total_frames
         assert total_frames == 100_000
         assert type(total_frames) is int
-        with pytest.raises(ConfigurationError, match=r"total_frames=1\.5 is not a whole number"):
-            compose(["total_frames=1.5"])
 
     @pytest.mark.parametrize("name", options_by_group()["env"])
-    def test_an_environment_by_itself_fills_the_minibatches(self, name: str) -> None:
-        if name not in ("gymnasium", "torchrl", "atari"):  # which need an id
+    def test_minibatches_divide_the_rollout_of_every_environment(self, name: str) -> None:
+        if name not in ("gymnasium", "torchrl", "atari"):  # these need an id
             cfg = compose([f"env={name}"])
             assert cfg.env.num_envs * cfg.collector.frames_per_env % cfg["update"].minibatch_size == 0
 
-    def test_numbers_in_a_users_folder_are_what_belongs_there(self, user_conf: Path) -> None:
+    def test_numbers_in_a_users_folder_have_the_types_of_the_defaults(self, user_conf: Path) -> None:
         experiment = user_conf / "experiment" / "ours.yaml"
         experiment.write_text(experiment.read_text() + "total_frames: 1e4\noptimizer: {lr: 1}\n")
         cfg = compose(["experiment=ours"], user_conf)
@@ -81,40 +72,40 @@ class TestComposition:
         (user_conf / "policy" / "ours.yaml").write_text("_target_: torchppo.modules.actor_critic.make_actor_critic\n")
         assert "shared" not in compose(["experiment=ours"], user_conf).policy
         experiment.write_text(experiment.read_text().replace("1e4", "many"))
-        with pytest.raises(ConfigurationError, match="total_frames=many is not a whole number"):
+        with pytest.raises(ConfigurationError, match="total_frames=many"):
             compose(["experiment=ours"], user_conf)
 
-    def test_a_users_own_choices_are_among_the_names(self, user_conf: Path) -> None:
-        with pytest.raises(ConfigurationError, match=r"policy=our \(did you mean 'ours'\?\); there is .*ours"):
+    def test_a_users_choices_are_suggested(self, user_conf: Path) -> None:
+        with pytest.raises(ConfigurationError, match=r"policy=our .*'ours'"):
             compose(["policy=our"], user_conf)
 
-    def test_broken_yaml_is_one_line(self, tmp_path: Path) -> None:
+    def test_invalid_yaml_is_reported_in_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "policy").mkdir()
         (tmp_path / "policy" / "mine.yaml").write_text("a: [1, 2\nb: }")
-        with pytest.raises(ConfigurationError, match=r"mine.yaml") as told:
+        with pytest.raises(ConfigurationError, match=r"mine.yaml") as raised:
             compose(["policy=mine"], tmp_path)
-        assert len(str(told.value).splitlines()) == 1
+        assert len(str(raised.value).splitlines()) == 1
 
-    def test_a_part_is_swapped_by_one_word(self) -> None:
+    def test_components_are_chosen_by_one_override(self) -> None:
         cfg = compose(["objective=kl_penalty", "schedule@schedule.lr=cosine", "reward=clipped"])
         assert cfg.objective._target_.endswith(".KLPENPPOLoss")
         assert cfg.schedule.lr._target_.endswith(".cosine")
         assert cfg.schedule.clip_epsilon._target_.endswith(".constant")
         assert cfg.ppo.reward_normalizer._target_.endswith(".RewardClipper")
 
-    def test_an_override_wins_over_an_experiment_wherever_it_stands(self) -> None:
+    def test_an_override_has_precedence_over_an_experiment_in_any_order(self) -> None:
         for words in (["estimator.gamma=0.5", "experiment=pendulum"], ["experiment=pendulum", "estimator.gamma=0.5"]):
             cfg = compose(words)
             assert (cfg.env.id, cfg.estimator.gamma, cfg.optimizer.lr) == ("Pendulum-v1", 0.5, 1e-3)
 
-    def test_an_experiment_builds_on_another(self) -> None:
+    def test_an_experiment_can_extend_another(self) -> None:
         cfg = compose(["experiment=hopper"])
         assert (cfg.env.id, cfg.collector.frames_per_env) == ("Hopper-v5", 2048)
 
-    def test_the_reward_normaliser_discounts_as_the_estimator_does(self) -> None:
+    def test_the_reward_normalizer_uses_the_gamma_of_the_estimator(self) -> None:
         assert compose(["reward=normalized", "estimator.gamma=0.9"]).ppo.reward_normalizer.gamma == 0.9
 
-    def test_a_later_word_wins(self) -> None:
+    def test_the_last_override_of_a_key_counts(self) -> None:
         assert compose(["seed=1", "seed=2"]).seed == 2
 
     def test_keys_are_added_with_a_plus_and_removed_with_a_tilde(self) -> None:
@@ -122,7 +113,7 @@ class TestComposition:
         assert cfg.env.max_episode_steps == 7
         assert "num_workers" not in cfg.env
 
-    def test_loggers_can_be_chosen_or_left_out(self) -> None:
+    def test_loggers_can_be_chosen_or_disabled(self) -> None:
         assert set(compose(["logger=csv"]).logger) == {"csv"}
         assert set(compose(["logger=[]"]).get("logger") or {}) == set()
 
@@ -134,18 +125,18 @@ class TestRunDir:
             *(([], "cartpole", 0), (["env=acrobot", "seed=3"], "acrobot", 3), (["experiment=hopper"], "hopper", 0)),
             *((["env.id=ALE/Pong-v5"], "ALE-Pong-v5", 0), (["experiment=hopper", "env.id=Ant-v5"], "hopper", 0)),
         ],
-        ids=["env", "another env", "experiment", "an id", "an experiment with another id"],
+        ids=["default", "env", "experiment", "env.id", "experiment and env.id"],
     )
     def test_is_named_after_the_experiment_or_the_environment(
         self, overrides: list[str], parent: str, seed: int
     ) -> None:
         assert re.fullmatch(rf"runs/{parent}/\d{{8}}-\d{{6}}-s{seed}", compose(overrides).run_dir)
 
-    @pytest.mark.parametrize("name", ["here", "/somewhere/else", "20260101"])
-    def test_is_what_the_user_says(self, name: str) -> None:
+    @pytest.mark.parametrize("name", ["here", "/other/folder", "20260101"])
+    def test_can_be_set(self, name: str) -> None:
         assert compose([f"run_dir={name}"]).run_dir == name
 
-    def test_reaches_the_loggers(self) -> None:
+    def test_is_the_directory_of_the_loggers(self) -> None:
         assert compose(["run_dir=here"]).logger.csv.save_dir == "here"
 
 
@@ -153,19 +144,19 @@ class TestUserConf:
     def test_adds_choices(self, user_conf: Path) -> None:
         assert compose(["policy=ours"], user_conf).policy.width == 7
 
-    def test_can_hold_experiments(self, user_conf: Path) -> None:
+    def test_can_contain_experiments(self, user_conf: Path) -> None:
         cfg = compose(["experiment=ours"], user_conf)
         assert (cfg.policy.width, cfg.seed) == (7, 9)
         assert Path(cfg.run_dir).parent == Path("runs/ours")
 
-    def test_can_hold_groups_of_its_own(self, user_conf: Path) -> None:
+    def test_can_contain_new_groups(self, user_conf: Path) -> None:
         assert compose(["+extra=thing"], user_conf).extra.size == 3
 
-    def test_types_are_those_of_the_users_choice(self, user_conf: Path) -> None:
-        with pytest.raises(ConfigurationError, match=r"policy\.width=wide is not a whole number \(the default is 7\)"):
+    def test_types_are_those_of_the_chosen_component(self, user_conf: Path) -> None:
+        with pytest.raises(ConfigurationError, match=r"policy\.width=wide .*7"):
             compose(["policy=ours", "policy.width=wide"], user_conf)
 
-    def test_takes_nothing_away(self, user_conf: Path) -> None:
+    def test_keeps_the_built_in_choices(self, user_conf: Path) -> None:
         assert compose(["policy=mlp"], user_conf).policy.body.num_cells == [64, 64]
 
 
@@ -189,77 +180,54 @@ class TestTypes:
             ("+env.anything=abc", "env.anything", "abc"),
         ],
     )
-    def test_let_through_what_can_work(self, override: str, key: str, value: Any) -> None:
+    def test_valid_values_are_accepted(self, override: str, key: str, value: Any) -> None:
         assert OmegaConf.select(compose([override]), key) == value
 
     @pytest.mark.parametrize(
-        ("overrides", "message"),
+        ("overrides", "key", "value", "default"),
         [
-            (["seed=true"], "seed=True is not a whole number (the default is 0)"),
-            (["update.epochs=auto"], "update.epochs=auto is not a whole number (the default is 4)"),
-            (["update.epochs=few"], "update.epochs=few is not a whole number (the default is 4)"),
-            (
-                ["experiment=cartpole", "update.epochs=few"],
-                "update.epochs=few is not a whole number (the default is 20)",
-            ),
-            (["optimizer.lr=[1]"], "optimizer.lr=[1] is not a number (the default is 0.0003)"),
-            (["eval.video=1"], "eval.video=1 is not true or false (the default is True)"),
-            (
-                ["env=torchrl", "env._target_=ours.Env", "env.num_envs=8"],
-                "env.num_envs: the parts that are chosen have no such key; +env.num_envs=... adds it",
-            ),
-            (["~collector.rollouts"], "~collector.rollouts: Hydra does not remove what is null"),
+            (["seed=true"], "seed", True, 0),
+            (["total_frames=1.5"], "total_frames", 1.5, 100_000),
+            (["update.epochs=auto"], "update.epochs", "auto", 4),
+            (["experiment=cartpole", "update.epochs=few"], "update.epochs", "few", 20),
+            (["optimizer.lr=[1]"], "optimizer.lr", [1], 0.0003),
+            (["eval.video=1"], "eval.video", 1, True),
         ],
         ids=repr,
     )
-    def test_refuse_the_rest_with_the_default_of_the_chosen_parts(self, overrides: list[str], message: str) -> None:
-        with pytest.raises(ConfigurationError, match=rf"^{re.escape(message)}$"):
+    def test_other_values_are_rejected_with_the_default(
+        self, overrides: list[str], key: str, value: Any, default: Any
+    ) -> None:
+        with pytest.raises(ConfigurationError, match=rf"^{re.escape(f'{key}={value}')} .*\b{default}\b"):
+            compose(overrides)
+
+    @pytest.mark.parametrize(
+        ("overrides", "text"),
+        [
+            (["env=torchrl", "env._target_=ours.Env", "env.num_envs=8"], "+env.num_envs="),
+            (["~collector.rollouts"], "~collector.rollouts"),
+        ],
+        ids=["key of another component", "deleted null"],
+    )
+    def test_keys_without_a_value_are_rejected(self, overrides: list[str], text: str) -> None:
+        with pytest.raises(ConfigurationError, match=re.escape(text)):
             compose(overrides)
 
 
 @pytest.mark.parametrize("experiment", [path.stem for path in CONF.glob("experiment/*.yaml")])
-def test_what_is_null_without_an_experiment_may_be_null_with_it(experiment: str) -> None:
-    plain, cfg = compose([]), compose([f"experiment={experiment}"])
+def test_a_key_that_is_null_by_default_may_be_null_with_every_experiment(experiment: str) -> None:
+    default, cfg = compose([]), compose([f"experiment={experiment}"])
     keys = [key for key in keys_of(cfg) if isinstance(OmegaConf.select(cfg, key), int | float)]
-    nullable = [key for key in keys if key in keys_of(plain) and OmegaConf.select(plain, key) is None]
+    nullable = [key for key in keys if key in keys_of(default) and OmegaConf.select(default, key) is None]
     compose([f"experiment={experiment}", *(f"{key}=null" for key in nullable)])
 
 
-class TestSweeps:
-    @pytest.mark.parametrize(
-        ("overrides", "expected"),
-        [
-            (["seed=0,1", "optimizer.lr=1e-3,1e-4"], [(0, 1e-3), (0, 1e-4), (1, 1e-3), (1, 1e-4)]),
-            (["seed=range(0,3)"], [(0, 3e-4), (1, 3e-4), (2, 3e-4)]),
-            (["seed=3", "optimizer.lr=1"], [(3, 1)]),
-            ([], [(0, 3e-4)]),
-            (["seed=3", "seed=0,1,2"], [(0, 3e-4), (1, 3e-4), (2, 3e-4)]),
-            (["seed=0,1,2", "seed=3"], [(3, 3e-4)]),
-            (["seed=0,1", "seed=2,3"], [(2, 3e-4), (3, 3e-4)]),
-        ],
-        ids=["two keys", "a range", "no swept value", "nothing", "over a value", "under a value", "over a sweep"],
-    )
-    def test_are_every_combination_of_the_last_values_given(
-        self, overrides: list[str], expected: list[tuple[int, float]]
-    ) -> None:
-        assert seeds_and_rates(overrides) == expected
-
-    def test_of_parts_and_of_lists(self) -> None:
-        swept = combinations(
-            ["policy.body.num_cells=[8,8],[4]", "objective=clip,kl_penalty", "+env.max_episode_steps=7"]
-        )
-        cfgs = [compose(combination) for combination in swept]
-        assert [cfg.policy.body.num_cells for cfg in cfgs] == [[8, 8], [8, 8], [4], [4]]
-        assert [cfg.objective._target_.split(".")[-1] for cfg in cfgs] == ["ClipPPOLoss", "KLPENPPOLoss"] * 2
-        assert {cfg.env.max_episode_steps for cfg in cfgs} == {7}
-
-
-def test_options_are_the_files_of_the_folders() -> None:
+def test_the_options_are_the_files_of_the_groups() -> None:
     expected = {(path.parent.name, path.stem) for path in CONF.glob("*/*.yaml")}
     assert {(group, name) for group, names in options_by_group().items() for name in names} == expected
 
 
-def test_a_configuration_is_plain_data() -> None:
+def test_a_configuration_survives_yaml() -> None:
     cfg = compose([])
     assert isinstance(cfg, DictConfig)
     assert OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)) == OmegaConf.to_container(cfg, resolve=True)

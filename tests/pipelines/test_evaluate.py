@@ -1,0 +1,137 @@
+"""The evaluation of a checkpoint: it needs only the file, is reproducible, and prints its results."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from torchppo.errors import ConfigurationError
+from torchppo.pipelines.build import EVALUATION_RANK, seed_for_rank
+from torchppo.pipelines.checkpoint import load_checkpoint
+from torchppo.pipelines.cli.main import main
+from torchppo.pipelines.evaluate import evaluate_checkpoint
+
+TRAINING = (
+    *("experiment=cartpole", "total_frames=512", "collector.frames_per_env=32", "update.epochs=2", "seed=3"),
+    *("eval.episodes=2", "eval.video=false", "compile=false", "trainer.accelerator=cpu", "logger=[csv]"),
+    *("policy.normalize_observation=true", "policy.body.num_cells=[8]", "reward=normalized"),
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Use one thread: networks this small take ten times as long with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the last checkpoint of a training that normalizes observations. Tests must not write to it."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    with redirect_stdout(io.StringIO()):
+        assert main(["train", *TRAINING, f"run_dir={run_dir}"]) == 0
+    return run_dir / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture
+def checkpoint(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of the checkpoint in the empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copy(trained, tmp_path / "last.ckpt"))
+
+
+class TestEval:
+    def evaluate(self, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+        """Return what `torchppo eval --json` prints in one line."""
+        assert main(["eval", "last.ckpt", "--json", *options]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert out.count("\n") == 1
+        return json.loads(out)
+
+    def test_prints_one_json_object(self, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        figures = self.evaluate(capsys, "--no-video", "--episodes", "4")
+        assert (figures["env"], figures["checkpoint"], figures["video"]) == ("CartPole-v1", "last.ckpt", None)
+        assert figures["eval_episodes"] == 4
+        assert 1 <= figures["eval_return_mean"] <= 500
+        assert figures["eval_return_std"] >= 0
+        assert figures["eval_length_mean"] == figures["eval_return_mean"]
+        assert list(checkpoint.parent.iterdir()) == [checkpoint]
+
+    def test_evaluates_twenty_episodes_by_default(self, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.evaluate(capsys, "--no-video")["eval_episodes"] == 20
+
+    def test_is_reproducible_by_the_seed_and_does_not_change_the_file(
+        self, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        content = checkpoint.read_bytes()
+        options = ("--no-video", "--episodes", "3")
+        first, repeated, other_seed = (self.evaluate(capsys, *options, "--seed", seed) for seed in ("7", "7", "8"))
+        assert first == repeated
+        assert first != other_seed
+        assert checkpoint.read_bytes() == content
+
+    def test_agrees_with_the_evaluation_of_the_training(self, trained: Path) -> None:
+        summary = json.loads((trained.parents[1] / "summary.json").read_text())
+        figures = evaluate_checkpoint(trained, episodes=2, seed=seed_for_rank(3, EVALUATION_RANK), video=None)
+        assert figures["eval_return_mean"] == summary["eval_return_mean"]
+        assert figures["eval_return_std"] == summary["eval_return_std"]
+
+    def test_prints_a_table_without_json(self, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["eval", "last.ckpt", "--no-video", "--episodes", "2"]) == 0
+        out = capsys.readouterr().out
+        for words in ("CartPole-v1", "last.ckpt", "return", "+-", "episodes"):
+            assert words in out
+
+    def test_records_a_video_to_the_given_path(self, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        figures = self.evaluate(capsys, "--episodes", "1", "--video", "videos/one.mp4")
+        assert figures["video"] == "videos/one.mp4"
+        assert (checkpoint.parent / "videos" / "one.mp4").read_bytes()[4:8] == b"ftyp"
+
+    @pytest.mark.parametrize("path", ["folder", "last.ckpt/one.mp4"])
+    def test_an_unwritable_path_of_the_video_is_an_input_output_error(
+        self, path: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (checkpoint.parent / "folder").mkdir()
+        assert main(["eval", "last.ckpt", "--video", path]) == 74
+        assert re.fullmatch(r"torchppo: (Is a directory|File exists): .*\n", capsys.readouterr().err)
+
+    @pytest.mark.parametrize("episodes", ["0", "-3"])
+    def test_less_than_one_episode_is_rejected(
+        self, episodes: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["eval", "last.ckpt", "--no-video", f"--episodes={episodes}"]) == 2
+        err = capsys.readouterr().err
+        assert f"--episodes {episodes}" in err
+        assert err.count("\n") == 1
+
+    def test_an_environment_that_no_longer_exists_is_an_environment_failure(
+        self, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        content = load_checkpoint(checkpoint)
+        content["torchppo"]["config"]["env"]["id"] = "Gone-v0"
+        torch.save(content, checkpoint)
+        assert main(["eval", "last.ckpt", "--no-video"]) == 3
+        assert "Gone-v0" in capsys.readouterr().err
+
+
+def test_needs_only_the_checkpoint(checkpoint: Path) -> None:
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
+    assert evaluate_checkpoint(checkpoint, episodes=1, seed=0, video=None)["eval_episodes"] == 1
+
+
+def test_a_negative_seed_is_rejected(checkpoint: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--seed -1"):
+        evaluate_checkpoint(checkpoint, episodes=1, seed=-1, video=None)
