@@ -37,8 +37,6 @@ REPLACED_TRAINER_OPTIONS = {
 EVALUATION_RANK = 1_000_000
 """A rank that no training has, for the seeds of evaluation and video."""
 
-OPTIONAL_PACKAGES = ("wandb", "mlflow")
-
 
 @dataclass(frozen=True)
 class Training:
@@ -216,7 +214,7 @@ def call(node: DictConfig, **arguments: Any) -> Any:
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        for package in OPTIONAL_PACKAGES:
+        for package in ("wandb", "mlflow"):
             if isinstance(cause, ModuleNotFoundError) and package in node._target_.lower():
                 raise ConfigurationError(
                     f"{node._target_} needs a package that is missing: pip install 'torchppo[{package}]'"

@@ -39,25 +39,22 @@ class PPO(LightningModule):
         estimator: `td -> td`, writes `advantage` and `value_target`.
         update: epochs, minibatches and early stopping.
         optimizer: makes the optimizer from parameters or parameter groups.
-        total_frames: environment steps of the whole training, over all environments and ranks. Schedules run over
-            them, and the training ends when no further rollout fits.
-        schedules: schedules of `lr`, `clip_epsilon` or `entropy_coeff`, as factors of their initial values.
+        total_frames: environment steps of the training over all ranks; it ends when no further rollout fits.
+        schedules: of `lr`, `clip_epsilon` or `entropy_coeff`, as factors of their initial values.
         reward_normalizer: transforms rewards before learning; `None` keeps them.
         max_grad_norm: limit of the global gradient norm; infinity disables clipping.
-        normalize_advantage: to mean 0 and standard deviation 1 over each `rollout` or each `minibatch`, and over all
-            ranks; `None` disables it.
-        critic_estimator: another estimator for the value targets, such as GAE with another lambda; `None` uses
-            `estimator`.
+        normalize_advantage: to mean 0 and standard deviation 1 over each `rollout` or each `minibatch` of all ranks;
+            `None` disables it.
+        critic_estimator: for the value targets, such as GAE with another lambda; `None` uses `estimator`.
         critic_optimizer: optimizer options, such as `lr`, of the parameters that only the critic uses.
-        value_pretraining: number of rollouts at the beginning that train only the critic and what it shares with
-            the policy.
-        compile: how an optimizer step runs (see `step_factory.Compile`). A graph takes `max_grad_norm` and the
+        value_pretraining: number of first rollouts that train only the critic and what it shares with the policy.
+        compile: how an optimizer step runs (see `step_factory.Compile`). A graph keeps `max_grad_norm` and the
             optimizer's options, except `lr`, as they are at the first step.
-        config: a plain dictionary that every checkpoint stores, to rebuild the parts from.
+        config: a plain dictionary that every checkpoint stores, to rebuild the components from.
 
     Raises:
-        ConfigurationError: for values out of range, and when a training starts for weights that are not float32,
-            frames that have all been trained, and Lightning hooks that a graph would not call.
+        ConfigurationError: for values out of range. When a training starts, for weights that are not float32, and if
+            all frames have been trained; also a GraphError for Lightning hooks that a graph would not call.
 
     """
 
@@ -84,19 +81,7 @@ class PPO(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        for name in ("actor_network", "critic_network"):
-            if not isinstance(getattr(objective, name, None), nn.Module):
-                raise ConfigurationError(f"objective={type(objective).__name__} has no module {name}; add one")
-        if total_frames < 1:
-            raise ConfigurationError(f"total_frames={total_frames} must be at least 1")
-        if not max_grad_norm > 0:
-            raise ConfigurationError(f"ppo.max_grad_norm={max_grad_norm} must be positive; use inf for no limit")
-        if value_pretraining < 0:
-            raise ConfigurationError(f"ppo.value_pretraining={value_pretraining} must not be negative")
-        if normalize_advantage not in ("rollout", "minibatch", None):
-            raise ConfigurationError(
-                f"ppo.normalize_advantage={normalize_advantage} is not valid; use rollout, minibatch or null"
-            )
+        check_options(objective, total_frames, max_grad_norm, normalize_advantage, value_pretraining)
         self.objective = objective
         self.estimator = estimator
         self.update = update
@@ -125,17 +110,14 @@ class PPO(LightningModule):
 
     @property
     def actor(self) -> Any:
-        """The policy."""
         return self.objective.actor_network
 
     @property
     def critic(self) -> Any:
-        """The value function."""
         return self.objective.critic_network
 
     @property
     def optimizer(self) -> Optimizer:
-        """The optimizer without Lightning's wrapper."""
         return cast(Optimizer, self.optimizers(use_pl_optimizer=False))
 
     def configure_optimizers(self) -> Optimizer:
@@ -153,8 +135,6 @@ class PPO(LightningModule):
     def on_train_start(self) -> None:
         """Choose how a step runs, now that devices, precision and optimizer are known."""
         collector = self.trainer.train_dataloader
-        frames = getattr(collector, "frames_per_batch", None)
-        frames = frames or max(1, int(self.total_frames / self.trainer.num_training_batches))
         next_frames = getattr(collector, "frames_per_batch", 1) * num_ranks()
         if self.frames and self.frames + next_frames > self.total_frames:
             raise ConfigurationError(
@@ -163,8 +143,7 @@ class PPO(LightningModule):
             )
         if act_under := getattr(collector, "act_under", None):
             act_under(self.trainer.precision_plugin.forward_context)
-        num_steps = self.total_frames / frames * self.update.num_steps(frames)
-        self._step = make_optimizer_step(self, self.compile_mode, num_steps)
+        self._step = make_optimizer_step(self, self.compile_mode)
         self._logged_at = time.perf_counter()
 
     def training_step(self, rollout: TensorDictBase) -> None:
@@ -259,3 +238,18 @@ class PPO(LightningModule):
         state = checkpoint["torchppo"]
         self.frames, self.num_rollouts = state["frames"], state["num_rollouts"]
         self.episodes.load_state_dict(state)
+
+
+def check_options(objective: Any, frames: int, max_norm: float, normalize: str | None, pretraining: int) -> None:
+    """Raise a ConfigurationError for an option of `PPO` that cannot work."""
+    for name in ("actor_network", "critic_network"):
+        if not isinstance(getattr(objective, name, None), nn.Module):
+            raise ConfigurationError(f"objective={type(objective).__name__} has no module {name}; add one")
+    if frames < 1:
+        raise ConfigurationError(f"total_frames={frames} must be at least 1")
+    if not max_norm > 0:
+        raise ConfigurationError(f"ppo.max_grad_norm={max_norm} must be positive; use inf for no limit")
+    if normalize not in ("rollout", "minibatch", None):
+        raise ConfigurationError(f"ppo.normalize_advantage={normalize} must be rollout, minibatch or null")
+    if pretraining < 0:
+        raise ConfigurationError(f"ppo.value_pretraining={pretraining} must not be negative")

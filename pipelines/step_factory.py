@@ -122,19 +122,21 @@ def make_policy_step(function: Step, compile: Compile, num_steps: float) -> Step
     return FirstThatWorks("the policy", make_graph, lambda: torch.compile(function), function, num_steps)
 
 
-def make_optimizer_step(ppo: Any, compile: Compile, num_steps: float) -> Step:  # noqa: A002
+def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
     """Return the optimizer step of a LightningModule; see `EagerStep` for its arguments and results.
 
     Args:
         ppo: the LightningModule, once its optimizer, devices and precision are set up.
         compile: see `Compile`.
-        num_steps: how many steps the training takes, for `compile="auto"`.
 
     Raises:
         ConfigurationError: if the weights are not float32.
         GraphError: if `compile` is true or `"trace"` and the optimizer or a hook does not allow a graph.
 
     """
+    frames = getattr(ppo.trainer.train_dataloader, "frames_per_batch", None)
+    frames = frames or max(1, int(ppo.total_frames / ppo.trainer.num_training_batches))
+    num_steps = ppo.total_frames / frames * ppo.update.num_steps(frames)
     check_dtypes(ppo)
     max_kl = ppo.update.max_kl
     is_scaled = getattr(ppo.trainer.precision_plugin, "scaler", None) is not None

@@ -67,14 +67,14 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
     chosen = cfg.hydra.runtime.choices
     del cfg.hydra, built_in.hydra
     given = [override.key_or_group for override in keys if not override.is_delete()]
-    check_types(cfg, default, given)
-    if config_dir:
-        check_types(cfg, built_in, shared_numbers(cfg, built_in))
-        check_user_files(cfg, built_in, set(given))
-    if any(override.is_delete() for override in parsed):
-        check_deleted_keys(cfg, built_in)
-    with one_line_errors():
-        OmegaConf.to_container(cfg, resolve=True)  # resolves every ${key}
+    with one_line_errors():  # for a ${key} that does not exist
+        check_types(cfg, default, given)
+        if config_dir:
+            check_types(cfg, built_in, shared_numbers(cfg, built_in))
+            check_user_files(cfg, built_in, set(given))
+        if any(override.is_delete() for override in parsed):
+            check_deleted_keys(cfg, built_in)
+        OmegaConf.to_container(cfg, resolve=True)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigurationError(f"{missing[0]} has no value; add {missing[0]}=... to the command")
