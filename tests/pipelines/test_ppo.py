@@ -221,7 +221,9 @@ class TestTraining:
         as_lambda = LambdaCallback(on_before_optimizer_step=lambda *_: None)
         for callback in (HookCallback(), as_lambda):
             ppo, collector = make(compile=compile_)
-            with pytest.raises(GraphError, match=rf"{type(callback).__name__}\.on_before_optimizer_step.*compile=false"):
+            with pytest.raises(
+                GraphError, match=rf"{type(callback).__name__}\.on_before_optimizer_step.*compile=false"
+            ):
                 fit(ppo, collector, callbacks=[callback])
         ppo, collector = make()
         fit(ppo, collector, callbacks=[HookCallback()])
@@ -262,7 +264,7 @@ class TestTraining:
             )
 
         ppo, collector = make(optimizer=optimizer, value_pretraining=1)
-        with pytest.raises(ConfigurationError, match="optimizer=Adam.*ppo.value_pretraining"):
+        with pytest.raises(ConfigurationError, match=r"optimizer=Adam.*ppo\.value_pretraining"):
             fit(ppo, collector)
 
     def test_optimizer_may_make_its_own_groups_of_plain_parameters(self, make: Make, fit: Fit) -> None:
@@ -292,9 +294,7 @@ class TestTraining:
             ({"rollouts": 0}, "total_frames=0"),
         ],
     )
-    def test_invalid_options_are_refused(
-        self, options: dict[str, Any], message: str, make: Make
-    ) -> None:
+    def test_invalid_options_are_refused(self, options: dict[str, Any], message: str, make: Make) -> None:
         with pytest.raises(ConfigurationError, match=message):
             make(**options)
 
