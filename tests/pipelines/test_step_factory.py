@@ -227,9 +227,7 @@ class TestAuto:
 
 @pytest.mark.parametrize("mode", ["trace", True])
 class TestRequiredGraph:
-    def test_impossible_graph_is_an_error(
-        self, mode: Compile, setup: Setup, make: Make, fit: Fit, request: pytest.FixtureRequest
-    ) -> None:
+    def test_impossible_graph_is_an_error(self, mode: Compile, setup: Setup, make: Make, fit: Fit) -> None:
         with pytest.raises(GraphError) as raised:
             train(make, fit, mode, setup)
         assert raised.value.exit_code == 2
