@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,5 @@ def test_failure_on_one_rank_ends_all_ranks_with_its_message(tmp_path: Path) -> 
     (tmp_path / "failing_env.py").write_text(FAILING)
     done = train_on_two_ranks(tmp_path, "env.id=failing_env:Failing-v0", "run_dir=run", "logger=[]")
     assert done.returncode == 3, done.stderr[-2000:]
-    assert "torchppo: on rank 1: " in done.stderr
-    assert "ValueError: motor failure" in done.stderr
+    assert re.search("torchppo: on rank 1: .*ValueError: motor failure", done.stderr)
     assert done.stderr.count("Traceback") == 1, "only the traceback of the environment"
