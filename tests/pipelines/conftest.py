@@ -1,4 +1,4 @@
-"""A small training, everything seeded, and a way to run it in silence."""
+"""A small seeded training and a quiet way to run it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADAM = partial(torch.optim.Adam, lr=1e-3, eps=1e-5)
 
 
 class Make(Protocol):
-    """Makes a module and its collector."""
+    """Makes a seeded module and its collector."""
 
     def __call__(self, env_id: str = ..., **options: Any) -> tuple[PPO, Collector]: ...
 
@@ -64,7 +64,6 @@ def make_training(
     seed: int = 0,
     **options: Any,
 ) -> tuple[PPO, Collector]:
-    """A small training, everything seeded."""
     seed_everything(seed, verbose=False)
     env: VectorEnv = make_vector_env(env_id, num_envs)
     env.set_seed(seed)
@@ -90,7 +89,7 @@ def make_training(
 
 
 def run(ppo: LightningModule, collector: Collector, **options: Any) -> Trainer:
-    """Train to the end on this CPU, in silence."""
+    """Train to the end on the CPU without output."""
     quiet = {
         "logger": False,
         "enable_checkpointing": False,

@@ -1,7 +1,8 @@
-"""What belongs to the policy, to the critic, and to both."""
+"""Parameters of the policy, of the critic, and of both."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,79 +16,94 @@ from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU
 from torchppo.modules.objectives.clip import ClipPPOLoss
-from torchppo.pipelines.param_groups import optimizer_of, parameters_by_part, set_trainable
+from torchppo.pipelines.collectors.collector import Collector
+from torchppo.pipelines.param_groups import check_param_groups, make_param_groups, parameters_by_part, set_trainable
+from torchppo.pipelines.ppo import PPO
+from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 
-ADAM = partial(torch.optim.Adam, lr=1e-3)
+Make = Callable[..., tuple[PPO, Collector]]
 
 
-def objective(**options: Any) -> ClipPPOLoss:
+def make_objective(**options: Any) -> ClipPPOLoss:
     observation = Composite(observation=Unbounded((2, 3)), is_init=Unbounded((2, 1)), shape=(2,))
     return ClipPPOLoss(*make_actor_critic(observation, Categorical(4, (2,)), body=mlp, **options))
 
 
-def named(one: ClipPPOLoss) -> dict[str, set[str]]:
-    """The names of every side's parameters."""
-    names = {param: name for name, param in one.named_parameters()}
-    return {side: {names[param] for param in params} for side, params in parameters_by_part(one).items()}
+def names_by_part(objective: ClipPPOLoss) -> dict[str, set[str]]:
+    names = {param: name for name, param in objective.named_parameters()}
+    return {part: {names[param] for param in params} for part, params in parameters_by_part(objective).items()}
 
 
-class TestBySide:
-    def test_networks_of_their_own_are_told_apart(self) -> None:
-        sides = named(objective())
-        assert set(sides) == {"policy", "critic"}
-        assert all(name.startswith("actor_network") for name in sides["policy"])
-        assert all(name.startswith("critic_network") for name in sides["critic"])
-        assert len(sides["policy"]) == len(sides["critic"]) == 6
+class TestParametersByPart:
+    def test_separate_networks_have_no_shared_parameters(self) -> None:
+        parts = names_by_part(make_objective())
+        assert set(parts) == {"policy", "critic"}
+        assert all(name.startswith("actor_network") for name in parts["policy"])
+        assert all(name.startswith("critic_network") for name in parts["critic"])
+        assert len(parts["policy"]) == len(parts["critic"]) == 6
 
     @pytest.mark.parametrize("memory", [None, partial(GRU, width=4)])
-    def test_a_shared_trunk_is_both_sides(self, memory: Any) -> None:
-        one = objective(shared=True, memory=memory)
-        sides = parameters_by_part(one)
-        assert {side: len(params) for side, params in sides.items() if side != "shared"} == {"policy": 2, "critic": 2}
-        assert sum(map(len, sides.values())) == len(list(one.parameters()))
+    def test_shared_feature_extractor_belongs_to_both(self, memory: Any) -> None:
+        objective = make_objective(shared=True, memory=memory)
+        parts = parameters_by_part(objective)
+        assert {part: len(params) for part, params in parts.items() if part != "shared"} == {"policy": 2, "critic": 2}
+        assert sum(map(len, parts.values())) == len(list(objective.parameters()))
 
-    def test_a_critic_that_an_actor_with_memory_runs_is_none_of_the_policys(self) -> None:
-        sides = named(objective(memory=partial(GRU, width=4)))
-        assert set(sides) == {"policy", "critic"}
+    def test_critic_that_a_recurrent_actor_runs_is_not_part_of_the_policy(self) -> None:
+        assert set(names_by_part(make_objective(memory=partial(GRU, width=4)))) == {"policy", "critic"}
+
+    def test_parameter_that_neither_uses_is_shared(self) -> None:
+        objective = make_objective()
+        objective.unused = nn.Linear(1, 1)
+        assert {*parameters_by_part(objective)["shared"]} == {*objective.unused.parameters()}
 
 
-class TestOptimizerOf:
-    def test_has_plain_parameters_where_nothing_tells_the_sides_apart(self) -> None:
-        (group,) = optimizer_of(objective(), ADAM, {}, takes_turns=False).param_groups
-        assert "side" not in group
+class TestParamGroups:
+    def test_critic_has_its_own_options(self) -> None:
+        optimizer = torch.optim.Adam(make_param_groups(make_objective(shared=True), {"lr": 0.5}), lr=1e-3)
+        groups = optimizer.param_groups
+        assert {group["part"]: group["lr"] for group in groups} == {"shared": 1e-3, "policy": 1e-3, "critic": 0.5}
+        check_param_groups(optimizer, {"lr": 0.5})
 
-    def test_gives_the_critic_options_of_its_own(self) -> None:
-        groups = optimizer_of(objective(shared=True), ADAM, {"lr": 0.5}, takes_turns=False).param_groups
-        assert {group["side"]: group["lr"] for group in groups} == {"shared": 1e-3, "policy": 1e-3, "critic": 0.5}
-
-    def test_marks_who_learns(self) -> None:
-        optimizer = optimizer_of(objective(shared=True), ADAM, {}, takes_turns=True)
+    def test_set_trainable_never_freezes_shared_parameters(self) -> None:
+        optimizer = torch.optim.Adam(make_param_groups(make_objective(shared=True), {}))
         for policy, critic in ((True, False), (False, True), (True, True)):
             set_trainable(optimizer, policy=policy, critic=critic)
-            learns = {group["side"]: group["learns"] for group in optimizer.param_groups}
-            assert learns == {"shared": True, "policy": policy, "critic": critic}
+            trainable = {group["part"]: group["trainable"] for group in optimizer.param_groups}
+            assert trainable == {"shared": True, "policy": policy, "critic": critic}
+
+    def test_unknown_option_of_the_critic_is_refused(self) -> None:
+        options = {"speed": 1}
+        optimizer = torch.optim.Adam(make_param_groups(make_objective(), options))
+        with pytest.raises(ConfigurationError, match=r"critic\.optimizer\.speed.*Adam"):
+            check_param_groups(optimizer, options)
+
+    def test_optimizer_that_replaces_the_groups_is_refused(self) -> None:
+        params = list(make_objective().parameters())
+        optimizer = torch.optim.Adam([{"params": params[:1]}, {"params": params[1:]}])
+        with pytest.raises(ConfigurationError, match="optimizer=Adam"):
+            check_param_groups(optimizer, {})
+
+
+class TestConfigureOptimizers:
+    def test_optimizer_gets_plain_parameters_if_no_option_needs_groups(self, make: Make) -> None:
+        (group,) = make()[0].configure_optimizers().param_groups
+        assert "part" not in group
 
     @pytest.mark.parametrize(
-        ("make", "options", "message"),
+        "options",
         [
-            (ADAM, {"speed": 1}, r"critic\.optimizer\.speed is no option of Adam; there is lr, "),
-            (partial(torch.optim.Adam, lr=-1.0), {}, r"optimizer: Invalid learning rate: -1\.0"),
+            {"critic_optimizer": {"lr": 0.5}},
+            {"value_pretraining": 1},
+            {"update": MinibatchUpdate(2, 8, critic_epochs=3)},
         ],
+        ids=lambda options: next(iter(options)),
     )
-    def test_refuses_what_the_optimiser_does(self, make: Any, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(ConfigurationError, match=message):
-            optimizer_of(objective(), make, options, takes_turns=False)
+    def test_optimizer_gets_groups_if_an_option_needs_them(self, options: dict[str, Any], make: Make) -> None:
+        groups = make(**options)[0].configure_optimizers().param_groups
+        assert {group["part"] for group in groups} == {"policy", "critic"}
 
-    def test_refuses_groups_that_are_not_the_sides(self) -> None:
-        def make(params: Any) -> torch.optim.Optimizer:
-            flat = [param for group in params for param in group["params"]]
-            return torch.optim.Adam([{"params": flat[:1]}, {"params": flat[1:]}])
-
-        with pytest.raises(ConfigurationError, match="makes groups of its own"):
-            optimizer_of(objective(), make, {}, takes_turns=True)
-
-
-def test_a_frozen_layer_that_nobody_reads_is_nobodys() -> None:
-    one = objective()
-    one.aside = nn.Linear(1, 1)
-    assert {id(param) for param in parameters_by_part(one)["shared"]} == {id(param) for param in one.aside.parameters()}
+    def test_value_that_the_optimizer_refuses_is_a_configuration_error(self, make: Make) -> None:
+        ppo, _ = make(optimizer=partial(torch.optim.Adam, lr=-1.0))
+        with pytest.raises(ConfigurationError, match=r"optimizer.*-1\.0"):
+            ppo.configure_optimizers()

@@ -1,17 +1,19 @@
-"""What is worked out from a rollout, of policies with a memory above all."""
+"""Values, advantages, targets, rows and episode statistics of a rollout."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule
 
 from torchppo.pipelines.build import Training, build_training
 from torchppo.pipelines.cli.config import compose
-from torchppo.pipelines.rollout_batch import RolloutBatch, frames_before, training_data
+from torchppo.pipelines.rollout_batch import EpisodeStatistics, RolloutBatch
 
 SMALL = [
     "experiment=cartpole_positions",
@@ -29,14 +31,27 @@ MEMORIES = {
 }
 
 
-def training(*overrides: str) -> Training:
+def make_training(*overrides: str) -> Training:
     torch.manual_seed(0)
     return build_training(compose([*SMALL, *overrides]), 0)
 
 
-def rollouts(made: Training, num: int) -> list[TensorDictBase]:
-    collector = iter(made.collector)
-    return [next(collector) for _ in range(num)]
+def collect(training: Training, num_rollouts: int) -> list[TensorDictBase]:
+    collector = iter(training.collector)
+    return [next(collector) for _ in range(num_rollouts)]
+
+
+def estimated(training: Training, rollout: TensorDictBase) -> RolloutBatch:
+    """Return the batch of a rollout with its advantages and targets."""
+    batch: RolloutBatch = training.ppo.make_batch(rollout)
+    batch.estimate()
+    return batch
+
+
+def assert_first_ratio_is_one(training: Training, batch: RolloutBatch) -> None:
+    losses = training.ppo.objective(batch.rows)
+    assert losses["kl_approx"].item() == pytest.approx(0, abs=1e-6)
+    assert losses["clip_fraction"].item() == 0
 
 
 @pytest.fixture(params=["false", "true"], ids=["separate", "shared"])
@@ -45,127 +60,193 @@ def shared(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("name", MEMORIES)
-class TestMemory:
-    def test_the_ratio_is_one_before_the_first_step(self, name: str, shared: str) -> None:
-        made = training(*MEMORIES[name], shared)
-        for rollout in rollouts(made, 2):
+class TestRecurrentPolicy:
+    def test_ratio_is_one_before_the_first_step(self, name: str, shared: str) -> None:
+        training = make_training(*MEMORIES[name], shared)
+        for rollout in collect(training, 2):
             assert rollout["next", "done"].any()
-            data = made.ppo.experience(rollout).estimate()
-            losses = made.ppo.objective(TensorDict(data, len(data["advantage"])))
-            assert losses["kl_approx"].item() == pytest.approx(0, abs=1e-6)
-            assert losses["clip_fraction"].item() == 0
+            assert_first_ratio_is_one(training, estimated(training, rollout))
 
-    def test_goes_on_from_one_rollout_into_the_next(self, name: str, shared: str) -> None:
-        first, second = rollouts(training(*MEMORIES[name], shared), 2)
-        np.testing.assert_array_equal(second["actor_memory"][:, 0], first["next", "actor_memory"][:, -1])
-        assert first["actor_memory"][:, 0].abs().sum() == 0
-        assert second["actor_memory"][:, 0].abs().sum() > 0
-
-    def test_of_a_rollout_takes_room_for_every_step_once(self, name: str, shared: str) -> None:
-        (rollout,) = rollouts(training(*MEMORIES[name], shared), 1)
-        memory = rollout["actor_memory"]
-        num_envs, time, context_length, state_size = memory.shape
-        assert memory.untyped_storage().nbytes() == 4 * num_envs * (time + context_length) * state_size
-
-    def test_values_a_final_observation_with_what_was_remembered_then(self, name: str, shared: str) -> None:
-        made = training(*MEMORIES[name], shared)
-        (rollout,) = rollouts(made, 1)
-        made.ppo.experience(rollout).estimate()
+    def test_final_observation_is_valued_with_the_recurrent_state_of_its_step(self, name: str, shared: str) -> None:
+        training = make_training(*MEMORIES[name], shared)
+        (rollout,) = collect(training, 1)
+        estimated(training, rollout)
         env, step = rollout["next", "done"].squeeze(-1).nonzero()[0].tolist()
         start = int(rollout["is_init"][env, : step + 1, 0].nonzero().max())
-        # The whole episode once more from nothing, and its true final observation after it.
-        keys = [key for key in made.ppo.critic.in_keys if isinstance(key, str) and key.endswith("_memory")]
-        seen = torch.cat([rollout["observation"][env, start : step + 1], rollout["next", "observation"][env, [step]]])
-        episode = {"observation": seen, "is_init": torch.arange(len(seen)).unsqueeze(-1) == 0}
-        memory = {key: torch.zeros_like(rollout[key][:1, 0]) for key in keys}
-        data = TensorDict({key: tensor.unsqueeze(0) for key, tensor in episode.items()} | memory, [1])
+        # The whole episode from a zero state, followed by its final observation.
+        keys = [key for key in training.ppo.critic.in_keys if isinstance(key, str) and key.endswith("_memory")]
+        observation = torch.cat(
+            [rollout["observation"][env, start : step + 1], rollout["next", "observation"][env, [step]]]
+        )
+        episode = {"observation": observation, "is_init": torch.arange(len(observation)).unsqueeze(-1) == 0}
+        states = {key: torch.zeros_like(rollout[key][:1, 0]) for key in keys}
+        data = TensorDict({key: tensor.unsqueeze(0) for key, tensor in episode.items()} | states, [1])
         with torch.no_grad():
-            expected = made.ppo.critic(data)["state_value"][0, -1]
+            expected = training.ppo.critic(data)["state_value"][0, -1]
         torch.testing.assert_close(rollout["next", "state_value"][env, step], expected, rtol=1e-4, atol=1e-5)
 
-    def test_burned_in_by_the_same_weights_is_what_was_collected(self, name: str, shared: str) -> None:
-        made = training(*MEMORIES[name], shared)
-        for rollout in rollouts(made, 2):
-            experience = made.ppo.experience(rollout)
-            data = experience.estimate()
-            anew = experience.burned_in(data, 4)
-            for key in experience.memories:
-                assert anew[key] is not data[key]
-                torch.testing.assert_close(anew[key], data[key], rtol=1e-4, atol=1e-5)
+    def test_burn_in_with_the_same_weights_gives_the_collected_states(self, name: str, shared: str) -> None:
+        training = make_training(*MEMORIES[name], shared)
+        for rollout in collect(training, 2):
+            batch = estimated(training, rollout)
+            refreshed = batch.refreshed(burn_in=4, recompute_advantage=False)
+            for key in batch.memory_keys:
+                assert refreshed[key] is not batch.rows[key]
+                torch.testing.assert_close(refreshed[key], batch.rows[key], rtol=1e-4, atol=1e-5)
 
-    def test_estimates_of_the_same_weights_do_not_change(self, name: str, shared: str) -> None:
-        made = training(*MEMORIES[name], shared)
-        experience = made.ppo.experience(rollouts(made, 1)[0])
-        data = experience.estimate()
-        again = experience.recomputed(data)
-        torch.testing.assert_close(again["advantage"], data["advantage"], rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(again["value_target"], data["value_target"], rtol=1e-3, atol=1e-4)
+    def test_burn_in_keeps_the_first_state_of_each_environment_only(self, name: str, shared: str) -> None:
+        training = make_training(*MEMORIES[name], shared)
+        batch = estimated(training, collect(training, 2)[1])
+        with torch.no_grad():
+            for param in training.ppo.parameters():
+                param.add_(0.1)
+        refreshed = batch.refreshed(burn_in=4, recompute_advantage=False)
+        for key in batch.memory_keys:
+            before, after = (rows[key].unflatten(0, (3, -1)) for rows in (batch.rows, refreshed))
+            assert torch.equal(before[:, 0], after[:, 0])
+            assert not torch.allclose(before[:, 1:], after[:, 1:])
+
+    def test_recomputed_advantages_of_the_same_weights_are_equal(self, name: str, shared: str) -> None:
+        training = make_training(*MEMORIES[name], shared)
+        batch = estimated(training, collect(training, 1)[0])
+        rows = batch.rows
+        refreshed = batch.refreshed(burn_in=0, recompute_advantage=True)
+        torch.testing.assert_close(refreshed["advantage"], rows["advantage"], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(refreshed["value_target"], rows["value_target"], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("memory", ["none", "gru"])
 @pytest.mark.parametrize("head", HEADS)
-def test_the_ratio_of_every_head_is_one_before_the_first_step(head: str, memory: str, shared: str) -> None:
-    made = training("env.id=Pendulum-v1", "policy=mlp", f"head={head}", f"memory={memory}", shared)
-    for rollout in rollouts(made, 2):
-        data = made.ppo.experience(rollout).estimate()
-        losses = made.ppo.objective(TensorDict(data, len(data["advantage"])))
-        assert losses["kl_approx"].item() == pytest.approx(0, abs=1e-6)
-        assert losses["clip_fraction"].item() == 0
+def test_ratio_of_every_head_is_one_before_the_first_step(head: str, memory: str, shared: str) -> None:
+    training = make_training("env.id=Pendulum-v1", "policy=mlp", f"head={head}", f"memory={memory}", shared)
+    for rollout in collect(training, 2):
+        assert_first_ratio_is_one(training, estimated(training, rollout))
 
 
-class TestWithoutMemory:
-    def test_estimates_follow_the_critic_and_old_values_stay(self) -> None:
-        made = training("policy=mlp", "memory=none")
-        experience = made.ppo.experience(rollouts(made, 1)[0])
-        data = experience.estimate()
-        torch.testing.assert_close(experience.recomputed(data)["advantage"], data["advantage"], rtol=1e-4, atol=1e-5)
+class TestFeedForwardPolicy:
+    def test_recomputed_advantages_follow_the_critic_but_old_values_stay(self) -> None:
+        training = make_training("policy=mlp", "memory=none")
+        batch = estimated(training, collect(training, 1)[0])
+        rows = batch.rows
+        same = batch.refreshed(burn_in=0, recompute_advantage=True)
+        torch.testing.assert_close(same["advantage"], rows["advantage"], rtol=1e-4, atol=1e-5)
         with torch.no_grad():
-            for parameter in made.ppo.critic.parameters():
+            for parameter in training.ppo.critic.parameters():
                 parameter.add_(0.1)
-        again = experience.recomputed(data)
-        assert not torch.allclose(again["value_target"], data["value_target"])
-        assert again["state_value"] is data["state_value"]
+        changed = batch.refreshed(burn_in=0, recompute_advantage=True)
+        assert not torch.allclose(changed["value_target"], rows["value_target"])
+        assert changed["state_value"] is rows["state_value"]
 
-    def test_the_critics_own_lambda_changes_its_targets_alone(self) -> None:
-        estimated = []
+    def test_nothing_is_copied_when_nothing_is_refreshed(self) -> None:
+        training = make_training("policy=mlp", "memory=none")
+        batch = estimated(training, collect(training, 1)[0])
+        assert batch.refreshed(burn_in=4, recompute_advantage=False) is batch.rows
+
+    def test_lmbda_of_the_critic_changes_only_its_targets(self) -> None:
+        rows = []
         for overrides in ([], ["critic.lmbda=1.0"]):
-            made = training("policy=mlp", *overrides)
-            estimated.append(made.ppo.experience(rollouts(made, 1)[0]).estimate())
-        first, second = estimated
-        assert torch.equal(first["advantage"], second["advantage"])
-        assert not torch.allclose(first["value_target"], second["value_target"])
+            training = make_training("policy=mlp", *overrides)
+            rows.append(estimated(training, collect(training, 1)[0]).rows)
+        assert torch.equal(rows[0]["advantage"], rows[1]["advantage"])
+        assert not torch.allclose(rows[0]["value_target"], rows[1]["value_target"])
 
 
-class TestTrainingData:
-    @pytest.fixture
-    def rollout(self) -> TensorDict:
-        numbers = torch.arange(2 * 6).reshape(2, 6, 1)
-        return TensorDict({"x": numbers, "memory": numbers.reshape(2, 6, 1, 1) * 10}, [2, 6])
+class FakeActor:
+    """The keys of a policy; it is not called."""
 
-    def test_frames_come_in_the_order_of_time(self, rollout: TensorDict) -> None:
-        flat = training_data(rollout, ["x"], [], 1)["x"].flatten().tolist()
-        assert flat == [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]
+    def __init__(self, *in_keys: str) -> None:
+        self.in_keys, self.out_keys = list(in_keys), ["action"]
 
-    def test_sequences_begin_with_what_was_remembered_there(self, rollout: TensorDict) -> None:
-        data = training_data(rollout, ["x"], ["memory"], 3)
-        assert data["x"].squeeze(-1).tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
-        assert data["memory"].flatten().tolist() == [0, 30, 60, 90]
+    def modules(self) -> list[Any]:
+        return []
 
-    def test_what_was_remembered_lies_as_what_is_worked_out_anew(self) -> None:
+
+def fake_estimator(rollout: TensorDictBase) -> TensorDictBase:
+    rollout["advantage"] = rollout["value_target"] = rollout["state_value"].clone()
+    return rollout
+
+
+class TestRows:
+    """Rows of a rollout whose frame `t` of environment `e` is the number `6 e + t`."""
+
+    def batch(self, states: torch.Tensor | None = None) -> RolloutBatch:
+        numbers = torch.arange(2 * 6.0).reshape(2, 6, 1)
+        zeros = torch.zeros(2, 6, 1)
+        data: dict[str, Any] = {"x": numbers, "action": zeros, "is_init": zeros.bool()}
+        if states is not None:
+            data["memory"] = states
+        data["next"] = {"x": numbers + 1, "done": zeros.bool()}
+        critic = TensorDictModule(torch.nn.Identity(), in_keys=["x"], out_keys=["state_value"])
+        actor = FakeActor("x", *(["memory"] if states is not None else []))
+        batch = RolloutBatch(
+            TensorDict(data, [2, 6]), actor, critic, cast(Any, fake_estimator), normalize=False, sequence_length=3
+        )
+        batch.memory_keys = ["memory"] if states is not None else []
+        return batch
+
+    def test_frames_are_in_the_order_of_time(self) -> None:
+        batch = self.batch()
+        batch.estimate()
+        assert batch.rows.batch_size == (12,)
+        assert batch.rows["x"].flatten().tolist() == [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]
+
+    def test_sequences_start_with_the_state_of_their_first_frame(self) -> None:
+        batch = self.batch(torch.arange(12.0).reshape(2, 6, 1, 1) * 10)
+        batch.estimate()
+        assert batch.rows.batch_size == (4,)
+        assert batch.rows["x"].squeeze(-1).tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+        assert batch.rows["memory"].flatten().tolist() == [0, 30, 60, 90]
+
+    def test_states_have_the_memory_layout_of_refreshed_ones(self) -> None:
         """A compiled graph reads its inputs in the layout of the first call."""
-        tape = torch.zeros(6, 1, 3, 4)
-        rollout = TensorDict({"x": torch.zeros(1, 6, 1), "memory": tape.transpose(0, 1)}, [1, 6])
-        assert training_data(rollout, ["x"], ["memory"], 3)["memory"].stride() == (12, 4, 1)
+        batch = self.batch(torch.zeros(6, 2, 3, 4).transpose(0, 1))
+        batch.estimate()
+        assert batch.rows["memory"].stride() == (12, 4, 1)
 
-    def test_the_frames_before_a_sequence_are_those_of_its_environment(self, rollout: TensorDict) -> None:
-        before = frames_before(rollout, ["x"], ["memory"], 3, 2)
+    def test_frames_before_a_sequence_are_of_the_same_environment(self) -> None:
+        batch = self.batch(torch.arange(12.0).reshape(2, 6, 1, 1) * 10)
+        before = batch._frames_before_sequences(["x"], 2)
         assert before["x"].squeeze(-1).tolist() == [[1, 2], [7, 8]]
         assert before["memory"].flatten().tolist() == [10, 70]
 
 
 def test_explained_variance_equals_numpy() -> None:
-    made = training("policy=mlp")
-    experience: RolloutBatch = made.ppo.experience(rollouts(made, 1)[0])
-    experience.estimate()
-    target, value = (experience.rollout[key].double().numpy() for key in ("value_target", "state_value"))
-    assert experience.explained_variance == pytest.approx(1 - (target - value).var() / target.var(), abs=1e-4)
+    training = make_training("policy=mlp")
+    batch = estimated(training, collect(training, 1)[0])
+    target, value = (batch.rollout[key].double().numpy() for key in ("value_target", "state_value"))
+    assert batch.explained_variance == pytest.approx(1 - (target - value).var() / target.var(), abs=1e-4)
+
+
+class TestEpisodeStatistics:
+    @staticmethod
+    def rollout(done: list[list[int]]) -> TensorDict:
+        """Episodes whose return is `10 env + step` and whose length is `step + 1`."""
+        ends = torch.tensor(done).bool().unsqueeze(-1)
+        envs, steps = (torch.arange(size) for size in ends.shape[:2])
+        reward = (10.0 * envs[:, None] + steps).unsqueeze(-1)
+        count = (steps + 1).expand(len(envs), -1).unsqueeze(-1)
+        return TensorDict({"next": {"done": ends, "episode_reward": reward, "step_count": count}}, ends.shape[:2])
+
+    def test_episodes_are_in_the_order_of_time(self) -> None:
+        statistics = EpisodeStatistics()
+        statistics.update(self.rollout([[0, 1, 1], [1, 0, 0]]))
+        assert list(statistics.episodes) == [(10.0, 1), (1.0, 2), (2.0, 3)]
+        assert statistics.metrics == {"rollout/ep_rew_mean": np.mean([10, 1, 2]), "rollout/ep_len_mean": 2.0}
+
+    def test_only_the_last_100_episodes_count_for_the_mean(self) -> None:
+        statistics = EpisodeStatistics()
+        statistics.update(self.rollout([[1] * 130]))
+        assert statistics.num_episodes == 130
+        assert statistics.metrics["rollout/ep_len_mean"] == np.mean(range(31, 131))
+
+    def test_there_are_no_metrics_before_the_first_episode_has_ended(self) -> None:
+        statistics = EpisodeStatistics()
+        statistics.update(self.rollout([[0, 0]]))
+        assert statistics.metrics == {}
+
+    def test_state_dict_restores_the_episodes(self) -> None:
+        statistics, other = EpisodeStatistics(), EpisodeStatistics()
+        statistics.update(self.rollout([[0, 1, 1]]))
+        other.update(self.rollout([[1]]))
+        other.load_state_dict(statistics.state_dict())
+        assert (other.num_episodes, other.episodes) == (statistics.num_episodes, statistics.episodes)

@@ -1,4 +1,4 @@
-"""Run by test_ranks.py: trains with two processes and reports what differs between them after every step."""
+"""Trains with two processes and compares them after every step; run by test_distributed.py."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer, seed_everything
+from tensordict import TensorDictBase
 from torch import Tensor, distributed
 from torchrl.objectives.value import GAE
 
@@ -23,43 +24,38 @@ from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 
 
-def gathered(tensor: Tensor) -> list[Tensor]:
+def from_both_ranks(tensor: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(tensor) for _ in range(2)]
     distributed.all_gather(parts, tensor.contiguous())
     return parts
 
 
-class Watched(PPO):
+class Comparing(PPO):
     def on_train_start(self) -> None:
         super().on_train_start()
-        take = self._step
-        names = take
+        report["step"] = type(self._step).__name__
 
-        class Step:
-            def __getattr__(self, name: str) -> Any:
-                return getattr(names, name)
-
-            def __call__(_, data: dict[str, Tensor], indices: Tensor) -> Tensor | None:  # noqa: N805
-                result = take(data, indices)
-                mine, other = gathered(torch.cat([param.detach().reshape(-1) for param in self.parameters()]))
-                report["steps"] += 1
-                report["largest_difference"] = max(report["largest_difference"], float((mine - other).abs().max()))
-                return result
-
-        self._step = Step()
+    def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
+        result = super().step(rows, indices)
+        mine, other = from_both_ranks(torch.cat([param.detach().reshape(-1) for param in self.parameters()]))
+        report["steps"] += 1
+        report["largest_difference"] = max(report["largest_difference"], float((mine - other).abs().max()))
+        return result
 
     def training_step(self, rollout: Any) -> None:
-        mine, other = gathered(rollout["observation"])
+        mine, other = from_both_ranks(rollout["observation"])
         report["same_data"] |= bool(torch.equal(mine, other))
         super().training_step(rollout)
         report["own_episodes"] += int(rollout["next", "done"].sum())
-        mine, other = gathered(torch.tensor([self.num_episodes, sum(length for _, length in self.episodes)]))
+        mine, other = from_both_ranks(
+            torch.tensor([self.episodes.num_episodes, sum(length for _, length in self.episodes.episodes)])
+        )
         report["same_episodes"] &= bool(torch.equal(mine, other))
         for module in self.modules():
             if isinstance(module, ObservationNormalizer):
-                mine, other = gathered(module.moments.mean)
+                mine, other = from_both_ranks(module.moments.mean)
                 report["same_statistics"] &= bool(torch.equal(mine, other))
-        mine, other = gathered(self.objective.beta)
+        mine, other = from_both_ranks(self.objective.beta)
         report["same_beta"] &= bool(torch.equal(mine, other))
 
 
@@ -89,12 +85,12 @@ update = MinibatchUpdate(epochs=2, minibatch_size=16, sequence_length=8, target_
 adam = partial(torch.optim.Adam, lr=3e-3)
 estimator = GAE(gamma=0.99, lmbda=0.95, value_network=None)
 objective = KLPENPPOLoss(actor, critic)
-ppo = Watched(objective, estimator, update, adam, total_frames=256, compile=sys.argv[1] == "compiled")
+ppo = Comparing(objective, estimator, update, adam, total_frames=256, compile=sys.argv[1] == "compiled")
 trainer.fit(ppo, train_dataloaders=Collector(env, actor, frames_per_env=32, total_frames=256))
 values = torch.arange(4.0) + 10 * trainer.global_rank
 report["normalized"] = normalized(values.unsqueeze(0))[0].tolist()
 report["frames"] = ppo.frames
-report["episodes"] = ppo.num_episodes
+report["episodes"] = ppo.episodes.num_episodes
 report["all_own_episodes"] = int(summed(torch.tensor(report["own_episodes"])))
 if trainer.is_global_zero:
     print(json.dumps(report))

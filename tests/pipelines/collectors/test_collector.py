@@ -1,4 +1,4 @@
-"""Rollouts hold what happened, in both ways of collecting them."""
+"""Rollouts of every kind of collector."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensordict import TensorDict, TensorDictBase
-from torchrl.envs import Compose, RewardSum, StepCounter, TransformedEnv
+from torchrl.envs import Compose, ExplorationType, GymEnv, RewardSum, StepCounter, TransformedEnv, set_exploration_type
 
 from torchppo.envs import ALL_ENVS, StepArrays, VectorEnv, make_vector_env
+from torchppo.envs.vector.serial import SerialVectorEnv
 from torchppo.errors import ConfigurationError, NumericalError
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.extractor import memory_keys
 from torchppo.modules.features.recurrent import GRU, LSTM, Memory
 from torchppo.modules.features.transformer import Transformer
-from torchppo.pipelines.collectors.collector import Collector
+from torchppo.modules.objectives.clip import ClipPPOLoss
+from torchppo.pipelines.collectors.collector import Collector, VectorRollouts
 from torchppo.pipelines.collectors.torchrl import CollectedRollouts
+from torchppo.pipelines.step_factory import Compile
 
 
-class Broken(gymnasium.Env[np.ndarray, int]):
-    """Returns `value` as a reward or an observation in its fifth step."""
+class NotFinite(gymnasium.Env[np.ndarray, int]):
+    """Returns `value` as the reward or the observation of the fifth step."""
 
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
@@ -46,10 +51,10 @@ class Broken(gymnasium.Env[np.ndarray, int]):
         return observation, bad if self.where == "reward" else 0.0, False, False, {}
 
 
-class Mixed(gymnasium.Env[Any, Any]):
-    """Noise of two kinds in episodes of seven steps; one part of the action pays."""
+class NestedSpaces(gymnasium.Env[Any, Any]):
+    """Random nested observations in episodes of seven steps; the reward is a part of the action."""
 
-    observation_space = spaces.Dict(seen=spaces.Box(-1, 1, (3,)), told=spaces.Tuple([spaces.Discrete(4, start=1)]))
+    observation_space = spaces.Dict(vector=spaces.Box(-1, 1, (3,)), number=spaces.Tuple([spaces.Discrete(4, start=1)]))
     action_space = spaces.Dict(go=spaces.Discrete(3), turn=spaces.Box(-1, 1, (2,)))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -58,15 +63,15 @@ class Mixed(gymnasium.Env[Any, Any]):
         return self.observe(), {}
 
     def observe(self) -> Any:
-        return {"seen": self.np_random.random(3).astype(np.float32), "told": (self.np_random.integers(1, 5),)}
+        return {"vector": self.np_random.random(3).astype(np.float32), "number": (self.np_random.integers(1, 5),)}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
         return self.observe(), float(action["go"]), False, self.steps == 7, {}
 
 
-gymnasium.register("Broken-v0", Broken)
-gymnasium.register("Mixed-v0", Mixed)
+gymnasium.register("NotFinite-v0", NotFinite)
+gymnasium.register("NestedSpaces-v0", NestedSpaces)
 
 MEMORIES: dict[str, Callable[[int], Memory]] = {
     "lstm": partial(LSTM, width=6),
@@ -75,13 +80,13 @@ MEMORIES: dict[str, Callable[[int], Memory]] = {
 }
 
 
-HALVES: list[tuple[str, dict[str, Any]]] = [
+DOUBLE_BUFFERED: list[tuple[str, dict[str, Any]]] = [
     ("CartPole-v1", {"num_workers": 2}),
     ("ALE/Pong-v5", {"max_num_frames_per_episode": 40}),
 ]
 
 
-def collector_of(
+def make_collector(
     env: VectorEnv | TransformedEnv,
     frames_per_env: int = 40,
     num_rollouts: int = 2,
@@ -98,39 +103,39 @@ def collector_of(
     return Collector(env, actor, frames_per_env=frames_per_env, total_frames=total_frames, **options)
 
 
-def through_torchrl(env_id: str, num_envs: int) -> TransformedEnv:
-    """The same environment behind a transform, which takes the path of any TorchRL environment."""
+def torchrl_env(env_id: str, num_envs: int) -> TransformedEnv:
+    """The same environment with a transform, which is stepped like any TorchRL environment."""
     return TransformedEnv(make_vector_env(env_id, num_envs), Compose())
 
 
 @pytest.fixture
 def rollouts() -> list[TensorDictBase]:
-    return list(collector_of(make_vector_env("CartPole-v1", 3)))
+    return list(make_collector(make_vector_env("CartPole-v1", 3)))
 
 
 class TestContract:
-    def test_is_sized_and_counts_frames(self) -> None:
-        collector = collector_of(make_vector_env("CartPole-v1", 3), frames_per_env=8, num_rollouts=5)
+    def test_collector_has_a_length_and_yields_that_many_rollouts(self) -> None:
+        collector = make_collector(make_vector_env("CartPole-v1", 3), frames_per_env=8, num_rollouts=5)
         assert len(collector) == 5
         assert [tuple(rollout.shape) for rollout in collector] == [(3, 8)] * 5
 
-    def test_stays_within_the_total_of_frames(self) -> None:
+    def test_collector_does_not_exceed_total_frames(self) -> None:
         env = make_vector_env("CartPole-v1", 3)
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
         assert len(Collector(env, actor, frames_per_env=8, total_frames=100)) == 4
 
-    def test_a_next_observation_is_the_following_one_unless_the_episode_ended(
+    def test_next_observation_is_the_following_one_unless_the_episode_ended(
         self, rollouts: list[TensorDictBase]
     ) -> None:
         for rollout in rollouts:
             done = rollout["next", "done"][:, :-1, 0]
-            following, after = rollout["observation"][:, 1:], rollout["next", "observation"][:, :-1]
+            following, next_obs = rollout["observation"][:, 1:], rollout["next", "observation"][:, :-1]
             assert done.any()
-            assert torch.equal(following[~done], after[~done])
-            assert (after[done][:, 2].abs() > 0.2).all(), "the pole has fallen in the true last observation"
-            assert (following[done].abs() <= 0.05).all(), "and stands in the first of the next episode"
+            assert torch.equal(following[~done], next_obs[~done])
+            assert (next_obs[done][:, 2].abs() > 0.2).all(), "the pole has fallen in the final observation"
+            assert (following[done].abs() <= 0.05).all(), "and is upright in the next episode"
 
-    def test_episodes_run_on_from_one_rollout_into_the_next(self, rollouts: list[TensorDictBase]) -> None:
+    def test_episodes_continue_in_the_next_rollout(self, rollouts: list[TensorDictBase]) -> None:
         first, second = rollouts
         running = ~first["next", "done"][:, -1, 0]
         assert torch.equal(second["observation"][:, 0][running], first["next", "observation"][:, -1][running])
@@ -141,7 +146,7 @@ class TestContract:
         assert first["is_init"][:, 0].all()
         assert torch.equal(first["is_init"][:, 1:], first["next", "done"][:, :-1])
 
-    def test_episode_returns_and_lengths_are_those_of_the_rewards(self, rollouts: list[TensorDictBase]) -> None:
+    def test_episode_reward_and_step_count_are_sums_over_the_episode(self, rollouts: list[TensorDictBase]) -> None:
         reward = torch.cat([rollout["next", "reward"] for rollout in rollouts], 1)[..., 0].numpy()
         done = torch.cat([rollout["next", "done"] for rollout in rollouts], 1)[..., 0].numpy()
         returns = torch.cat([rollout["next", "episode_reward"] for rollout in rollouts], 1)[..., 0].numpy()
@@ -153,7 +158,7 @@ class TestContract:
                 assert lengths[env, end] == end + 1 - start
                 start = end + 1
 
-    def test_the_policy_acts_with_its_newest_weights(self) -> None:
+    def test_policy_acts_with_its_newest_weights(self) -> None:
         env = make_vector_env("CartPole-v1", 2)
         policy, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]))
         iterator = iter(Collector(env, policy, frames_per_env=40, total_frames=160))
@@ -166,37 +171,35 @@ class TestContract:
         torch.testing.assert_close(again, rollout["action_log_prob"])
 
     @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-    def test_both_ways_of_stepping_give_the_same_data(self, env_id: str) -> None:
-        ours = list(collector_of(make_vector_env(env_id, 2), frames_per_env=220))
-        theirs = list(collector_of(through_torchrl(env_id, 2), frames_per_env=220))
+    def test_vector_and_torchrl_stepping_give_the_same_data(self, env_id: str) -> None:
+        ours = list(make_collector(make_vector_env(env_id, 2), frames_per_env=220))
+        theirs = list(make_collector(torchrl_env(env_id, 2), frames_per_env=220))
         for mine, other in zip(ours, theirs, strict=True):
             for key in mine.keys(include_nested=True, leaves_only=True):
                 torch.testing.assert_close(mine[key], other[key].to(mine[key].dtype), rtol=0, atol=0)
 
-    def test_torchrl_transforms_write_the_same_episode_figures(self) -> None:
+    def test_torchrl_transforms_write_the_same_episode_statistics(self) -> None:
         env = TransformedEnv(
             make_vector_env("CartPole-v1", 2),
             Compose(RewardSum(in_keys=["reward"], out_keys=["sum"]), StepCounter(step_count_key="count")),
         )
-        rollout = next(iter(collector_of(env)))
+        rollout = next(iter(make_collector(env)))
         assert torch.equal(rollout["next", "sum"], rollout["next", "episode_reward"])
         assert torch.equal(rollout["next", "count"], rollout["next", "step_count"])
 
 
 class TestWorkers:
     @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-    def test_rollouts_are_those_of_one_process_bit_for_bit(self, env_id: str) -> None:
-        serial = list(collector_of(make_vector_env(env_id, 4), frames_per_env=220))
+    def test_rollouts_of_workers_are_bitwise_equal_to_serial_ones(self, env_id: str) -> None:
+        serial = list(make_collector(make_vector_env(env_id, 4), frames_per_env=220))
         env = make_vector_env(env_id, 4, num_workers=2)
-        for mine, other in zip(collector_of(env, frames_per_env=220), serial, strict=True):
+        for mine, other in zip(make_collector(env, frames_per_env=220), serial, strict=True):
             for key in other.keys(include_nested=True, leaves_only=True):
                 assert torch.equal(mine[key], other[key]), key
         env.close()
 
-    @pytest.mark.parametrize(("name", "options"), HALVES, ids=["workers", "threads of a game"])
-    def test_double_buffered_halves_are_what_two_smaller_batches_would_be(
-        self, name: str, options: dict[str, Any]
-    ) -> None:
+    @pytest.mark.parametrize(("name", "options"), DOUBLE_BUFFERED, ids=["workers", "atari"])
+    def test_double_buffered_rollouts_are_consistent(self, name: str, options: dict[str, Any]) -> None:
         if name.startswith("ALE/"):
             pytest.importorskip("ale_py")
         env = make_vector_env(name, 4, **options)
@@ -215,58 +218,57 @@ class TestWorkers:
         assert set(collector.seconds) == {"collect", "policy", "waiting"}
         env.close()
 
-    @pytest.mark.parametrize("make", [make_vector_env, through_torchrl])
-    def test_the_times_of_environment_and_policy_are_parts_of_the_whole(self, make: Callable[[str, int], Any]) -> None:
+    @pytest.mark.parametrize("make", [make_vector_env, torchrl_env])
+    def test_seconds_of_environment_and_policy_are_less_than_the_total(self, make: Callable[[str, int], Any]) -> None:
         env = make("CartPole-v1", 2)
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
         collector = Collector(env, actor, frames_per_env=64, total_frames=512, compile="trace")
         assert len(list(collector)) == 4
-        whole, *parts = (collector.seconds[part] for part in ("collect", "policy", "environment"))
+        total, *parts = (collector.seconds[part] for part in ("collect", "policy", "environment"))
         assert min(parts) > 0
-        assert sum(parts) < whole
+        assert sum(parts) < total
         env.close()
 
-    def test_double_buffering_needs_what_steps_apart(self) -> None:
+    def test_double_buffering_of_unsupported_environments_is_refused(self) -> None:
         env = make_vector_env("CartPole-v1", 2)
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
-        for each in (env, through_torchrl("CartPole-v1", 2)):
-            with pytest.raises(ConfigurationError, match=r"collector.double_buffer=true needs"):
+        for each in (env, torchrl_env("CartPole-v1", 2)):
+            with pytest.raises(ConfigurationError, match=r"collector\.double_buffer=true"):
                 Collector(each, actor, frames_per_env=8, total_frames=16, double_buffer=True)
 
-    def test_double_buffering_needs_equal_halves(self) -> None:
+    def test_double_buffering_of_unequal_halves_is_refused(self) -> None:
         env = make_vector_env("CartPole-v1", 6, num_workers=3)
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
-        with pytest.raises(ConfigurationError, match=r"equal halves, not 2 and 4 .*env.num_envs.*env.num_workers"):
+        with pytest.raises(ConfigurationError, match=r"double_buffer=true.* 2 and 4 .*env.num_envs.*env.num_workers"):
             Collector(env, actor, frames_per_env=8, total_frames=48, double_buffer=True)
         env.close()
 
 
 @pytest.mark.parametrize("name", MEMORIES)
-class TestMemory:
+class TestRecurrentPolicy:
     @pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
-    def test_is_the_same_in_both_ways_of_stepping(self, name: str, shared: bool) -> None:
+    def test_vector_and_torchrl_stepping_give_the_same_data(self, name: str, shared: bool) -> None:
         policy = {"memory": MEMORIES[name], "shared": shared}
-        ours = list(collector_of(make_vector_env("CartPole-v1", 2), policy=policy))
-        theirs = list(collector_of(through_torchrl("CartPole-v1", 2), policy=policy))
+        ours = list(make_collector(make_vector_env("CartPole-v1", 2), policy=policy))
+        theirs = list(make_collector(torchrl_env("CartPole-v1", 2), policy=policy))
         for mine, other in zip(ours, theirs, strict=True):
             assert mine["next", "done"].any()
             for key in mine.keys(include_nested=True, leaves_only=True):
                 torch.testing.assert_close(mine[key], other[key].to(mine[key].dtype), rtol=0, atol=1e-6, msg=str(key))
 
-    def test_is_the_same_in_workers_bit_for_bit_also_in_nested_spaces(self, name: str) -> None:
+    def test_rollouts_of_workers_are_bitwise_equal_in_nested_spaces(self, name: str) -> None:
         policy = {"memory": MEMORIES[name]}
-        serial = list(collector_of(make_vector_env("Mixed-v0", 4), policy=policy))
-        env = make_vector_env("Mixed-v0", 4, num_workers=2)
-        for mine, other in zip(collector_of(env, policy=policy), serial, strict=True):
+        serial = list(make_collector(make_vector_env("NestedSpaces-v0", 4), policy=policy))
+        env = make_vector_env("NestedSpaces-v0", 4, num_workers=2)
+        for mine, other in zip(make_collector(env, policy=policy), serial, strict=True):
             assert ("action", "turn") in other.keys(include_nested=True)
             for key in other.keys(include_nested=True, leaves_only=True):
                 assert torch.equal(mine[key], other[key]), key
         env.close()
 
-    @pytest.mark.parametrize("how", ["double-buffered", "by TorchRL's collector"])
-    def test_reaches_from_its_first_step_to_the_end_of_the_rollout(self, name: str, how: str) -> None:
-        """Going through the whole rollout at once gives the probabilities that every step was taken with."""
-        double = how == "double-buffered"
+    @pytest.mark.parametrize("kind", ["double-buffered", "torchrl"])
+    def test_whole_sequence_gives_the_probabilities_of_single_steps(self, name: str, kind: str) -> None:
+        double = kind == "double-buffered"
         env = make_vector_env("CartPole-v1", 4, num_workers=2 if double else 0)
         options: dict[str, Any] = {"double_buffer": True} if double else {"rollouts": CollectedRollouts}
         torch.manual_seed(0)
@@ -275,15 +277,15 @@ class TestMemory:
         )
         for rollout in Collector(env, actor, frames_per_env=40, total_frames=320, **options):
             assert rollout["next", "done"].any()
-            memory = {key: rollout[key][:, 0] for key in memory_keys(actor)}
-            whole = TensorDict({key: rollout[key] for key in ("observation", "is_init")} | memory, [4])
-            again = actor.get_dist(whole).log_prob(rollout["action"])
+            states = {key: rollout[key][:, 0] for key in memory_keys(actor)}
+            sequence = TensorDict({key: rollout[key] for key in ("observation", "is_init")} | states, [4])
+            again = actor.get_dist(sequence).log_prob(rollout["action"])
             torch.testing.assert_close(again, rollout["action_log_prob"], rtol=1e-5, atol=1e-5)
         env.close()
 
 
-class TestTorchRLsCollector:
-    def test_gives_rollouts_of_the_same_contract(self) -> None:
+class TestCollectedRollouts:
+    def test_rollouts_of_torchrls_collector_follow_the_contract(self) -> None:
         env = make_vector_env("CartPole-v1", 3)
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]))
         options = {"frames_per_env": 40, "total_frames": 240}
@@ -300,7 +302,7 @@ class TestTorchRLsCollector:
             torch.testing.assert_close(again, rollout["action_log_prob"])
 
 
-WAYS: list[tuple[dict[str, Any], list[Any], dict[str, Any]]] = [
+KINDS: list[tuple[dict[str, Any], list[Any], dict[str, Any]]] = [
     ({}, [], {}),
     ({"num_workers": 2}, [], {}),
     ({"num_workers": 2}, [], {"double_buffer": True}),
@@ -309,23 +311,23 @@ WAYS: list[tuple[dict[str, Any], list[Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("workers", "transforms", "options"), WAYS)
-def test_after_a_rollout_that_is_broken_off_episodes_begin_anew(
+@pytest.mark.parametrize(("workers", "transforms", "options"), KINDS)
+def test_environments_are_reset_after_an_interrupted_rollout(
     workers: dict[str, Any], transforms: list[Any], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Ctrl-C does it in a notebook, where the next cell trains again."""
-    vector_env = make_vector_env("Mixed-v0", 2, **workers)
+    """Ctrl-C in a notebook does this, and the next cell trains again."""
+    vector_env = make_vector_env("NestedSpaces-v0", 2, **workers)
     env = TransformedEnv(vector_env, *transforms) if transforms else vector_env
-    collector = collector_of(env, frames_per_env=10, num_rollouts=3, **options)
+    collector = make_collector(env, frames_per_env=10, num_rollouts=3, **options)
     assert len([*collector]) == 3
     receive, calls = vector_env.vector.receive, 0
 
-    def interrupted(rows: slice = ALL_ENVS) -> StepArrays:
+    def interrupted(env_slice: slice = ALL_ENVS) -> StepArrays:
         nonlocal calls
         calls += 1
         if calls == 4:
             raise KeyboardInterrupt
-        return receive(rows)
+        return receive(env_slice)
 
     with monkeypatch.context() as patch:
         patch.setattr(vector_env.vector, "receive", interrupted)
@@ -341,17 +343,83 @@ def test_after_a_rollout_that_is_broken_off_episodes_begin_anew(
     env.close()
 
 
+BOXES = st.lists(st.integers(1, 3), max_size=3).map(lambda shape: spaces.Box(-3, 3, shape, np.float32))
+DISCRETE = st.builds(lambda n, start: spaces.Discrete(n, start=start), st.integers(2, 5), st.integers(-2, 2))
+CHOICES = st.lists(st.integers(2, 4), min_size=1, max_size=3).map(spaces.MultiDiscrete)
+BITS = st.integers(1, 4).map(spaces.MultiBinary)
+TEXTS = st.just(spaces.Text(12, charset="ab "))
+VECTORS = st.integers(1, 3).map(lambda n: spaces.Box(-2, 0.5, (n,), np.float32))
+
+
+def nested(leaf: st.SearchStrategy[Any], depth: int) -> st.SearchStrategy[Any]:
+    if depth == 0:
+        return leaf
+    inner = st.one_of(leaf, nested(leaf, depth - 1))
+    dicts = st.dictionaries(st.sampled_from("abc"), inner, min_size=1, max_size=2).map(spaces.Dict)
+    return st.one_of(leaf, dicts, st.lists(inner, min_size=1, max_size=2).map(spaces.Tuple))
+
+
+OBSERVATIONS = nested(st.one_of(BOXES, DISCRETE, CHOICES, BITS, TEXTS), 2)
+ACTIONS = nested(st.one_of(DISCRETE, CHOICES, BITS, VECTORS), 2)
+
+
+class RandomObservations(gymnasium.Env[Any, Any]):
+    """Random observations in episodes of four steps. Raises for an action outside the space."""
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+        self.observation_space.seed(0)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._num_steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        self._num_steps += 1
+        return self.observation_space.sample(), 1.0, self._num_steps == 4, False, {}
+
+
+@given(observation=OBSERVATIONS, action=ACTIONS, is_recurrent=st.booleans(), mode=st.sampled_from([False, "trace"]))
+@settings(max_examples=25)
+def test_actions_are_inside_any_space_and_learning_sees_their_probabilities(
+    observation: spaces.Space[Any], action: spaces.Space[Any], is_recurrent: bool, mode: Compile
+) -> None:
+    env = VectorEnv(SerialVectorEnv([lambda: RandomObservations(observation, action)] * 2))
+    actor, critic = make_actor_critic(
+        env.observation_spec,
+        env.full_action_spec["action"],
+        body=mlp,
+        memory=(lambda n: GRU(n, width=4)) if is_recurrent else None,
+    )
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        rollout = VectorRollouts(env, actor, 6, compile=mode)()
+        states = {key: rollout[key][:, 0] for key in ("actor_memory", "critic_memory") if is_recurrent}
+        data = TensorDict(dict(rollout.exclude("next").items()) | states, [2])
+        data["advantage"] = data["value_target"] = data["state_value"] = torch.zeros(2, 6, 1)
+        losses = ClipPPOLoss(actor, critic)(data if is_recurrent else data.auto_batch_size_(2))
+        again = actor.get_dist(data.copy()).log_prob(data[actor.dist_sample_keys[0]])
+    torch.testing.assert_close(again, rollout["action_log_prob"], rtol=1e-5, atol=1e-5)
+    assert losses["kl_approx"].item() == pytest.approx(0, abs=1e-5)
+
+
 class TestErrors:
     @pytest.mark.parametrize("where", ["reward", "observation"])
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_a_number_that_is_not_finite_is_named_with_its_place(self, where: str, value: float) -> None:
-        collector = collector_of(make_vector_env("Broken-v0", 2, where=where, value=value), frames_per_env=8)
+    def test_non_finite_value_is_reported_with_its_place(self, where: str, value: float) -> None:
+        collector = make_collector(make_vector_env("NotFinite-v0", 2, where=where, value=value), frames_per_env=8)
         with pytest.raises(NumericalError, match=rf"{where} of environment 0 is {value} at step 4"):
             next(iter(collector))
 
-    @pytest.mark.parametrize(("frames_per_env", "total_frames"), [(0, 10), (8, 0)])
-    def test_counts_must_be_positive(self, frames_per_env: int, total_frames: int) -> None:
+    @pytest.mark.parametrize(
+        ("frames_per_env", "total_frames", "message"), [(0, 10, "frames_per_env=0"), (8, 0, "total_frames=0")]
+    )
+    def test_counts_below_one_are_refused(self, frames_per_env: int, total_frames: int, message: str) -> None:
         env = make_vector_env("CartPole-v1", 1)
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
-        with pytest.raises(ConfigurationError, match="must be at least 1"):
+        with pytest.raises(ConfigurationError, match=message):
             Collector(env, actor, frames_per_env=frames_per_env, total_frames=total_frames)
+
+    def test_environment_without_episode_statistics_is_refused(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"episode_reward and step_count"):
+            Collector(GymEnv("CartPole-v1"), None, frames_per_env=8, total_frames=8)  # type: ignore[arg-type]

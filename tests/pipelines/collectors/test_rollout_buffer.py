@@ -1,4 +1,4 @@
-"""A rollout is written as it was stepped, and its episodes are counted as they run on."""
+"""The buffer that a rollout is written into, its episode counters, and the check for finite values."""
 
 from __future__ import annotations
 
@@ -6,41 +6,52 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 
 from torchppo.envs import ALL_ENVS, StepArrays
 from torchppo.errors import NumericalError
 from torchppo.pipelines.collectors.device_buffer import DeviceObservations
-from torchppo.pipelines.collectors.rollout_buffer import EpisodeCounters, RolloutBuffer
+from torchppo.pipelines.collectors.rollout_buffer import (
+    EpisodeCounters,
+    RolloutBuffer,
+    raise_if_not_finite,
+    require_finite,
+)
 
 CPU = torch.device("cpu")
 NUM_ENVS, NUM_STEPS = 4, 3
+GROUPS = [slice(0, 2), slice(2, 4)]
 
 
-def stepped(step: int, rows: slice = ALL_ENVS, *, terminated: bool = False, truncated: bool = False) -> StepArrays:
-    """Observations `10 step + env`, rewards `step + env / 10`; the first of the rows may end."""
-    envs = np.arange(NUM_ENVS)[rows]
+def step_arrays(
+    step: int, env_slice: slice = ALL_ENVS, *, terminated: bool = False, truncated: bool = False
+) -> StepArrays:
+    """Observations `10 step + env`, rewards `step + env / 10`; the flags apply to the first environment."""
+    envs = np.arange(NUM_ENVS)[env_slice]
     ends = np.zeros((2, len(envs)), np.bool_)
     ends[:, 0] = terminated, truncated
     observation = (10.0 * step + envs)[:, None].astype(np.float32)
     return StepArrays(observation, step + envs / 10, *ends, np.full(len(envs), np.nan))
 
 
-def record() -> RolloutBuffer:
-    return RolloutBuffer(stepped(0).observation, np.ones(NUM_ENVS, np.bool_), NUM_STEPS, CPU)
+def make_buffer(num_groups: int = 1) -> RolloutBuffer:
+    first = step_arrays(0).observation
+    return RolloutBuffer(first, np.ones(NUM_ENVS, np.bool_), NUM_STEPS, CPU, num_groups)
 
 
-def rollout_of(one: RolloutBuffer) -> TensorDictBase:
-    actions = torch.arange(NUM_STEPS * NUM_ENVS).reshape(NUM_STEPS, NUM_ENVS)
-    return one.as_tensordict(EpisodeCounters(NUM_ENVS), {"action": actions}, {})
+def as_tensordict(buffer: RolloutBuffer) -> TensorDictBase:
+    """Return the rollout of a buffer without groups; the actions are 0, 1, 2, ... in the order of time."""
+    for actions in torch.arange(NUM_STEPS * NUM_ENVS).reshape(NUM_STEPS, NUM_ENVS):
+        buffer.add_outputs(0, [actions])
+    return buffer.as_tensordict(["action"], {}, EpisodeCounters(NUM_ENVS))
 
 
-class TestRecord:
-    def test_holds_what_came_before_and_after_every_step(self) -> None:
-        one = record()
+class TestRolloutBuffer:
+    def test_rollout_holds_what_came_before_and_after_every_step(self) -> None:
+        buffer = make_buffer()
         for step in range(NUM_STEPS):
-            assert one.write(step, ALL_ENVS, stepped(step + 1)) is None
-        rollout = rollout_of(one)
+            assert buffer.write(step, ALL_ENVS, step_arrays(step + 1)) is None
+        rollout = as_tensordict(buffer)
         assert rollout.shape == (NUM_ENVS, NUM_STEPS)
         assert rollout["observation"][2, :, 0].tolist() == [2, 12, 22]
         assert rollout["next", "observation"][2, :, 0].tolist() == [12, 22, 32]
@@ -49,59 +60,105 @@ class TestRecord:
         torch.testing.assert_close(rollout["next", "reward"][2, :, 0], torch.tensor([1.2, 2.2, 3.2]))
         assert not rollout["next", "done"].any()
 
-    @pytest.mark.parametrize("how", ["terminated", "truncated"])
-    def test_keeps_the_last_observation_of_an_episode_beside_the_first_of_the_next(self, how: str) -> None:
-        one = record()
-        half = slice(2, 4)
-        one.write(0, slice(0, 2), stepped(1, slice(0, 2)))
-        ended = one.write(0, half, stepped(1, half, **{how: True}))
+    @pytest.mark.parametrize("flag", ["terminated", "truncated"])
+    def test_final_observation_is_kept_beside_the_first_of_the_next_episode(self, flag: str) -> None:
+        buffer = make_buffer()
+        first, second = GROUPS
+        buffer.write(0, first, step_arrays(1, first))
+        ended = buffer.write(0, second, step_arrays(1, second, **{flag: True}))
         assert ended is not None
         assert ended.tolist() == [2]
-        one.storage.arrays[1, 2] = -1.0  # what a reset says
+        buffer.observations.array[1, 2] = -1.0  # the observation of the reset
         for step in (1, 2):
-            one.write(step, ALL_ENVS, stepped(step + 1))
-        rollout = rollout_of(one)
+            buffer.write(step, ALL_ENVS, step_arrays(step + 1))
+        rollout = as_tensordict(buffer)
         assert rollout["next", "observation"][2, :, 0].tolist() == [12, 22, 32]
         assert rollout["observation"][2, :, 0].tolist() == [2, -1, 22]
         assert rollout["is_init"][2, :, 0].tolist() == [True, True, False]
-        assert (
-            rollout["next", how][2, :, 0].tolist() == rollout["next", "done"][2, :, 0].tolist() == [True, False, False]
-        )
+        assert rollout["next", flag][2, :, 0].tolist() == [True, False, False]
+        assert rollout["next", "done"][2, :, 0].tolist() == [True, False, False]
         assert rollout["next", "done"].sum() == 1
 
-    def test_takes_double_precision_for_a_device_too(self) -> None:
-        one = record()
-        one.storage = DeviceObservations((NUM_STEPS + 1, NUM_ENVS, 1), np.dtype(np.float32), CPU)
+    def test_outputs_of_two_groups_are_joined_in_the_order_of_environments(self) -> None:
+        buffer = make_buffer(num_groups=2)
         for step in range(NUM_STEPS):
-            one.storage.given(step)
-            arrays = stepped(step + 1, terminated=step == 1)
-            one.write(step, ALL_ENVS, arrays._replace(observation=arrays.observation.astype(np.float64)))
-        assert rollout_of(one)["next", "observation"][0, :, 0].tolist() == [10, 20, 30]
+            buffer.write(step, ALL_ENVS, step_arrays(step + 1))
+            for group, env_slice in enumerate(GROUPS):
+                envs = torch.arange(NUM_ENVS)[env_slice]
+                buffer.add_outputs(group, [envs + 10 * step, envs.unsqueeze(-1).float()])
+        rollout = buffer.as_tensordict(["action", ("nested", "loc")], {}, EpisodeCounters(NUM_ENVS))
+        assert rollout["action"].tolist() == [[env, 10 + env, 20 + env] for env in range(NUM_ENVS)]
+        assert rollout["nested", "loc"].shape == (NUM_ENVS, NUM_STEPS, 1)
 
-    def test_names_the_first_observation_that_is_not_finite_and_looks_no_further_than_it_was_stepped(self) -> None:
-        one = record()
-        one.storage.arrays[2:] = np.nan  # not stepped yet
-        one.write(0, ALL_ENVS, stepped(1))
-        one.raise_if_not_finite()
-        one.storage.arrays[1, 3] = np.inf
+    def test_recurrent_states_before_and_after_a_step_are_in_the_rollout(self) -> None:
+        buffer = make_buffer()
+        for step in range(NUM_STEPS):
+            buffer.write(step, ALL_ENVS, step_arrays(step + 1))
+        states = torch.arange(NUM_STEPS + 1.0).reshape(-1, 1, 1, 1).expand(-1, NUM_ENVS, 1, 1)
+        rollout = buffer.as_tensordict([], {"state": states}, EpisodeCounters(NUM_ENVS))
+        assert rollout["state"][1].flatten().tolist() == [0, 1, 2]
+        assert rollout["next", "state"][1].flatten().tolist() == [1, 2, 3]
+
+    def test_float64_observations_are_cast_for_a_device_too(self) -> None:
+        buffer = make_buffer()
+        buffer.observations = DeviceObservations((NUM_STEPS + 1, NUM_ENVS, 1), np.dtype(np.float32), CPU)
+        for step in range(NUM_STEPS):
+            buffer.observations.read(step)
+            arrays = step_arrays(step + 1, terminated=step == 1)
+            buffer.write(step, ALL_ENVS, arrays._replace(observation=arrays.observation.astype(np.float64)))
+        assert as_tensordict(buffer)["next", "observation"][0, :, 0].tolist() == [10, 20, 30]
+
+    def test_check_finite_finds_only_observations_that_were_stepped(self) -> None:
+        buffer = make_buffer()
+        buffer.observations.array[2:] = np.nan  # not stepped yet
+        buffer.write(0, ALL_ENVS, step_arrays(1))
+        buffer.check_finite()
+        buffer.observations.array[1, 3] = np.inf
         with pytest.raises(NumericalError, match="observation of environment 3 is inf at step 0 of the rollout"):
-            one.raise_if_not_finite()
+            buffer.check_finite()
 
 
-class TestRunningEpisodes:
-    def test_run_on_from_rollout_to_rollout_and_begin_anew_after_their_end(self) -> None:
+class TestEpisodeCounters:
+    def test_episodes_continue_in_the_next_rollout_and_restart_after_their_end(self) -> None:
         rewards = np.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
         done = np.array([[False, True], [True, False], [False, False]])
-        episodes = EpisodeCounters(2)
+        counters = EpisodeCounters(2)
         raw = np.full((3, 2), np.nan)
-        returns, lengths = episodes(rewards, done, raw)
+        returns, lengths = counters.advance(rewards, done, raw)
         assert returns.T.tolist() == [[1, 3, 3], [10, 20, 50]]
         assert lengths.T.tolist() == [[1, 2, 1], [1, 1, 2]]
-        returns, lengths = episodes(rewards, done, raw)
+        returns, lengths = counters.advance(rewards, done, raw)
         assert returns.T.tolist() == [[4, 6, 3], [60, 20, 50]]
         assert lengths.T.tolist() == [[2, 3, 1], [3, 1, 2]]
 
-    def test_returns_of_the_environments_own_are_taken_as_they_are(self) -> None:
+    def test_raw_returns_of_the_environment_are_kept(self) -> None:
         raw: NDArray[np.float64] = np.array([[7.0, np.nan]])
-        returns, _ = EpisodeCounters(2)(np.array([[1.0, 2.0]]), np.zeros((1, 2), np.bool_), raw)
+        returns, _ = EpisodeCounters(2).advance(np.array([[1.0, 2.0]]), np.zeros((1, 2), np.bool_), raw)
         assert returns.tolist() == [[7.0, 2.0]]
+
+
+class TestFinite:
+    @pytest.mark.parametrize("shape", [(), (1,), (2, 2)])
+    def test_first_value_in_time_is_reported_with_its_place(self, shape: tuple[int, ...]) -> None:
+        values = torch.zeros(3, 4, *shape)
+        values[0, 3], values[1, 2], values[2, 2] = torch.inf, torch.nan, torch.inf
+        with pytest.raises(NumericalError, match=r"^left/x of environment 1 is nan at step 12 of the evaluation"):
+            raise_if_not_finite(("left", "x"), values, "evaluation", 10)
+
+    @pytest.mark.parametrize("values", [torch.full((2, 2), 3e38), torch.full((2, 2), 7)], ids=["overflow", "integers"])
+    def test_finite_values_pass_even_if_their_sum_overflows(self, values: torch.Tensor) -> None:
+        raise_if_not_finite("x", values, "rollout", 0)
+
+    @pytest.mark.parametrize(
+        ("key", "step"),
+        [("observation", -1), (("next", "observation"), 0), (("next", "reward"), 0)],
+        ids=["observation", "next observation", "reward"],
+    )
+    def test_observations_and_rewards_are_checked(self, key: str | tuple[str, str], step: int) -> None:
+        zeros = torch.zeros(2, 3, 1)
+        data = {"observation": zeros.clone(), "next": {"observation": zeros.clone(), "reward": zeros.clone()}}
+        rollout = TensorDict(data, [2, 3])
+        assert require_finite(rollout) is rollout
+        rollout[key][1, 0] = torch.nan
+        with pytest.raises(NumericalError, match=f"environment 1 is nan at step {step + 5} of the evaluation"):
+            require_finite(rollout, name="evaluation", first_step=5)

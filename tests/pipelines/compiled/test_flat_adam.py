@@ -1,4 +1,4 @@
-"""Adam over one vector takes the steps of PyTorch's own."""
+"""Adam over one vector takes the same steps as PyTorch's optimizers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchppo.errors import ConfigurationError
+from torchppo.errors import ConfigurationError, GraphError
 from torchppo.pipelines.compiled.flat_adam import FlatAdam
 
 
@@ -30,7 +30,7 @@ def train(module: nn.Module, optimizer: torch.optim.Optimizer, flat: FlatAdam | 
             optimizer.step()
         else:
             gradients = [param.grad for param in flat.params if param.grad is not None]
-            flat.follow()
+            flat.read_groups()
             flat.step(flat.flatten(gradients), 0.5)
 
 
@@ -44,7 +44,7 @@ class TestStep:
             (torch.optim.Adam, {"betas": (0.0, 0.9)}),
         ],
     )
-    def test_equals_pytorchs_also_after_steps_that_it_took(self, optimizer: Any, options: dict[str, Any]) -> None:
+    def test_steps_equal_pytorchs_also_after_steps_of_pytorch(self, optimizer: Any, options: dict[str, Any]) -> None:
         ours = network()
         theirs = copy.deepcopy(ours)
         mine, other = (optimizer(module.parameters(), lr=1e-2, **options) for module in (ours, theirs))
@@ -57,44 +57,42 @@ class TestStep:
             assert a["step"] == b["step"] == 8
             torch.testing.assert_close(a["exp_avg_sq"], b["exp_avg_sq"], rtol=1e-6, atol=1e-10)
 
-    @pytest.mark.parametrize("idle_steps", [(), (0, 1, 2), (3, 4, 5, 7)])
-    def test_a_group_that_does_not_learn_is_left_as_pytorch_leaves_one_without_gradients(
-        self, idle_steps: tuple[int, ...]
-    ) -> None:
+    @pytest.mark.parametrize("frozen_steps", [(), (0, 1, 2), (3, 4, 5, 7)])
+    def test_frozen_group_equals_one_without_gradients_in_pytorch(self, frozen_steps: tuple[int, ...]) -> None:
         ours = network()
         theirs = copy.deepcopy(ours)
 
-        def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
+        def make_optimizer(module: nn.Module) -> torch.optim.Optimizer:
             convolution, linear = module[0].parameters(), module[2].parameters()  # type: ignore[index]
-            groups = [{"params": list(convolution), "learns": True}, {"params": list(linear)}]
+            groups = [{"params": list(convolution), "trainable": True}, {"params": list(linear)}]
             return torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1)
 
-        mine, other = optimizer_of(ours), optimizer_of(theirs)
+        mine, other = make_optimizer(ours), make_optimizer(theirs)
         flat = FlatAdam(mine)
         for step in range(10):
-            learns = step not in idle_steps
-            mine.param_groups[0]["learns"] = learns
+            trainable = step not in frozen_steps
+            mine.param_groups[0]["trainable"] = trainable
             generator = torch.Generator().manual_seed(step)
             gradients = [torch.randn(p.shape, dtype=torch.float64, generator=generator) for p in theirs.parameters()]
             for index, (param, gradient) in enumerate(zip(theirs.parameters(), gradients, strict=True)):
-                param.grad = gradient if learns or index > 1 else None
+                param.grad = gradient if trainable or index > 1 else None
             other.step()
-            flat.follow()
-            flat.step(flat.flatten([g * (learns or i > 1) for i, g in enumerate(gradients)]), float("inf"))
+            flat.read_groups()
+            flat.step(flat.flatten([g * (trainable or i > 1) for i, g in enumerate(gradients)]), float("inf"))
         for name, value in theirs.state_dict().items():
             torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-6, atol=1e-8)
         for param, twin in zip(ours.parameters(), theirs.parameters(), strict=True):
             assert mine.state[param]["step"] == other.state[twin]["step"]
 
-    def test_a_frozen_parameter_stays_where_it_is(self) -> None:
+    def test_parameter_without_requires_grad_is_skipped(self) -> None:
         module = network()
         frozen = next(module.parameters()).requires_grad_(False)
         flat = FlatAdam(torch.optim.Adam(module.parameters()))
         assert not any(param is frozen for param in flat.params)
-        with pytest.raises(ConfigurationError, match="no parameter that requires a gradient"):
+        with pytest.raises(ConfigurationError, match="requires a gradient"):
             FlatAdam(torch.optim.Adam(module.requires_grad_(False).parameters()))
 
-    def test_a_parameter_that_had_no_gradient_yet_does_not_hold_the_others_back(self) -> None:
+    def test_parameter_without_earlier_steps_does_not_change_the_bias_correction(self) -> None:
         module = network()
         optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
         first, *others = module.parameters()
@@ -104,12 +102,12 @@ class TestStep:
             optimizer.step()
         before = [param.detach().clone() for param in others]
         flat = FlatAdam(optimizer)
-        flat.follow()
+        flat.read_groups()
         flat.step(torch.ones(sum(param.numel() for param in (first, *others)), dtype=torch.float64), float("inf"))
         for param, old in zip(others, before, strict=True):
             torch.testing.assert_close(old - param.detach(), torch.full_like(old, 1e-2))
 
-    def test_weights_of_images_stay_channels_last(self) -> None:
+    def test_channels_last_weights_stay_channels_last(self) -> None:
         module = network()
         FlatAdam(torch.optim.Adam(module.parameters()))
         weight = next(module.parameters())
@@ -117,8 +115,12 @@ class TestStep:
         torch.testing.assert_close(weight, next(network().parameters()))
 
 
-class TestRefusals:
+class TestErrors:
     @pytest.mark.parametrize("options", [{"amsgrad": True}, {"maximize": True}])
-    def test_of_options_name_them(self, options: dict[str, bool]) -> None:
-        with pytest.raises(ConfigurationError, match=f"optimizer.{next(iter(options))}=true"):
+    def test_unsupported_option_is_refused(self, options: dict[str, bool]) -> None:
+        with pytest.raises(GraphError, match=f"optimizer.{next(iter(options))}=true"):
             FlatAdam(torch.optim.Adam(network().parameters(), **options))
+
+    def test_another_optimizer_is_refused(self) -> None:
+        with pytest.raises(GraphError, match="SGD"):
+            FlatAdam(torch.optim.SGD(network().parameters(), lr=1e-2))

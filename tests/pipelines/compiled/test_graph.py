@@ -1,4 +1,4 @@
-"""One graph computes what its function computes, wherever its tensors have moved to, compiled or as it was traced."""
+"""A traced or compiled function computes the same as the function."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchppo.errors import ConfigurationError
+from torchppo.errors import GraphError
 from torchppo.pipelines.compiled.graph import TracedFunction
 
 
 @pytest.mark.parametrize("compile_", [True, False], ids=["compiled", "traced"])
-class TestOneGraph:
-    def test_equals_its_function_for_every_argument(self, compile_: bool) -> None:
+class TestTracedFunction:
+    def test_graph_equals_its_function_for_other_arguments(self, compile_: bool) -> None:
         torch.manual_seed(0)
         layer = nn.Linear(3, 4)
         graph = TracedFunction(
@@ -28,7 +28,7 @@ class TestOneGraph:
                 torch.testing.assert_close(out, layer(data["x"][rows]).tanh())
                 torch.testing.assert_close(total, data["x"][rows].sum())
 
-    def test_sees_parameters_change_in_place_and_move_to_other_memory(self, compile_: bool) -> None:
+    def test_parameters_may_change_in_place_or_move_to_other_memory(self, compile_: bool) -> None:
         layer = nn.Linear(3, 4)
         graph = TracedFunction(layer, compile=compile_)
         x = torch.randn(20, 3)
@@ -39,7 +39,7 @@ class TestOneGraph:
             layer.weight.data = torch.randn(4, 3)
             torch.testing.assert_close(graph(x), layer(x))
 
-    def test_sees_the_precision_change_where_it_is_refreshed(self, compile_: bool) -> None:
+    def test_refresh_adopts_another_precision(self, compile_: bool) -> None:
         layer, x = nn.Linear(3, 4), torch.randn(20, 3)
         graph = TracedFunction(layer, compile=compile_, keep_casts=True)
         for enabled in (False, True, False):
@@ -51,7 +51,7 @@ class TestOneGraph:
             torch.testing.assert_close(out, expected)
             assert torch.equal(out, expected) or compile_
 
-    def test_takes_views_for_what_they_are(self, compile_: bool) -> None:
+    def test_closed_over_views_are_supported(self, compile_: bool) -> None:
         views = torch.arange(12.0).reshape(-1, 1), torch.randn(5, 3)[1:4, ::2], torch.randn(2, 6).t()
         for view in views:
             graph, x = TracedFunction(lambda x, view=view: x * view + 1, compile=compile_), torch.randn(view.shape)
@@ -60,7 +60,7 @@ class TestOneGraph:
                 view.add_(1.0)
                 torch.testing.assert_close(graph(x), x * view + 1)
 
-    def test_changes_what_it_closes_over_once_in_every_call(self, compile_: bool) -> None:
+    def test_closed_over_tensors_change_once_per_call(self, compile_: bool) -> None:
         count, total = torch.zeros(2), torch.zeros(3)
 
         def add(x: Tensor) -> Tensor:
@@ -75,14 +75,14 @@ class TestOneGraph:
         assert total.tolist() == [6.0, 6.0, 0.0]
         assert values == [3.0, 8.0, 15.0]
 
-    def test_tells_arguments_apart_that_were_one_at_first(self, compile_: bool) -> None:
+    def test_equal_arguments_of_the_first_call_may_differ_later(self, compile_: bool) -> None:
         graph, x, y = TracedFunction(lambda x, y: x - 2 * y, compile=compile_), torch.ones(2), torch.zeros(2)
         with torch.no_grad():
             assert graph(x, x).tolist() == [-1.0, -1.0]
             assert graph(x, y).tolist() == [1.0, 1.0]
             assert graph(y, x).tolist() == [-2.0, -2.0]
 
-    def test_draws_the_random_numbers_of_its_function(self, compile_: bool) -> None:
+    def test_random_numbers_equal_those_of_the_function(self, compile_: bool) -> None:
         def sample(mean: Tensor) -> Tensor:
             return torch.normal(mean, 1.0) + torch.rand(mean.shape)
 
@@ -92,42 +92,42 @@ class TestOneGraph:
             torch.manual_seed(1)
             drawn = [graph(mean) for _ in range(3)]
             torch.manual_seed(1)
-            for one in drawn:
-                torch.testing.assert_close(one, sample(mean))
+            for value in drawn:
+                torch.testing.assert_close(value, sample(mean))
 
-    def test_two_graphs_of_one_function_are_apart(self, compile_: bool) -> None:
+    def test_graphs_of_modules_of_one_class_are_independent(self, compile_: bool) -> None:
         layers = [nn.Linear(2, width) for width in range(1, 11)]
         x = torch.randn(4, 2)
         with torch.no_grad():
             for layer in layers:
                 torch.testing.assert_close(TracedFunction(layer, compile=compile_)(x), layer(x))
 
-    def test_copies_a_result_that_is_no_new_tensor(self, compile_: bool) -> None:
-        held = torch.ones(3)
-        graph = TracedFunction(lambda x: [x + 1, x, held], compile=compile_)
+    def test_results_are_new_tensors(self, compile_: bool) -> None:
+        closed_over = torch.ones(3)
+        graph = TracedFunction(lambda x: [x + 1, x, closed_over], compile=compile_)
         with torch.no_grad():
             for start in (0.0, 5.0):
                 x = torch.full((3,), start)
-                held.fill_(start - 1)
+                closed_over.fill_(start - 1)
                 results = graph(x)
-                assert [one.tolist() for one in results] == [[start + 1] * 3, [start] * 3, [start - 1] * 3]
-                assert not {one.data_ptr() for one in results} & {x.data_ptr(), held.data_ptr()}
+                assert [result.tolist() for result in results] == [[start + 1] * 3, [start] * 3, [start - 1] * 3]
+                assert not {result.data_ptr() for result in results} & {x.data_ptr(), closed_over.data_ptr()}
 
     @pytest.mark.parametrize(
         "function",
         [lambda x: x * 2 if x.sum() > 0 else x * 3, lambda x: x[x > 0] + 1, lambda x: torch.tensor(x.tolist())],
     )
-    def test_refuses_a_function_of_values_with_the_way_out(self, function: Any, compile_: bool) -> None:
-        with torch.no_grad(), pytest.raises(ConfigurationError, match=r"needs the values .* compile=false"):
+    def test_function_of_tensor_values_is_refused(self, function: Any, compile_: bool) -> None:
+        with torch.no_grad(), pytest.raises(GraphError, match="compile=false"):
             TracedFunction(function, compile=compile_)(torch.ones(3))
 
-    def test_an_error_of_its_function_keeps_its_traceback_and_says_when(self, compile_: bool) -> None:
-        with torch.no_grad(), pytest.raises(RuntimeError, match="must have same reduction dim") as told:
+    def test_error_of_the_function_gets_a_note(self, compile_: bool) -> None:
+        with torch.no_grad(), pytest.raises(RuntimeError, match="must have same reduction dim") as raised:
             TracedFunction(nn.Linear(2, 2), compile=compile_)(torch.ones(3, 3))
-        assert "compile=false" in told.value.__notes__[0]
+        assert "compile=false" in raised.value.__notes__[0]
 
 
-def test_a_graph_as_it_was_traced_has_the_bits_of_its_function() -> None:
+def test_traced_graph_is_bitwise_equal_to_its_function() -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4), nn.LogSoftmax(-1))
     graph = TracedFunction(layers, compile=False)
@@ -137,25 +137,25 @@ def test_a_graph_as_it_was_traced_has_the_bits_of_its_function() -> None:
             assert torch.equal(graph(x), layers(x))
 
 
-def test_casts_where_its_function_casts() -> None:
+def test_graph_casts_where_its_function_casts() -> None:
     layer, x = nn.Linear(3, 4), torch.randn(5, 3)
 
     def half_cast(x: Tensor) -> list[Tensor]:
         with torch.autocast("cpu", enabled=False):
-            whole = layer(x)
-        return [layer(x), whole]
+            uncast = layer(x)
+        return [layer(x), uncast]
 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = half_cast(x)
         for compile_ in (False, True):
             graph = TracedFunction(half_cast, compile=compile_)
             for _ in range(2):
-                for one, other in zip(graph(x), expected, strict=True):
-                    torch.testing.assert_close(one, other)
+                for actual, value in zip(graph(x), expected, strict=True):
+                    torch.testing.assert_close(actual, value)
 
 
-class Warming(nn.Module):
-    """Features that fade in with every call that it has counted, in whole numbers and in parts of a table."""
+class Counting(nn.Module):
+    """Changes buffers at every call, one of them through a view, and reads casts of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,23 +163,23 @@ class Warming(nn.Module):
         self.register_buffer("table", torch.zeros(2, 3, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        warm = x * self.count.float() + self.table.float().sum(0)
+        result = x * self.count.float() + self.table.float().sum(0)
         self.count += 1
         self.table[1].add_(2.0)
-        return warm
+        return result
 
 
 @pytest.mark.parametrize("compile_", [False, True])
-def test_a_cast_of_what_a_graph_changes_is_not_kept(compile_: bool) -> None:
+def test_cast_of_a_tensor_that_the_graph_changes_is_not_kept(compile_: bool) -> None:
     x = torch.randn(5, 3)
-    module, own = Warming(), Warming()
+    module, expected = Counting(), Counting()
     graph = TracedFunction(module, compile=compile_, keep_casts=True)
     for _ in range(3):
-        torch.testing.assert_close(graph(x), own(x))
+        torch.testing.assert_close(graph(x), expected(x))
 
 
 @pytest.mark.parametrize("compile_", [False, True])
-def test_a_kept_cast_is_its_tensors_again_once_refreshed(compile_: bool) -> None:
+def test_refresh_recomputes_kept_casts(compile_: bool) -> None:
     layer, x = nn.Linear(3, 4).requires_grad_(requires_grad=False), torch.randn(5, 3)
     graph = TracedFunction(layer, compile=compile_, keep_casts=True)
     with torch.autocast("cpu", torch.bfloat16):

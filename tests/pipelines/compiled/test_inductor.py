@@ -1,4 +1,4 @@
-"""A kernel is found again on disk, and replayed on CUDA."""
+"""Compiled kernels: the cache on disk and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torchppo.pipelines.compiled.inductor import CudaGraph
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-class TestCompiled:
-    def test_is_found_again_on_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class TestKernels:
+    def test_kernel_is_read_from_the_cache_on_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
         layer, x = nn.Linear(3, 4), torch.randn(5, 3)
         with torch.no_grad():
@@ -27,7 +27,7 @@ class TestCompiled:
         assert counters["inductor"]["fxgraph_cache_hit"] == before + 1
 
     @CUDA
-    def test_a_recording_on_cuda_equals_its_function(self) -> None:
+    def test_cuda_graph_equals_its_function(self) -> None:
         layer = nn.Linear(3, 4).cuda()
         graph = TracedFunction(lambda data, rows: [layer(data["x"][rows]).tanh(), data["x"][rows].sum()])
         for _ in range(4):
@@ -35,26 +35,23 @@ class TestCompiled:
             with torch.no_grad():
                 torch.testing.assert_close(graph(data, rows)[0], layer(data["x"][rows]).tanh())
                 layer.weight.mul_(1.1)
-                layer.weight.data = layer.weight.detach().clone()  # elsewhere
+                layer.weight.data = layer.weight.detach().clone()  # other memory
 
-    def test_a_recording_is_made_anew_where_a_tensor_has_moved_and_only_there(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_cuda_graph_is_recorded_again_only_if_a_tensor_has_moved(self, monkeypatch: pytest.MonkeyPatch) -> None:
         recorded: list[object] = []
 
-        class Recording:
-            def replay(self) -> None:
-                """What a device would do."""
+        class FakeGraph:
+            def replay(self) -> None: ...
 
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
         monkeypatch.setattr(torch.cuda, "graph", lambda graph: recorded.append(graph) or nullcontext())
         argument, weight = torch.ones(2), torch.ones(2)
-        replayed = CudaGraph(lambda inputs: [inputs[0] * inputs[1]], [argument, weight], 1)
+        graph = CudaGraph(lambda inputs: [inputs[0] * inputs[1]], [argument, weight], 1)
         for _ in range(3):
-            replayed([torch.rand(2), weight])
+            graph([torch.rand(2), weight])
             weight.mul_(2.0)
         assert len(recorded) == 1
         weight.data = torch.full((2,), 3.0)
-        (result,) = replayed([argument, weight])
+        (result,) = graph([argument, weight])
         assert len(recorded) == 2
         assert result.tolist() == [3.0, 3.0]
