@@ -26,16 +26,14 @@ from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates.eager_step import clip_gradients
 from .updates.minibatch import MinibatchUpdate
 
-METRIC_NAMES = {"kl_approx": "approx_kl"}
-"""TorchRL's keys whose metrics have another name among PPO users."""
+METRIC_NAMES = {"kl_approx": "approx_kl"}  # the names that PPO users know
 
 
 class PPO(LightningModule):
     """Proximal policy optimization. One Lightning batch is one rollout; optimization is manual.
 
     Args:
-        objective: `td -> td` of `loss_*` and metrics, with `actor_network` and `critic_network`: ours, or a TorchRL
-            `LossModule` with `functional=False`.
+        objective: `td -> td` of `loss_*` and metrics, such as a TorchRL `LossModule` with `functional=False`.
         estimator: `td -> td`, writes `advantage` and `value_target`.
         update: epochs, minibatches and early stopping.
         optimizer: makes the optimizer from parameters or parameter groups.
@@ -211,10 +209,7 @@ class PPO(LightningModule):
         metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise NumericalError(
-                    f"{name}={value} after {self.frames} frames; lower optimizer.lr, or look for extreme observations "
-                    "and rewards"
-                )
+                raise NumericalError(f"{name}={value} after {self.frames} frames; lower optimizer.lr or scale rewards")
         now = time.perf_counter()
         metrics["time/fps"] = num_frames / (now - self._logged_at)
         self._logged_at = now
@@ -231,8 +226,8 @@ class PPO(LightningModule):
         self._step = None  # graphs hold the memory of their inputs and outputs
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        counters = {"frames": self.frames, "num_rollouts": self.num_rollouts}
-        checkpoint["torchppo"] = {"config": self.config, **counters, **self.episodes.state_dict()}
+        state = {"config": self.config, "frames": self.frames, "num_rollouts": self.num_rollouts}
+        checkpoint["torchppo"] = {**state, **self.episodes.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["torchppo"]

@@ -6,7 +6,9 @@ This is the only file that imports `compiled/`, and it does so lazily: eager run
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -28,21 +30,15 @@ OPTIMIZER_STEPS_TO_COMPILE = 8_000
 """Numbers of steps from which a graph pays on a CPU. Tracing costs 0.3 s and saves 0.5 ms per policy step and 2 ms per
 optimizer step. Compiling both costs about 20 s without a cache and saves another 0.15 ms and 2 ms."""
 STEPS_TO_TORCH_COMPILE = 20_000
-"""Number of steps from which `torch.compile` pays, which compiles more slowly than our own graphs and saves less."""
-EVALUATION_STEPS = 1_000
-"""A typical number of policy steps of an evaluation: enough to trace, too few to compile."""
+"""Number of steps from which `torch.compile` pays. It compiles more slowly than our own graphs and saves less."""
+EVALUATION_STEPS = 1_000  # typical policy steps of an evaluation: enough to trace, too few to compile
 
 Step = Callable[..., Any]
 logger = logging.getLogger("torchppo")
 
 
 def check_compile(value: Any) -> Compile:
-    """Return `value` if it is a valid `Compile`.
-
-    Raises:
-        ConfigurationError: if it is not.
-
-    """
+    """Return `value` if it is a valid `Compile`, else raise a ConfigurationError."""
     if value is not True and value is not False and value not in ("auto", "trace"):
         raise ConfigurationError(f"compile={value} is not valid; use auto, true, trace or false")
     choice: Compile = value
@@ -82,7 +78,6 @@ class PolicyFunction:
 
     @property
     def device(self) -> torch.device:
-        """The device of the policy's parameters; without parameters the CPU."""
         return device_of(self.policy)
 
     def __call__(self, inputs: Mapping[NestedKey, Tensor]) -> Sequence[Tensor]:
@@ -113,7 +108,8 @@ def make_policy_step(function: Step, compile: Compile, num_steps: float) -> Step
         return function
 
     def make_graph() -> Step:
-        from .compiled.graph import TracedFunction
+        with graphs_required():
+            from .compiled.graph import TracedFunction
 
         return TracedFunction(function, compile=chosen is True, keep_casts=True)
 
@@ -147,7 +143,8 @@ def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
         return eager
 
     def make_graph() -> Step:
-        from .compiled.optimizer_step import GraphStep
+        with graphs_required():
+            from .compiled.optimizer_step import GraphStep
 
         return GraphStep(ppo, max_kl, compile=chosen is True)
 
@@ -162,8 +159,7 @@ def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
 class FirstThatWorks:
     """Runs a step as a graph, with `torch.compile` if the graph fails and the run is long, or else eagerly.
 
-    A graph is built by its first call. If that fails, one line says why. Errors of the user's own code are raised again
-    by the eager step.
+    A graph is built by its first call. If that fails, one line says why. The eager step raises the user's errors again.
 
     Args:
         name: what the step is, for the message.
@@ -206,13 +202,30 @@ class FirstThatWorks:
             else:
                 self._step = step
                 if reason:
-                    logger.warning("torchppo: compile=auto runs %s %s; a graph failed: %s", self._name, way, reason)
+                    warn_once(f"torchppo: compile=auto runs {self._name} {way}; a graph failed: {reason}")
                 return result
         raise AssertionError("the eager step returns or raises")
 
     def refresh(self) -> None:
         """Let a graph see the weights of the last update."""
         getattr(self._step, "refresh", _nothing_to_refresh)()
+
+
+@contextmanager
+def graphs_required() -> Iterator[None]:
+    """Raise a GraphError if `compiled/` is missing, or needs a private API that this version of PyTorch lacks."""
+    try:
+        yield
+    except ImportError as error:
+        raise GraphError(
+            f"compile=true or trace: graphs do not work with PyTorch {torch.__version__} ({error}); use compile=false"
+        ) from error
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log a warning, once per process: every evaluation makes its own policy step."""
+    logger.warning(message)
 
 
 def _nothing_to_refresh() -> None: ...

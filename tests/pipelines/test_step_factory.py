@@ -83,8 +83,9 @@ def setup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Se
 
 @pytest.fixture(autouse=True)
 def traces_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `auto` trace the few steps of these trainings."""
+    """Let `auto` trace the few steps of these trainings, and warn in every test."""
     monkeypatch.setattr(step_factory, "STEPS_TO_TRACE", 0)
+    step_factory.warn_once.cache_clear()
 
 
 def train(make: Make, fit: Fit, mode: Compile, setup: Setup) -> PPO:
