@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any, TypeVar, cast
 
@@ -33,7 +34,7 @@ def run_in_subprocess(function: Callable[[], Result], step_timeout: float) -> Re
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(function, sender))
-    process.start()
+    start_forked(process)
     sender.close()
     try:
         if not receiver.poll(step_timeout):
@@ -51,14 +52,30 @@ def run_in_subprocess(function: Callable[[], Result], step_timeout: float) -> Re
     return cast(Result, result)
 
 
+def start_forked(process: BaseProcess) -> None:
+    """Start a forked process that never collects the garbage of this one.
+
+    A collection in the child would destroy objects of this process. Destructors that join threads, such as that of an
+    Atari environment, crash there because threads are not forked. `init_subprocess` turns the collector on again.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        process.start()
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def init_subprocess() -> None:
     """What a process forked for environments does first."""
+    gc.freeze()  # excludes the parent's objects from collections in this process
+    gc.enable()
     # A terminal, and others, send these to the owner's whole group; they are the owner's to answer.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None)  # not ignored by programs that an environment starts, and terminates
     Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)  # the owner's threads were not forked, and a product in an environment would wait for them
-    gc.freeze()  # what was the owner's is no business of this process's collector
 
 
 def _end_with(owner: int) -> None:

@@ -21,7 +21,7 @@ from ..failures import environment_failure
 from ..spaces.encoding import action_dtype
 from ..spaces.specs import ALL_ENVS, StepArrays, step_arrays_for
 from ..vector_env import Description, SlicedVectorEnv, describe, description_of, reset_indices, seeds_of
-from .forked_call import init_subprocess, run_in_subprocess
+from .forked_call import init_subprocess, run_in_subprocess, start_forked
 from .serial import Maker, SerialVectorEnv, close
 
 
@@ -156,7 +156,7 @@ class _Worker:
         self._failure, failure = context.Pipe(duplex=False)
         arguments = (makers, rows, tables, self._command, self._go, self._done, self._has_failed, failure)
         self._process = context.Process(target=_work, args=arguments, daemon=True)
-        self._process.start()
+        start_forked(self._process)
         failure.close()
 
     def start(self, command: int) -> None:

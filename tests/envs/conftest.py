@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -75,3 +77,25 @@ def counting_id() -> Iterator[str]:
     gymnasium.register("Counting-v0", entry_point=CountingEnv)  # type: ignore[arg-type]
     yield "Counting-v0"
     del gymnasium.registry["Counting-v0"]
+
+
+@pytest.fixture
+def garbage_at_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every forked process starts with garbage of its parent and exits with code 9 if it collects it."""
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.cycle, self.owner = self, os.getpid()
+
+        def __del__(self) -> None:
+            if os.getpid() != self.owner:
+                os._exit(9)
+
+    def fork(original: Callable[[], int] = os.fork) -> int:
+        Garbage()
+        pid = original()
+        if pid == 0:
+            gc.set_threshold(1)
+        return pid
+
+    monkeypatch.setattr(os, "fork", fork)

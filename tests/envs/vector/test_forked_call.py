@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing.connection
 import os
 import threading
@@ -26,6 +27,16 @@ def test_the_result_is_that_of_another_process_which_is_over() -> None:
 
 def test_the_result_may_hold_functions_without_a_name() -> None:
     assert run_in_subprocess(lambda: {"mission": lambda: "go"}, 20.0)["mission"]() == "go"
+
+
+@pytest.mark.usefixtures("garbage_at_fork")
+def test_the_garbage_of_the_parent_is_not_collected_in_the_child() -> None:
+    def collect() -> bool:
+        gc.collect()
+        return gc.isenabled()
+
+    assert run_in_subprocess(collect, 20.0)
+    assert gc.isenabled()
 
 
 def test_one_that_cannot_be_sent_is_told(capfd: pytest.CaptureFixture[str]) -> None:

@@ -103,6 +103,13 @@ class TestData:
         assert arrays.raw_episode_reward.tolist() == [1.0, 1.0]
         env.close()
 
+    @pytest.mark.usefixtures("garbage_at_fork")
+    def test_workers_do_not_collect_the_garbage_of_their_parent(self) -> None:
+        vector = SubprocessVectorEnv([partial(make_env, "CartPole-v1")] * 2, 2)
+        vector.reset(seed=0)
+        vector.step(np.zeros(2, np.int64))
+        vector.close()
+
     def test_halves_are_stepped_apart(self) -> None:
         vector = SubprocessVectorEnv([partial(make_env, "CartPole-v1")] * 4, 2)
         first, second = vector.double_buffer_groups()
