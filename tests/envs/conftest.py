@@ -1,4 +1,4 @@
-"""A scripted environment whose every observation says which episode and which step it belongs to."""
+"""A scripted environment whose observations are the numbers of the episode and the step."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 
 class CountingEnv(gymnasium.Env[NDArray[Any], Any]):
-    """Observations are `[episode, step]`, episodes from 1 and steps from 0; rewards are `reward`.
+    """Observations are `[episode, step]`, episodes from 1 and steps from 0; every reward is `reward`.
 
-    An episode ends after `length` steps, terminated or truncated as `ends` says. What reaches the
-    environment is kept: `actions`, `seeds`, `closed`.
+    An episode ends after `length` steps; `ends` is `terminated` or `truncated`. The environment records `actions`,
+    `seeds` and `closed`.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
@@ -73,7 +73,7 @@ def counting_env() -> Callable[..., Any]:
 
 @pytest.fixture
 def counting_id() -> Iterator[str]:
-    """The scripted environment under a name that Gymnasium knows for the length of a test."""
+    """Registers the scripted environment with Gymnasium for one test."""
     gymnasium.register("Counting-v0", entry_point=CountingEnv)  # type: ignore[arg-type]
     yield "Counting-v0"
     del gymnasium.registry["Counting-v0"]
