@@ -1,4 +1,4 @@
-"""What an environment is here: anything steppable, as one batched TorchRL environment."""
+"""Environments: every environment becomes one batched TorchRL environment."""
 
 import gymnasium
 

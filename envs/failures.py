@@ -1,4 +1,4 @@
-"""Failures of an environment's own code."""
+"""Turns an exception raised by an environment's own code into a one-line error."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ import traceback
 from ..errors import EnvironmentFailure, TorchPPOError
 
 
-def environment_failure(what: str, error: BaseException) -> TorchPPOError:
-    """What an environment's own code raised, which its traceback tells best; itself if it is one line already."""
+def environment_failure(message: str, error: BaseException) -> TorchPPOError:
+    """Return the error to raise for an exception of an environment's own code.
+
+    Prints the traceback of `error`. A `TorchPPOError` is returned unchanged and without a traceback, because its
+    message already says what to do.
+
+    Args:
+        message: what failed, for example `an environment failed`.
+        error: the exception that the environment raised.
+
+    """
     if isinstance(error, TorchPPOError):
         return error
     traceback.print_exception(error)
-    return EnvironmentFailure(f"{what}: {type(error).__name__}: {error}; its traceback stands above")
+    return EnvironmentFailure(f"{message}: {type(error).__name__}: {error}; see the traceback above")

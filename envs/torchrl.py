@@ -1,4 +1,4 @@
-"""Any TorchRL environment as rollouts need it."""
+"""Prepares any TorchRL environment for collectors and evaluation."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from torchrl.envs import Compose, DoubleToFloat, EnvBase, RewardSum, SerialEnv, 
 from .vector_env import VectorEnv
 
 EPISODE_KEYS = ("episode_reward", "step_count")
-"""What says how an episode has gone so far."""
+"""Keys of the undiscounted return and the length of the current episode so far."""
 
 
 def batched(env: EnvBase) -> EnvBase:
-    """The same environment in a batch, that counts its episodes, in float32; a `VectorEnv` is that already.
+    """Give an environment a batch dimension, episode statistics and float32 data.
+
+    A `VectorEnv` has all of these and is returned unchanged. Only the transforms that are missing are added:
+    `RewardSum`, `StepCounter` and, where a spec is float64 (as in MuJoCo), `DoubleToFloat`.
 
     Args:
-        env: any TorchRL environment; one without a batch becomes a batch of one.
+        env: any TorchRL environment. One without a batch size becomes a batch of one.
 
     Returns:
-        An environment `[num_envs]` that writes `episode_reward` and `step_count`, and whose numbers of double
-        precision, such as MuJoCo's, are single, as networks are.
+        An environment with batch size `[num_envs]` that writes `episode_reward` and `step_count`.
 
     """
     if isinstance(env, VectorEnv):
@@ -27,11 +29,11 @@ def batched(env: EnvBase) -> EnvBase:
     if not env.batch_size:
         single = env
         env = SerialEnv(1, lambda: single)
-    known = env.observation_spec.keys(include_nested=True)
+    keys = env.observation_spec.keys(include_nested=True)
     transforms: list[Transform] = [
-        transform() for key, transform in zip(EPISODE_KEYS, (RewardSum, StepCounter), strict=True) if key not in known
+        transform() for key, transform in zip(EPISODE_KEYS, (RewardSum, StepCounter), strict=True) if key not in keys
     ]
-    specs = [spec for one in (env.input_spec, env.output_spec) for spec in one.values(True, True)]
+    specs = [spec for composite in (env.input_spec, env.output_spec) for spec in composite.values(True, True)]
     if any(spec.dtype == torch.float64 for spec in specs):
         transforms.append(DoubleToFloat())
     return TransformedEnv(env, Compose(*transforms), auto_unwrap=True) if transforms else env

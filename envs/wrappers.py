@@ -14,59 +14,60 @@ from ..errors import ConfigurationError, EnvironmentFailure
 
 
 class RawEpisodeReward(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Sums an environment's own rewards into `info["raw_episode_reward"]`, whatever outer wrappers make of them."""
+    """Writes the return of the current episode so far to `info["raw_episode_reward"]`.
+
+    `make_env` applies it before all other wrappers, so that the return does not depend on reward wrappers.
+    """
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """Start a sum."""
-        self._total = 0.0
+        self._episode_reward = 0.0
         return self.env.reset(**kwargs)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Add a reward."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._total += float(reward)
-        return observation, reward, terminated, truncated, {**info, "raw_episode_reward": self._total}
+        self._episode_reward += float(reward)
+        return observation, reward, terminated, truncated, {**info, "raw_episode_reward": self._episode_reward}
 
 
 class ObservationEntries(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Keeps some entries of a Box observation `[entries]`, to hide velocities, say.
+    """Selects entries of a one-dimensional Box observation, for example to hide velocities.
 
     Args:
-        env: what to wrap.
-        indices: the entries that stay, in their new order.
+        env: the environment to wrap.
+        indices: indices of the entries to keep, in the order of the new observation.
 
     Raises:
-        ConfigurationError: if the observation is not a Box of one dimension that has these entries.
+        ConfigurationError: if the observation space is not a one-dimensional Box, or an index is out of range.
 
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], indices: Sequence[int]) -> None:
-        """Select the bounds."""
         super().__init__(env)
         space = env.observation_space
         self._indices = np.array(list(indices), np.intp)
-        if not isinstance(space, spaces.Box) or len(space.shape) != 1 or not _are_within(self._indices, space.shape[0]):
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            raise ConfigurationError(f"ObservationEntries needs a one-dimensional Box observation, not {space}")
+        is_in_range = (self._indices >= 0) & (self._indices < space.shape[0])
+        if not len(self._indices) or not is_in_range.all():
             raise ConfigurationError(
-                f"ObservationEntries.indices={list(indices)} must be entries of a one-dimensional Box, not of {space}"
+                f"ObservationEntries.indices={list(indices)} must be one or more of 0 to {space.shape[0] - 1}"
             )
         low, high = space.low[self._indices], space.high[self._indices]
         self.observation_space = spaces.Box(low, high, dtype=space.dtype.type)
 
     def observation(self, observation: NDArray[Any]) -> NDArray[Any]:
-        """`[entries]` to `[indices]`."""
         return observation[self._indices]
 
 
 class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Images `[height, width, channels]` as `[channels, height, width]`, which convolutions read.
+    """Converts images `[height, width, channels]` to `[channels, height, width]`, the layout of PyTorch's convolutions.
 
     Raises:
-        ConfigurationError: if the observation is not a Box of three dimensions.
+        ConfigurationError: if the observation space is not a three-dimensional Box.
 
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
-        """Turn the bounds."""
         super().__init__(env)
         space = env.observation_space
         if not isinstance(space, spaces.Box) or len(space.shape) != 3:
@@ -75,24 +76,22 @@ class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
         self.observation_space = spaces.Box(low, high, dtype=space.dtype.type)
 
     def observation(self, observation: NDArray[Any]) -> NDArray[Any]:
-        """`[height, width, channels]` to `[channels, height, width]`."""
         return np.moveaxis(observation, -1, 0)
 
 
 class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Takes `info["action_mask"]` into the observation: `Dict(observation=<as before>, action_mask=MultiBinary)`.
+    """Adds `info["action_mask"]` to the observation: `Dict(observation=<the original>, action_mask=MultiBinary)`.
 
-    The mask has one bit for every choice, of a MultiDiscrete one choice after the other, `[sum(nvec)]`: 1 where it
-    may be taken. It has to come with every reset and step.
+    The environment must return a mask with every reset and step. It has one entry per action value, 1 where the value
+    is allowed: `[n]` for Discrete, `[sum(nvec)]` for MultiDiscrete (the masks of all dimensions, concatenated).
 
     Raises:
-        ConfigurationError: if actions are neither Discrete nor a MultiDiscrete of one dimension.
-        EnvironmentFailure: while running, if there is no mask of that size.
+        ConfigurationError: if the action space is neither Discrete nor one-dimensional MultiDiscrete.
+        EnvironmentFailure: at a reset or step without a mask of that size.
 
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
-        """Extend the observation space."""
         super().__init__(env)
         match env.action_space:
             case spaces.Discrete(n=n):
@@ -106,35 +105,28 @@ class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
         )
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """Start an episode."""
         observation, info = self.env.reset(**kwargs)
-        return self._masked(observation, info), info
+        return self._with_mask(observation, info), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take a step."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._masked(observation, info), reward, terminated, truncated, info
+        return self._with_mask(observation, info), reward, terminated, truncated, info
 
-    def _masked(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
+    def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
         if "action_mask" not in info:
             raise EnvironmentFailure(
-                f'{self.unwrapped} gives no info["action_mask"] with a reset or step; '
-                "take ActionMask out of env.wrappers"
+                f'{self.unwrapped} returned no info["action_mask"]; add it, or remove ActionMask from env.wrappers'
             )
         mask = np.asarray(info["action_mask"], np.int8)
         if mask.shape != (self._size,):
             raise EnvironmentFailure(
-                f'{self.unwrapped} gives an info["action_mask"] of shape {mask.shape}, not ({self._size},)'
+                f'{self.unwrapped} returned an info["action_mask"] of shape {mask.shape}; expected ({self._size},)'
             )
         return {"observation": observation, "action_mask": mask}
 
 
-def _are_within(indices: NDArray[np.intp], size: int) -> bool:
-    return bool(len(indices)) and bool(((indices >= 0) & (indices < size)).all())
-
-
 def random_action(space: spaces.Space[Any], info: dict[str, Any]) -> Any:
-    """A random action, one that `info["action_mask"]` allows if there is such a thing as `ActionMask` takes."""
+    """Sample an action, only among those that `info["action_mask"]` allows (see `ActionMask`) if it is given."""
     mask = info.get("action_mask")
     if mask is None:
         return space.sample()

@@ -1,4 +1,4 @@
-"""Gymnasium spaces as TorchRL specs: one for every leaf, a Composite for every Dict and Tuple."""
+"""Gymnasium spaces as TorchRL specs, and the NumPy arrays that hold their elements."""
 
 from __future__ import annotations
 
@@ -13,11 +13,66 @@ from tensordict import NestedKey
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
 
 from ...errors import EnvironmentFailure
-from .text import MAX_WORDS, VOCABULARY
+from .text import MAX_WORDS, VOCABULARY_SIZE
+
+ALL_ENVS = slice(None)
+"""The slice of all environments. Vector environments compare with `is`, so use this object."""
+RESERVED_NAMES = ("shape", "device", "dtype", "space")
+"""Attributes of a Composite, which cannot be keys of it."""
 
 
-def entries(space: spaces.Space[Any]) -> list[tuple[Any, spaces.Space[Any]]]:
-    """Key and space of every entry of a Dict or Tuple, in the order of the space; none of any other space."""
+def action_spec(space: spaces.Space[Any], path: str = "action") -> TensorSpec:
+    """Return the TorchRL spec of one environment's actions: a Composite for a Dict or Tuple, a spec for each leaf.
+
+    Discrete actions start at zero, whatever the `start` of the space. Items of a Tuple have the keys `0`, `1`, ...
+    TorchRL's own conversion is not used because it turns a MultiDiscrete with equal sizes into a stack of specs.
+
+    Raises:
+        EnvironmentFailure: if no policy head supports the space; the message names its `path`.
+
+    """
+    match space:
+        case spaces.Dict() | spaces.Tuple() if len(space):
+            subspecs = {name: action_spec(one, f"{path}/{name}") for name, one in _named_subspaces(space, path)}
+            return Composite(subspecs)
+        case spaces.Discrete() | spaces.MultiDiscrete(shape=(_,)) | spaces.MultiBinary(shape=(_,)):
+            return _discrete_spec(space)
+        case spaces.Box(shape=(_,)) if np.issubdtype(space.dtype, np.floating):
+            return _box_spec(space)
+    raise EnvironmentFailure(
+        f"action space {space} of {path} is not supported; supported are Discrete, one-dimensional MultiDiscrete, "
+        "MultiBinary and float Box, and Dict and Tuple of these"
+    )
+
+
+def observation_spec(space: spaces.Space[Any], path: str = "observation") -> TensorSpec:
+    """Return the TorchRL spec of one environment's observations: a Composite for a Dict or Tuple, a spec for each leaf.
+
+    Discrete observations start at zero, and texts are tokens (see `tokenize`).
+
+    Raises:
+        EnvironmentFailure: if no encoder supports the space; the message names its `path`.
+
+    """
+    match space:
+        case spaces.Dict() | spaces.Tuple() if len(space):
+            subspecs = {name: observation_spec(one, f"{path}/{name}") for name, one in _named_subspaces(space, path)}
+            return Composite(subspecs)
+        case spaces.Discrete() | spaces.MultiDiscrete(shape=(_,)) | spaces.MultiBinary(shape=(_,)):
+            return _discrete_spec(space)
+        case spaces.Box() if 0 not in space.shape:
+            return _box_spec(space)
+        case _ if is_text(space):
+            return Categorical(VOCABULARY_SIZE, (MAX_WORDS,), dtype=torch.int64)
+    raise EnvironmentFailure(
+        f"observation space {space} of {path} is not supported; supported are non-empty Box, Discrete, "
+        "one-dimensional MultiDiscrete and MultiBinary, Text, and Dict and Tuple of these; convert it with "
+        "gymnasium.wrappers.TransformObservation in env.wrappers"
+    )
+
+
+def subspaces(space: spaces.Space[Any]) -> list[tuple[Any, spaces.Space[Any]]]:
+    """Return the keys and spaces of a Dict or Tuple, in the order of the space; empty for any other space."""
     match space:
         case spaces.Dict():
             return list(space.spaces.items())
@@ -26,77 +81,27 @@ def entries(space: spaces.Space[Any]) -> list[tuple[Any, spaces.Space[Any]]]:
     return []
 
 
-RESERVED = ("shape", "device", "dtype", "space")
-"""Names that a Composite keeps for itself."""
-
-
-def named(space: spaces.Space[Any], path: str) -> list[tuple[str, spaces.Space[Any]]]:
-    """The entries of a Dict or Tuple by the names they have in a spec; those of a Tuple are called 0, 1, ...
+def _named_subspaces(space: spaces.Space[Any], path: str) -> list[tuple[str, spaces.Space[Any]]]:
+    """Return the subspaces with their keys in a spec.
 
     Raises:
-        EnvironmentFailure: for a key that cannot be one.
+        EnvironmentFailure: if a key cannot be the key of a Composite.
 
     """
-    for key, _ in entries(space):
-        if str(key) in RESERVED or not str(key):
+    for key, _ in subspaces(space):
+        if str(key) in RESERVED_NAMES or not str(key):
             raise EnvironmentFailure(
-                f"{path} has an entry called {key!r}; call it neither that nor {', '.join(RESERVED)}"
+                f"{path} has a subspace with the key {key!r}; rename it, and do not use {', '.join(RESERVED_NAMES)}"
             )
-    return [(str(key), one) for key, one in entries(space)]
-
-
-def action_spec(space: spaces.Space[Any], path: str = "action") -> TensorSpec:
-    """The TorchRL spec of one environment's actions, counted from zero; entries of a Tuple are called 0, 1, ...
-
-    TorchRL's own conversion stacks a homogeneous `MultiDiscrete` into one-dimensional specs.
-
-    Raises:
-        EnvironmentFailure: for a space without a policy head, naming its `path` and the supported ones.
-
-    """
-    match space:
-        case spaces.Dict() | spaces.Tuple() if len(space):
-            return Composite({name: action_spec(one, f"{path}/{name}") for name, one in named(space, path)})
-        case spaces.Discrete() | spaces.MultiDiscrete(shape=(_,)) | spaces.MultiBinary(shape=(_,)):
-            return choice_spec(space)
-        case spaces.Box(shape=(_,)) if np.issubdtype(space.dtype, np.floating):
-            return box_spec(space)
-    raise EnvironmentFailure(
-        f"action space {space} of {path} is not supported; supported are Discrete, "
-        "MultiDiscrete and MultiBinary of one dimension, Box of floats of one dimension, and Dict and Tuple of them"
-    )
-
-
-def observation_spec(space: spaces.Space[Any], path: str = "observation") -> TensorSpec:
-    """The TorchRL spec of one environment's observations; numbers are counted from zero, texts are tokens.
-
-    Raises:
-        EnvironmentFailure: for a space without an encoder, naming its `path` and the supported ones.
-
-    """
-    match space:
-        case spaces.Dict() | spaces.Tuple() if len(space):
-            return Composite({name: observation_spec(one, f"{path}/{name}") for name, one in named(space, path)})
-        case spaces.Discrete() | spaces.MultiDiscrete(shape=(_,)) | spaces.MultiBinary(shape=(_,)):
-            return choice_spec(space)
-        case spaces.Box() if 0 not in space.shape:
-            return box_spec(space)
-        case _ if is_text(space):
-            return Categorical(VOCABULARY, (MAX_WORDS,), dtype=torch.int64)
-    raise EnvironmentFailure(
-        f"observation space {space} of {path} is not supported; supported are "
-        "Box that is not empty, Discrete, MultiDiscrete and MultiBinary of one dimension, Text, and Dict and Tuple of "
-        "them (env.wrappers=[...] takes gymnasium.wrappers.TransformObservation to make one)"
-    )
+    return [(str(key), subspace) for key, subspace in subspaces(space)]
 
 
 def is_text(space: spaces.Space[Any]) -> bool:
-    """Whether elements are strings: those of `Text`, and of spaces of an environment's own, as MiniGrid's."""
+    """Whether the elements of a space are strings: `Text`, or an environment's own class, such as MiniGrid's."""
     return space.dtype is not None and space.dtype.kind == "U"
 
 
-def choice_spec(space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary) -> TensorSpec:
-    """Numbers from zero, whatever the space's `start`, as int64; bits as int8."""
+def _discrete_spec(space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary) -> TensorSpec:
     match space:
         case spaces.Discrete():
             return Categorical(int(space.n), dtype=torch.int64)
@@ -105,8 +110,8 @@ def choice_spec(space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBina
     return Binary(space.shape[0], dtype=torch.int8)
 
 
-def box_spec(space: spaces.Box) -> TensorSpec:
-    """Bounded where every bound is finite, else unbounded; floats of any size become float32."""
+def _box_spec(space: spaces.Box) -> TensorSpec:
+    """Return a Bounded spec if every bound is finite, else an Unbounded one; float dtypes become float32."""
     is_float = np.issubdtype(space.dtype, np.floating)
     dtype = torch.float32 if is_float else torch.from_numpy(np.empty(0, space.dtype)).dtype
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
@@ -116,14 +121,11 @@ def box_spec(space: spaces.Box) -> TensorSpec:
     )
 
 
-ALL_ENVS = slice(None)
-
-
 class StepArrays(NamedTuple):
-    """Arrays `[num_envs, ...]` that every step overwrites.
+    """The results of a step, `[num_envs, ...]`. Every step overwrites the arrays.
 
-    `observation` has a structured dtype where the space is a Dict or Tuple. `raw_episode_reward` is NaN where no
-    wrapper reports it.
+    `observation` has a structured dtype for a Dict or Tuple space. `raw_episode_reward` is NaN if no wrapper reports
+    it.
     """
 
     observation: NDArray[Any]
@@ -132,21 +134,21 @@ class StepArrays(NamedTuple):
     truncated: NDArray[np.bool_]
     raw_episode_reward: NDArray[np.float64]
 
-    def rows(self, rows: slice) -> StepArrays:
-        """Views of the environments in `rows`."""
-        if rows is ALL_ENVS:
+    def select(self, env_slice: slice) -> StepArrays:
+        """Return views of the environments in `env_slice`."""
+        if env_slice is ALL_ENVS:
             return self
-        return StepArrays._make(array[rows] for array in self)
+        return StepArrays._make(array[env_slice] for array in self)
 
 
 Allocate = Callable[[tuple[int, ...], Any], NDArray[Any]]
 
 
 def step_arrays_for(space: spaces.Space[Any], num_envs: int, allocate: Allocate = np.zeros) -> StepArrays:
-    """Arrays for `num_envs` environments with observations in `space`.
+    """Allocate the arrays for `num_envs` environments with observations in `space`.
 
     Raises:
-        EnvironmentFailure: if the space has no spec.
+        EnvironmentFailure: if the space is not supported.
 
     """
     arrays = StepArrays(
@@ -161,26 +163,29 @@ def step_arrays_for(space: spaces.Space[Any], num_envs: int, allocate: Allocate 
 
 
 def observation_dtype(spec: TensorSpec) -> np.dtype[Any]:
-    """The dtype of one observation, its shape included; structured, and nested as it is, for a Composite.
-
-    float64, as MuJoCo's, is float32 in a spec: it would only be converted again at every use.
-    """
+    """Return the NumPy dtype of one observation, including its shape; structured for a Composite."""
     if isinstance(spec, Composite):
-        # Aligned: PyTorch's views need strides that are multiples of the item's size.
-        return np.dtype([(name, observation_dtype(one)) for name, one in spec.items()], align=True)
+        # Aligned because PyTorch needs strides that are multiples of the item size.
+        return np.dtype([(name, observation_dtype(subspec)) for name, subspec in spec.items()], align=True)
     return np.dtype((torch.empty(0, dtype=spec.dtype).numpy().dtype, tuple(spec.shape)))
 
 
 def leaf_arrays(array: NDArray[Any], root: str = "observation") -> dict[NestedKey, NDArray[Any]]:
-    """Views of all leaves of a structured array `[*]`, as `("observation", "image"): [*, *image]`.
+    """Return views of the leaves of a structured array.
 
-    A plain array is its own and only leaf, `"observation"`.
+    Args:
+        array: `[*batch]` with a structured dtype, or a plain array, which is its own only leaf.
+        root: the first part of every key.
+
+    Returns:
+        `{("observation", "image"): [*batch, *image], ...}`, or `{"observation": array}` for a plain array.
+
     """
-    return {root: array} if array.dtype.names is None else dict(_fields(array, (root,)))
+    return {root: array} if array.dtype.names is None else dict(_leaves(array, (root,)))
 
 
-def _fields(array: NDArray[Any], path: tuple[str, ...]) -> Iterator[tuple[NestedKey, NDArray[Any]]]:
+def _leaves(array: NDArray[Any], path: tuple[str, ...]) -> Iterator[tuple[NestedKey, NDArray[Any]]]:
     if array.dtype.names is None:
         yield path, array
     for name in array.dtype.names or ():
-        yield from _fields(array[name], (*path, name))
+        yield from _leaves(array[name], (*path, name))

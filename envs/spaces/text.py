@@ -1,4 +1,4 @@
-"""Texts as tokens of a fixed number."""
+"""Converts texts to a fixed number of tokens."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-VOCABULARY = 4096
+VOCABULARY_SIZE = 4096
 MAX_WORDS = 32
 _WORD = re.compile(r"[^\W_]+")
 
 
-@lru_cache(maxsize=1024)  # a mission stays the same for a whole episode
-def tokens(text: str) -> NDArray[np.int64]:
-    """The first words of a text, in lower case: int64 `[MAX_WORDS]`, 1 to VOCABULARY - 1, and 0 where it is shorter.
+@lru_cache(maxsize=1024)  # texts such as MiniGrid's missions are the same for a whole episode
+def tokenize(text: str) -> NDArray[np.int64]:
+    """Convert the first `MAX_WORDS` words of a text, in lower case, to tokens.
 
-    Words are hashed (Weinberger et al. 2009), so that no vocabulary has to be collected, shared by processes and
-    kept with every checkpoint; two of a few hundred words may share a token.
+    Tokens are hashes of words (Weinberger et al., 2009, "Feature Hashing for Large Scale Multitask Learning"), so that
+    no vocabulary has to be built, shared between processes and saved in checkpoints. Two of a few hundred words may
+    share a token.
+
+    Returns:
+        int64 `[MAX_WORDS]`: tokens from 1 to `VOCABULARY_SIZE - 1`, padded with 0. The array is read-only.
+
     """
     words = _WORD.findall(text.lower())[:MAX_WORDS]
-    result = np.zeros(MAX_WORDS, np.int64)
-    result[: len(words)] = [zlib.crc32(word.encode()) % (VOCABULARY - 1) + 1 for word in words]
-    result.flags.writeable = False
-    return result
+    tokens = np.zeros(MAX_WORDS, np.int64)
+    tokens[: len(words)] = [zlib.crc32(word.encode()) % (VOCABULARY_SIZE - 1) + 1 for word in words]
+    tokens.flags.writeable = False
+    return tokens

@@ -1,1 +1,1 @@
-"""Vector environments: one process, several, or ale-py's threads."""
+"""Vector environments that step in this process, in worker processes or in ale-py's threads."""

@@ -1,39 +1,50 @@
-"""A function's result from a process of its own."""
+"""Forked processes for environments: how they start, share memory, wait and end."""
 
 from __future__ import annotations
 
 import gc
+import mmap
 import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any, TypeVar, cast
 
 import cloudpickle
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...errors import EnvironmentFailure
 from ..failures import environment_failure
 
 Result = TypeVar("Result")
 
+SPIN_SECONDS = 1e-3
+"""How long a process that waits yields its core instead of sleeping. Waking up takes 50 us and may need a new core."""
+
 
 def run_in_subprocess(function: Callable[[], Result], step_timeout: float) -> Result:
-    """Call a function of an environment in a forked process that ends with it, within so many seconds.
+    """Call a function in a forked process, end the process, and return the function's result.
 
-    An environment made in this process could leave threads, locks, or a graphics driver's context behind, with which
-    those of workers forked afterwards would hang.
+    An environment made in this process could leave threads, locks or a graphics context behind, and workers that are
+    forked later would hang because of them.
+
+    Args:
+        function: makes and uses an environment. Its result is pickled.
+        step_timeout: seconds to wait for the result.
 
     Raises:
-        EnvironmentFailure: for what the function raised, or if its process dies or does not answer in time.
+        EnvironmentFailure: if the function raises, or its process dies or does not answer in time.
 
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(function, sender))
-    process.start()
+    process = context.Process(target=_send_result, args=(function, sender))
+    start_forked(process)
     sender.close()
     try:
         if not receiver.poll(step_timeout):
@@ -43,7 +54,7 @@ def run_in_subprocess(function: Callable[[], Result], step_timeout: float) -> Re
         process.join()
         raise EnvironmentFailure(f"an environment died with exit code {process.exitcode}") from None
     finally:
-        process.kill()  # it has told, or is not waited for any longer
+        process.kill()  # it has sent its result, or is too late
         process.join()
         receiver.close()
     if failure is not None:
@@ -51,28 +62,62 @@ def run_in_subprocess(function: Callable[[], Result], step_timeout: float) -> Re
     return cast(Result, result)
 
 
+def _send_result(function: Callable[[], Any], sender: Any) -> None:
+    init_subprocess()
+    try:
+        message = cloudpickle.dumps((function(), None))  # pickle cannot send the lambdas that some spaces hold
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's own code may raise anything
+        message = cloudpickle.dumps((None, environment_failure("an environment failed", error)))
+    sender.send_bytes(message)
+
+
+def start_forked(process: BaseProcess) -> None:
+    """Start a forked process that never collects the garbage of this one.
+
+    A collection in the child would destroy objects of this process. Destructors that join threads, such as that of an
+    Atari environment, crash there because threads are not forked. `init_subprocess` turns the collector on again.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        process.start()
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def init_subprocess() -> None:
-    """What a process forked for environments does first."""
-    # A terminal, and others, send these to the owner's whole group; they are the owner's to answer.
+    """Prepare a process started by `start_forked`; the first call in it."""
+    gc.freeze()  # excludes the parent's objects from collections in this process
+    gc.enable()
+    # A terminal or a scheduler sends these signals to the whole process group; the parent handles them. SIGTERM has a
+    # handler because programs that an environment starts would inherit an ignored signal and could not be terminated.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # not ignored by programs that an environment starts, and terminates
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    torch.set_num_threads(1)  # the owner's threads were not forked, and a product in an environment would wait for them
-    gc.freeze()  # what was the owner's is no business of this process's collector
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    # PyTorch's threads are not forked; an operation that uses them would hang.
+    torch.set_num_threads(1)
 
 
-def _end_with(owner: int) -> None:
-    """End this process when its owner's is gone, if a step keeps it from ending by itself."""
-    while os.getppid() == owner:
+def _exit_with_parent(parent_pid: int) -> None:
+    """End this process after its parent, even if a step of an environment does not return."""
+    while os.getppid() == parent_pid:
         time.sleep(1.0)
     time.sleep(5.0)
     os._exit(1)
 
 
-def _send(function: Callable[[], Any], sender: Any) -> None:
-    init_subprocess()
-    try:
-        told = cloudpickle.dumps((function(), None))  # spaces may hold functions without a name
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises is its own failure
-        told = cloudpickle.dumps((None, environment_failure("an environment failed", error)))
-    sender.send_bytes(told)
+def shared_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Return an array of zeros in memory that this process shares with the processes it forks."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.ndarray(shape, dtype, mmap.mmap(-1, max(size, 1)))
+
+
+def acquire(semaphore: Any, timeout: float) -> bool:
+    """Acquire a semaphore within `timeout` seconds: spin for `SPIN_SECONDS`, then sleep."""
+    spin_until = time.perf_counter() + SPIN_SECONDS
+    while time.perf_counter() < spin_until:
+        if semaphore.acquire(False):
+            return True
+        os.sched_yield()
+    return bool(semaphore.acquire(timeout=timeout))

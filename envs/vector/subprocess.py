@@ -1,17 +1,15 @@
-"""Many environments in several processes, over shared memory."""
+"""Steps environments in worker processes over shared memory."""
 
 from __future__ import annotations
 
-import mmap
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import cycle, pairwise
 from multiprocessing.util import Finalize
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,172 +18,175 @@ from ...errors import ConfigurationError, EnvironmentFailure
 from ..failures import environment_failure
 from ..spaces.encoding import action_dtype
 from ..spaces.specs import ALL_ENVS, StepArrays, step_arrays_for
-from ..vector_env import Description, SlicedVectorEnv, describe, description_of, reset_indices, seeds_of
-from .forked_call import init_subprocess, run_in_subprocess
-from .serial import Maker, SerialVectorEnv, close
-
-
-def shared(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Zeros in memory that this process shares with those it forks."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.ndarray(shape, dtype, mmap.mmap(-1, max(size, 1)))
-
+from .forked_call import acquire, init_subprocess, run_in_subprocess, shared_zeros, start_forked
+from .serial import (
+    EnvDescription,
+    EnvFn,
+    SerialVectorEnv,
+    SlicedVectorEnv,
+    close,
+    describe_env,
+    env_seeds,
+    init_vector_env,
+    reset_indices,
+)
 
 STEP, RESET, CLOSE = range(3)
 NO_SEED = -1
-LOOK_EVERY = 1.0
-"""Seconds between two looks at whether the other process still lives."""
-AWAKE = 1e-3
-"""Seconds in which a wait gives its core to others but does not sleep: to wake up would cost 50 us and a cold core."""
+POLL_SECONDS = 1.0
+"""Interval at which a process that waits checks whether the other one is alive."""
 
 
 class SubprocessVectorEnv(SlicedVectorEnv):
-    """Steps its environments in worker processes: the same data as `SerialVectorEnv`, bit for bit.
+    """Steps its environments in worker processes; returns the same data as `SerialVectorEnv`, bit for bit.
 
-    Every worker holds a run of environments and writes what they return into memory that it shares with
-    this process; two semaphores hand a step over and back. Gymnasium's `AsyncVectorEnv` pickles
-    observations' `info` through pipes and says nothing of a worker that died.
+    Every worker holds a slice of the environments and writes their results to memory that it shares with this
+    process. A pair of semaphores per worker starts a step and signals its end. Gymnasium's `AsyncVectorEnv` sends
+    `info` through pipes at every step and does not report that a worker died.
 
     Args:
-        makers: one callable for every environment.
-        num_workers: how many processes, at most one for every environment.
-        step_timeout: seconds in which a step or reset of a worker's environments has to return.
+        env_fns: one function per environment that makes it.
+        num_workers: number of processes, at most one per environment.
+        step_timeout: seconds after which a step or reset of a worker fails.
 
     Raises:
-        ConfigurationError: for numbers that cannot be.
-        EnvironmentFailure: if a space has no spec; while stepping, if a worker fails, dies or does not answer
-            in time.
+        ConfigurationError: if `num_workers` or `step_timeout` is out of range.
+        EnvironmentFailure: if a space is not supported; while running, if a worker fails, dies or does not answer in
+            time.
 
     """
 
-    def __init__(self, makers: Sequence[Maker], num_workers: int, step_timeout: float = 60.0) -> None:
-        """Start the workers; their environments are made at once."""
-        if not 1 <= num_workers <= len(makers):
-            raise ConfigurationError(f"env.num_workers={num_workers} must lie between 1 and env.num_envs={len(makers)}")
+    def __init__(self, env_fns: Sequence[EnvFn], num_workers: int, step_timeout: float = 60.0) -> None:
+        if not 1 <= num_workers <= len(env_fns):
+            raise ConfigurationError(
+                f"env.num_workers={num_workers} must be between 1 and the number of environments ({len(env_fns)})"
+            )
         if step_timeout <= 0:
             raise ConfigurationError(f"env.step_timeout={step_timeout} must be positive")
-        describe(self, run_in_subprocess(partial(described, makers[0]), step_timeout), len(makers))
-        self.arrays = step_arrays_for(self.single_observation_space, self.num_envs, shared)
-        self._actions = shared((self.num_envs,), action_dtype(self.single_action_space))
-        self._mask = shared((self.num_envs,), np.bool_)
-        self._seeds = shared((self.num_envs,), np.int64)
+        init_vector_env(self, run_in_subprocess(partial(_make_and_describe, env_fns[0]), step_timeout), len(env_fns))
+        self._shared = _SharedArrays(
+            step_arrays_for(self.single_observation_space, self.num_envs, shared_zeros),
+            shared_zeros((self.num_envs,), action_dtype(self.single_action_space)),
+            shared_zeros((self.num_envs,), np.bool_),
+            shared_zeros((self.num_envs,), np.int64),
+        )
+        self.arrays = self._shared.step
         bounds = np.linspace(0, self.num_envs, num_workers + 1).round().astype(int).tolist()
         self._workers: list[_Worker] = []
-        # Before Python's own end of daemons, which would wait for ever for those that leave SIGTERM to their owner.
-        self._end = Finalize(self, _close_all, args=(self._workers,), exitpriority=0)
+        # Runs before multiprocessing joins its daemons at exit, which would hang because workers ignore SIGTERM.
+        self._close_workers = Finalize(self, _close_all, args=(self._workers,), exitpriority=0)
         for start, stop in pairwise(bounds):
-            self._workers.append(_Worker(makers[start:stop], slice(start, stop), self._tables, step_timeout))
-        self._spread()
-
-    @property
-    def _tables(self) -> _Tables:
-        return self.arrays, self._actions, self._mask, self._seeds
+            self._workers.append(_Worker(env_fns[start:stop], slice(start, stop), self._shared, step_timeout))
+        self._pin_workers()
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
         """Reset all environments, or those of `options["reset_mask"]` (bool, `[num_envs]`)."""
-        self._mask[:] = False
-        self._mask[reset_indices(options, self.num_envs)] = True
-        self._seeds[:] = [NO_SEED if one is None else one for one in seeds_of(seed, self.num_envs)]
-        concerned = [worker for worker in self._workers if self._mask[worker.rows].any()]
-        for worker in concerned:
-            if worker.is_at_work:  # in a step of a rollout that was broken off
+        _, _, mask, seeds = self._shared
+        mask[:] = False
+        mask[reset_indices(options, self.num_envs)] = True
+        seeds[:] = [NO_SEED if one is None else one for one in env_seeds(seed, self.num_envs)]
+        workers = [worker for worker in self._workers if mask[worker.env_slice].any()]
+        for worker in workers:
+            if worker.is_busy:  # the rollout was interrupted
                 worker.finish()
             worker.start(RESET)
-        for worker in concerned:
+        for worker in workers:
             worker.finish()
         return self.arrays.observation, {}
 
-    def send(self, actions: Any, rows: slice = ALL_ENVS) -> None:
-        """Let the environments in `rows`, those of whole workers, take a step, and do not wait for it."""
-        self._actions[rows] = actions
-        for worker in self._inside(rows):
+    def send(self, actions: Any, env_slice: slice = ALL_ENVS) -> None:
+        """Start a step of the environments in `env_slice`, the slice of one or more workers, without waiting."""
+        self._shared.actions[env_slice] = actions
+        for worker in self._workers_in(env_slice):
             worker.start(STEP)
 
-    def receive(self, rows: slice = ALL_ENVS) -> StepArrays:
-        """Wait for the steps in `rows` and return what they left behind."""
-        for worker in self._inside(rows):
+    def receive(self, env_slice: slice = ALL_ENVS) -> StepArrays:
+        for worker in self._workers_in(env_slice):
             worker.finish()
-        return self.arrays.rows(rows)
+        return self.arrays.select(env_slice)
 
     def double_buffer_groups(self) -> list[slice]:
-        """Two runs of environments that can be stepped apart, or nothing where there is one worker."""
         if len(self._workers) < 2:
             return []
-        middle = self._workers[len(self._workers) // 2].rows.start
+        middle = self._workers[len(self._workers) // 2].env_slice.start
         return [slice(0, middle), slice(middle, self.num_envs)]
 
     def close_extras(self, **kwargs: Any) -> None:
-        """End the workers; one that does not end by itself is killed."""
-        self._end()
+        self._close_workers()
 
-    def _spread(self) -> None:
-        """Give every worker a core where there are no more cores than workers.
+    def _pin_workers(self) -> None:
+        """Assign a core to every worker if there are at least as many workers as cores.
 
-        To Linux one that waits awake is as busy as one that steps, so it would let two that step share a core.
+        A worker that spins looks busy to Linux, which would then schedule two workers that step on the same core.
         """
         if sys.platform != "linux":
             return
         cores = sorted(os.sched_getaffinity(0))
         if len(self._workers) >= len(cores):
             for worker, core in zip(self._workers, cycle(cores), strict=False):
-                worker.stay_on(core)
+                worker.pin_to_core(core)
 
-    def _inside(self, rows: slice) -> Iterable[_Worker]:
-        if rows is ALL_ENVS:
+    def _workers_in(self, env_slice: slice) -> Iterable[_Worker]:
+        if env_slice is ALL_ENVS:
             return self._workers
-        start, stop, _ = rows.indices(self.num_envs)
-        return (worker for worker in self._workers if start <= worker.rows.start and worker.rows.stop <= stop)
+        start, stop, _ = env_slice.indices(self.num_envs)
+        return (worker for worker in self._workers if start <= worker.env_slice.start and worker.env_slice.stop <= stop)
 
 
-_Tables = tuple[StepArrays, NDArray[Any], NDArray[np.bool_], NDArray[np.int64]]
+class _SharedArrays(NamedTuple):
+    """Arrays `[num_envs, ...]` in memory that all workers share."""
+
+    step: StepArrays
+    actions: NDArray[Any]
+    reset_mask: NDArray[np.bool_]
+    seeds: NDArray[np.int64]
 
 
 class _Worker:
-    """One worker process, seen from the process that owns it."""
+    """Starts one worker process and controls it from the parent process."""
 
-    def __init__(self, makers: Sequence[Maker], rows: slice, tables: _Tables, step_timeout: float) -> None:
-        # Forked: a spawned process would import PyTorch anew and miss environments that a script has registered.
+    def __init__(self, env_fns: Sequence[EnvFn], env_slice: slice, shared: _SharedArrays, step_timeout: float) -> None:
+        # A spawned process would import PyTorch again and would not know environments that a script registered.
         context = multiprocessing.get_context("fork")
-        self.rows = rows
+        self.env_slice = env_slice
         self.step_timeout = step_timeout
-        self.is_at_work = False
-        self._command, self._has_failed = shared((1,), np.int8), shared((1,), np.bool_)
+        self.is_busy = False
+        self._command, self._has_failed = shared_zeros((1,), np.int8), shared_zeros((1,), np.bool_)
         self._go, self._done = context.Semaphore(0), context.Semaphore(0)
         self._failure, failure = context.Pipe(duplex=False)
-        arguments = (makers, rows, tables, self._command, self._go, self._done, self._has_failed, failure)
-        self._process = context.Process(target=_work, args=arguments, daemon=True)
-        self._process.start()
+        arguments = (env_fns, env_slice, shared, self._command, self._go, self._done, self._has_failed, failure)
+        self._process = context.Process(target=_run_worker, args=arguments, daemon=True)
+        start_forked(self._process)
         failure.close()
 
     def start(self, command: int) -> None:
-        """Hand a command over."""
         self._command[0] = command
         self._go.release()
-        self.is_at_work = True
+        self.is_busy = True
 
     def finish(self) -> None:
         """Wait until the command is done."""
         waited = 0.0
-        while not _acquired(self._done, min(LOOK_EVERY, self.step_timeout)):
-            waited += LOOK_EVERY
+        while not acquire(self._done, min(POLL_SECONDS, self.step_timeout)):
+            waited += POLL_SECONDS
             if not self._process.is_alive():
-                raise EnvironmentFailure(f"{_named(self.rows)} died with exit code {self._process.exitcode}")
+                raise EnvironmentFailure(f"{_worker_name(self.env_slice)} died with exit code {self._process.exitcode}")
             if waited >= self.step_timeout:
                 raise EnvironmentFailure(
-                    f"{_named(self.rows)} did not answer within env.step_timeout={self.step_timeout:g} seconds"
+                    f"{_worker_name(self.env_slice)} did not answer within env.step_timeout={self.step_timeout:g} "
+                    "seconds"
                 )
-        self.is_at_work = False
-        if self._has_failed[0]:  # to poll the pipe takes 6 us
+        self.is_busy = False
+        if self._has_failed[0]:  # polling the pipe instead would take 6 us
             raise self._failure.recv()
 
-    def stay_on(self, core: int) -> None:
-        """Run on this core alone."""
+    def pin_to_core(self, core: int) -> None:
         os.sched_setaffinity(cast(int, self._process.pid), {core})
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; kill it if it does not end within two seconds."""
         self.start(CLOSE)
         self._process.join(timeout=2.0)
         if self._process.is_alive():
@@ -198,63 +199,51 @@ def _close_all(workers: Sequence[_Worker]) -> None:
         worker.close()
 
 
-def described(make: Maker) -> Description:
-    """What an environment says of itself, which is made and closed."""
-    env = make()
-    try:
-        return description_of(env)
-    finally:
-        close(env)
-
-
-def _named(rows: slice) -> str:
-    return f"the worker of environments {rows.start} to {rows.stop - 1}"
-
-
-def _acquired(semaphore: Any, timeout: float) -> bool:
-    """Whether the other process has released it within so many seconds."""
-    asleep_at = time.perf_counter() + AWAKE
-    while time.perf_counter() < asleep_at:
-        if semaphore.acquire(False):
-            return True
-        os.sched_yield()
-    return bool(semaphore.acquire(timeout=timeout))
-
-
-def _work(
-    makers: Sequence[Maker],
-    rows: slice,
-    tables: _Tables,
+def _run_worker(
+    env_fns: Sequence[EnvFn],
+    env_slice: slice,
+    shared: _SharedArrays,
     command: NDArray[np.int8],
     go: Any,
     done: Any,
     has_failed: NDArray[np.bool_],
     failure: Any,
 ) -> None:
-    """Serve commands until the last one, or until the owner is gone."""
+    """Execute commands until `CLOSE`, or until the parent process is gone."""
     init_subprocess()
-    owner = os.getppid()
-    arrays, actions, mask, seeds = tables
+    parent_pid = os.getppid()
     vector = None
     try:
-        vector = SerialVectorEnv(makers, arrays.rows(rows))
+        vector = SerialVectorEnv(env_fns, shared.step.select(env_slice))
         while True:
-            while not _acquired(go, LOOK_EVERY):
-                if os.getppid() != owner:
+            while not acquire(go, POLL_SECONDS):
+                if os.getppid() != parent_pid:
                     return
             if command[0] == CLOSE:
                 return
             if command[0] == STEP:
-                vector.send(actions[rows].copy())  # an environment may keep its last action
+                vector.send(shared.actions[env_slice].copy())  # an environment may keep its last action
             else:
-                given = [None if seed == NO_SEED else int(seed) for seed in seeds[rows]]
-                vector.reset(seed=given, options={"reset_mask": mask[rows]})
+                seeds = [None if seed == NO_SEED else int(seed) for seed in shared.seeds[env_slice]]
+                vector.reset(seed=seeds, options={"reset_mask": shared.reset_mask[env_slice]})
             done.release()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an environment raises is told to the owner
-        told = environment_failure(f"{_named(rows)} failed", error)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's own code may raise anything
+        message = environment_failure(f"{_worker_name(env_slice)} failed", error)
         has_failed[0] = True
         done.release()
-        failure.send(told)  # last: a long one waits until it is read
+        failure.send(message)  # after the release, because a long message blocks until the parent reads it
     finally:
         if vector is not None:
             vector.close()
+
+
+def _make_and_describe(env_fn: EnvFn) -> EnvDescription:
+    env = env_fn()
+    try:
+        return describe_env(env)
+    finally:
+        close(env)
+
+
+def _worker_name(env_slice: slice) -> str:
+    return f"the worker of environments {env_slice.start} to {env_slice.stop - 1}"

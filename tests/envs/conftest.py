@@ -1,7 +1,9 @@
-"""A scripted environment whose every observation says which episode and which step it belongs to."""
+"""A scripted environment whose observations are the numbers of the episode and the step."""
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,10 +15,10 @@ from numpy.typing import NDArray
 
 
 class CountingEnv(gymnasium.Env[NDArray[Any], Any]):
-    """Observations are `[episode, step]`, episodes from 1 and steps from 0; rewards are `reward`.
+    """Observations are `[episode, step]`, episodes from 1 and steps from 0; every reward is `reward`.
 
-    An episode ends after `length` steps, terminated or truncated as `ends` says. What reaches the
-    environment is kept: `actions`, `seeds`, `closed`.
+    An episode ends after `length` steps; `ends` is `terminated` or `truncated`. The environment records `actions`,
+    `seeds` and `closed`.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
@@ -71,7 +73,29 @@ def counting_env() -> Callable[..., Any]:
 
 @pytest.fixture
 def counting_id() -> Iterator[str]:
-    """The scripted environment under a name that Gymnasium knows for the length of a test."""
+    """Registers the scripted environment with Gymnasium for one test."""
     gymnasium.register("Counting-v0", entry_point=CountingEnv)  # type: ignore[arg-type]
     yield "Counting-v0"
     del gymnasium.registry["Counting-v0"]
+
+
+@pytest.fixture
+def garbage_at_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every forked process starts with garbage of its parent and exits with code 9 if it collects it."""
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.cycle, self.owner = self, os.getpid()
+
+        def __del__(self) -> None:
+            if os.getpid() != self.owner:
+                os._exit(9)
+
+    def fork(original: Callable[[], int] = os.fork) -> int:
+        Garbage()
+        pid = original()
+        if pid == 0:
+            gc.set_threshold(1)
+        return pid
+
+    monkeypatch.setattr(os, "fork", fork)

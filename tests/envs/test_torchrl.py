@@ -1,4 +1,4 @@
-"""Any TorchRL environment becomes a batch that counts its episodes, in float32."""
+"""Any TorchRL environment gets a batch dimension, episode statistics and float32 data."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def pendulum() -> EnvBase:
     return env
 
 
-@pytest.mark.parametrize("given", [pendulum(), SerialEnv(2, pendulum), TransformedEnv(pendulum(), RewardSum())])
-def test_has_a_batch_and_counts_once(given: EnvBase) -> None:
-    env = batched(given)
+@pytest.mark.parametrize("original", [pendulum(), SerialEnv(2, pendulum), TransformedEnv(pendulum(), RewardSum())])
+def test_the_environment_has_one_batch_dimension_and_episode_statistics(original: EnvBase) -> None:
+    env = batched(original)
     rollout = env.rollout(5)
     assert len(env.batch_size) == 1
     np.testing.assert_allclose(rollout["next", "episode_reward"], rollout["next", "reward"].cumsum(1), rtol=1e-6)
@@ -26,7 +26,7 @@ def test_has_a_batch_and_counts_once(given: EnvBase) -> None:
     check_env_specs(env, seed=0)
 
 
-def test_numbers_of_double_precision_become_single() -> None:
+def test_float64_becomes_float32() -> None:
     double = GymEnv("HalfCheetah-v5")
     assert double.observation_spec["observation"].dtype == torch.float64
     env = batched(double)
@@ -34,8 +34,8 @@ def test_numbers_of_double_precision_become_single() -> None:
     assert env.rollout(3)["next", "observation"].dtype == torch.float32
 
 
-def test_what_is_ready_is_left_alone() -> None:
+def test_an_environment_that_needs_nothing_is_returned_unchanged() -> None:
     env = make_vector_env("CartPole-v1", 2)
     assert batched(env) is env
-    again = batched(pendulum())
-    assert batched(again) is again
+    transformed = batched(pendulum())
+    assert batched(transformed) is transformed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,8 +17,8 @@ from torchppo.envs.wrappers import ActionMask, ChannelsFirst, ObservationEntries
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 
 
-class Masked(gymnasium.Env[Any, Any]):
-    """Says which choices are open, in `info["action_mask"]`, and refuses others."""
+class MaskedEnv(gymnasium.Env[Any, Any]):
+    """Returns `mask` as `info["action_mask"]`."""
 
     observation_space = spaces.Box(-1, 1, (2,), np.float32)
 
@@ -36,44 +37,44 @@ class Masked(gymnasium.Env[Any, Any]):
 
 
 class TestObservationEntries:
-    def test_keep_their_order_and_bounds(self) -> None:
+    def test_the_entries_have_the_order_of_indices_and_their_own_bounds(self) -> None:
         env = make_env("CartPole-v1", wrappers=[partial(ObservationEntries, indices=[2, 0])])
-        whole = gymnasium.make("CartPole-v1")
+        unwrapped = gymnasium.make("CartPole-v1")
         assert env.observation_space == spaces.Box(
-            whole.observation_space.low[[2, 0]], whole.observation_space.high[[2, 0]]
+            unwrapped.observation_space.low[[2, 0]], unwrapped.observation_space.high[[2, 0]]
         )
-        seen, _ = env.reset(seed=1)
-        expected, _ = whole.reset(seed=1)
-        assert seen.tolist() == expected[[2, 0]].tolist()
-        assert env.step(0)[0].tolist() == whole.step(0)[0][[2, 0]].tolist()
+        observation, _ = env.reset(seed=1)
+        expected, _ = unwrapped.reset(seed=1)
+        assert observation.tolist() == expected[[2, 0]].tolist()
+        assert env.step(0)[0].tolist() == unwrapped.step(0)[0][[2, 0]].tolist()
 
     @pytest.mark.parametrize("indices", [[4], [-1], []])
-    def test_must_be_there(self, indices: list[int]) -> None:
-        with pytest.raises(ConfigurationError, match=r"indices=\[.*\] must be entries of a one-dimensional Box"):
+    def test_an_index_out_of_range_raises(self, indices: list[int]) -> None:
+        with pytest.raises(ConfigurationError, match=re.escape(f"indices={indices}")):
             make_env("CartPole-v1", wrappers=[partial(ObservationEntries, indices=indices)])
 
-    def test_are_those_of_a_one_dimensional_box(self, counting_env: Callable[..., Any]) -> None:
+    def test_other_spaces_than_a_one_dimensional_box_raise(self, counting_env: Callable[..., Any]) -> None:
         with pytest.raises(ConfigurationError, match="Discrete"):
             ObservationEntries(counting_env(observation_space=spaces.Discrete(3)), [0])
 
 
 class TestChannelsFirst:
-    def test_turns_images_and_their_bounds(self) -> None:
-        class Picture(Masked):
+    def test_images_and_their_bounds_are_transposed(self) -> None:
+        class ImageEnv(MaskedEnv):
             observation_space = spaces.Box(0, np.arange(24, dtype=np.uint8).reshape(2, 4, 3), dtype=np.uint8)
 
             def reset(self, **_: Any) -> Any:
                 return self.observation_space.high, {}
 
-        env = ChannelsFirst(Picture(spaces.Discrete(2), None))
+        env = ChannelsFirst(ImageEnv(spaces.Discrete(2), None))
         image, _ = env.reset()
         assert image.shape == env.observation_space.shape == (3, 2, 4)
         assert image[1].tolist() == [[1, 4, 7, 10], [13, 16, 19, 22]]
         assert env.observation_space.contains(image)
 
-    def test_needs_an_image(self) -> None:
-        with pytest.raises(ConfigurationError, match=r"a Box \[height, width, channels\], not Box"):
-            ChannelsFirst(Masked(spaces.Discrete(2), None))
+    def test_an_observation_that_is_not_an_image_raises(self) -> None:
+        with pytest.raises(ConfigurationError, match="not Box"):
+            ChannelsFirst(MaskedEnv(spaces.Discrete(2), None))
 
 
 class TestActionMask:
@@ -86,29 +87,29 @@ class TestActionMask:
         ],
         ids=str,
     )
-    def test_stands_beside_the_observation_at_resets_and_steps(self, space: spaces.Space[Any], mask: Any) -> None:
-        env = ActionMask(Masked(space, mask))
-        for seen in (env.reset()[0], env.step(0)[0]):
-            assert seen["action_mask"].tolist() == [int(bit) for bit in mask]
-            assert env.observation_space.contains(seen)
-        assert seen["observation"].tolist() == [1.0, 1.0]
+    def test_the_mask_is_in_the_observations_of_resets_and_steps(self, space: spaces.Space[Any], mask: Any) -> None:
+        env = ActionMask(MaskedEnv(space, mask))
+        for observation in (env.reset()[0], env.step(0)[0]):
+            assert observation["action_mask"].tolist() == [int(bit) for bit in mask]
+            assert env.observation_space.contains(observation)
+        assert observation["observation"].tolist() == [1.0, 1.0]
 
-    def test_that_is_missing_is_named(self) -> None:
-        env = ActionMask(Masked(spaces.Discrete(3), None))
-        with pytest.raises(EnvironmentFailure, match=r'no info\["action_mask"\]'):
+    def test_a_missing_mask_raises(self) -> None:
+        env = ActionMask(MaskedEnv(spaces.Discrete(3), None))
+        with pytest.raises(EnvironmentFailure, match=r'info\["action_mask"\]'):
             env.reset()
 
-    def test_of_a_wrong_size_is_named(self) -> None:
-        env = ActionMask(Masked(spaces.MultiDiscrete([2, 3]), np.ones(6, np.int8)))
-        with pytest.raises(EnvironmentFailure, match=r"shape \(6,\), not \(5,\)"):
+    def test_a_mask_of_a_wrong_size_raises(self) -> None:
+        env = ActionMask(MaskedEnv(spaces.MultiDiscrete([2, 3]), np.ones(6, np.int8)))
+        with pytest.raises(EnvironmentFailure, match=r"\(6,\).*\(5,\)"):
             env.reset()
 
-    def test_is_of_choices(self) -> None:
-        with pytest.raises(ConfigurationError, match="Discrete or MultiDiscrete actions, not Box"):
-            ActionMask(Masked(spaces.Box(-1, 1, (2,)), None))
+    def test_a_box_action_space_raises(self) -> None:
+        with pytest.raises(ConfigurationError, match="not Box"):
+            ActionMask(MaskedEnv(spaces.Box(-1, 1, (2,)), None))
 
-    def test_is_a_leaf_of_the_observation_of_a_batch(self) -> None:
-        gymnasium.register("Masked-v0", entry_point=Masked)  # type: ignore[arg-type]
+    def test_the_mask_is_a_leaf_of_the_batched_observation(self) -> None:
+        gymnasium.register("Masked-v0", entry_point=MaskedEnv)  # type: ignore[arg-type]
         try:
             env = make_vector_env(
                 "Masked-v0", 2, wrappers=[ActionMask], action_space=spaces.Discrete(3), mask=np.array([1, 0, 1])
@@ -118,7 +119,7 @@ class TestActionMask:
         assert env.reset()["observation", "action_mask"].tolist() == [[1, 0, 1]] * 2
 
 
-class TestRandomActions:
+class TestRandomAction:
     @pytest.mark.parametrize(
         ("space", "mask", "allowed"),
         [
@@ -128,8 +129,8 @@ class TestRandomActions:
         ],
         ids=str,
     )
-    def test_are_those_that_the_mask_allows(self, space: spaces.Space[Any], mask: Any, allowed: set[Any]) -> None:
+    def test_only_allowed_actions_are_sampled(self, space: spaces.Space[Any], mask: Any, allowed: set[Any]) -> None:
         space.seed(0)
         info = {} if mask is None else {"action_mask": mask}
-        drawn = [random_action(space, info).tolist() for _ in range(50)]
-        assert {tuple(one) if isinstance(one, list) else one for one in drawn} == allowed
+        actions = [random_action(space, info).tolist() for _ in range(50)]
+        assert {tuple(action) if isinstance(action, list) else action for action in actions} == allowed

@@ -1,11 +1,11 @@
-"""Whatever the spaces: what an environment gives is in the arrays, and what the policy gives is in its action space."""
+"""Observations of all spaces are in the arrays, actions are in the action space, and mismatches raise."""
 
 from __future__ import annotations
 
+import copy
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -21,11 +21,13 @@ from tensordict import TensorDict
 from torchrl.envs.utils import check_env_specs
 
 from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv, VectorEnv, leaf_arrays, make_vector_env
-from torchppo.envs.spaces.encoding import encoded, encoder
+from torchppo.envs.spaces.encoding import action_converter, action_dtype, encode_spaces, encoder, find_mismatch
 from torchppo.envs.spaces.specs import observation_spec, step_arrays_for
+from torchppo.errors import EnvironmentFailure
 
 Path = tuple[str, ...]
-CHOICES = (
+Leaves = tuple[Callable[[], spaces.Space[Any]], ...]
+ACTION_LEAVES = (
     lambda: spaces.Discrete(5),
     lambda: spaces.Discrete(3, start=-2),
     lambda: spaces.Discrete(4, start=7, dtype=np.int8),
@@ -36,8 +38,8 @@ CHOICES = (
     lambda: spaces.Box(-0.1, 0.3, (3,), np.float64),
     lambda: spaces.Box(-np.inf, np.inf, (1,), np.float32),
 )
-OBSERVATIONS = (
-    *CHOICES,
+OBSERVATION_LEAVES = (
+    *ACTION_LEAVES,
     lambda: spaces.Box(0, 1, (), np.float32),
     lambda: spaces.Box(-np.inf, np.inf, (2, 3), np.float64),
     lambda: spaces.Box(0, 255, (5, 5, 3), np.uint8),
@@ -47,38 +49,38 @@ OBSERVATIONS = (
 )
 
 
-def nested(makers: tuple[Callable[[], spaces.Space[Any]], ...]) -> st.SearchStrategy[spaces.Space[Any]]:
-    """Dict and Tuple spaces, one or two deep."""
+def nested_spaces(leaves: Leaves) -> st.SearchStrategy[spaces.Space[Any]]:
+    """Dict and Tuple spaces with one or two levels."""
 
-    def containers(inner: st.SearchStrategy[spaces.Space[Any]]) -> st.SearchStrategy[spaces.Space[Any]]:
+    def containers(subspace: st.SearchStrategy[spaces.Space[Any]]) -> st.SearchStrategy[spaces.Space[Any]]:
         names = st.sampled_from(["image", "a", "0", "z b"])
         return st.one_of(
-            st.dictionaries(names, inner, min_size=1, max_size=3).map(spaces.Dict),
-            st.lists(inner, min_size=1, max_size=3).map(spaces.Tuple),
+            st.dictionaries(names, subspace, min_size=1, max_size=3).map(spaces.Dict),
+            st.lists(subspace, min_size=1, max_size=3).map(spaces.Tuple),
         )
 
-    leaf = st.sampled_from(makers).map(lambda make: make())
+    leaf = st.sampled_from(leaves).map(lambda make_space: make_space())
     return containers(st.one_of(leaf, containers(leaf)))
 
 
-def any_of(makers: tuple[Callable[[], spaces.Space[Any]], ...]) -> st.SearchStrategy[spaces.Space[Any]]:
-    return st.one_of(nested(makers), st.sampled_from(makers).map(lambda make: make()))
+def all_spaces(leaves: Leaves) -> st.SearchStrategy[spaces.Space[Any]]:
+    return st.one_of(nested_spaces(leaves), st.sampled_from(leaves).map(lambda make_space: make_space()))
 
 
-def walk(space: spaces.Space[Any], value: Any, path: Path = ()) -> Iterator[tuple[Path, spaces.Space[Any], Any]]:
-    """Path, space and value of every leaf."""
+def leaves_of(space: spaces.Space[Any], value: Any, path: Path = ()) -> Iterator[tuple[Path, spaces.Space[Any], Any]]:
+    """Yield the path, space and value of every leaf."""
     if isinstance(space, spaces.Dict):
-        for key, one in space.spaces.items():
-            yield from walk(one, value[key], (*path, key))
+        for key, subspace in space.spaces.items():
+            yield from leaves_of(subspace, value[key], (*path, key))
     elif isinstance(space, spaces.Tuple):
-        for index, one in enumerate(space.spaces):
-            yield from walk(one, value[index], (*path, str(index)))
+        for index, subspace in enumerate(space.spaces):
+            yield from leaves_of(subspace, value[index], (*path, str(index)))
     else:
         yield path, space, value
 
 
-def as_data(space: spaces.Space[Any], value: Any) -> NDArray[Any]:
-    """A leaf's value as it should stand in the arrays."""
+def expected_array(space: spaces.Space[Any], value: Any) -> NDArray[Any]:
+    """The array that the value of a leaf is encoded to."""
     match space:
         case spaces.Text():
             words = [word for word in re.split("[^a-z0-9]+", value.lower()) if word][:32]
@@ -91,13 +93,13 @@ def as_data(space: spaces.Space[Any], value: Any) -> NDArray[Any]:
     return np.asarray(value)
 
 
-class Sampling(gymnasium.Env[Any, Any]):
-    """Observations are samples of the space; rewards are sums over all actions, which have to be in theirs."""
+class SamplingEnv(gymnasium.Env[Any, Any]):
+    """Samples observations; the reward sums all actions so far, each of which must be in the action space."""
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], length: int = 3) -> None:
-        self.observation_space, self.action_space = deepcopy(observation_space), deepcopy(action_space)
+        self.observation_space, self.action_space = copy.deepcopy(observation_space), copy.deepcopy(action_space)
         self.length = length
-        self.actions: list[Any] = []  # as they came: none may change later
+        self.actions: list[Any] = []  # not copied, to detect actions that change later
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
@@ -110,31 +112,31 @@ class Sampling(gymnasium.Env[Any, Any]):
         assert self.action_space.contains(action), action
         self.actions.append(action)
         self.num_steps += 1
-        reward = sum(float(spaces.flatten(self.action_space, one).sum()) for one in self.actions)
+        reward = sum(float(spaces.flatten(self.action_space, past).sum()) for past in self.actions)
         return self.observation_space.sample(), reward, self.num_steps == self.length, False, {}
 
 
-class TestObservations:
-    @given(any_of(OBSERVATIONS), st.integers(0, 1000))
+class TestEncoder:
+    @given(all_spaces(OBSERVATION_LEAVES), st.integers(0, 1000))
     @settings(max_examples=50)
-    def test_that_are_written_are_what_the_leaves_show(self, space: spaces.Space[Any], seed: int) -> None:
+    def test_the_leaves_have_the_encoded_observation(self, space: spaces.Space[Any], seed: int) -> None:
         space.seed(seed)
-        arrays, value = step_arrays_for(space, 3), space.sample()
-        arrays.observation[1] = encoder(space)(value)
-        shown = leaf_arrays(arrays.observation)
-        written = list(walk(space, value))
-        assert len(shown) == len(written)
-        for path, leaf, one in written:
-            array = shown[("observation", *path) if path else "observation"]
-            expected = as_data(leaf, one)
+        arrays, observation = step_arrays_for(space, 3), space.sample()
+        arrays.observation[1] = encoder(space)(observation)
+        leaves = leaf_arrays(arrays.observation)
+        expected_leaves = list(leaves_of(space, observation))
+        assert len(leaves) == len(expected_leaves)
+        for path, leaf, value in expected_leaves:
+            array = leaves[("observation", *path) if path else "observation"]
+            expected = expected_array(leaf, value)
             assert array.dtype == expected.dtype
             np.testing.assert_array_equal(array[1], expected)
             np.testing.assert_array_equal(torch.from_numpy(array).numpy(), array)
             assert not array[[0, 2]].any()
 
-    @given(any_of(OBSERVATIONS), st.integers(0, 1000))
+    @given(all_spaces(OBSERVATION_LEAVES), st.integers(0, 1000))
     @settings(max_examples=50)
-    def test_are_elements_of_their_spec(self, space: spaces.Space[Any], seed: int) -> None:
+    def test_encoded_observations_are_in_their_spec(self, space: spaces.Space[Any], seed: int) -> None:
         space.seed(seed)
         arrays = step_arrays_for(space, 2)
         for index in range(2):
@@ -145,72 +147,74 @@ class TestObservations:
 
 
 class TestEnvironments:
-    @given(any_of(OBSERVATIONS), any_of(CHOICES))
+    @given(all_spaces(OBSERVATION_LEAVES), all_spaces(ACTION_LEAVES))
     @settings(max_examples=20)
-    def test_keep_the_contract_of_torchrl(self, observed: spaces.Space[Any], acted: spaces.Space[Any]) -> None:
-        check_env_specs(VectorEnv(SerialVectorEnv([partial(Sampling, observed, acted)] * 2)), seed=0)
-
-    @given(any_of(OBSERVATIONS), any_of(CHOICES))
-    @settings(max_examples=20)
-    def test_give_the_same_data_in_workers_bit_for_bit(
-        self, observed: spaces.Space[Any], acted: spaces.Space[Any]
+    def test_check_env_specs_passes(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
     ) -> None:
-        makers = [partial(Sampling, observed, acted, length) for length in (2, 3, 5)]
-        expected, actual = roll(SerialVectorEnv(makers)), roll(SubprocessVectorEnv(makers, 2))
+        check_env_specs(VectorEnv(SerialVectorEnv([partial(SamplingEnv, observation_space, action_space)] * 2)), seed=0)
+
+    @given(all_spaces(OBSERVATION_LEAVES), all_spaces(ACTION_LEAVES))
+    @settings(max_examples=20)
+    def test_workers_return_the_same_data_bit_for_bit(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+    ) -> None:
+        env_fns = [partial(SamplingEnv, observation_space, action_space, length) for length in (2, 3, 5)]
+        expected, actual = rollout(SerialVectorEnv(env_fns)), rollout(SubprocessVectorEnv(env_fns, 2))
         assert [array.tobytes() for array in actual] == [array.tobytes() for array in expected]
 
-    @given(any_of(CHOICES), st.integers(0, 1000))
+    @given(all_spaces(ACTION_LEAVES), st.integers(0, 1000))
     @settings(max_examples=50)
-    def test_receive_the_policys_actions_as_elements_of_their_space(self, space: spaces.Space[Any], seed: int) -> None:
-        env = VectorEnv(SerialVectorEnv([partial(Sampling, spaces.Discrete(2), space)] * 2))
+    def test_environments_receive_elements_of_their_action_space(self, space: spaces.Space[Any], seed: int) -> None:
+        env = VectorEnv(SerialVectorEnv([partial(SamplingEnv, spaces.Discrete(2), space)] * 2))
         env.reset_arrays()
         torch.manual_seed(seed)
         sent = env.full_action_spec.rand()
-        env.send(as_arrays(sent))  # the environment refuses what is not in its space
-        for row, one in enumerate(env.vector.envs):
-            for path, leaf, value in walk(space, one.unwrapped.actions[0]):
-                own = sent[("action", *path)][row].numpy()
+        env.send(as_arrays(sent))  # `SamplingEnv.step` checks that they are in its space
+        for index, sampling in enumerate(env.vector.envs):
+            for path, leaf, value in leaves_of(space, sampling.unwrapped.actions[0]):
+                action = sent[("action", *path)][index].numpy()
                 if isinstance(leaf, spaces.Box):
-                    np.testing.assert_array_equal(value, np.clip(own, leaf.low, leaf.high))
+                    np.testing.assert_array_equal(value, np.clip(action, leaf.low, leaf.high))
                 else:
-                    np.testing.assert_array_equal(as_data(leaf, value), own)
+                    np.testing.assert_array_equal(expected_array(leaf, value), action)
 
-    def test_with_plain_spaces_are_taken_as_they_are(self) -> None:
+    def test_an_environment_with_plain_spaces_is_not_wrapped(self) -> None:
         for space in (spaces.Box(-1, 1, (2,)), spaces.Box(0, 255, (4, 4), np.uint8), spaces.Discrete(3)):
-            env = Sampling(space, spaces.Discrete(2))
-            assert encoded(env) is env
+            env = SamplingEnv(space, spaces.Discrete(2))
+            assert encode_spaces(env) is env
 
 
 def as_arrays(actions: TensorDict) -> Any:
-    """What `VectorEnv.send` takes."""
+    """Convert actions to the argument of `VectorEnv.send`."""
     arrays = {key: tensor.numpy() for key, tensor in actions.items(include_nested=True, leaves_only=True)}
     return arrays.get("action", arrays)
 
 
-def roll(vector: SerialVectorEnv | SubprocessVectorEnv, steps: int = 6) -> list[NDArray[Any]]:
+def rollout(vector: SerialVectorEnv | SubprocessVectorEnv, steps: int = 6) -> list[NDArray[Any]]:
     """Everything that a seeded run with random actions leaves behind."""
     env = VectorEnv(vector)
     env.set_seed(3)
     torch.manual_seed(0)
-    seen = [array.copy() for array in leaf_arrays(env.reset_arrays()).values()]
+    data = [array.copy() for array in leaf_arrays(env.reset_arrays()).values()]
     for _ in range(steps):
         env.send(as_arrays(env.full_action_spec.rand()))
         observation, reward, terminated, *_ = env.receive()
-        seen += [array.copy() for array in (*leaf_arrays(observation).values(), reward, terminated)]
+        data += [array.copy() for array in (*leaf_arrays(observation).values(), reward, terminated)]
         if terminated.any():
-            seen += [array.copy() for array in leaf_arrays(env.reset_arrays(terminated)).values()]
+            data += [array.copy() for array in leaf_arrays(env.reset_arrays(terminated)).values()]
     env.close()
-    return seen
+    return data
 
 
-ARM = spaces.Dict(
+ARM_SPACE = spaces.Dict(
     {
         "move": spaces.Box(-1, 1, (2,), np.float32),
         "hand": spaces.Tuple([spaces.Discrete(3, start=5), spaces.MultiDiscrete([2, 4], start=[-1, 0])]),
         "lights": spaces.MultiBinary(2),
     }
 )
-SENT = {
+ARM_ACTIONS = {
     ("action", "move"): np.array([[0.5, -7.0], [3.0, 0.0]], np.float32),
     ("action", "hand", "0"): np.array([0, 2]),
     ("action", "hand", "1"): np.array([[0, 3], [1, 0]]),
@@ -221,18 +225,18 @@ SENT = {
 class TestNestedActions:
     @pytest.fixture
     def env(self) -> VectorEnv:
-        env = VectorEnv(SerialVectorEnv([partial(Sampling, spaces.Discrete(2), ARM)] * 4))
+        env = VectorEnv(SerialVectorEnv([partial(SamplingEnv, spaces.Discrete(2), ARM_SPACE)] * 4))
         env.reset_arrays()
         return env
 
-    def test_have_a_key_for_every_leaf(self, env: VectorEnv) -> None:
-        assert set(env.action_keys) == set(SENT)
+    def test_there_is_one_action_key_per_leaf(self, env: VectorEnv) -> None:
+        assert set(env.action_keys) == set(ARM_ACTIONS)
         assert env.full_action_spec["action", "move"].shape == (4, 2)
         assert env.full_action_spec["action", "hand", "0"].shape == (4,)
 
-    def test_are_clipped_counted_and_cast_leaf_by_leaf(self, env: VectorEnv) -> None:
-        env.send(SENT, slice(2, 4))
-        first, second = (one.unwrapped.actions for one in env.vector.envs[2:])
+    def test_every_leaf_is_clipped_or_shifted_and_cast(self, env: VectorEnv) -> None:
+        env.send(ARM_ACTIONS, slice(2, 4))
+        first, second = (sampling.unwrapped.actions for sampling in env.vector.envs[2:])
         assert first[0]["move"].tolist() == [0.5, -1.0]
         assert second[0]["move"].tolist() == [1.0, 0.0]
         assert isinstance(first[0]["hand"], tuple)
@@ -240,10 +244,167 @@ class TestNestedActions:
         assert second[0]["hand"][0] == 7
         assert first[0]["hand"][1].tolist() == [-1, 3]
         assert second[0]["lights"].tolist() == [1, 1]
-        assert not any(one.unwrapped.actions for one in env.vector.envs[:2])
+        assert not any(sampling.unwrapped.actions for sampling in env.vector.envs[:2])
 
 
-def test_minigrid_works_with_its_images_directions_and_missions() -> None:
+class TestActionConverter:
+    @pytest.mark.parametrize(
+        ("space", "policy_action", "expected"),
+        [
+            (spaces.Discrete(3), np.array([2, 0]), [2, 0]),
+            (spaces.Discrete(3, start=5), np.array([2, 0]), [7, 5]),
+            (spaces.MultiDiscrete([2, 3], start=[1, -1]), np.array([[1, 2], [0, 0]]), [[2, 1], [1, -1]]),
+            (spaces.MultiBinary(2), np.array([[1, 0]]), [[1, 0]]),
+            (spaces.Box(-1, 1, (2,)), np.array([[-3.0, 0.5], [0.25, 9.0]], np.float32), [[-1.0, 0.5], [0.25, 1.0]]),
+        ],
+        ids=str,
+    )
+    def test_actions_are_shifted_clipped_and_cast(
+        self, space: spaces.Space[Any], policy_action: NDArray[Any], expected: list[Any]
+    ) -> None:
+        before = policy_action.copy()
+        action = action_converter(space)(policy_action)
+        assert action.tolist() == expected
+        assert action.dtype == space.dtype
+        action[...] = 0
+        assert np.array_equal(policy_action, before), "the environment may modify its action"
+
+    def test_nested_actions_are_one_structured_array(self) -> None:
+        hand = spaces.Tuple([spaces.Discrete(3, start=1), spaces.MultiBinary(2)])
+        space = spaces.Dict(move=spaces.Box(-1, 1, (2,)), hand=hand)
+        move, grip, lamps = np.array([[2.0, 0.0]], np.float32), np.array([1]), np.array([[1, 0]])
+        action = action_converter(space)(
+            {("action", "move"): move, ("action", "hand", "0"): grip, ("action", "hand", "1"): lamps}
+        )
+        assert action.dtype == action_dtype(space)
+        assert action.shape == (1,)
+        assert action["move"].tolist() == [[1.0, 0.0]]
+        assert action["hand"]["0"].tolist() == [2]
+        assert action["hand"]["1"].tolist() == [[1, 0]]
+
+    def test_the_dtype_of_an_action_has_its_shape(self) -> None:
+        dtype = action_dtype(spaces.Box(-1, 1, (2, 3)))
+        assert (dtype.base, dtype.shape) == (np.dtype(np.float32), (2, 3))
+
+
+IMAGE, VECTOR = spaces.Box(0, 255, (2, 3, 3), np.uint8), spaces.Box(-1, 1, (4,))
+
+
+class ScriptedEnv(gymnasium.Env[Any, Any]):
+    """Returns the given observations one after the other."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space: spaces.Space[Any], *observations: Any) -> None:
+        self.observation_space, self.observations = space, [*observations]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self.observations.pop(0), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observations.pop(0), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "mismatch"),
+    [
+        (VECTOR, np.zeros(1), r"observation has shape \(1,\); expected \(4,\)"),
+        (VECTOR, 0.5, r"shape \(\); expected \(4,\)"),
+        (IMAGE, np.zeros((3, 3), np.uint8), r"shape \(3, 3\); expected \(2, 3, 3\)"),
+        (IMAGE, np.full((2, 3, 3), 0.5), "observation has dtype float64; expected uint8"),
+        (IMAGE, np.full((2, 3, 3), 256), "value 256, which is not in Box"),
+        (IMAGE, np.full((2, 3, 3), -1), "value -1, which is not in Box"),
+        (spaces.Discrete(4), 17, r"value 17, which is not in Discrete\(4\)"),
+        (spaces.Discrete(4, start=2), 1, "value 1, which is not in Discrete"),
+        (spaces.Discrete(4), 1.5, "dtype float64; expected int64"),
+        (spaces.MultiDiscrete([2, 3]), np.array([1, 3]), "value 3, which is not in MultiDiscrete"),
+        (spaces.MultiBinary(2), np.array([0, 2]), "value 2, which is not in MultiBinary"),
+        (spaces.Text(9), 3, "observation has type int; expected str"),
+        (spaces.Dict(a=VECTOR, b=IMAGE), {"a": np.zeros(4)}, "observation has no entry 'b'"),
+        (spaces.Dict(a=spaces.Dict(b=VECTOR)), {"a": {"b": np.zeros(3)}}, r"observation/a/b has shape \(3,\)"),
+        (spaces.Tuple([VECTOR, VECTOR]), (np.zeros(4),), "observation has no entry 1"),
+        (spaces.Dict(a=VECTOR), np.zeros(4), "observation has no entry 'a'"),
+    ],
+)
+class TestMismatch:
+    def test_the_observation_of_a_reset_raises(self, space: spaces.Space[Any], value: Any, mismatch: str) -> None:
+        with pytest.raises(EnvironmentFailure, match=rf"{mismatch}.*; fix the environment"):
+            SerialVectorEnv([lambda: ScriptedEnv(space, value)]).reset()
+
+    def test_the_observation_of_the_first_step_raises(
+        self, space: spaces.Space[Any], value: Any, mismatch: str
+    ) -> None:
+        vector = SerialVectorEnv([lambda: ScriptedEnv(space, space.sample(), value)])
+        vector.reset()
+        with pytest.raises(EnvironmentFailure, match=mismatch):
+            vector.step(np.zeros(1, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("space", "value"),
+    [
+        (VECTOR, [0.0, 1.0, 2.0, 1e9]),
+        (VECTOR, np.zeros(4, np.int64)),
+        (IMAGE, np.full((2, 3, 3), 255, np.int64)),
+        (spaces.Box(0, 1, (2,), np.bool_), np.array([True, False])),
+        (spaces.Discrete(4, start=2), np.int8(5)),
+        (spaces.MultiBinary(2), [True, False]),
+        (spaces.MultiDiscrete([2, 3], start=[5, 5]), (6, 7)),
+        (spaces.Tuple([VECTOR, spaces.Discrete(2)]), (np.zeros(4), 1)),
+        (spaces.Dict(a=VECTOR), {"a": np.zeros(4), "more": 1}),
+    ],
+)
+def test_a_value_that_an_array_can_store_is_no_mismatch(space: spaces.Space[Any], value: Any) -> None:
+    assert find_mismatch(space, value) == ""
+
+
+def test_later_observations_are_not_checked() -> None:
+    env = ScriptedEnv(VECTOR, *(np.zeros(4) for _ in range(4)))
+    vector = SerialVectorEnv([lambda: env])
+    checking = {"reset": env.reset}
+    vector.reset()
+    checking["step"] = env.step
+    vector.step(np.zeros(1, np.int64))
+    assert vars(env).keys() == {"observation_space", "observations"}
+    assert all(getattr(env, name) != method for name, method in checking.items())
+
+
+def test_an_environment_may_step_a_copy_of_itself_in_reset() -> None:
+    class CopyingEnv(ScriptedEnv):
+        def reset(self, **kwargs: Any) -> Any:
+            result = super().reset(**kwargs)
+            self.num_steps = 0
+            copy.deepcopy(self).step(0)
+            return result
+
+        def step(self, action: Any) -> Any:
+            self.num_steps += 1
+            return super().step(action)
+
+    vector = SerialVectorEnv([lambda: CopyingEnv(VECTOR, *(np.zeros(4) for _ in range(4)))])
+    for _ in range(3):
+        vector.reset()
+        assert vector.envs[0].unwrapped.num_steps == 0  # type: ignore[attr-defined]
+
+
+def test_methods_replaced_on_the_instance_are_restored() -> None:
+    env = ScriptedEnv(VECTOR, np.zeros(4), np.zeros(4))
+    steps: list[Any] = []
+    original = env.step
+
+    def recorded_step(action: Any) -> Any:
+        steps.append(action)
+        return original(action)
+
+    env.step = recorded_step  # type: ignore[method-assign]
+    vector = SerialVectorEnv([lambda: env])
+    vector.reset()
+    vector.step(np.zeros(1, np.int64))
+    assert env.step is recorded_step
+    assert len(steps) == 1
+
+
+def test_minigrid_observations_have_images_directions_and_missions() -> None:
     pytest.importorskip("minigrid")
     env = make_vector_env("minigrid:MiniGrid-MemoryS9-v0", 2)
     check_env_specs(env, seed=0)
