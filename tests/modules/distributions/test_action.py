@@ -25,7 +25,7 @@ from torchppo.modules.distributions.action import (
     StateDependentNoise,
     masked_logits,
 )
-from torchppo.modules.distributions.joint import JointDistribution, JointFactor
+from torchppo.modules.distributions.joint import JointComponent, JointDistribution
 
 Array = NDArray[np.float64]
 Batch = tuple[list[int], Array, Array, NDArray[np.int64]]
@@ -498,12 +498,12 @@ COMPILED: dict[str, tuple[Callable[..., D.Distribution], list[int]]] = {
         partial(
             lambda factors, *given: JointDistribution(factors, **dict(zip("abcde", given, strict=True))),
             [
-                JointFactor(partial(Categorical, validate_args=False), {"logits": "a"}),
-                JointFactor(
+                JointComponent(partial(Categorical, validate_args=False), {"logits": "a"}),
+                JointComponent(
                     partial(SquashedNormal, low=[-1.0, 0.0], high=[1.0, 2.0], validate_args=False),
                     {"loc": "b", "scale": "c"},
                 ),
-                JointFactor(partial(IndependentBeta, validate_args=False), {"alpha": "d", "beta": "e"}),
+                JointComponent(partial(IndependentBeta, validate_args=False), {"alpha": "d", "beta": "e"}),
             ],
         ),
         [4, 2, 2, 1, 1],

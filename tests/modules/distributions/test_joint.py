@@ -16,7 +16,7 @@ from torchppo.modules.distributions.action import (
     MultiCategorical,
     SquashedNormal,
 )
-from torchppo.modules.distributions.joint import JointDistribution, JointFactor
+from torchppo.modules.distributions.joint import JointComponent, JointDistribution
 
 FACTORS = {
     "move": (Categorical, {"logits": 4}),
@@ -30,7 +30,7 @@ DISCRETE = ["move", "gears", "lamps"]
 
 def factors(names: list[str]) -> Callable[..., JointDistribution]:
     keywords = {name: {key: f"{name}_{key}" for key in FACTORS[name][1]} for name in names}
-    return partial(JointDistribution, [JointFactor(FACTORS[name][0], keywords[name]) for name in names])
+    return partial(JointDistribution, [JointComponent(FACTORS[name][0], keywords[name]) for name in names])
 
 
 def parameters(names: list[str], seed: int = 0, batch: int = 6) -> dict[str, torch.Tensor]:

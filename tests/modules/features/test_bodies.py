@@ -227,7 +227,7 @@ class TestImpalaResnet:
 
     @pytest.mark.parametrize("shape", [(17,), (84, 84, 3), (1, 35, 84)])
     def test_it_refuses_what_is_no_image_and_names_the_way_out(self, shape: tuple[int, ...]) -> None:
-        with pytest.raises(ConfigurationError, match=r"policy=resnet reads images .*policy=mlp") as caught:
+        with pytest.raises(ConfigurationError, match=r"policy=resnet needs images .*policy=mlp") as caught:
             impala_resnet(torch.Size(shape))
         assert str(list(shape)) in str(caught.value)
 

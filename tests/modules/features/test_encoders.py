@@ -1,4 +1,4 @@
-"""Encoders: every spec in any batch, against NumPy, and what they refuse."""
+"""ConcatEncoders: every spec in any batch, against NumPy, and what they refuse."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.features.encoders import MAX_ONE_HOT, Encoders, make_encoder
-from torchppo.modules.features.image_bodies import OverImages
+from torchppo.modules.features.encoders import MAX_ONE_HOT, ConcatEncoders, make_encoder
+from torchppo.modules.features.image_bodies import ImageNetwork
 
 NUM_ENVS = 6
 LEADING = [(), (3,), (2, 3), (2, 1, 3)]
@@ -155,7 +155,7 @@ class TestImages:
     ) -> None:
         spec = bytes_of(*shape)
         encoder, images = encoder_of(spec), entries_of(spec, (2,))
-        (network,) = [module for module in encoder.modules() if isinstance(module, OverImages)]
+        (network,) = [module for module in encoder.modules() if isinstance(module, ImageNetwork)]
         torch.testing.assert_close(encoder(images), network(images.permute(0, 3, 1, 2) if permuted else images))
 
     def test_of_the_same_pixels_have_the_same_features_wherever_the_channels_stand(self) -> None:
@@ -199,7 +199,7 @@ class TestWords:
         before = encoder(tokens)
         with torch.no_grad():
             encoder.token.weight[0] = 100.0
-            encoder.place[len(words) :] = 100.0
+            encoder.position[len(words) :] = 100.0
         assert torch.equal(encoder(tokens), before)
 
     @settings(max_examples=30)
@@ -207,7 +207,7 @@ class TestWords:
     def test_features_are_the_mean_over_the_words(self, words: list[int]) -> None:
         encoder = encoder_of(self.SPEC)
         first, second = (layer.weight.detach().numpy() for layer in encoder.network[::2])
-        embedded = encoder.token.weight.detach().numpy()[words] + encoder.place.detach().numpy()[: len(words)]
+        embedded = encoder.token.weight.detach().numpy()[words] + encoder.position.detach().numpy()[: len(words)]
         expected = np.maximum(np.maximum(embedded @ first.T, 0) @ second.T, 0).mean(0)
         features = encoder(torch.tensor(words + [0] * (8 - len(words))))
         np.testing.assert_allclose(features.detach().numpy(), expected, rtol=1e-4, atol=1e-5)
@@ -225,7 +225,7 @@ class TestEncoders:
     def test_features_stand_side_by_side_in_the_order_of_the_entries(self) -> None:
         specs = [SPECS[name][0] for name in ("vector", "small image", "category")]
         parts = [encoder_of(spec) for spec in specs]
-        encoders = Encoders(parts)
+        encoders = ConcatEncoders(parts)
         for leading in LEADING:
             entries = [entries_of(spec, leading) for spec in specs]
             features = encoders(*entries)
@@ -234,14 +234,14 @@ class TestEncoders:
             assert torch.equal(features, expected)
 
     def test_they_are_learnt(self) -> None:
-        encoders = Encoders(encoder_of(SPECS[name][0]) for name in ("words", "vector"))
+        encoders = ConcatEncoders(encoder_of(SPECS[name][0]) for name in ("words", "vector"))
         encoders(entries_of(SPECS["words"][0], (3,)), entries_of(SPECS["vector"][0], (3,))).sum().backward()
         assert len(list(encoders.parameters())) == 6
         assert all(parameter.grad is not None and parameter.grad.any() for parameter in encoders.parameters())
 
     def test_an_entry_too_few_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="zip"):
-            Encoders([nn.Identity(), nn.Identity()])(torch.zeros(1))
+            ConcatEncoders([nn.Identity(), nn.Identity()])(torch.zeros(1))
 
 
 @pytest.mark.parametrize(

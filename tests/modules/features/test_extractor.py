@@ -17,7 +17,13 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Un
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules.features.bodies import mlp
-from torchppo.modules.features.extractor import Trunk, TrunkMaker, name_of, normalizers_of, observation_of
+from torchppo.modules.features.extractor import (
+    FeatureExtractor,
+    FeatureExtractorBuilder,
+    entry_name,
+    make_normalizers,
+    split_observation_spec,
+)
 from torchppo.modules.features.recurrent import LSTM, Memory
 from torchppo.modules.normalizers import ObservationNormalizer
 
@@ -41,27 +47,29 @@ def made(
     normalize: bool = False,
     encoders: dict[str, Any] | None = None,
     memory: Callable[[int], Memory] | None = None,
-) -> TrunkMaker:
+) -> FeatureExtractorBuilder:
     torch.manual_seed(0)
-    observation = observation_of(of(spec))
-    normalizers = normalizers_of(observation, 1) if normalize else {}
-    return TrunkMaker(observation.leaves, 1, normalizers, encoders or {}, partial(mlp, num_cells=(4,)), memory)
+    observation = split_observation_spec(of(spec))
+    normalizers = make_normalizers(observation.specs, 1) if normalize else {}
+    return FeatureExtractorBuilder(
+        observation.specs, 1, normalizers, encoders or {}, partial(mlp, num_cells=(4,)), memory
+    )
 
 
-def features_of(trunk: Trunk, data: TensorDict) -> Tensor:
+def features_of(trunk: FeatureExtractor, data: TensorDict) -> Tensor:
     features: Tensor = TensorDictSequential(*trunk.modules)(data.copy())[trunk.key]
     return features
 
 
 class TestWhatIsRead:
     def test_of_a_plain_observation_is_all_of_it(self) -> None:
-        leaves, mask_key = observation_of(of(Unbounded((3,))))
-        assert list(leaves) == ["observation"]
+        specs, mask_key = split_observation_spec(of(Unbounded((3,))))
+        assert list(specs) == ["observation"]
         assert mask_key is None
 
     def test_of_a_nested_one_is_every_leaf_however_deep(self) -> None:
-        leaves = observation_of(of(NESTED)).leaves
-        assert sorted(map(name_of, leaves)) == ["gear", "left/range", "left/ticks", "speed"]
+        specs = split_observation_spec(of(NESTED)).specs
+        assert sorted(map(entry_name, specs)) == ["gear", "left/range", "left/ticks", "speed"]
 
     @pytest.mark.parametrize(
         ("spec", "key"),
@@ -71,23 +79,21 @@ class TestWhatIsRead:
         ],
     )
     def test_is_not_the_mask(self, spec: Composite, key: tuple[str, ...]) -> None:
-        leaves, mask_key = observation_of(of(spec))
-        assert [one[-1] for one in leaves] == ["speed"]
+        specs, mask_key = split_observation_spec(of(spec))
+        assert [one[-1] for one in specs] == ["speed"]
         assert mask_key == key
 
     def test_has_one_mask_at_most(self) -> None:
-        with pytest.raises(
-            ConfigurationError, match=r"several masks, left/action_mask and right/action_mask; give one"
-        ):
-            observation_of(of(Composite(left=MASKED, right=MASKED)))
+        with pytest.raises(ConfigurationError, match=r"several masks, left/action_mask and right/action_mask"):
+            split_observation_spec(of(Composite(left=MASKED, right=MASKED)))
 
     def test_is_missing_with_the_names_of_what_there_is(self) -> None:
         with pytest.raises(ConfigurationError, match=r"no entry 'observation', only pixels, state; .*CatTensors"):
-            observation_of(Composite(pixels=Unbounded((3,)), state=Unbounded((2,))))
+            split_observation_spec(Composite(pixels=Unbounded((3,)), state=Unbounded((2,))))
 
     def test_is_normalized_if_it_is_of_real_numbers(self) -> None:
-        normalizers = normalizers_of(observation_of(of(NESTED)), 1)
-        assert sorted(map(name_of, normalizers)) == ["left/range", "speed"]
+        normalizers = make_normalizers(split_observation_spec(of(NESTED)).specs, 1)
+        assert sorted(map(entry_name, normalizers)) == ["left/range", "speed"]
         assert all(one.key == key for key, one in normalizers.items())
 
 
@@ -96,13 +102,13 @@ class TestATrunk:
     @pytest.mark.parametrize("normalize", [False, True])
     def test_writes_features_of_its_width(self, spec: TensorSpec, normalize: bool) -> None:
         trunk = made(spec, normalize=normalize)("actor")
-        assert (trunk.key, trunk.width, trunk.remembered) == ("actor_features", 4, [])
+        assert (trunk.key, trunk.num_features) == ("actor_features", 4)
         assert features_of(trunk, of(spec).rand()).shape == (NUM_ENVS, 4)
 
     def test_reads_every_entry(self) -> None:
         trunk, data = made(NESTED)("actor"), of(NESTED).rand()
         before = features_of(trunk, data)
-        for key in observation_of(of(NESTED)).leaves:
+        for key in split_observation_spec(of(NESTED)).specs:
             changed = data.clone()
             changed[key] = (changed[key] + 1) % 5
             assert not torch.equal(features_of(trunk, changed), before), key
@@ -149,14 +155,14 @@ class TestEncoders:
         assert [m.in_features for m in nn.ModuleList(trunk.modules).modules() if isinstance(m, nn.Linear)] == [3, 9]
 
     def test_of_nothing_are_refused_with_the_entries(self) -> None:
-        with pytest.raises(ConfigurationError, match=r"policy\.encoders\.right is no entry .*; there is .*left/range"):
+        with pytest.raises(ConfigurationError, match=r"policy\.encoders\.right .*left/range"):
             made(NESTED, encoders={"right": partial(mlp, num_cells=(4,))})
 
 
 class TestAMemory:
     def test_stands_behind_the_body_and_makes_the_width(self) -> None:
         trunk = made(Unbounded((3,)), memory=partial(LSTM, width=5))("actor")
-        assert (trunk.width, trunk.remembered) == (5, [("next", "actor_memory")])
+        assert trunk.num_features == 5
         data = of(Unbounded((3,))).rand()
         data["is_init"], data["actor_memory"] = torch.zeros(NUM_ENVS, 1, dtype=torch.bool), torch.rand(NUM_ENVS, 1, 10)
         after = TensorDictSequential(*trunk.modules)(data)

@@ -67,7 +67,7 @@ class TestTheWindow:
         for begin in begins:
             age = 0 if begin else age + 1
             expected.append(age)
-        assert Transformer.ages(torch.tensor([begins]), torch.tensor([float(last)])).tolist() == [expected]
+        assert Transformer.episode_ages(torch.tensor([begins]), torch.tensor([float(last)])).tolist() == [expected]
 
 
 class TestRelativeAttention:
@@ -110,7 +110,7 @@ class TestRelativeAttention:
         torch.manual_seed(0)
         attention = RelativeAttention(4, 2, 3)
         features = torch.arange(4.0).expand(1, 3, 4)
-        assert attention.by_head(features).tolist() == [[[[0, 1]] * 3, [[2, 3]] * 3]]
+        assert attention.split_heads(features).tolist() == [[[[0, 1]] * 3, [[2, 3]] * 3]]
 
 
 class TestTheGate:
@@ -119,7 +119,7 @@ class TestTheGate:
         gate = Gate(3)
         hidden, change = torch.randn(2, 3), torch.randn(2, 3)
         x, y = array(hidden), np.maximum(array(change), 0)
-        w_r, w_z, w_g = np.split(array(gate.change.weight), 3)
+        w_r, w_z, w_g = np.split(array(gate.update.weight), 3)
         u_r, u_z = np.split(array(gate.hidden.weight), 2)
         reset = 1 / (1 + np.exp(-(y @ w_r.T + x @ u_r.T)))
         opened = 1 / (1 + np.exp(-(y @ w_z.T + x @ u_z.T - 2)))

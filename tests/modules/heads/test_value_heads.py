@@ -335,11 +335,11 @@ class TestBins:
     def test_the_least_number_works(self, num_bins: int, sigma_ratio: float) -> None:
         head = CategoricalValue(WIDTH, num_bins, -1.0, 2.0, sigma_ratio)
         assert head(torch.zeros(WIDTH))[1].shape == (num_bins,)
-        assert (head.histogram(torch.tensor([0.5])) @ head.centres).item() == pytest.approx(0.5, abs=1e-4)
+        assert (head.histogram(torch.tensor([0.5])) @ head.centers).item() == pytest.approx(0.5, abs=1e-4)
 
     def test_two_hot_bins_begin_and_end_at_the_range(self) -> None:
         head = CategoricalValue(WIDTH, num_bins=5, v_min=-2.0, v_max=2.0, sigma_ratio=0.0)
-        assert head.centres.tolist() == [-2.0, -1.0, 0.0, 1.0, 2.0]
+        assert head.centers.tolist() == [-2.0, -1.0, 0.0, 1.0, 2.0]
         assert head.histogram(torch.tensor([[0.25], [-9.0]])).tolist() == [[0, 0, 0.75, 0.25, 0], [1, 0, 0, 0, 0]]
 
     @settings(max_examples=50)

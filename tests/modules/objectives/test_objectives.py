@@ -36,7 +36,7 @@ from torchppo.modules.heads.networks import StateIndependentScale
 from torchppo.modules.heads.value_heads import HuberValue, PopArtValue, SquaredErrorValue, ValueHead, squared_error
 from torchppo.modules.objectives.clip import ClipPPOLoss, clipped_surrogate
 from torchppo.modules.objectives.kl_penalty import Adaptive, KLPENPPOLoss
-from torchppo.modules.objectives.ppo_loss import LOSS_PREFIX, PPOLoss, entropy_of, kl_between, kl_estimate
+from torchppo.modules.objectives.ppo_loss import LOSS_PREFIX, PPOLoss, kl_estimate, policy_entropy, policy_kl
 
 Array = NDArray[np.float64]
 Parameters = dict[str, Array]
@@ -443,7 +443,7 @@ class TestKL:
     def test_it_is_analytic_where_a_closed_form_exists(self) -> None:
         old = D.Independent(D.Normal(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 2.0]])), 1)
         new = D.Independent(D.Normal(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 1.0]])), 1)
-        kl = kl_between(old, new, torch.full((1,), math.nan))  # samples play no part
+        kl = policy_kl(old, new, torch.full((1,), math.nan))  # samples play no part
         assert kl.item() == pytest.approx(0.5 + (-math.log(2) + 2.0 - 0.5), rel=1e-6)
 
     def test_it_is_the_estimate_where_there_is_no_closed_form(self) -> None:
@@ -451,7 +451,7 @@ class TestKL:
         new = D.TransformedDistribution(D.Normal(torch.zeros(3), torch.ones(3)), [D.SigmoidTransform()])
         log_ratio = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
         expected = [0.0, math.e - 2, math.exp(-1)]
-        np.testing.assert_allclose(kl_between(old, new, log_ratio).numpy(), expected, rtol=1e-12)
+        np.testing.assert_allclose(policy_kl(old, new, log_ratio).numpy(), expected, rtol=1e-12)
 
     def test_a_policy_that_has_not_changed_has_no_kl(self, case: Case) -> None:
         data = case.data()
@@ -468,7 +468,7 @@ class TestKL:
 class TestEntropy:
     def test_it_is_analytic_where_a_closed_form_exists(self) -> None:
         uniform = D.Categorical(logits=torch.zeros(2, 5))
-        np.testing.assert_allclose(entropy_of(uniform).numpy(), math.log(5), rtol=1e-6)
+        np.testing.assert_allclose(policy_entropy(uniform).numpy(), math.log(5), rtol=1e-6)
 
     def test_a_squashed_gaussian_has_an_unbiased_estimate(self) -> None:
         torch.manual_seed(0)
@@ -479,7 +479,7 @@ class TestEntropy:
         nodes, weights = np.polynomial.hermite_e.hermegauss(80)
         slope = np.log(1 / (1 + np.exp(-nodes))) + np.log(1 / (1 + np.exp(nodes)))
         expected = 0.5 * np.log(2 * np.pi * np.e) + weights @ slope / np.sqrt(2 * np.pi)
-        samples = entropy_of(squashed).numpy()
+        samples = policy_entropy(squashed).numpy()
         assert samples.mean() == pytest.approx(expected, abs=4 * samples.std() / np.sqrt(len(samples)))
 
     def test_a_uniform_policy_earns_the_coefficient_times_the_logarithm_of_its_choices(self) -> None:
@@ -586,7 +586,7 @@ class TestValueClipping:
     @pytest.mark.parametrize("sigma_ratio", [0.75, 0.0])
     def test_of_a_categorical_critic_is_refused(self, sigma_ratio: float, objective: Callable[..., PPOLoss]) -> None:
         networks, data = acting(critic=partial(CategoricalValue, sigma_ratio=sigma_ratio))
-        message = r"objective\.clip_value=0\.2 does not go with CategoricalValue; .*null"
+        message = r"objective\.clip_value=0\.2 is not supported by CategoricalValue; .*null"
         with pytest.raises(ConfigurationError, match=message):
             objective(*networks, clip_value=0.2)
         assert objective(*networks)(data)["loss_critic"].isfinite()
@@ -670,7 +670,7 @@ class TestAdaptivePenalty:
     def test_beta_is_never_outside_its_bounds(self, penalty: Callable[..., KLPENPPOLoss], kls: list[float]) -> None:
         loss = penalty(beta_min=0.25, beta_max=5.0)
         for kl in kls:
-            loss.beta.copy_(loss.adapted(torch.tensor(kl)))
+            loss.beta.copy_(loss.next_beta(torch.tensor(kl)))
             assert 0.25 <= loss.beta.item() <= 5.0
 
     def test_beta_changes_in_adapt_alone(self, penalty: Callable[..., KLPENPPOLoss]) -> None:
