@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from torchppo.modules.heads.value_heads import ValueHead, last_layer
-from torchppo.modules.normalizers import Reduce, alone
+from torchppo.modules.normalizers import Reduce, no_reduce
 from torchppo.pipelines.cli.main import main
 
 
@@ -36,7 +36,7 @@ class ExpectileValue(ValueHead):
         difference = target - predicted["state_value"]
         return (self.expectile - (difference < 0).float()).abs() * difference.square()
 
-    def update(self, value_target: Tensor, reduce: Reduce = alone) -> None:
+    def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
         """Do nothing: this head has no running statistics."""
 
 

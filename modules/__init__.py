@@ -1,1 +1,1 @@
-"""Networks, heads, normalisers, objectives and schedules: torch alone."""
+"""Networks, heads, normalizers, objectives and schedules, which depend only on PyTorch and TorchRL."""

@@ -1,4 +1,4 @@
-"""Actor and critic, built from the environment's specs."""
+"""Builds an actor and a critic from the specs of an environment."""
 
 from __future__ import annotations
 
@@ -6,28 +6,38 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
+from tensordict import NestedKey
 from tensordict.nn import InteractionType, TensorDictModule, TensorDictSequential, set_composite_lp_aggregate
 from torchrl.data import Composite, TensorSpec
 from torchrl.modules import ProbabilisticActor
 
-from .features.extractor import Body, TrunkMaker, normalizers_of, observation_of
+from .features.extractor import (
+    Body,
+    FeatureExtractor,
+    FeatureExtractorBuilder,
+    make_normalizers,
+    split_observation_spec,
+)
 from .features.recurrent import Memory
-from .heads.action_heads import ContinuousHead, make_head
+from .heads.action_heads import ContinuousHead, Head, make_head
 from .heads.continuous import gaussian
-from .heads.exploration import Exploring
+from .heads.exploration import PersistentNoiseHead
 from .heads.sample_to_action import SampleToAction
 from .heads.value_heads import SquaredErrorValue, ValueHead
 
-# One log-probability for a whole action, the convention of every PPO objective; read when a policy is built.
+# Objectives expect one log-probability for the whole action. TorchRL reads this setting when a policy is built.
 set_composite_lp_aggregate(False).set()
 
 
 class ActorCritic(NamedTuple):
     """A policy and its value function.
 
-    `actor` reads the observation, and with a memory `is_init` and what it remembers; it writes the action,
-    `action_log_prob` and the parameters of the distribution. Where actor and critic share a trunk, or have
-    memories, it writes `state_value` too. `critic` reads the same and writes `state_value` `[*, 1]`.
+    Attributes:
+        actor: Reads the observation, and `is_init` and the recurrent states if it has any. Writes the action,
+            `action_log_prob`, the distribution parameters and the next recurrent states. Also writes `state_value` if
+            it shares its feature extractor with the critic or has a memory.
+        critic: Reads the same and writes `state_value` `[*, 1]`.
+
     """
 
     actor: ProbabilisticActor
@@ -46,56 +56,68 @@ def make_actor_critic(
     critic: Callable[[int], ValueHead] = SquaredErrorValue,
     normalize_observation: bool = False,
 ) -> ActorCritic:
-    """An actor and a critic for an environment's specs.
+    """Build an actor and a critic.
 
     Args:
-        observation_spec: of the batch, `[num_envs, ...]`; its entry `observation` is read, a tensor or nested.
-            An entry of it called `action_mask` says which discrete choices are valid.
-        action_spec: of the batch, `[num_envs, *action]`, a tensor or nested.
-        body: makes the network in front of memory and heads from the shape of what it reads: one observation
-            of numbers as it is, anything else encoded and concatenated.
-        shared: one body and memory for both instead of one each.
-        encoders: make the encoders of entries, by their names such as `image` or `left/image`, from their
-            shapes; the others' are chosen by their specs.
-        memory: makes what stands between body and heads, from the number of features.
-        head: makes the heads of continuous actions.
-        critic: makes the critic's head from the number of features.
-        normalize_observation: put a running normaliser in front of every entry of real numbers.
+        observation_spec: Batched spec with the entry `observation`, a tensor or nested. A nested `action_mask` is the
+            mask of valid discrete choices.
+        action_spec: Batched spec of the action, a tensor or nested.
+        body: Builds the network before the memory and heads from its input shape. A single box of floats or images is
+            its input directly; other observations are encoded and concatenated.
+        shared: Whether actor and critic share one feature extractor.
+        encoders: Builders of encoders by entry name, such as `image` or `left/image`, from the shape of the entry.
+            The encoders of other entries are chosen by their specs.
+        memory: Builds the memory between body and heads from the number of features.
+        head: Builds the heads of continuous actions.
+        critic: Builds the value head from the number of features.
+        normalize_observation: Whether to normalize every entry of floats with running statistics.
 
     Raises:
-        ConfigurationError: for a spec without an encoder or a head, or an option that does not fit it.
+        ConfigurationError: If a spec has no encoder or head, or an option does not fit it.
 
     """
-    observation, num_batch = observation_of(observation_spec), len(observation_spec.shape)
-    normalizers = normalizers_of(observation, num_batch) if normalize_observation else {}
-    make_trunk = TrunkMaker(observation.leaves, num_batch, normalizers, encoders or {}, body, memory)
-    actor_trunk = make_trunk("actor")
-    critic_trunk = actor_trunk if shared else make_trunk("critic")
-    policy = make_head(action_spec, num_batch, actor_trunk.width, head)
-    value = critic(critic_trunk.width)
-    value_head = TensorDictModule(value, in_keys=[critic_trunk.key], out_keys=value.out_keys)
-    masks = [observation.mask_key] if observation.mask_key else []
-    remembered = [*dict.fromkeys([*actor_trunk.remembered, *critic_trunk.remembered])]
-    if policy.redraw is None:
-        policy_head = TensorDictModule(policy.network, [actor_trunk.key, *masks], policy.param_keys)
-    else:
-        exploring = Exploring(policy, policy.redraw)
-        remembered.append(("next", exploring.key))
-        policy_head = TensorDictModule(
-            exploring, [actor_trunk.key, "is_init", exploring.key, *masks], [*policy.param_keys, remembered[-1]]
-        )
-    # A shared trunk, or memory, has done the critic's work as it acts: the policy values a state too.
-    asides = [*([] if shared else critic_trunk.modules), value_head] if shared or memory is not None else []
-    samples = [policy.sample_key, *(policy.action_keys if policy.to_action else [])]
+    observation, num_batch = split_observation_spec(observation_spec), len(observation_spec.shape)
+    normalizers = make_normalizers(observation.specs, num_batch) if normalize_observation else {}
+    build_extractor = FeatureExtractorBuilder(observation.specs, num_batch, normalizers, encoders or {}, body, memory)
+    actor_extractor = build_extractor("actor")
+    critic_extractor = actor_extractor if shared else build_extractor("critic")
+    action_head = make_head(action_spec, num_batch, actor_extractor.num_features, head)
+    value_head = critic(critic_extractor.num_features)
+    value_module = TensorDictModule(value_head, [critic_extractor.key], value_head.out_keys)
+    critic_modules = [*critic_extractor.modules, value_module]
+    # The actor writes the value too if the features are shared, or if the critic's recurrent state has to advance.
+    value_modules = [value_module] if shared else critic_modules if memory is not None else []
+    actor = _make_actor(action_head, actor_extractor, observation.mask_key, value_modules)
+    return ActorCritic(actor, TensorDictSequential(*critic_modules))
+
+
+def _make_actor(
+    head: Head, extractor: FeatureExtractor, mask_key: NestedKey | None, value_modules: list[TensorDictModule]
+) -> ProbabilisticActor:
+    """Combine a feature extractor, modules that write the value, and a head into a policy."""
+    modules = [*extractor.modules, *value_modules, _make_head_module(head, extractor.key, mask_key)]
+    sample_keys = [head.sample_key, *(head.action_keys if head.to_action else [])]
     actor = ProbabilisticActor(
-        TensorDictSequential(*actor_trunk.modules, *asides, policy_head),
-        in_keys=policy.param_keys,
-        out_keys=samples,
-        distribution_class=partial(SampleToAction, policy) if policy.to_action else policy.distribution_class,
+        TensorDictSequential(*modules),
+        in_keys=head.param_keys,
+        out_keys=sample_keys,
+        distribution_class=partial(SampleToAction, head) if head.to_action else head.distribution_class,
         return_log_prob=True,
         log_prob_keys=["action_log_prob"],
         default_interaction_type=InteractionType.RANDOM,
     )
-    written = [*policy.param_keys, *(value.out_keys if asides else []), *remembered]
-    actor.select_out_keys(*written, *samples, "action_log_prob")
-    return ActorCritic(actor, TensorDictSequential(*critic_trunk.modules, value_head))
+    value_keys = value_modules[-1].out_keys if value_modules else []
+    next_state_keys = [key for module in modules for key in module.out_keys if key[0] == "next"]
+    actor.select_out_keys(*head.param_keys, *value_keys, *next_state_keys, *sample_keys, "action_log_prob")
+    return actor
+
+
+def _make_head_module(head: Head, feature_key: str, mask_key: NestedKey | None) -> TensorDictModule:
+    """Wrap the network of a head, with its persistent noise if it has any."""
+    mask_keys = [mask_key] if mask_key else []
+    if head.resample_noise is None:
+        return TensorDictModule(head.network, [feature_key, *mask_keys], head.param_keys)
+    network = PersistentNoiseHead(head, head.resample_noise)
+    return TensorDictModule(
+        network, [feature_key, "is_init", network.key, *mask_keys], [*head.param_keys, ("next", network.key)]
+    )

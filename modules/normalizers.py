@@ -1,4 +1,4 @@
-"""Running statistics that are part of the model."""
+"""Normalizers of observations and rewards, whose running statistics are buffers of the model."""
 
 from __future__ import annotations
 
@@ -11,30 +11,42 @@ from tensordict import NestedKey
 from torch import Tensor, nn
 
 Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over all ranks."""
+"""A function that sums a tensor over all ranks."""
 
 
-def alone(tensor: Tensor) -> Tensor:
-    """The sum over the only rank."""
+def no_reduce(tensor: Tensor) -> Tensor:
+    """Return the tensor unchanged: the sum over a single rank."""
     return tensor
 
 
 class RewardTransform(Protocol):
-    """What learning sees of the rewards."""
+    """A transform of the rewards that the agent learns from."""
 
     def update(self, reward: Tensor, is_init: Tensor, reduce: Reduce) -> None:
-        """Take a rollout's `[num_envs, time, 1]` into the statistics."""
+        """Update the statistics with the rewards of one rollout.
+
+        Args:
+            reward: Rewards, `[num_envs, time, 1]`.
+            is_init: Whether an episode begins with this step, bool `[num_envs, time, 1]`.
+            reduce: Sums a tensor over all ranks.
+
+        """
 
     def __call__(self, reward: Tensor) -> Tensor:
-        """`[*] -> [*]`."""
+        """Transform rewards of any shape."""
         ...
 
 
 class RunningMoments(nn.Module):
-    """Mean and variance of all values ever seen, one for every feature.
+    """Mean and variance of every feature over all values seen so far.
 
-    Source: Chan, Golub, LeVeque 1983 (parallel variance). Buffers are float64: the count grows without
-    end and the update subtracts large numbers.
+    The buffers are float64, because the count grows without limit and the update subtracts large numbers.
+
+    Source: Chan, Golub and LeVeque 1983 (parallel variance).
+
+    Args:
+        shape: Shape of one value.
+
     """
 
     mean: Tensor
@@ -42,38 +54,44 @@ class RunningMoments(nn.Module):
     count: Tensor
 
     def __init__(self, shape: torch.Size | tuple[int, ...] = ()) -> None:
-        """Nothing seen yet: mean 0, variance 1."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
-    def update(self, values: Tensor, reduce: Reduce = alone) -> None:
-        """Take in a batch `[*, *shape]` from every rank, in place."""
+    def update(self, values: Tensor, reduce: Reduce = no_reduce) -> None:
+        """Add a batch of values `[*, *shape]` from every rank, in place."""
         values = values.reshape(-1, *self.mean.shape).double()
-        size = reduce(torch.tensor(float(len(values)), dtype=torch.float64, device=values.device))
-        mean = reduce(values.sum(0)) / size
-        square = reduce((values - mean).square().sum(0))
-        total = self.count + size
-        delta = mean - self.mean
-        self.var.copy_((self.var * self.count + square + delta.square() * self.count * size / total) / total)
-        self.mean.add_(delta * size / total)
+        batch_count = reduce(torch.tensor(float(len(values)), dtype=torch.float64, device=values.device))
+        batch_mean = reduce(values.sum(0)) / batch_count
+        squared_deviation = reduce((values - batch_mean).square().sum(0))
+        total = self.count + batch_count
+        delta = batch_mean - self.mean
+        self.var.copy_(
+            (self.var * self.count + squared_deviation + delta.square() * self.count * batch_count / total) / total
+        )
+        self.mean.add_(delta * batch_count / total)
         self.count.copy_(total)
 
 
 class ObservationNormalizer(nn.Module):
-    """Observations with mean 0 and variance 1, clipped.
+    """Scales observations to mean 0 and variance 1 and clips them.
 
-    The statistics stand still until `update` is called; call it once per rollout, after the optimiser's
-    last step, so that the first minibatch sees the policy that collected the data.
+    The statistics change only in `update`. Call it once per rollout, after the last optimizer step: the first
+    minibatch is then normalized in the same way as during collection.
+
+    Args:
+        shape: Shape of one observation.
+        clip: Normalized observations are clipped to `[-clip, clip]`.
+        key: Key of the observation in a TensorDict.
+
     """
 
     loc: Tensor
     scale: Tensor
 
     def __init__(self, shape: torch.Size | tuple[int, ...], clip: float = 10.0, key: NestedKey = "observation") -> None:
-        """Normalise the observations of `shape` under `key` and clip them to `[-clip, clip]`."""
         super().__init__()
         self.key = key
         self.moments = RunningMoments(shape)
@@ -82,66 +100,73 @@ class ObservationNormalizer(nn.Module):
         self.clip = clip
 
     def forward(self, observation: Tensor) -> Tensor:
-        """`[*, *shape] -> float32 [*, *shape]`."""
+        """Shapes: `[*, *shape] -> float32 [*, *shape]`."""
         return ((observation - self.loc) * self.scale).clamp(-self.clip, self.clip)
 
-    def update(self, observation: Tensor, reduce: Reduce = alone) -> None:
-        """Take a rollout's observations `[*, *shape]` into the statistics."""
+    def update(self, observation: Tensor, reduce: Reduce = no_reduce) -> None:
+        """Update the statistics with the observations `[*, *shape]` of one rollout."""
         self.moments.update(observation, reduce)
         self.loc.copy_(self.moments.mean)
         self.scale.copy_((self.moments.var + 1e-8).rsqrt())
 
 
 class RewardNormalizer(nn.Module):
-    """Rewards divided by the running standard deviation of the discounted return, then clipped.
+    """Divides rewards by the running standard deviation of the discounted return and clips them.
 
-    The mean is never subtracted: that would change the optimum when the lengths of episodes vary.
+    The mean is not subtracted, because that would change the optimal policy when episode lengths vary.
+
     Source: Engstrom et al. 2020, section 2 ("reward scaling").
+
+    Args:
+        gamma: Discount factor of the return.
+        clip: Normalized rewards are clipped to `[-clip, clip]`.
+
     """
 
     def __init__(self, gamma: float, clip: float = 10.0) -> None:
-        """Discount returns by `gamma` and clip rewards to `[-clip, clip]`."""
         super().__init__()
         self.gamma = gamma
         self.clip = clip
         self.moments = RunningMoments()
-        self._running: np.ndarray | None = None  # discounted return of the episodes under way, per environment
+        self._current_returns: np.ndarray | None = None  # of the unfinished episodes, one per environment
 
     @torch.no_grad()
-    def update(self, reward: Tensor, is_init: Tensor, reduce: Reduce = alone) -> None:
-        """Follow the returns through a rollout, from the last one's unless every environment begins an episode.
+    def update(self, reward: Tensor, is_init: Tensor, reduce: Reduce = no_reduce) -> None:
+        """Accumulate the discounted returns over one rollout and update their statistics.
+
+        Returns continue from the previous rollout, unless every environment begins an episode.
 
         Args:
-            reward: `[num_envs, time, 1]`.
-            is_init: bool `[num_envs, time, 1]`, whether an episode begins with this step.
-            reduce: sums over ranks.
+            reward: Rewards, `[num_envs, time, 1]`.
+            is_init: Whether an episode begins with this step, bool `[num_envs, time, 1]`.
+            reduce: Sums a tensor over all ranks.
 
         """
-        rewards, begins = reward.double().cpu().numpy()[..., 0].T, is_init.cpu().numpy()[..., 0].T
+        rewards, is_first = reward.double().cpu().numpy()[..., 0].T, is_init.cpu().numpy()[..., 0].T
         returns = np.empty_like(rewards)
-        running = np.zeros(reward.shape[0]) if self._running is None or begins[0].all() else self._running
+        current = self._current_returns
+        if current is None or is_first[0].all():
+            current = np.zeros(reward.shape[0])
         for step in range(len(rewards)):
-            running = np.where(begins[step], 0.0, running * self.gamma) + rewards[step]
-            returns[step] = running
-        self._running = running
+            current = np.where(is_first[step], 0.0, current * self.gamma) + rewards[step]
+            returns[step] = current
+        self._current_returns = current
         self.moments.update(torch.from_numpy(returns).to(reward.device), reduce)
 
     def forward(self, reward: Tensor) -> Tensor:
-        """`[*] -> [*]`, in the reward's own type."""
+        """Normalize rewards of any shape; the dtype stays the same."""
         return (reward * (self.moments.var + 1e-8).rsqrt().to(reward.dtype)).clamp(-self.clip, self.clip)
 
 
 class RewardClipper(nn.Module):
-    """Rewards clipped to `[-limit, limit]` for learning, as Mnih et al. 2015 do for Atari."""
+    """Clips rewards to `[-limit, limit]`, as Mnih et al. 2015 do for Atari."""
 
     def __init__(self, limit: float = 1.0) -> None:
-        """Clip to `[-limit, limit]`."""
         super().__init__()
         self.limit = limit
 
-    def update(self, reward: Tensor, is_init: Tensor, reduce: Reduce = alone) -> None:
-        """Nothing to learn."""
+    def update(self, reward: Tensor, is_init: Tensor, reduce: Reduce = no_reduce) -> None:
+        """Do nothing: clipping has no statistics."""
 
     def forward(self, reward: Tensor) -> Tensor:
-        """`[*] -> [*]`."""
         return reward.clamp(-self.limit, self.limit)

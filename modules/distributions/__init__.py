@@ -1,1 +1,1 @@
-"""Distributions of actions."""
+"""Action distributions."""

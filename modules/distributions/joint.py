@@ -1,4 +1,4 @@
-"""Several distributions as one, over the parts of a flat sample."""
+"""A joint distribution of independent components, with one flat sample."""
 
 from __future__ import annotations
 
@@ -12,77 +12,84 @@ from torch import distributions as D  # noqa: N812
 from .action import Shape
 
 
-class JointFactor(NamedTuple):
-    """One of the distributions of `JointDistribution`, and which of its keywords is which of theirs."""
+class JointComponent(NamedTuple):
+    """One component of a `JointDistribution`.
+
+    Attributes:
+        distribution_class: Makes the component.
+        param_names: For every keyword of `distribution_class`, the keyword of `JointDistribution`.
+
+    """
 
     distribution_class: Callable[..., D.Distribution]
-    keywords: Mapping[str, str]
+    param_names: Mapping[str, str]
 
 
 class JointDistribution(D.Distribution):
-    """Independent distributions over the parts of one flat sample.
+    """Independent distributions whose samples are concatenated.
+
+    Samples are `[*, sum of sizes]`, float32 if any component is continuous and int64 otherwise. Every component
+    receives its part in its own dtype. Log-probabilities, entropies and KL divergences are sums over the components.
 
     Args:
-        factors: in the order of their parts; events have one dimension or none.
-        parameters: of all factors, by the values of `JointFactor.keywords`.
-
-    Samples are `[*, sum of sizes]`, float32 where any factor is continuous, else int64, and every factor is
-    given its part in its own type; log-probabilities, entropies and KLs are sums over the factors.
+        components: Components in the order of their parts. Their events have at most one dimension.
+        parameters: Parameters of all components, named by `JointComponent.param_names`.
 
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, factors: Sequence[JointFactor], **parameters: Tensor) -> None:
-        """Build every factor from its own parameters."""
-        self.factors = [
-            factor.distribution_class(**{own: parameters[name] for own, name in factor.keywords.items()})
-            for factor in factors
+    def __init__(self, components: Sequence[JointComponent], **parameters: Tensor) -> None:
+        self.components = [
+            component.distribution_class(
+                **{keyword: parameters[name] for keyword, name in component.param_names.items()}
+            )
+            for component in components
         ]
-        self._sizes = [factor.event_shape.numel() for factor in self.factors]
-        super().__init__(self.factors[0].batch_shape, torch.Size([sum(self._sizes)]), validate_args=False)
+        self._sizes = [component.event_shape.numel() for component in self.components]
+        super().__init__(self.components[0].batch_shape, torch.Size([sum(self._sizes)]), validate_args=False)
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether every factor is continuous."""
-        return all(factor.has_rsample for factor in self.factors)
+        """Whether every component is continuous."""
+        return all(component.has_rsample for component in self.components)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        """`[*sample_shape, *, sum of sizes]`."""
-        return self._flat([factor.sample(torch.Size(sample_shape)) for factor in self.factors])
+        """Return a sample, `[*sample_shape, *, sum of sizes]`."""
+        return self._concat([component.sample(torch.Size(sample_shape)) for component in self.components])
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        """The same with gradients, of continuous factors."""
-        return self._flat([factor.rsample(torch.Size(sample_shape)) for factor in self.factors])
+        """Return a sample with gradients; all components must be continuous."""
+        return self._concat([component.rsample(torch.Size(sample_shape)) for component in self.components])
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """`[*, sum of sizes] -> [*]`."""
+        """Shapes: `[*, sum of sizes] -> [*]`."""
         parts = value.split(self._sizes, -1)
-        return torch.stack([log_prob_of(f, part) for f, part in zip(self.factors, parts, strict=True)]).sum(0)
+        terms = [component_log_prob(*pair) for pair in zip(self.components, parts, strict=True)]
+        return torch.stack(terms).sum(0)
 
     def entropy(self) -> Tensor:
-        """`[*]`."""
-        return torch.stack([factor.entropy() for factor in self.factors]).sum(0)
+        return torch.stack([component.entropy() for component in self.components]).sum(0)
 
     @property
     def deterministic_sample(self) -> Tensor:
-        """Every factor's."""
-        return self._flat([factor.deterministic_sample for factor in self.factors])  # type: ignore[attr-defined]
+        """The deterministic samples of all components."""
+        return self._concat([component.deterministic_sample for component in self.components])  # type: ignore[attr-defined]
 
-    def _flat(self, samples: list[Tensor]) -> Tensor:
-        own = [sample if sample.is_floating_point() else sample.long() for sample in samples]
-        parts = zip(own, self.factors, strict=True)
-        return torch.cat([part if factor.event_shape else part.unsqueeze(-1) for part, factor in parts], -1)
+    def _concat(self, samples: list[Tensor]) -> Tensor:
+        samples = [sample if sample.is_floating_point() else sample.long() for sample in samples]
+        pairs = zip(samples, self.components, strict=True)
+        return torch.cat([part if component.event_shape else part.unsqueeze(-1) for part, component in pairs], -1)
 
 
-def log_prob_of(factor: D.Distribution, part: Tensor) -> Tensor:
-    """Log-probability of a factor's part of a flat sample: `[*, size] -> [*]`."""
-    own = part if factor.has_rsample else part.long()  # only continuous factors have one
-    return factor.log_prob(own if factor.event_shape else own.squeeze(-1))
+def component_log_prob(component: D.Distribution, part: Tensor) -> Tensor:
+    """Return the log-probability of a component's part of a flat sample: `[*, size] -> [*]`."""
+    value = part if component.has_rsample else part.long()  # only continuous components have `rsample`
+    return component.log_prob(value if component.event_shape else value.squeeze(-1))
 
 
 @D.register_kl(JointDistribution, JointDistribution)  # type: ignore[untyped-decorator]
-def kl_of_joints(old: JointDistribution, new: JointDistribution) -> Tensor:
-    """Sum of the factors' KL(old || new): `[*]`."""
-    pairs = zip(old.factors, new.factors, strict=True)
-    return torch.stack([D.kl_divergence(one, other) for one, other in pairs]).sum(0)
+def kl_joint(old: JointDistribution, new: JointDistribution) -> Tensor:
+    """Return the sum of KL(old || new) over the components, `[*]`."""
+    pairs = zip(old.components, new.components, strict=True)
+    return torch.stack([D.kl_divergence(p, q) for p, q in pairs]).sum(0)

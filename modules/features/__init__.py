@@ -1,1 +1,1 @@
-"""From observations to features: encoders, bodies and memories."""
+"""Feature extractors: encoders, bodies and memories."""

@@ -1,4 +1,4 @@
-"""Trunks: everything between an observation and a head."""
+"""Feature extractors: the encoders, the body and the memory between an observation and a head."""
 
 from __future__ import annotations
 
@@ -15,44 +15,100 @@ from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
 
 from ...errors import ConfigurationError
 from ..normalizers import ObservationNormalizer
-from .encoders import Encoders, make_encoder
+from .encoders import ConcatEncoders, make_encoder
 from .recurrent import Memory, context_windows
 
 Body = Callable[[torch.Size], nn.Module]
-MASK = "action_mask"
+"""A function from the shape of one observation to a module `[*, *shape] -> [*, features]`."""
+
+ACTION_MASK = "action_mask"
 
 
-class Observation(NamedTuple):
-    """The entries of an observation that are encoded, and the key of the mask of valid actions, if there is one."""
+class ObservationEntries(NamedTuple):
+    """The entries of an observation.
 
-    leaves: dict[NestedKey, TensorSpec]
-    mask_key: NestedKey | None
-
-
-class Trunk(NamedTuple):
-    """Modules that write features `[*, width]` under `key`, and the keys of what they write for the next step."""
-
-    modules: list[TensorDictModule]
-    key: str
-    width: int
-    remembered: list[NestedKey]
-
-
-@dataclass(frozen=True)
-class TrunkMaker:
-    """Makes the trunks of actor and critic alike.
-
-    Args:
-        leaves: specs of the batch, `[num_envs, ...]`, of the entries of the observation.
-        num_batch: number of their batch dimensions.
-        normalizers: of some entries, shared by all trunks.
-        encoders: see `make_actor_critic`.
-        body: see `make_actor_critic`.
-        memory: see `make_actor_critic`.
+    Attributes:
+        specs: Specs of the entries that are encoded, by key.
+        mask_key: Key of the action mask, or `None` if there is none.
 
     """
 
-    leaves: Mapping[NestedKey, TensorSpec]
+    specs: dict[NestedKey, TensorSpec]
+    mask_key: NestedKey | None
+
+
+def split_observation_spec(spec: Composite) -> ObservationEntries:
+    """Separate the entries of `observation`, a tensor or nested, from the action mask.
+
+    Raises:
+        ConfigurationError: If there is no entry `observation`, or more than one action mask.
+
+    """
+    if "observation" not in spec.keys():  # noqa: SIM118 - Composite does not implement `in`
+        raise ConfigurationError(
+            f"the environment has no entry 'observation', only {', '.join(map(str, spec.keys()))}; "
+            "create one with transforms=[...] (torchrl.envs.CatTensors)"
+        )
+    observation = spec["observation"]
+    if not isinstance(observation, Composite):
+        return ObservationEntries({"observation": observation}, None)
+    keys = [("observation", *((key,) if isinstance(key, str) else key)) for key in observation.keys(True, True)]
+    masks = [key for key in keys if key[-1] == ACTION_MASK]
+    if len(masks) > 1:
+        raise ConfigurationError(
+            f"the observation has several masks, {' and '.join(map(entry_name, masks))}; use one {ACTION_MASK} that "
+            "concatenates the choices of all parts of the action"
+        )
+    return ObservationEntries({key: spec[key] for key in keys if key not in masks}, masks[0] if masks else None)
+
+
+def make_normalizers(specs: Mapping[NestedKey, TensorSpec], num_batch: int) -> dict[NestedKey, ObservationNormalizer]:
+    """Make a running normalizer for every entry of floats."""
+    return {
+        key: ObservationNormalizer(spec.shape[num_batch:], key=key)
+        for key, spec in specs.items()
+        if isinstance(spec, Bounded | Unbounded) and spec.dtype.is_floating_point
+    }
+
+
+def entry_name(key: NestedKey) -> str:
+    """Return the name of an entry in the configuration: `left/image` for `("observation", "left", "image")`."""
+    return key if isinstance(key, str) else "/".join(key[1:])
+
+
+class FeatureExtractor(NamedTuple):
+    """Modules from an observation to features.
+
+    Attributes:
+        modules: Modules in the order in which they run.
+        key: Key of the features `[*, num_features]`.
+        num_features: Number of features.
+
+    """
+
+    modules: list[TensorDictModule]
+    key: str
+    num_features: int
+
+
+@dataclass(frozen=True)
+class FeatureExtractorBuilder:
+    """Builds the feature extractors of actor and critic.
+
+    Args:
+        specs: Specs of the encoded entries of a batch of observations, `[num_envs, ...]`.
+        num_batch: Number of batch dimensions of the specs.
+        normalizers: Normalizers of some entries, shared by all feature extractors.
+        encoders: See `make_actor_critic`.
+        body: See `make_actor_critic`.
+        memory: See `make_actor_critic`.
+
+    Raises:
+        ConfigurationError: If `encoders` names an entry that does not exist.
+
+    """
+
+    specs: Mapping[NestedKey, TensorSpec]
     num_batch: int
     normalizers: Mapping[NestedKey, nn.Module]
     encoders: Mapping[str, Body]
@@ -60,132 +116,103 @@ class TrunkMaker:
     memory: Callable[[int], Memory] | None
 
     def __post_init__(self) -> None:
-        """Refuse an encoder of what does not exist.
-
-        Raises:
-            ConfigurationError: naming the entries that do.
-
-        """
-        names = [name_of(key) for key in self.leaves]
+        names = [entry_name(key) for key in self.specs]
         unknown = sorted(set(self.encoders) - set(names))
         if unknown:
             raise ConfigurationError(
-                f"policy.encoders.{unknown[0]} is no entry of the observation; there is {', '.join(names)}"
+                f"policy.encoders.{unknown[0]} is not an entry of the observation; use {', '.join(names)}"
             )
 
-    def __call__(self, name: str) -> Trunk:
-        """A trunk of its own, which writes `<name>_features` and remembers under `<name>_memory`."""
+    def __call__(self, name: str) -> FeatureExtractor:
+        """Build an extractor that writes `<name>_features`, and its next recurrent state to `next, <name>_memory`."""
         key = f"{name}_features"
-        modules, shape = self._perception(key)
+        modules, shape = self._input_modules(key)
         network = self.body(shape)
         with torch.no_grad():
-            width = network(torch.zeros(1, *shape)).shape[-1]
+            num_features = network(torch.zeros(1, *shape)).shape[-1]
         modules.append(TensorDictModule(network, modules[-1].out_keys if modules else ["observation"], [key]))
         if self.memory is None:
-            return Trunk(modules, key, width, [])
-        remembering = MemoryModule(self.memory(width), f"{name}_memory")
-        following = ("next", remembering.key)
-        modules.append(TensorDictModule(remembering, [key, "is_init", remembering.key], [key, following]))
-        return Trunk(modules, key, remembering.memory.num_features, [following])
+            return FeatureExtractor(modules, key, num_features)
+        memory = MemoryModule(self.memory(num_features), f"{name}_memory")
+        modules.append(TensorDictModule(memory, [key, "is_init", memory.key], [key, ("next", memory.key)]))
+        return FeatureExtractor(modules, key, memory.memory.num_features)
 
-    def _perception(self, key: str) -> tuple[list[TensorDictModule], torch.Size]:
-        """What stands in front of the body, and the shape of what the body reads."""
-        specs = list(self.leaves.values())
+    def _input_modules(self, key: str) -> tuple[list[TensorDictModule], torch.Size]:
+        """Make the normalizers and encoders before the body, and return them with the shape of the body's input."""
+        specs = list(self.specs.values())
         shape = specs[0].shape[self.num_batch :]
-        is_box = list(self.leaves) == ["observation"] and isinstance(specs[0], Bounded | Unbounded) and len(shape)
-        # Bodies that read images take bytes as they are; other whole numbers have bounds that no body knows.
-        is_read = specs[0].dtype.is_floating_point or (specs[0].dtype == torch.uint8 and len(shape) == 3)
-        if is_box and is_read and not self.encoders:
-            normalizers = [TensorDictModule(one, ["observation"], [key]) for one in self.normalizers.values()]
-            return normalizers, shape
-        encoders = Encoders(self._encoder(leaf, spec) for leaf, spec in self.leaves.items())
+        is_box = list(self.specs) == ["observation"] and isinstance(specs[0], Bounded | Unbounded) and len(shape)
+        # Image bodies scale bytes themselves; other integers need an encoder, because bodies do not know the bounds.
+        is_body_input = specs[0].dtype.is_floating_point or (specs[0].dtype == torch.uint8 and len(shape) == 3)
+        if is_box and is_body_input and not self.encoders:
+            normalizers = self.normalizers.values()
+            return [TensorDictModule(normalizer, ["observation"], [key]) for normalizer in normalizers], shape
+        encoders = ConcatEncoders(self._make_encoder(entry, spec) for entry, spec in self.specs.items())
         with torch.no_grad():
             shape = encoders(*(spec.zero() for spec in specs)).shape[self.num_batch :]
-        return [TensorDictModule(encoders, list(self.leaves), [key])], shape
+        return [TensorDictModule(encoders, list(self.specs), [key])], shape
 
-    def _encoder(self, key: NestedKey, spec: TensorSpec) -> nn.Module:
-        """The encoder of one entry, its normaliser in front."""
-        given = self.encoders.get(name_of(key))
-        encoder = given(spec.shape[self.num_batch :]) if given else make_encoder(spec, self.num_batch, name_of(key))
+    def _make_encoder(self, key: NestedKey, spec: TensorSpec) -> nn.Module:
+        name = entry_name(key)
+        custom = self.encoders.get(name)
+        encoder = custom(spec.shape[self.num_batch :]) if custom else make_encoder(spec, self.num_batch, name)
         return nn.Sequential(self.normalizers[key], encoder) if key in self.normalizers else encoder
 
 
-def observation_of(spec: Composite) -> Observation:
-    """What of an environment's observations a policy reads: the entry `observation`, a tensor or nested.
+class RecurrentModule(nn.Module, ABC):
+    """A module that reads the state that it wrote in the previous step.
 
-    Raises:
-        ConfigurationError: if there is no such entry, or several masks.
+    Attributes:
+        key: Key of the state `[*, *state_shape]`, which is zero before the first step.
+        state_shape: `(context_length, state_size)`.
 
     """
-    if "observation" not in spec.keys():  # noqa: SIM118 - a Composite has no `in` of its own
-        raise ConfigurationError(
-            f"the environment has no entry 'observation', only {', '.join(map(str, spec.keys()))}; "
-            "transforms=[...] takes torchrl.envs.CatTensors to make one"
-        )
-    inner = spec["observation"]
-    if not isinstance(inner, Composite):
-        return Observation({"observation": inner}, None)
-    keys = [("observation", *((key,) if isinstance(key, str) else key)) for key in inner.keys(True, True)]
-    masks = [key for key in keys if key[-1] == MASK]
-    if len(masks) > 1:
-        raise ConfigurationError(
-            f"the observation has several masks, {' and '.join(map(name_of, masks))}; give one {MASK} for the whole "
-            "action, the choices of all its factors one after the other"
-        )
-    return Observation({key: spec[key] for key in keys if key not in masks}, masks[0] if masks else None)
-
-
-def normalizers_of(observation: Observation, num_batch: int) -> dict[NestedKey, ObservationNormalizer]:
-    """A running normaliser for every entry of real numbers."""
-    return {
-        key: ObservationNormalizer(spec.shape[num_batch:], key=key)
-        for key, spec in observation.leaves.items()
-        if isinstance(spec, Bounded | Unbounded) and spec.dtype.is_floating_point
-    }
-
-
-def name_of(key: NestedKey) -> str:
-    """What a person calls an entry of the observation: `left/image` for `("observation", "left", "image")`."""
-    return key if isinstance(key, str) else "/".join(key[1:])
-
-
-class RecurrentModule(nn.Module, ABC):
-    """A module that reads what it wrote in the step before: under `key`, `[*, *state_shape]`, zeros at first."""
 
     key: str
     state_shape: tuple[int, int]
 
 
 class MemoryModule(RecurrentModule):
-    """A memory for single steps and for sequences, in a TensorDict's terms."""
+    """Applies a memory to single steps and to sequences.
+
+    Args:
+        memory: The memory.
+        key: Key of the context: the states that the memory reads.
+
+    """
 
     def __init__(self, memory: Memory, key: str) -> None:
-        """Keep the window of records under `key`."""
         super().__init__()
         self.memory = memory
         self.key = key
         self.state_shape = (memory.context_length, memory.state_size)
 
-    def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """Features, and the window after every step.
+    def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute features, and the context of the step that follows each step.
 
-        Shapes: of steps `[batch, num_inputs], [batch, 1]`, of sequences `[batch, time, num_inputs],
-        [batch, time, 1]`, each with the past of the first step, `[batch, context_length, state_size]`. The window
-        is a view of the tape: `[batch, (time,) context_length, state_size]`.
+        Args:
+            features: `[batch, num_inputs]` for single steps, or `[batch, time, num_inputs]` for sequences.
+            is_init: `[batch, 1]` or `[batch, time, 1]`.
+            context: Context of the first step, `[batch, context_length, state_size]`.
+
+        Returns:
+            Features, `[batch, (time,) num_features]`, and contexts, `[batch, (time,) context_length, state_size]`. The
+            contexts of a sequence are views of the same states.
+
         """
         is_step = features.dim() == 2
         if is_step:
             features, is_init = features.unsqueeze(1), is_init.unsqueeze(1)
-        features, tape = self.memory(features, is_init, past)
-        windows = context_windows(tape, self.memory.context_length, dim=1)[:, 1:]
-        return (features[:, 0], windows[:, 0]) if is_step else (features, windows)
+        features, states = self.memory(features, is_init, context)
+        next_contexts = context_windows(states, self.memory.context_length, dim=1)[:, 1:]
+        return (features[:, 0], next_contexts[:, 0]) if is_step else (features, next_contexts)
 
 
 def recurrent_state_shapes(policy: nn.Module) -> dict[str, tuple[int, int]]:
-    """What a policy reads that it wrote in the step before: `context_length` and `state_size` under every key."""
+    """Return `(context_length, state_size)` of every recurrent state of a policy, by key."""
     return {module.key: module.state_shape for module in policy.modules() if isinstance(module, RecurrentModule)}
 
 
 def memory_keys(policy: nn.Module) -> list[str]:
-    """The keys of what a policy remembers, which learning needs too."""
+    """Return the keys of the memories of a policy: the recurrent states that learning needs too."""
     return [module.key for module in policy.modules() if isinstance(module, MemoryModule)]

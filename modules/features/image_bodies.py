@@ -1,4 +1,4 @@
-"""Bodies for images."""
+"""Convolutional bodies for images."""
 
 from __future__ import annotations
 
@@ -10,44 +10,28 @@ from torch import Tensor, nn
 from torchrl.modules import ConvNet
 
 from ...errors import ConfigurationError
-from .bodies import as_floats, orthogonal_, require_widths
+from .bodies import orthogonal_, require_widths, to_float
 
-
-class OverImages(nn.Module):
-    """Runs a convolutional network over byte images with any number of batch dimensions.
-
-    Images lie channels last in memory, which convolutions are faster on.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        """Wrap a network `float32 [batch, channels, height, width] -> [batch, features]`."""
-        super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def forward(self, image: Tensor) -> Tensor:
-        """`[*, channels, height, width] -> [*, features]`, from bytes brought to [0, 1] or from floats as they are."""
-        batch = image.shape[:-3]
-        flat = image.reshape(-1, *image.shape[-3:]).contiguous(memory_format=torch.channels_last)
-        features: Tensor = self.network(as_floats(flat))
-        return features.reshape(*batch, features.shape[-1])
+MIN_IMAGE_SIZE = 36
+"""Smallest height and width, in pixels, that the convolutions of `nature_cnn` can process."""
 
 
 def nature_cnn(shape: torch.Size, num_features: int = 512) -> nn.Module:
-    """The convolutional network of Mnih et al. 2015 over stacked byte images, channels first.
+    """Build the convolutional network of Mnih et al. 2015 for stacked images.
 
     Args:
-        shape: of one observation, `[channels, height, width]`, at least 36 pixels each way.
-        num_features: width of the layer after the convolutions.
+        shape: Shape of one observation, `[channels, height, width]`, with at least 36x36 pixels.
+        num_features: Width of the layer after the convolutions.
 
     Returns:
-        A module `[*, *shape] -> [*, num_features]`.
+        A module `[*, *shape] -> [*, num_features]` for bytes, or floats that are already scaled.
 
     Raises:
-        ConfigurationError: if the observation is no such image, or there is no feature.
+        ConfigurationError: If the observation is not such an image, or `num_features` is less than 1.
 
     """
-    require_images(shape, "cnn")
-    require_width("num_features", num_features)
+    require_image_shape(shape, "cnn")
+    require_positive_width("num_features", num_features)
     convolutions = ConvNet(
         in_features=shape[0],
         num_cells=[32, 64, 64],
@@ -59,57 +43,79 @@ def nature_cnn(shape: torch.Size, num_features: int = 512) -> nn.Module:
     )
     width = convolutions(torch.zeros(1, *shape)).shape[-1]
     body = nn.Sequential(convolutions, nn.Linear(width, num_features), nn.ReLU())
-    return OverImages(orthogonal_(body, math.sqrt(2)))
+    return ImageNetwork(orthogonal_(body, math.sqrt(2)))
 
 
 def impala_resnet(shape: torch.Size, channels: Sequence[int] = (16, 32, 32), num_features: int = 256) -> nn.Module:
-    """The residual network of Espeholt et al. 2018 (figure 3, right, without its LSTM) over byte images.
+    """Build the residual network of Espeholt et al. 2018 (figure 3, right, without the LSTM) for images.
 
     Args:
-        shape: of one observation, `[channels, height, width]`, at least 36 pixels each way.
-        channels: of every stage, each of which halves the image.
-        num_features: width of the layer after the convolutions.
+        shape: Shape of one observation, `[channels, height, width]`, with at least 36x36 pixels.
+        channels: Number of channels of every stage; each stage halves the image.
+        num_features: Width of the layer after the convolutions.
 
     Returns:
-        A module `[*, *shape] -> [*, num_features]`.
+        A module `[*, *shape] -> [*, num_features]` for bytes, or floats that are already scaled.
 
     Raises:
-        ConfigurationError: if the observation is no such image, or there is no stage, channel or feature.
+        ConfigurationError: If the observation is not such an image, or a width is less than 1.
 
     """
-    require_images(shape, "resnet")
+    require_image_shape(shape, "resnet")
     require_widths("channels", channels)
-    require_width("num_features", num_features)
+    require_positive_width("num_features", num_features)
     stages: list[nn.Module] = []
-    for num_inputs, width in zip((shape[0], *channels), channels, strict=False):
+    for in_channels, out_channels in zip((shape[0], *channels), channels, strict=False):
         stages += [
-            nn.Conv2d(num_inputs, width, 3, padding=1),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
             nn.MaxPool2d(3, stride=2, padding=1),
-            ResidualBlock(width),
-            ResidualBlock(width),
+            ResidualBlock(out_channels),
+            ResidualBlock(out_channels),
         ]
-    size = channels[-1] * math.prod(math.ceil(side / 2 ** len(channels)) for side in shape[1:])
-    body = nn.Sequential(*stages, nn.ReLU(), FlattenImage(), nn.Linear(size, num_features), nn.ReLU())
+    num_flat = channels[-1] * math.prod(math.ceil(side / 2 ** len(channels)) for side in shape[1:])
+    body = nn.Sequential(*stages, nn.ReLU(), FlattenImage(), nn.Linear(num_flat, num_features), nn.ReLU())
     orthogonal_(body, math.sqrt(2))
     for block in body:
         if isinstance(block, ResidualBlock):
-            orthogonal_(block.network[-1], 0.0)  # the identity, as in Zhang et al. 2019, or every block adds variance
-    return OverImages(body)
+            # Blocks start as the identity (Zhang et al. 2019); otherwise every block would add variance.
+            orthogonal_(block.network[-1], 0.0)
+    return ImageNetwork(body)
+
+
+class ImageNetwork(nn.Module):
+    """Runs a convolutional network on images with any number of batch dimensions.
+
+    Images are converted to the channels-last memory format, in which convolutions are faster.
+
+    Args:
+        network: Module `float32 [batch, channels, height, width] -> [batch, features]`.
+
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Shapes: `[*, channels, height, width] -> [*, features]`."""
+        batch = image.shape[:-3]
+        flat = image.reshape(-1, *image.shape[-3:]).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.network(to_float(flat))
+        return features.reshape(*batch, features.shape[-1])
 
 
 class FlattenImage(nn.Module):
-    """Makes one dimension of an image's three, in the order in which it lies in memory, so that nothing is copied."""
+    """Flattens images in channels-last order, which is their memory format, so that nothing is copied."""
 
     def forward(self, image: Tensor) -> Tensor:
-        """`[batch, channels, height, width] -> [batch, height * width * channels]`."""
+        """Shapes: `[batch, channels, height, width] -> [batch, height * width * channels]`."""
         return image.permute(0, 2, 3, 1).flatten(1)
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a connection that skips them."""
+    """Two convolutions with a skip connection."""
 
     def __init__(self, channels: int) -> None:
-        """Keep the number of channels."""
         super().__init__()
         self.network = nn.Sequential(
             *(nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)),
@@ -117,22 +123,21 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        """`[batch, channels, height, width]`, of the same shape."""
-        change: Tensor = self.network(image)
-        return image + change
+        """Shapes: `[batch, channels, height, width]`, for input and output."""
+        residual: Tensor = self.network(image)
+        return image + residual
 
 
-def require_width(name: str, width: int) -> None:
-    """Raise ConfigurationError for a width that no layer can have."""
+def require_positive_width(name: str, width: int) -> None:
     if width < 1:
         raise ConfigurationError(f"{name}={width} must be at least 1")
 
 
-def require_images(shape: torch.Size, policy: str) -> None:
-    """Raise ConfigurationError unless observations are images that the convolutions of `policy` can read."""
-    if len(shape) != 3 or min(shape[1:]) < 36:
+def require_image_shape(shape: torch.Size, policy: str) -> None:
+    """Raise ConfigurationError unless `shape` is that of an image that `policy` can process."""
+    if len(shape) != 3 or min(shape[1:]) < MIN_IMAGE_SIZE:
         raise ConfigurationError(
-            f"policy={policy} reads images [channels, height, width] of at least 36x36 pixels, not observations of "
-            f"shape {list(shape)}; use policy=mlp, or wrappers that bring the channels to the front, such as "
+            f"policy={policy} needs images [channels, height, width] of at least 36x36 pixels, but observations have "
+            f"the shape {list(shape)}; use policy=mlp, or put the channels first with "
             "env.wrappers=[{_target_: torchppo.envs.wrappers.ChannelsFirst, _partial_: true}]"
         )

@@ -1,9 +1,8 @@
-"""Memories: what a policy keeps of the past, from one step to the next.
+"""Memories: modules that carry a recurrent state from one step to the next.
 
-A memory is a tape of records, one for every step, and what it keeps is the window of the last `context_length` of
-them: a recurrent network's only record is its state, a transformer's records are the hidden states that later
-steps attend to. SampleToAction step by step and learning from whole sequences are the same call, with a length of one
-or more.
+A memory writes one state per step and reads the states of the last `context_length` steps. An LSTM or GRU reads a
+single state; a transformer reads the hidden states of all steps that it attends to. A single step during collection
+and a whole sequence during learning are the same call.
 """
 
 from __future__ import annotations
@@ -17,10 +16,12 @@ from ...errors import ConfigurationError
 
 
 class Memory(nn.Module, ABC):
-    """What every memory has.
+    """Base class of memories, which are built from the number of input features.
 
-    Args:
-        num_inputs: features that one step brings.
+    Attributes:
+        num_features: Number of output features.
+        context_length: Number of previous states that a step reads.
+        state_size: Size of the state of one step.
 
     """
 
@@ -29,37 +30,37 @@ class Memory(nn.Module, ABC):
     state_size: int
 
     @abstractmethod
-    def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """Go through sequences.
+    def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Process a batch of sequences.
 
-        Nothing that was recorded before an `is_init` reaches the features at it or after it.
+        States from before an episode begins must not affect the features of that episode.
 
         Args:
-            features: `[batch, time, num_inputs]`.
-            is_init: bool `[batch, time, 1]`, whether an episode begins with this step.
-            past: the records of the steps before, oldest first: `[batch, context_length, state_size]`.
+            features: Input features, `[batch, time, num_inputs]`.
+            is_init: Whether an episode begins with this step, bool `[batch, time, 1]`.
+            context: States of the steps before the first one, oldest first, `[batch, context_length, state_size]`.
 
         Returns:
-            Features `[batch, time, num_features]`, and the tape `[batch, context_length + time, state_size]`.
+            The output features, `[batch, time, num_features]`, and the context followed by the states of all steps,
+            `[batch, context_length + time, state_size]`.
 
         """
 
 
-def context_windows(tape: Tensor, context_length: int, dim: int) -> Tensor:
-    """All runs of `context_length` records of a tape along `dim`, without a copy.
+class RecurrentCell(Memory):
+    """Base class of LSTM and GRU, whose context is the previous state.
 
-    Shapes: `[*, context_length + time, *, state_size] -> [*, time + 1, *, context_length, state_size]`.
+    All gates start with orthogonal weights and zero biases.
+
+    Args:
+        cell: Cell that is applied at every step.
+        num_states: Number of vectors of the cell's hidden size in a state.
+
     """
-    return tape.unfold(dim, context_length, 1).transpose(-1, -2)
-
-
-class Recurrent(Memory):
-    """What LSTM and GRU share: one record, the state, which passes through a cell at every step."""
 
     context_length = 1
 
     def __init__(self, cell: nn.LSTMCell | nn.GRUCell, num_states: int) -> None:
-        """Start with orthogonal weights for every gate and zero biases."""
         super().__init__()
         self.cell = cell
         self.num_features = cell.hidden_size
@@ -72,54 +73,82 @@ class Recurrent(Memory):
 
     @abstractmethod
     def step(self, features: Tensor, state: Tensor) -> Tensor:
-        """`[batch, num_inputs], [batch, state_size] -> [batch, state_size]`, the output first."""
+        """Compute the next state, which starts with the output features.
 
-    def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Memory`; in full precision, because errors add up over the steps."""
-        tape = [past[:, 0]]
+        Shapes: `[batch, num_inputs], [batch, state_size] -> [batch, state_size]`.
+        """
+
+    def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the cell step by step; see `Memory.forward`."""
+        states = [context[:, 0]]
+        # Full precision, because rounding errors accumulate over the steps.
         with torch.autocast(features.device.type, enabled=False):
-            for inputs, begins in zip(features.to(past.dtype).unbind(1), is_init.unbind(1), strict=True):
-                tape.append(self.step(inputs, tape[-1].masked_fill(begins, 0.0)))
-        records = torch.stack(tape, 1)
-        return records[:, 1:, : self.num_features], records
+            for inputs, is_first in zip(features.to(context.dtype).unbind(1), is_init.unbind(1), strict=True):
+                states.append(self.step(inputs, states[-1].masked_fill(is_first, 0.0)))
+        stacked = torch.stack(states, 1)
+        return stacked[:, 1:, : self.num_features], stacked
 
 
-class LSTM(Recurrent):
-    """Long short-term memory (Hochreiter and Schmidhuber 1997), which starts with open forget gates."""
+class LSTM(RecurrentCell):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997) with forget gates that start open.
+
+    The state is the hidden state followed by the cell state.
+
+    Args:
+        num_inputs: Number of input features.
+        width: Number of hidden units.
+
+    Raises:
+        ConfigurationError: If `width` is less than 1.
+
+    """
 
     cell: nn.LSTMCell
 
     def __init__(self, num_inputs: int, *, width: int = 128) -> None:
-        """Make a cell of `width`; the state is its output and its cell."""
         require_positive(width=width)
         super().__init__(nn.LSTMCell(num_inputs, width), num_states=2)
         with torch.no_grad():
             self.cell.bias_hh[width : 2 * width] = 1.0
 
     def step(self, features: Tensor, state: Tensor) -> Tensor:
-        """See `Recurrent`."""
-        output, cell = state.chunk(2, -1)
-        return torch.cat(self.cell(features, (output, cell)), -1)
+        hidden, cell = state.chunk(2, -1)
+        return torch.cat(self.cell(features, (hidden, cell)), -1)
 
 
-class GRU(Recurrent):
-    """Gated recurrent unit (Cho et al. 2014)."""
+class GRU(RecurrentCell):
+    """Gated recurrent unit (Cho et al. 2014).
+
+    Args:
+        num_inputs: Number of input features.
+        width: Number of hidden units.
+
+    Raises:
+        ConfigurationError: If `width` is less than 1.
+
+    """
 
     cell: nn.GRUCell
 
     def __init__(self, num_inputs: int, *, width: int = 128) -> None:
-        """Make a cell of `width`; the state is its output."""
         require_positive(width=width)
         super().__init__(nn.GRUCell(num_inputs, width), num_states=1)
 
     def step(self, features: Tensor, state: Tensor) -> Tensor:
-        """See `Recurrent`."""
-        new: Tensor = self.cell(features, state)
-        return new
+        next_state: Tensor = self.cell(features, state)
+        return next_state
+
+
+def context_windows(states: Tensor, context_length: int, dim: int) -> Tensor:
+    """Return every window of `context_length` consecutive states along `dim`, as a view.
+
+    Shapes: `[*, context_length + time, *, state_size] -> [*, time + 1, *, context_length, state_size]`.
+    """
+    return states.unfold(dim, context_length, 1).transpose(-1, -2)
 
 
 def require_positive(**sizes: int) -> None:
-    """Raise ConfigurationError for a size below 1, naming it."""
+    """Raise ConfigurationError if a size is less than 1."""
     for name, size in sizes.items():
         if size < 1:
             raise ConfigurationError(f"policy.memory.{name}={size} must be at least 1")

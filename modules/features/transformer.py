@@ -1,4 +1,4 @@
-"""Transformers as memories."""
+"""A transformer as a memory: attention over a sliding window of the previous steps."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from .recurrent import Memory, require_positive
 
 
 class Transformer(Memory):
-    """A transformer over a sliding window of the past, with relative positions.
+    """A transformer over a sliding window, with relative positions.
 
-    Every step attends to itself and to the `context_length` steps before it, as far as they belong to its episode. A
-    record is what entered every layer at that step, and the step's age in its episode. Gated, this is GTrXL
-    (Parisotto et al. 2020); without gates Transformer-XL with pre-normalisation (Dai et al. 2019).
+    Every step attends to itself and to the `context_length` steps before it that belong to the same episode. The
+    state of a step is the input of every layer at that step, followed by the age of the step in its episode.
+
+    Source: GTrXL (Parisotto et al. 2020) if `gated`, otherwise Transformer-XL (Dai et al. 2019) with
+    pre-normalization.
 
     Args:
-        num_inputs: see `Memory`.
-        width: of every layer.
-        num_layers: how many.
-        num_heads: of the attention; divides the width.
-        context_length: steps that are remembered.
-        gated: join each layer's work by a GRU-like gate instead of adding it.
+        num_inputs: Number of input features.
+        width: Width of every layer.
+        num_layers: Number of layers.
+        num_heads: Number of attention heads; must divide `width`.
+        context_length: Number of previous steps in the window.
+        gated: Whether layers are combined with a GRU-like gate instead of a sum.
 
     Raises:
-        ConfigurationError: if a size is not positive, or the heads do not divide the width.
+        ConfigurationError: If a size is less than 1, or `width` is odd or not a multiple of `num_heads`.
 
     """
 
@@ -43,7 +45,6 @@ class Transformer(Memory):
         context_length: int = 64,
         gated: bool = True,
     ) -> None:
-        """Build the layers."""
         super().__init__()
         require_positive(width=width, num_layers=num_layers, context_length=context_length)
         if num_heads < 1 or width % num_heads or width % 2:
@@ -54,40 +55,50 @@ class Transformer(Memory):
         self.context_length = context_length
         self.state_size = num_layers * width + 1
         self.embed = orthogonal_(nn.Linear(num_inputs, width), math.sqrt(2))
-        self.layers = nn.ModuleList([Layer(width, num_heads, context_length, gated) for _ in range(num_layers)])
+        self.layers = nn.ModuleList(
+            [TransformerLayer(width, num_heads, context_length, gated) for _ in range(num_layers)]
+        )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Memory`."""
+    def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend to the window of every step; see `Memory.forward`."""
         time = features.shape[1]
-        age = self.ages(is_init.squeeze(-1), past[:, -1, -1])
-        # How long before a step, in rows, an entry of the tape is, in columns.
+        age = self.episode_ages(is_init.squeeze(-1), context[:, -1, -1])
+        # distance[i, j]: number of steps from entry j of the context and sequence to step i of the sequence.
         distance = torch.arange(time, device=age.device).unsqueeze(1) + self.context_length
         distance = distance - torch.arange(self.context_length + time, device=age.device)
-        visible = (distance >= 0) & (distance <= self.context_length) & (distance <= age.unsqueeze(-1))
+        is_visible = (distance >= 0) & (distance <= self.context_length) & (distance <= age.unsqueeze(-1))
         distance = distance.clamp(0, self.context_length)
         hidden = self.embed(features)
-        entered, tapes = past[..., :-1].chunk(len(self.layers), -1), []
-        for layer, before in zip(self.layers, entered, strict=True):
-            tapes.append(torch.cat([before, hidden.to(past.dtype)], 1))
-            hidden = layer(hidden, tapes[-1], distance, visible)
-        ages = torch.cat([past[..., -1], age], 1).unsqueeze(-1)
-        return self.norm(hidden), torch.cat([*tapes, ages], -1)
+        layer_contexts, layer_states = context[..., :-1].chunk(len(self.layers), -1), []
+        for layer, layer_context in zip(self.layers, layer_contexts, strict=True):
+            layer_states.append(torch.cat([layer_context, hidden.to(context.dtype)], 1))
+            hidden = layer(hidden, layer_states[-1], distance, is_visible)
+        ages = torch.cat([context[..., -1], age], 1).unsqueeze(-1)
+        return self.norm(hidden), torch.cat([*layer_states, ages], -1)
 
     @staticmethod
-    def ages(is_init: Tensor, last_age: Tensor) -> Tensor:
-        """Steps since the episode began: bool `[batch, time]`, `[batch]` of the step before, to `[batch, time]`."""
+    def episode_ages(is_init: Tensor, last_age: Tensor) -> Tensor:
+        """Count the steps since the episode began.
+
+        Args:
+            is_init: Whether an episode begins with this step, bool `[batch, time]`.
+            last_age: Age of the step before the first one, `[batch]`.
+
+        Returns:
+            The age of every step, `[batch, time]`, 0 for the first step of an episode.
+
+        """
         steps = torch.arange(is_init.shape[1], device=is_init.device)
-        begun = torch.where(is_init, steps, -1).cummax(1).values
-        age = torch.where(begun >= 0, steps - begun, last_age.unsqueeze(-1) + 1 + steps)
+        start = torch.where(is_init, steps, -1).cummax(1).values
+        age = torch.where(start >= 0, steps - start, last_age.unsqueeze(-1) + 1 + steps)
         return age.to(last_age.dtype)
 
 
-class Layer(nn.Module):
-    """Attention and a perceptron, each behind a normalisation and before a gate."""
+class TransformerLayer(nn.Module):
+    """Attention and a perceptron, each with layer normalization before it and a gate or sum after it."""
 
     def __init__(self, width: int, num_heads: int, context_length: int, gated: bool) -> None:
-        """Build the parts."""
         super().__init__()
         self.attention = RelativeAttention(width, num_heads, context_length)
         self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -95,21 +106,25 @@ class Layer(nn.Module):
         self.joins = nn.ModuleList([Gate(width) if gated else Sum(), Gate(width) if gated else Sum()])
         orthogonal_(self.perceptron, 1.0)
 
-    def forward(self, hidden: Tensor, tape: Tensor, distance: Tensor, visible: Tensor) -> Tensor:
-        """`[batch, time, width]`, the tape `[batch, context_length + time, width]` of it, and who sees whom."""
+    def forward(self, hidden: Tensor, states: Tensor, distance: Tensor, is_visible: Tensor) -> Tensor:
+        """Apply the layer to a batch of sequences; the arguments are those of `RelativeAttention.forward`."""
         norm_1, norm_2 = self.norms
         join_1, join_2 = self.joins
-        hidden = join_1(hidden, self.attention(norm_1(hidden), norm_1(tape), distance, visible))
+        hidden = join_1(hidden, self.attention(norm_1(hidden), norm_1(states), distance, is_visible))
         return join_2(hidden, self.perceptron(norm_2(hidden)))
 
 
 class RelativeAttention(nn.Module):
-    """Attention whose scores know how long before a step another one was (Dai et al. 2019, section 3.3)."""
+    """Multi-head attention whose scores depend on the distance between steps.
+
+    The heads share one sinusoidal encoding of the distances 0 to `context_length`.
+
+    Source: Dai et al. 2019, section 3.3.
+    """
 
     positions: Tensor
 
     def __init__(self, width: int, num_heads: int, context_length: int) -> None:
-        """Share one sinusoidal code of distances 0 to `context_length` among the heads."""
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Linear(width, width, bias=False)
@@ -122,50 +137,68 @@ class RelativeAttention(nn.Module):
         self.register_buffer("positions", torch.cat([angles.sin(), angles.cos()], -1), persistent=False)
         orthogonal_(self, 1.0)
 
-    def forward(self, hidden: Tensor, tape: Tensor, distance: Tensor, visible: Tensor) -> Tensor:
-        """Scores (q + u) k + (q + v) r of the distance, eq. in section 3.3: `[batch, time, width]`."""
-        query = self.by_head(self.query(hidden))
-        key, value = (self.by_head(part) for part in self.key_value(tape).chunk(2, -1))
-        position = self.by_head(self.position(self.positions))
-        by_distance = (query + self.position_bias) @ position.transpose(-1, -2)
-        index = distance.expand(*by_distance.shape[:-1], -1)
-        scores = (query + self.content_bias) @ key.transpose(-1, -2) + by_distance.gather(-1, index)
+    def forward(self, hidden: Tensor, states: Tensor, distance: Tensor, is_visible: Tensor) -> Tensor:
+        """Attend with the scores (q + u) k + (q + v) r, where r encodes the distance.
+
+        Args:
+            hidden: Inputs of the queries, `[batch, time, width]`.
+            states: Inputs of the keys and values, `[batch, context_length + time, width]`.
+            distance: Steps from a state to a query, int64 `[time, context_length + time]`.
+            is_visible: Whether a query attends to a state, bool `[batch, time, context_length + time]`.
+
+        Returns:
+            The output of the attention, `[batch, time, width]`.
+
+        """
+        query = self.split_heads(self.query(hidden))
+        key, value = (self.split_heads(part) for part in self.key_value(states).chunk(2, -1))
+        position = self.split_heads(self.position(self.positions))
+        position_scores = (query + self.position_bias) @ position.transpose(-1, -2)
+        index = distance.expand(*position_scores.shape[:-1], -1)
+        scores = (query + self.content_bias) @ key.transpose(-1, -2) + position_scores.gather(-1, index)
         scores = scores.float() / math.sqrt(query.shape[-1])
-        weights = scores.masked_fill(~visible.unsqueeze(1), -torch.inf).softmax(-1)
+        weights = scores.masked_fill(~is_visible.unsqueeze(1), -torch.inf).softmax(-1)
         return self.output((weights.to(value.dtype) @ value).transpose(1, 2).flatten(2))
 
-    def by_head(self, features: Tensor) -> Tensor:
-        """`[*, time, width] -> [*, heads, time, width / heads]`."""
+    def split_heads(self, features: Tensor) -> Tensor:
+        """Shapes: `[*, time, width] -> [*, heads, time, width / heads]`."""
         return features.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
 
 
 class Sum(nn.Module):
     """A residual connection."""
 
-    def forward(self, hidden: Tensor, change: Tensor) -> Tensor:
-        """`[*, width]` each."""
-        return hidden + change
+    def forward(self, hidden: Tensor, update: Tensor) -> Tensor:
+        """Shapes: `[*, width], [*, width] -> [*, width]`."""
+        return hidden + update
 
 
 class Gate(nn.Module):
-    """A GRU-like gate, which starts almost closed: the transformer begins as no more than its embedding.
+    """A GRU-like gate that starts almost closed, so that the layers have little effect at first.
 
     Source: Parisotto et al. 2020, section 3.2, with the ReLU of their eq. 4 before the gate.
+
+    Args:
+        width: Number of features.
+        bias: Initial bias towards a closed gate.
+
     """
 
     def __init__(self, width: int, bias: float = 2.0) -> None:
-        """Start with the gate shifted by `bias` towards closed."""
         super().__init__()
-        self.change = nn.Linear(width, 3 * width, bias=False)
+        self.update = nn.Linear(width, 3 * width, bias=False)
         self.hidden = nn.Linear(width, 2 * width, bias=False)
         self.reset = nn.Linear(width, width, bias=False)
         self.bias = nn.Parameter(torch.full((width,), bias))
         orthogonal_(self, 1.0)
 
-    def forward(self, hidden: Tensor, change: Tensor) -> Tensor:
-        """`(1 - z) hidden + z tanh(W change + U (r hidden))`: `[*, width]` each."""
-        change_r, change_z, change_h = self.change(F.relu(change)).chunk(3, -1)
+    def forward(self, hidden: Tensor, update: Tensor) -> Tensor:
+        """Compute (1 - z) hidden + z tanh(W update + U (r hidden)).
+
+        Shapes: `[*, width], [*, width] -> [*, width]`.
+        """
+        update_r, update_z, update_h = self.update(F.relu(update)).chunk(3, -1)
         hidden_r, hidden_z = self.hidden(hidden).chunk(2, -1)
-        keep = torch.sigmoid(change_z + hidden_z - self.bias)
-        proposal = torch.tanh(change_h + self.reset(torch.sigmoid(change_r + hidden_r) * hidden))
-        return torch.lerp(hidden, proposal.to(hidden.dtype), keep.to(hidden.dtype))
+        gate = torch.sigmoid(update_z + hidden_z - self.bias)
+        proposal = torch.tanh(update_h + self.reset(torch.sigmoid(update_r + hidden_r) * hidden))
+        return torch.lerp(hidden, proposal.to(hidden.dtype), gate.to(hidden.dtype))

@@ -1,1 +1,1 @@
-"""From features to actions and values."""
+"""Action heads and value heads."""

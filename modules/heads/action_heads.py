@@ -1,4 +1,4 @@
-"""Heads: what turns features into a distribution over the actions of a spec."""
+"""Action heads: from features to a distribution over the actions of a spec."""
 
 from __future__ import annotations
 
@@ -13,23 +13,29 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategoric
 
 from ...errors import ConfigurationError
 from ..distributions import action as distributions
-from ..distributions.joint import JointDistribution, JointFactor
+from ..distributions.joint import JointComponent, JointDistribution
 from ..features.bodies import FullPrecision, orthogonal_
 from .networks import GAIN, ConcatHeads, Parameters, SplitAction
 
 Path = tuple[str, ...]
+"""Path of a leaf in a nested action spec."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """What turns features into a distribution over one action space.
+    """A network and the distribution over actions that it parametrizes.
 
-    `network` maps features `[*, width]`, an optional second argument or keyword `mask` `[*, n]`, and the keyword
-    `noise` if there is any, to the parameters of `distribution_class`: their names in the data, and its keywords, are
-    `param_keys`. Its sample is stored under `sample_key`, and log-probabilities are the sample's.
-    `to_action` maps a sample to the actions under `action_keys`, in their order; none: the sample is the action.
-    Noise that goes on from step to step, `noise_shape` for one environment, is renewed by `redraw`: `noise, is_init ->
-    noise`.
+    Attributes:
+        network: Maps features `[*, width]`, and optionally `mask` `[*, n]` (second argument or keyword) and the
+            keyword `noise`, to a tuple of distribution parameters.
+        param_keys: Names of the parameters, as TensorDict keys and as keyword arguments of `distribution_class`.
+        distribution_class: Makes the distribution. Its `log_prob` is that of the sample, not of the action.
+        sample_key: Key under which the sample is stored.
+        to_action: Maps a sample to one action, or to a tuple of actions. `None` if the sample is the action.
+        action_keys: Keys of the actions, in the order of the tuple.
+        noise_shape: Shape of the noise that persists over steps, for one environment.
+        resample_noise: Maps `noise, is_init` to the noise of the next step. `None` if there is no persistent noise.
+
     """
 
     network: nn.Module
@@ -39,54 +45,55 @@ class Head:
     to_action: nn.Module | None = None
     action_keys: list[str | Path] = field(default_factory=lambda: ["action"])
     noise_shape: tuple[int, ...] = ()
-    redraw: nn.Module | None = None
+    resample_noise: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        """Let `to_action` move between devices with the network."""
         if self.to_action is not None:
+            # Registered as a submodule, so that its buffers move to the device of the network.
             self.network.add_module("to_action", self.to_action)
 
 
 ContinuousHead = Callable[[int, TensorSpec], Head]
+"""A function from the number of features and the spec of a batch of float actions `[*, n]` to a head."""
 
 
 def make_head(action_spec: TensorSpec, num_batch: int, width: int, continuous: ContinuousHead) -> Head:
-    """The head of an action space.
+    """Build the head of an action space.
 
     Args:
-        action_spec: a leaf, or a `Composite` of leaves whose actions are independent of each other.
-        num_batch: number of its leading batch dimensions.
-        width: of the features.
-        continuous: makes the head of a leaf of floats.
+        action_spec: Spec of a batch of actions: a leaf, or a `Composite` of leaves, which are sampled independently.
+        num_batch: Number of batch dimensions of the spec.
+        width: Number of features.
+        continuous: Builds the head of a leaf of floats.
 
     Raises:
-        ConfigurationError: for a leaf that has no head, or that `continuous` cannot serve.
+        ConfigurationError: If a leaf has no head, or `continuous` does not support it.
 
     """
     if not isinstance(action_spec, Composite):
-        return leaf_head(("action",), action_spec, num_batch, width, continuous)
-    leaves = leaves_of(action_spec)
+        return _leaf_head(("action",), action_spec, num_batch, width, continuous)
+    leaves = _flatten_spec(action_spec)
     if not leaves:
-        raise ConfigurationError(f"action is {action_spec}, without a leaf to act on; give it one")
-    return composite_head(
-        {path: leaf_head(("action", *path), spec, num_batch, width, continuous) for path, spec in leaves.items()},
+        raise ConfigurationError(f"action is {action_spec}, which has no leaf; add at least one action")
+    return _composite_head(
+        {path: _leaf_head(("action", *path), spec, num_batch, width, continuous) for path, spec in leaves.items()},
         [spec.shape[num_batch:] for spec in leaves.values()],
         [spec.dtype for spec in leaves.values()],
     )
 
 
-def leaves_of(spec: Composite) -> dict[Path, TensorSpec]:
-    """The leaves of a nested spec by their paths, in its order."""
+def _flatten_spec(spec: Composite) -> dict[Path, TensorSpec]:
+    """Return the leaves of a nested spec by path, in the order of the spec."""
     leaves: dict[Path, TensorSpec] = {}
     for key, child in spec.items():
-        below = leaves_of(child) if isinstance(child, Composite) else {(): child}
-        leaves |= {(key, *path): leaf for path, leaf in below.items()}
+        child_leaves = _flatten_spec(child) if isinstance(child, Composite) else {(): child}
+        leaves |= {(key, *path): leaf for path, leaf in child_leaves.items()}
     return leaves
 
 
-def leaf_head(path: Path, spec: TensorSpec, num_batch: int, width: int, continuous: ContinuousHead) -> Head:
-    """The head of the leaf at `path`; see `make_head`."""
-    is_scalar, is_vector = (len(spec.shape) == num_batch + ndim for ndim in (0, 1))
+def _leaf_head(path: Path, spec: TensorSpec, num_batch: int, width: int, continuous: ContinuousHead) -> Head:
+    """Build the head of the leaf at `path`."""
+    is_scalar, is_vector = (len(spec.shape) == num_batch + num_dims for num_dims in (0, 1))
     match spec:
         case MultiCategorical() if is_vector:
             nvec = [int(n) for n in spec.nvec.reshape(-1, spec.shape[-1])[0]]
@@ -96,7 +103,7 @@ def leaf_head(path: Path, spec: TensorSpec, num_batch: int, width: int, continuo
             network, distribution = Unmasked(Logits(width, spec.shape[-1])), distributions.IndependentBernoulli
         case OneHot() if is_vector:
             network, distribution = Logits(width, spec.shape[-1]), distributions.OneHotCategorical
-        case Categorical() if is_scalar and not isinstance(spec, Binary):  # TorchRL derives Binary of it
+        case Categorical() if is_scalar and not isinstance(spec, Binary):  # Binary is a subclass of Categorical
             network, distribution = Logits(width, spec.n), distributions.Categorical
         case Bounded() | Unbounded() if is_vector and spec.dtype.is_floating_point:
             try:
@@ -105,74 +112,57 @@ def leaf_head(path: Path, spec: TensorSpec, num_batch: int, width: int, continuo
                 raise ConfigurationError(f"{'.'.join(path)}: {error}") from error
         case _:
             raise ConfigurationError(
-                f"{'.'.join(path)} is {spec}, which no head acts on; supported are Discrete, and "
-                "MultiDiscrete, MultiBinary and Box of floats of one dimension"
+                f"{'.'.join(path)} is {spec}, which has no head; use Discrete, or a one-dimensional MultiDiscrete, "
+                "MultiBinary or Box of floats"
             )
     return Head(FullPrecision(network), ["logits"], partial(distribution, validate_args=False))
 
 
-def composite_head(heads: dict[Path, Head], shapes: Sequence[torch.Size], dtypes: Sequence[torch.dtype]) -> Head:
-    """One head of independent ones, given by their paths, with the shapes and types of their actions.
+def _composite_head(heads: dict[Path, Head], shapes: Sequence[torch.Size], dtypes: Sequence[torch.dtype]) -> Head:
+    """Combine independent heads into one.
+
+    Args:
+        heads: Heads of the leaves, by path.
+        shapes: Action shape of every leaf.
+        dtypes: Action dtype of every leaf.
 
     Raises:
-        ConfigurationError: for a head that carries noise.
+        ConfigurationError: If a head has persistent noise.
 
     """
-    if any(head.redraw for head in heads.values()):
+    if any(head.resample_noise for head in heads.values()):
         raise ConfigurationError(
-            f"head=gsde carries the noise of a single action, not of {', '.join(map('.'.join, heads))}; "
-            "head=gaussian acts on several"
+            f"head=gsde supports a single action, but the action has the parts {', '.join(map('.'.join, heads))}; "
+            "use head=gaussian"
         )
-    keywords = [{key: "/".join([*path, key]) for key in head.param_keys} for path, head in heads.items()]
-    classes = [head.distribution_class for head in heads.values()]
-    factors = [JointFactor(one, names) for one, names in zip(classes, keywords, strict=True)]
+    param_names = [{key: "/".join([*path, key]) for key in head.param_keys} for path, head in heads.items()]
+    components = [
+        JointComponent(head.distribution_class, names) for head, names in zip(heads.values(), param_names, strict=True)
+    ]
     return Head(
         Unmasked(ConcatHeads([head.network for head in heads.values()])),
-        [name for names in keywords for name in names.values()],
-        partial(JointDistribution, factors),
+        [name for names in param_names for name in names.values()],
+        partial(JointDistribution, components),
         sample_key="action_sample",
         to_action=SplitAction(shapes, dtypes, [head.to_action or nn.Identity() for head in heads.values()]),
         action_keys=[("action", *path) for path in heads],
     )
 
 
-class Unmasked(nn.Module):
-    """Refuses a mask on behalf of a network whose actions are no choices."""
-
-    def __init__(self, network: nn.Module) -> None:
-        """Wrap a network that takes no mask."""
-        super().__init__()
-        self.network = network
-
-    def forward(self, features: Tensor, mask: Tensor | None = None, **carried: Tensor | None) -> Parameters:
-        """What the network makes of everything but the mask.
-
-        Raises:
-            ConfigurationError: if there is a mask.
-
-        """
-        if mask is not None:
-            raise ConfigurationError(
-                "action_mask is for a Discrete or MultiDiscrete action space, and this is another; "
-                "leave it out of the observations"
-            )
-        parameters: Parameters = self.network(features, **carried)
-        return parameters
-
-
 class Logits(nn.Module):
-    """One logit for every choice."""
+    """A linear layer with one logit per choice; the initial probabilities are almost uniform."""
 
     def __init__(self, width: int, num_choices: int) -> None:
-        """Start with nearly equal odds."""
         super().__init__()
         self.linear = orthogonal_(nn.Linear(width, num_choices), GAIN)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Parameters:
-        """`[*, width], mask [*, choices] -> logits [*, choices]`, never to be chosen where the mask is zero.
+        """Compute the logits; choices where the mask is zero are never sampled.
+
+        Shapes: `[*, width], [*, num_choices] -> [*, num_choices]`.
 
         Raises:
-            ConfigurationError: if the mask is not of all choices.
+            ConfigurationError: If the mask does not have one entry per choice.
 
         """
         logits: Tensor = self.linear(features)
@@ -180,6 +170,29 @@ class Logits(nn.Module):
             return (logits,)
         if mask.shape[-1] != logits.shape[-1]:
             raise ConfigurationError(
-                f"action_mask has {mask.shape[-1]} entries; it needs one for each of {logits.shape[-1]} choices"
+                f"action_mask has {mask.shape[-1]} entries; it needs {logits.shape[-1]}, one for each choice"
             )
         return (distributions.masked_logits(logits, mask),)
+
+
+class Unmasked(nn.Module):
+    """Wraps a network that does not support action masks, and raises an error if there is one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: Tensor, mask: Tensor | None = None, **kwargs: Tensor | None) -> Parameters:
+        """Call the network without a mask.
+
+        Raises:
+            ConfigurationError: If there is a mask.
+
+        """
+        if mask is not None:
+            raise ConfigurationError(
+                "action_mask needs a Discrete or MultiDiscrete action space, but this action space is another; "
+                "remove action_mask from the observations"
+            )
+        parameters: Parameters = self.network(features, **kwargs)
+        return parameters

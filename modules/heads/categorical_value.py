@@ -1,4 +1,4 @@
-"""A value head that predicts a histogram of the return."""
+"""A value head that predicts a histogram of the return and learns by classification."""
 
 from __future__ import annotations
 
@@ -10,38 +10,41 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigurationError
-from ..normalizers import Reduce, alone
+from ..normalizers import Reduce, no_reduce
 from .value_heads import ValueHead, check_shapes, last_layer
 
 MARGIN = 4.0
-"""Standard deviations that a histogram goes on beyond the values it is for: a Gaussian cut off at its mean would
-have another mean, and no prediction could reach the ends."""
+"""Number of standard deviations by which the bins extend beyond `v_min` and `v_max`.
+
+Without a margin, the Gaussian of a target near the ends would be cut off, and its mean would not be the target.
+"""
 
 
 class CategoricalValue(ValueHead):
-    """A histogram of the return over equal bins, by cross-entropy; its mean is the value.
+    """Predicts a histogram of the return over equal bins with a cross-entropy loss; the value is its mean.
 
     Targets become Gaussian histograms (HL-Gauss: Farebrother et al. 2024, "Stop regressing"), or with
-    `sigma_ratio=0` weights of the two nearest bins (Schrittwieser et al. 2020).
+    `sigma_ratio=0` the weights of the two nearest bins (two-hot: Schrittwieser et al. 2020).
 
     Args:
-        width: of the features.
-        num_bins: the number of bins.
-        v_min: smallest value, in units of the reward; smaller targets count as this.
-        v_max: largest value.
-        sigma_ratio: standard deviation of the Gaussian in bins.
-        symlog: whether bins are equal in sign(x) log(1 + |x|) (Hafner et al. 2023) instead of in x; weights and mean
-            are those of x itself, or the value of a return that varies would be too small. Needs `sigma_ratio=0`.
+        width: Number of features.
+        num_bins: Number of bins.
+        v_min: Smallest value, in units of the reward. Smaller targets are clamped.
+        v_max: Largest value, in units of the reward. Larger targets are clamped.
+        sigma_ratio: Standard deviation of the Gaussian, in bins.
+        symlog: Whether the bins are equal in sign(x) log(1 + |x|) (Hafner et al. 2023) instead of x. Weights and mean
+            are still computed in x, because otherwise the values of stochastic returns would be too small. Requires
+            `sigma_ratio=0`.
 
     Raises:
-        ConfigurationError: if the range is empty, the bins too few for it, or `symlog` asked for a Gaussian.
+        ConfigurationError: If the range is empty, there are too few bins, or `symlog` is used with a Gaussian.
 
     """
 
     out_keys: ClassVar[list[str]] = ["state_value", "value_logits"]
-    clips: ClassVar[bool] = False
+    supports_clipping: ClassVar[bool] = False
 
-    centres: Tensor
+    centers: Tensor
 
     def __init__(
         self,
@@ -52,7 +55,6 @@ class CategoricalValue(ValueHead):
         sigma_ratio: float = 0.75,
         symlog: bool = False,
     ) -> None:
-        """Lay out the bins."""
         super().__init__()
         if not v_min < v_max:
             raise ConfigurationError(f"critic.head.v_min={v_min} must be below critic.head.v_max={v_max}")
@@ -60,75 +62,86 @@ class CategoricalValue(ValueHead):
             raise ConfigurationError(f"critic.head.sigma_ratio={sigma_ratio} must not be negative; 0.75 is usual")
         if symlog and sigma_ratio:
             raise ConfigurationError(
-                f"critic.head.symlog=true needs critic.head.sigma_ratio=0, not {sigma_ratio}, or symlog=false: a "
-                "Gaussian over bins that grow has another mean"
+                f"critic.head.symlog=true needs critic.head.sigma_ratio=0, not {sigma_ratio}; set one of them, because "
+                "the mean of a Gaussian over bins of different widths is not the target"
             )
         self.sigma_ratio = sigma_ratio
         self.symlog = symlog
         self._margin = MARGIN * sigma_ratio
-        num_inner = num_bins - 1 - 2 * self._margin
-        if num_inner <= 0:
-            least = math.floor(2 + 2 * self._margin)
-            raise ConfigurationError(f"critic.head.num_bins={num_bins} must be at least {least}; 101 is usual")
-        ends = torch.tensor([v_min, v_max], dtype=torch.float64)
-        low, high = (symmetric_log(ends) if symlog else ends).tolist()
-        self._bin_width = (high - low) / num_inner
-        self._first = low - self._margin * self._bin_width
-        centres = self._first + self._bin_width * torch.arange(num_bins, dtype=torch.float64)
-        in_units = symmetric_exp(centres) if symlog else centres
-        self.register_buffer("centres", in_units.to(torch.get_default_dtype()), persistent=False)
+        num_inner_bins = num_bins - 1 - 2 * self._margin
+        if num_inner_bins <= 0:
+            minimum = math.floor(2 + 2 * self._margin)
+            raise ConfigurationError(f"critic.head.num_bins={num_bins} must be at least {minimum}; 101 is usual")
+        limits = torch.tensor([v_min, v_max], dtype=torch.float64)
+        low, high = (symmetric_log(limits) if symlog else limits).tolist()
+        self._bin_width = (high - low) / num_inner_bins
+        self._first_center = low - self._margin * self._bin_width
+        centers = self._first_center + self._bin_width * torch.arange(num_bins, dtype=torch.float64)
+        reward_centers = symmetric_exp(centers) if symlog else centers
+        self.register_buffer("centers", reward_centers.to(torch.get_default_dtype()), persistent=False)
         self.layer = last_layer(width, num_bins)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """`[*, width] -> state_value [*, 1], value_logits [*, num_bins]`."""
+        """Shapes: `[*, width] -> state_value [*, 1], value_logits [*, num_bins]`."""
         logits: Tensor = self.layer(features)
-        return (logits.softmax(-1) * self.centres).sum(-1, keepdim=True), logits
+        return (logits.softmax(-1) * self.centers).sum(-1, keepdim=True), logits
 
     def histogram(self, target: Tensor) -> Tensor:
-        """The probabilities to learn: `[*, 1] -> [*, num_bins]`."""
-        num_bins = len(self.centres)
-        place = ((symmetric_log(target) if self.symlog else target) - self._first) / self._bin_width
-        place = place.clamp(self._margin, num_bins - 1 - self._margin)
+        """Compute the target probabilities.
+
+        Shapes: `[*, 1] -> [*, num_bins]`.
+        """
+        num_bins = len(self.centers)
+        position = ((symmetric_log(target) if self.symlog else target) - self._first_center) / self._bin_width
+        position = position.clamp(self._margin, num_bins - 1 - self._margin)
         if self.symlog:
-            below = place.long().clamp(max=num_bins - 2)
-            low, high = self.centres[below], self.centres[below + 1]
-            place = below + ((target - low) / (high - low)).clamp(0, 1)
-        return gaussian_histogram(place, num_bins, self.sigma_ratio) if self.sigma_ratio else two_hot(place, num_bins)
+            index = position.long().clamp(max=num_bins - 2)
+            low, high = self.centers[index], self.centers[index + 1]
+            position = index + ((target - low) / (high - low)).clamp(0, 1)
+        if self.sigma_ratio:
+            return gaussian_histogram(position, num_bins, self.sigma_ratio)
+        return two_hot(position, num_bins)
 
     def error(
         self, predicted: Mapping[str, Tensor], target: Tensor, old_value: Tensor, clip_value: float | None
     ) -> Tensor:
-        """-sum_i p_i log q_i, of the target's p and the predicted q: `[batch, 1]`."""
+        """Compute the cross-entropy -sum_i p_i log q_i of the target p and the prediction q."""
         check_shapes(predicted["state_value"], target)
         return -(self.histogram(target) * predicted["value_logits"].log_softmax(-1)).sum(-1, keepdim=True)
 
-    def update(self, value_target: Tensor, reduce: Reduce = alone) -> None:
-        """Nothing to learn."""
+    def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
+        """Do nothing: this head has no statistics."""
 
 
-def gaussian_histogram(place: Tensor, num_bins: int, sigma: float) -> Tensor:
-    """What of a Gaussian lies in every bin, the i-th of which is [i - 1/2, i + 1/2], relative to what lies in all.
+def gaussian_histogram(position: Tensor, num_bins: int, sigma: float) -> Tensor:
+    """Integrate a Gaussian over bins [i - 1/2, i + 1/2] and normalize the result.
 
     Source: Farebrother et al. 2024, section 3.1. Shapes: `[*, 1] -> [*, num_bins]`.
+
+    Args:
+        position: Mean of the Gaussian, in bins.
+        num_bins: Number of bins.
+        sigma: Standard deviation, in bins.
+
     """
-    edges = torch.arange(num_bins + 1, device=place.device) - 0.5
-    cdf = ((edges - place) / (math.sqrt(2) * sigma)).erf()
+    edges = torch.arange(num_bins + 1, device=position.device) - 0.5
+    cdf = ((edges - position) / (math.sqrt(2) * sigma)).erf()
     return cdf.diff(dim=-1) / (cdf[..., -1:] - cdf[..., :1])
 
 
-def two_hot(place: Tensor, num_bins: int) -> Tensor:
-    """Weights of the two nearest bins, whose mean is `place`: p_i = max(0, 1 - |place - i|).
+def two_hot(position: Tensor, num_bins: int) -> Tensor:
+    """Compute the weights of the two nearest bins, whose mean is `position`: p_i = max(0, 1 - |position - i|).
 
     Source: Schrittwieser et al. 2020, appendix F. Shapes: `[*, 1] -> [*, num_bins]`.
     """
-    return (1 - (place - torch.arange(num_bins, device=place.device)).abs()).clamp(min=0)
+    return (1 - (position - torch.arange(num_bins, device=position.device)).abs()).clamp(min=0)
 
 
 def symmetric_log(x: Tensor) -> Tensor:
-    """sign(x) log(1 + |x|) (Hafner et al. 2023): `[*] -> [*]`."""
+    """Compute sign(x) log(1 + |x|) (Hafner et al. 2023)."""
     return x.sign() * x.abs().log1p()
 
 
 def symmetric_exp(x: Tensor) -> Tensor:
-    """The inverse of `symmetric_log`: `[*] -> [*]`."""
+    """Compute the inverse of `symmetric_log`."""
     return x.sign() * x.abs().expm1()

@@ -1,4 +1,4 @@
-"""Heads of continuous actions."""
+"""Action heads for continuous actions."""
 
 from __future__ import annotations
 
@@ -14,88 +14,95 @@ from ..features.bodies import FullPrecision, orthogonal_
 from .action_heads import Head, Unmasked
 from .networks import (
     GAIN,
-    Concentrations,
-    IntoBounds,
-    Redraw,
+    BetaParameters,
+    ResampleNoise,
+    ScaleToBounds,
     StateDependentExploration,
     StateDependentScale,
     StateIndependentScale,
-    TanhFraction,
+    TanhToUnitInterval,
 )
 
 
 def gaussian(width: int, spec: TensorSpec, *, log_std: float = 0.0, state_dependent: bool = False) -> Head:
-    """A Gaussian over actions, which the environment clips.
+    """Build a Gaussian head; the environment clips the actions.
 
     Args:
-        width: of the features.
-        spec: of the actions, `[*, n]`.
-        log_std: initial logarithm of the scale, in units of the action.
-        state_dependent: whether the scale is a function of the features, not one parameter for all states.
+        width: Number of features.
+        spec: Spec of the actions, `[*, n]`.
+        log_std: Initial logarithm of the scale, in units of the action.
+        state_dependent: Whether the scale depends on the features, or is one parameter per action dimension.
 
     """
-    network = normal_network(width, spec.shape[-1], log_std, state_dependent)
+    network = _normal_network(width, spec.shape[-1], log_std, state_dependent)
     return Head(network, ["loc", "scale"], partial(IndependentNormal, validate_args=False))
 
 
 def tanh_gaussian(width: int, spec: TensorSpec, *, log_std: float = 0.0, state_dependent: bool = False) -> Head:
-    """A Gaussian that a tanh squashes into the bounds.
+    """Build a Gaussian head whose samples a tanh maps to the action bounds.
 
     Args:
-        width: of the features.
-        spec: of the actions, `[*, n]`.
-        log_std: initial logarithm of the scale in front of the tanh, where the bounds are at infinity.
-        state_dependent: whether the scale is a function of the features, not one parameter for all states.
+        width: Number of features.
+        spec: Spec of the actions, `[*, n]`.
+        log_std: Initial logarithm of the scale before the tanh.
+        state_dependent: Whether the scale depends on the features, or is one parameter per action dimension.
 
     Raises:
-        ConfigurationError: if a bound is not finite.
+        ConfigurationError: If a bound is not finite.
 
     """
-    low, high = finite_bounds(spec, "tanh_gaussian")
+    low, high = _finite_bounds(spec, "tanh_gaussian")
     return Head(
-        normal_network(width, spec.shape[-1], log_std, state_dependent),
+        _normal_network(width, spec.shape[-1], log_std, state_dependent),
         ["loc", "scale"],
         partial(distributions.SquashedNormal, low=low.tolist(), high=high.tolist(), validate_args=False),
         sample_key="action_sample",
-        to_action=nn.Sequential(TanhFraction(), IntoBounds(low, high)),
+        to_action=nn.Sequential(TanhToUnitInterval(), ScaleToBounds(low, high)),
     )
 
 
 def beta(width: int, spec: TensorSpec) -> Head:
-    """A beta distribution between the bounds of actions `[*, n]`, over features of `width`.
+    """Build a head with a beta distribution between the action bounds.
+
+    Args:
+        width: Number of features.
+        spec: Spec of the actions, `[*, n]`.
 
     Raises:
-        ConfigurationError: if a bound is not finite.
+        ConfigurationError: If a bound is not finite.
 
     """
-    low, high = finite_bounds(spec, "beta")
+    low, high = _finite_bounds(spec, "beta")
     return Head(
-        FullPrecision(Unmasked(Concentrations(width, spec.shape[-1]))),
+        FullPrecision(Unmasked(BetaParameters(width, spec.shape[-1]))),
         ["alpha", "beta"],
         partial(distributions.IndependentBeta, validate_args=False),
         sample_key="action_sample",
-        to_action=IntoBounds(low, high),
+        to_action=ScaleToBounds(low, high),
     )
 
 
 def gsde(width: int, spec: TensorSpec, *, log_std: float = -2.0, num_steps: int = 8) -> Head:
-    """A Gaussian whose noise is a function of the features that changes only every few steps.
+    """Build a head with generalized state-dependent exploration (gSDE).
 
-    Args:
-        width: of the features.
-        spec: of the actions, `[*, n]`.
-        log_std: initial logarithm of the scale of the noise's weights, in units of the action per feature.
-        num_steps: mean number of steps between two drawings of the weights within an episode.
-
-    Raises:
-        ConfigurationError: if `num_steps` is below 1.
+    The distribution is a Gaussian, but the noise is a function of the features whose weights persist over steps.
 
     Source: Raffin et al. 2021, "Smooth exploration for robotic reinforcement learning".
+
+    Args:
+        width: Number of features.
+        spec: Spec of the actions, `[*, n]`.
+        log_std: Initial logarithm of the scale of the noise weights, in units of the action per feature.
+        num_steps: Mean number of steps before new noise weights are drawn within an episode.
+
+    Raises:
+        ConfigurationError: If `num_steps` is less than 1.
 
     """
     if num_steps < 1:
         raise ConfigurationError(
-            f"head.num_steps={num_steps} must be at least 1; with more than an episode has, noise changes with episodes"
+            f"head.num_steps={num_steps} must be at least 1; use a number above the episode length to draw noise "
+            "once per episode"
         )
     network = StateDependentExploration(width, spec.shape[-1], log_std)
     return Head(
@@ -103,23 +110,23 @@ def gsde(width: int, spec: TensorSpec, *, log_std: float = -2.0, num_steps: int 
         ["loc", "scale", "perturbation"],
         partial(distributions.StateDependentNoise, validate_args=False),
         noise_shape=(width, spec.shape[-1]),
-        redraw=Redraw(1 / num_steps),
+        resample_noise=ResampleNoise(1 / num_steps),
     )
 
 
-def normal_network(width: int, num_actions: int, log_std: float, state_dependent: bool) -> nn.Module:
-    """Features `[*, width]` to the mean and the scale of a Gaussian, `[*, num_actions]` each."""
+def _normal_network(width: int, num_actions: int, log_std: float, state_dependent: bool) -> nn.Module:
+    """Build a network from features `[*, width]` to the mean and scale of a Gaussian, `[*, num_actions]` each."""
     if state_dependent:
         return FullPrecision(Unmasked(StateDependentScale(width, num_actions, log_std)))
     loc = orthogonal_(nn.Linear(width, num_actions), GAIN)
     return FullPrecision(Unmasked(StateIndependentScale(loc, num_actions, log_std)))
 
 
-def finite_bounds(spec: TensorSpec, head: str) -> tuple[Tensor, Tensor]:
-    """The bounds of one action, `[n]` each.
+def _finite_bounds(spec: TensorSpec, head: str) -> tuple[Tensor, Tensor]:
+    """Return the lower and upper bounds of one action, `[n]` each.
 
     Raises:
-        ConfigurationError: if they are not finite or have no room between them.
+        ConfigurationError: If a bound is not finite, or a lower bound is not below the upper bound.
 
     """
     if isinstance(spec, Bounded):
@@ -127,5 +134,5 @@ def finite_bounds(spec: TensorSpec, head: str) -> tuple[Tensor, Tensor]:
         if ((high > low) & (high - low).isfinite()).all():
             return low, high
     raise ConfigurationError(
-        f"head={head} needs finite bounds, each low below its high, not {spec}; head=gaussian needs none"
+        f"head={head} needs finite bounds with low < high, but the action is {spec}; use head=gaussian"
     )

@@ -1,4 +1,4 @@
-"""Samples that are not yet actions."""
+"""A distribution that returns actions together with the samples they are computed from."""
 
 from __future__ import annotations
 
@@ -13,40 +13,39 @@ from .action_heads import Head
 
 
 class SampleToAction(D.Distribution):
-    """A distribution whose samples stand for actions, which it gives out beside them.
+    """A head's distribution that also maps its samples to actions.
+
+    Samples are tuples of the sample and one or more actions. Log-probabilities, entropies and KL divergences are those
+    of the sample.
 
     Args:
-        head: its `distribution_class`, and its `to_action` from a sample to one action or several.
-        parameters: of the distribution.
-
-    Samples are tuples of the distribution's sample and the actions; all else is the distribution's own.
+        head: Head with the distribution and its `to_action`.
+        parameters: Parameters of the distribution.
 
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, head: Head, **parameters: Tensor) -> None:
-        """Build the distribution."""
-        self.inner = head.distribution_class(**parameters)
+        self.base_dist = head.distribution_class(**parameters)
         self._to_action = head.to_action
-        super().__init__(self.inner.batch_shape, self.inner.event_shape, validate_args=False)
+        super().__init__(self.base_dist.batch_shape, self.base_dist.event_shape, validate_args=False)
 
     def sample(self, sample_shape: Shape = ()) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """The sample and the actions it stands for."""
-        return self._with_actions(self.inner.sample(torch.Size(sample_shape)))
+        """Return a sample and its actions."""
+        return self._with_actions(self.base_dist.sample(torch.Size(sample_shape)))
 
     def log_prob(self, value: Tensor, *actions: Tensor) -> Tensor:
-        """The log-probability of the sample; `actions` are not looked at, for they follow from it: `[*]`."""
-        return self.inner.log_prob(value)
+        """Return the log-probability `[*]` of the sample; the actions are ignored, because they depend on it."""
+        return self.base_dist.log_prob(value)
 
     def entropy(self) -> Tensor:
-        """`[*]`."""
-        return self.inner.entropy()
+        return self.base_dist.entropy()
 
     @property
     def deterministic_sample(self) -> tuple[Tensor, ...]:
-        """The distribution's and the actions it stands for."""
-        return self._with_actions(self.inner.deterministic_sample)  # type: ignore[attr-defined]
+        """The deterministic sample and its actions."""
+        return self._with_actions(self.base_dist.deterministic_sample)  # type: ignore[attr-defined]
 
     def _with_actions(self, sample: Tensor) -> tuple[Tensor, ...]:
         actions = self._to_action(sample) if self._to_action else ()
@@ -54,6 +53,6 @@ class SampleToAction(D.Distribution):
 
 
 @D.register_kl(SampleToAction, SampleToAction)  # type: ignore[untyped-decorator]
-def kl_of_samples_to_actions(old: SampleToAction, new: SampleToAction) -> Tensor:
-    """KL(old || new) of the distributions inside: `[*]`."""
-    return D.kl_divergence(old.inner, new.inner)
+def kl_sample_to_action(old: SampleToAction, new: SampleToAction) -> Tensor:
+    """Return KL(old || new) of the base distributions, `[*]`."""
+    return D.kl_divergence(old.base_dist, new.base_dist)

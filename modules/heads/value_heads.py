@@ -1,4 +1,4 @@
-"""Value heads: from features to a value, and how far off it is."""
+"""Value heads: from features to a state value, and the error that is minimized."""
 
 from __future__ import annotations
 
@@ -11,115 +11,87 @@ from torch import Tensor, nn
 
 from ...errors import ConfigurationError
 from ..features.bodies import FullPrecision, orthogonal_
-from ..normalizers import Reduce, RunningMoments, alone
+from ..normalizers import Reduce, RunningMoments, no_reduce
 
 
 class ValueHead(nn.Module, ABC):
-    """The last layer of a critic, made from the width of the features and the options of its kind."""
+    """Base class of value heads, which are built from the number of features.
+
+    Attributes:
+        out_keys: Keys of the outputs of `forward`; the first is `state_value`.
+        supports_clipping: Whether `error` supports `clip_value`.
+
+    """
 
     out_keys: ClassVar[list[str]]
-    clips: ClassVar[bool] = True
-    """Whether `error` knows of a `clip_value`."""
+    supports_clipping: ClassVar[bool] = True
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """`[*, width]` to the tensors of `out_keys`; the first is `state_value` `[*, 1]` in the reward's units."""
+        """Map features `[*, width]` to the outputs; `state_value` is `[*, 1]`, in units of the reward."""
 
     @abstractmethod
     def error(
         self, predicted: Mapping[str, Tensor], target: Tensor, old_value: Tensor, clip_value: float | None
     ) -> Tensor:
-        """What is minimised in every sample.
+        """Compute the error of every sample.
 
         Args:
-            predicted: what `forward` returned, under `out_keys`.
-            target: `[batch, 1]`.
-            old_value: `state_value` when the rollout was collected, `[batch, 1]`.
-            clip_value: see `squared_error`; none where `clips` is false.
+            predicted: Outputs of `forward`, by key.
+            target: Value targets, `[batch, 1]`.
+            old_value: State values at collection, `[batch, 1]`.
+            clip_value: See `squared_error`. Always `None` if `supports_clipping` is false.
 
         Returns:
-            `[batch, 1]`.
+            Errors, `[batch, 1]`.
 
         """
 
     @abstractmethod
-    def update(self, value_target: Tensor, reduce: Reduce = alone) -> None:
-        """Take a rollout's targets `[*]` into the statistics, once, after the optimiser's last step."""
-
-
-def check_shapes(value: Tensor, target: Tensor) -> None:
-    """Raise ValueError where broadcasting would compare every value with every target."""
-    if value.shape != target.shape:
-        raise ValueError(f"state_value {list(value.shape)} and value_target {list(target.shape)} differ in shape")
-
-
-def clipped_error(
-    loss: Callable[[Tensor], Tensor], value: Tensor, target: Tensor, old_value: Tensor, clip_value: float | None
-) -> Tensor:
-    """l(V - R), or with `clip_value` max(l(V - R), l(V_old + clip(V - V_old, -c, c) - R)): all `[batch, 1]`.
-
-    Source: the value clipping of OpenAI Baselines' ppo2.
-    """
-    check_shapes(value, target)
-    error = loss(value - target)
-    if clip_value is None:
-        return error
-    clipped = old_value + (value - old_value).clamp(-clip_value, clip_value)
-    return torch.maximum(error, loss(clipped - target))
-
-
-def squared_error(value: Tensor, target: Tensor, old_value: Tensor, clip_value: float | None) -> Tensor:
-    """(V - R)^2, or with `clip_value` max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2).
-
-    Source: the value clipping of OpenAI Baselines' ppo2. Shapes: all `[batch, 1]`.
-
-    Raises:
-        ValueError: if the shapes differ; broadcasting would compare every value with every target.
-
-    """
-    return clipped_error(torch.square, value, target, old_value, clip_value)
-
-
-def last_layer(width: int, num_outputs: int) -> FullPrecision:
-    """A linear layer, orthogonal of gain 1, in full precision."""
-    return FullPrecision(orthogonal_(nn.Linear(width, num_outputs), gain=1.0))
+    def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
+        """Update statistics with the value targets of a rollout; called once, after the last optimizer step."""
 
 
 class SquaredErrorValue(ValueHead):
-    """The mean of the returns, by squared error."""
+    """Predicts the mean return by minimizing the squared error."""
 
     out_keys: ClassVar[list[str]] = ["state_value"]
 
     def __init__(self, width: int) -> None:
-        """One output."""
         super().__init__()
         self.layer = last_layer(width, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`[*, width] -> state_value [*, 1]`."""
+        """Shapes: `[*, width] -> [*, 1]`."""
         value: Tensor = self.layer(features)
         return value
 
     def error(
         self, predicted: Mapping[str, Tensor], target: Tensor, old_value: Tensor, clip_value: float | None
     ) -> Tensor:
-        """`squared_error`: `[batch, 1]`."""
         return squared_error(predicted["state_value"], target, old_value, clip_value)
 
-    def update(self, value_target: Tensor, reduce: Reduce = alone) -> None:
-        """Nothing to learn."""
+    def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
+        """Do nothing: this head has no statistics."""
 
 
 class HuberValue(ValueHead):
-    """Half the squared error up to `delta`, and linear beyond, so that no outlier has a large gradient.
+    """Predicts the return with the Huber loss, so that outliers have a bounded gradient.
 
-    Source: Huber 1964, as `torch.nn.functional.huber_loss`.
+    Source: Huber 1964; the same as `torch.nn.functional.huber_loss`.
+
+    Args:
+        width: Number of features.
+        delta: Error at which the loss changes from quadratic to linear, in units of the reward.
+
+    Raises:
+        ConfigurationError: If `delta` is not positive.
+
     """
 
     out_keys: ClassVar[list[str]] = ["state_value"]
 
     def __init__(self, width: int, delta: float = 1.0) -> None:
-        """Be linear from an error of `delta` on, in units of the reward."""
         super().__init__()
         if delta <= 0:
             raise ConfigurationError(f"critic.head.delta={delta} must be positive; 1.0 is usual")
@@ -127,29 +99,36 @@ class HuberValue(ValueHead):
         self.layer = last_layer(width, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`[*, width] -> state_value [*, 1]`."""
+        """Shapes: `[*, width] -> [*, 1]`."""
         value: Tensor = self.layer(features)
         return value
 
     def loss(self, error: Tensor) -> Tensor:
-        """e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2): `[*] -> [*]`."""
+        """Compute e^2 / 2 if |e| <= delta, otherwise delta (|e| - delta / 2)."""
         small = error.abs().clamp(max=self.delta)
         return small * (error.abs() - 0.5 * small)
 
     def error(
         self, predicted: Mapping[str, Tensor], target: Tensor, old_value: Tensor, clip_value: float | None
     ) -> Tensor:
-        """`clipped_error` of `loss`: `[batch, 1]`."""
         return clipped_error(self.loss, predicted["state_value"], target, old_value, clip_value)
 
-    def update(self, value_target: Tensor, reduce: Reduce = alone) -> None:
-        """Nothing to learn."""
+    def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
+        """Do nothing: this head has no statistics."""
 
 
 class PopArtValue(ValueHead):
-    """A value normalised to the targets' mean and standard deviation, whose outputs do not change when those do.
+    """Predicts values on a normalized scale, and keeps its outputs unchanged when the statistics change (PopArt).
 
-    Source: van Hasselt et al. 2016, algorithm 1; Hessel et al. 2019 for the bounds of the standard deviation.
+    Source: van Hasselt et al. 2016, algorithm 1; the bounds of the standard deviation are those of Hessel et al. 2019.
+
+    Args:
+        width: Number of features.
+        beta: Fraction of the statistics that every rollout replaces. With 0, all targets count equally.
+
+    Raises:
+        ConfigurationError: If `beta` is outside [0, 1).
+
     """
 
     out_keys: ClassVar[list[str]] = ["state_value"]
@@ -158,7 +137,6 @@ class PopArtValue(ValueHead):
     std: Tensor
 
     def __init__(self, width: int, beta: float = 0.1) -> None:
-        """Forget the part `beta` of what is known with every rollout; 0: the moments of all targets ever seen."""
         super().__init__()
         if not 0 <= beta < 1:
             raise ConfigurationError(f"critic.head.beta={beta} must lie within [0, 1); 0.1 is usual")
@@ -169,25 +147,75 @@ class PopArtValue(ValueHead):
         self.register_buffer("std", torch.ones(()))
 
     def forward(self, features: Tensor) -> Tensor:
-        """`[*, width] -> state_value [*, 1]`."""
+        """Shapes: `[*, width] -> [*, 1]`."""
         value: Tensor = self.layer(features) * self.std + self.mean
         return value
 
     def error(
         self, predicted: Mapping[str, Tensor], target: Tensor, old_value: Tensor, clip_value: float | None
     ) -> Tensor:
-        """`squared_error` on the normalised scale; `clip_value` is in units of the reward: `[batch, 1]`."""
+        """Compute the squared error on the normalized scale; `clip_value` is in units of the reward."""
         return squared_error(predicted["state_value"], target, old_value, clip_value) / self.std.square()
 
     @torch.no_grad()
-    def update(self, value_target: Tensor, reduce: Reduce = alone) -> None:
-        """Move the moments and the layer together, in place: optimisers and graphs keep hold of both."""
+    def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
+        """Update the statistics, and the layer so that its outputs stay the same.
+
+        Both change in place, because optimizers and compiled graphs keep references to the tensors.
+        """
         old_mean, old_std = self.mean.clone(), self.std.clone()
         self.moments.count.mul_(1 - self.beta)
         self.moments.update(value_target, reduce)
         self.mean.copy_(self.moments.mean)
         self.std.copy_(self.moments.var.sqrt().clamp(1e-4, 1e6))
         weight, bias = self.layer.parameters()
-        # From the rounded moments, which are what `forward` sees.
+        # Use the rounded statistics, because `forward` uses them too.
         weight.copy_(weight.double() * old_std / self.std)
         bias.copy_((bias.double() * old_std + old_mean - self.mean) / self.std)
+
+
+def last_layer(width: int, num_outputs: int) -> FullPrecision:
+    """Build a linear layer in full precision, with orthogonal weights of gain 1."""
+    return FullPrecision(orthogonal_(nn.Linear(width, num_outputs), gain=1.0))
+
+
+def squared_error(value: Tensor, target: Tensor, old_value: Tensor, clip_value: float | None) -> Tensor:
+    """Compute (V - R)^2, or with `clip_value` max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2).
+
+    Source: Value clipping of OpenAI Baselines' ppo2.
+
+    Args:
+        value: Predicted values, `[batch, 1]`.
+        target: Value targets, `[batch, 1]`.
+        old_value: State values at collection, `[batch, 1]`.
+        clip_value: Largest change of a value that is not clipped. `None` disables clipping.
+
+    Returns:
+        Errors, `[batch, 1]`.
+
+    Raises:
+        ValueError: If the shapes of `value` and `target` differ.
+
+    """
+    return clipped_error(torch.square, value, target, old_value, clip_value)
+
+
+def clipped_error(
+    loss: Callable[[Tensor], Tensor], value: Tensor, target: Tensor, old_value: Tensor, clip_value: float | None
+) -> Tensor:
+    """Compute l(V - R), or with `clip_value` max(l(V - R), l(V_old + clip(V - V_old, -c, c) - R)).
+
+    The generalization of `squared_error` to any elementwise loss l.
+    """
+    check_shapes(value, target)
+    error = loss(value - target)
+    if clip_value is None:
+        return error
+    clipped = old_value + (value - old_value).clamp(-clip_value, clip_value)
+    return torch.maximum(error, loss(clipped - target))
+
+
+def check_shapes(value: Tensor, target: Tensor) -> None:
+    """Raise ValueError if the shapes differ, because broadcasting would compare every value with every target."""
+    if value.shape != target.shape:
+        raise ValueError(f"state_value {list(value.shape)} and value_target {list(target.shape)} differ in shape")

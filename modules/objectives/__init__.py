@@ -1,1 +1,1 @@
-"""Losses, one file for each."""
+"""PPO objectives, one per file."""

@@ -1,4 +1,4 @@
-"""The clipped objective."""
+"""The clipped PPO objective."""
 
 from __future__ import annotations
 
@@ -7,28 +7,24 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBas
 from torch import Tensor
 
 from ...errors import ConfigurationError
-from .ppo_loss import PPOLoss, ratio_of
-
-
-def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_epsilon: Tensor) -> Tensor:
-    """L_clip(theta) = min(r A, clip(r, 1 - epsilon, 1 + epsilon) A), with r = exp(log_ratio).
-
-    Source: Schulman et al. 2017, eq. 7. Shapes: `[batch], [batch], [] -> [batch]`, to be maximised.
-    """
-    ratio = ratio_of(log_ratio)
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon) * advantage)
+from .ppo_loss import PPOLoss, probability_ratio
 
 
 class ClipPPOLoss(PPOLoss):
-    """The clipped objective (Schulman et al. 2017, eq. 7 and 9).
+    """The clipped objective.
+
+    Source: Schulman et al. 2017, eq. 7 and 9.
 
     Args:
-        actor_network: see `PPOLoss`.
-        critic_network: see `PPOLoss`.
-        clip_epsilon: distance from 1 at which the ratio stops counting.
-        entropy_coeff: see `PPOLoss`.
-        critic_coeff: see `PPOLoss`.
-        clip_value: see `PPOLoss`.
+        actor_network: See `PPOLoss`.
+        critic_network: See `PPOLoss`.
+        clip_epsilon: Distance of the probability ratio from 1 at which it is clipped.
+        entropy_coeff: See `PPOLoss`.
+        critic_coeff: See `PPOLoss`.
+        clip_value: See `PPOLoss`.
+
+    Raises:
+        ConfigurationError: If `clip_epsilon` is not positive; see also `PPOLoss`.
 
     """
 
@@ -44,7 +40,6 @@ class ClipPPOLoss(PPOLoss):
         critic_coeff: float = 0.5,
         clip_value: float | None = None,
     ) -> None:
-        """Add the clip range."""
         super().__init__(
             actor_network, critic_network, entropy_coeff=entropy_coeff, critic_coeff=critic_coeff, clip_value=clip_value
         )
@@ -53,9 +48,18 @@ class ClipPPOLoss(PPOLoss):
         self.register_buffer("clip_epsilon", torch.tensor(float(clip_epsilon)), persistent=False)
 
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
-        """The negative of `clipped_surrogate`."""
+        """Return the negative of `clipped_surrogate`."""
         return -clipped_surrogate(log_ratio, advantage, self.clip_epsilon)
 
     def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
-        """`clip_fraction`: part of the samples with |r - 1| > epsilon."""
+        """Return `clip_fraction`, the fraction of samples with |r - 1| > epsilon."""
         return {"clip_fraction": (log_ratio.expm1().abs() > self.clip_epsilon).float().mean()}
+
+
+def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_epsilon: Tensor) -> Tensor:
+    """Compute min(r A, clip(r, 1 - epsilon, 1 + epsilon) A), with r = exp(log_ratio), which is maximized.
+
+    Source: Schulman et al. 2017, eq. 7. Shapes: `[batch], [batch], [] -> [batch]`.
+    """
+    ratio = probability_ratio(log_ratio)
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon) * advantage)

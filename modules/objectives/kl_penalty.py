@@ -1,4 +1,4 @@
-"""The objective with an adaptive KL penalty."""
+"""The PPO objective with an adaptive KL penalty."""
 
 from __future__ import annotations
 
@@ -10,34 +10,45 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBas
 from torch import Tensor
 
 from ...errors import ConfigurationError
-from ..normalizers import Reduce, alone
-from .ppo_loss import PPOLoss, ratio_of
+from ..normalizers import Reduce, no_reduce
+from .ppo_loss import PPOLoss, probability_ratio
 
 
 @runtime_checkable
 class Adaptive(Protocol):
-    """An objective with a coefficient that the measured KL moves, once per rollout."""
+    """An objective with a coefficient that adapts to the measured KL divergence."""
 
     def adapt(self, rollout: TensorDictBase, reduce: Reduce) -> None:
-        """Change the coefficient after the last epoch on `rollout`."""
+        """Change the coefficient; called once per rollout, after the last epoch.
+
+        Args:
+            rollout: The rollout, with the inputs of `PPOLoss.forward`.
+            reduce: Sums a tensor over all ranks.
+
+        """
 
 
 class KLPENPPOLoss(PPOLoss):
-    """The objective with an adaptive KL penalty (Schulman et al. 2017, eq. 8).
+    """The objective with an adaptive KL penalty.
 
-    `beta` changes in `adapt` alone, once per rollout: doubled where the KL over the whole rollout is above
-    1.5 x `dtarg`, halved where it is below `dtarg` / 1.5, and kept within bounds.
+    `beta` changes only in `adapt`, once per rollout. It is doubled if the mean KL divergence of the rollout is above
+    1.5 x `dtarg`, halved if it is below `dtarg` / 1.5, and clamped to its bounds. It is part of the state dict.
+
+    Source: Schulman et al. 2017, eq. 8.
 
     Args:
-        actor_network: see `PPOLoss`.
-        critic_network: see `PPOLoss`.
-        beta: initial weight of the penalty.
-        dtarg: target of the KL per rollout, in nats.
-        beta_min: smallest weight.
-        beta_max: largest weight.
-        entropy_coeff: see `PPOLoss`.
-        critic_coeff: see `PPOLoss`.
-        clip_value: see `PPOLoss`.
+        actor_network: See `PPOLoss`.
+        critic_network: See `PPOLoss`.
+        beta: Initial weight of the penalty.
+        dtarg: Target of the KL divergence per rollout, in nats.
+        beta_min: Smallest weight.
+        beta_max: Largest weight.
+        entropy_coeff: See `PPOLoss`.
+        critic_coeff: See `PPOLoss`.
+        clip_value: See `PPOLoss`.
+
+    Raises:
+        ConfigurationError: If `beta` is outside its bounds, or a bound or `dtarg` is not positive; see also `PPOLoss`.
 
     """
 
@@ -56,37 +67,37 @@ class KLPENPPOLoss(PPOLoss):
         critic_coeff: float = 0.5,
         clip_value: float | None = None,
     ) -> None:
-        """Add the penalty; `beta` is a state of the training and saved with it."""
         super().__init__(
             actor_network, critic_network, entropy_coeff=entropy_coeff, critic_coeff=critic_coeff, clip_value=clip_value
         )
         if not 0 < beta_min <= beta <= beta_max:
             raise ConfigurationError(
-                f"objective.beta={beta} must lie within beta_min={beta_min} and beta_max={beta_max}, both positive"
+                f"objective.beta={beta} must lie within beta_min={beta_min} and beta_max={beta_max}, and all must be "
+                "positive"
             )
         if dtarg <= 0:
-            raise ConfigurationError(f"objective.dtarg={dtarg} must be positive")
+            raise ConfigurationError(f"objective.dtarg={dtarg} must be positive; 0.01 is usual")
         self.dtarg = dtarg
         self.beta_min = beta_min
         self.beta_max = beta_max
         self.register_buffer("beta", torch.tensor(float(beta)))
 
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
-        """-(r A - beta KL(old || new))."""
-        return self.beta * kl - ratio_of(log_ratio) * advantage
+        """Return -(r A - beta KL(old || new))."""
+        return self.beta * kl - probability_ratio(log_ratio) * advantage
 
     def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
-        """`beta`, the weight of the penalty."""
+        """Return `beta`, the weight of the penalty."""
         return {"beta": self.beta.clone()}
 
     @torch.no_grad()
-    def adapt(self, rollout: TensorDictBase, reduce: Reduce = alone) -> None:
-        """Move `beta` by the mean KL over all states of `rollout`, as `forward` reads them, and all ranks."""
+    def adapt(self, rollout: TensorDictBase, reduce: Reduce = no_reduce) -> None:
+        """Adapt `beta` to the mean KL divergence over all states of `rollout` and all ranks."""
         _, _, kl = self.compare(rollout.copy())
         total, count = reduce(torch.stack([kl.sum(), kl.new_tensor(float(kl.numel()))]))
-        self.beta.copy_(self.adapted(total / count))
+        self.beta.copy_(self.next_beta(total / count))
 
-    def adapted(self, kl: Tensor) -> Tensor:
-        """The next `beta` after a rollout whose mean KL was `kl`: `[] -> []`."""
+    def next_beta(self, kl: Tensor) -> Tensor:
+        """Return `beta` for the next rollout from the mean KL divergence of this one, both scalar tensors."""
         factor = torch.where(kl > 1.5 * self.dtarg, 2.0, torch.where(kl < self.dtarg / 1.5, 0.5, 1.0))
         return (self.beta * factor).clamp(self.beta_min, self.beta_max)

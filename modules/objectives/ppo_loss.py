@@ -1,7 +1,8 @@
-"""The losses of proximal policy optimisation.
+"""The base class of the PPO objectives.
 
-Our own, because TorchRL's report the biased estimate of the KL (k1), adapt the penalty in every forward,
-and take twice as long; its `ClipPPOLoss(functional=False)` keeps the same contract and can be put here.
+TorchRL's `ClipPPOLoss(functional=False)` has the same contract and can be used instead. These classes exist because
+TorchRL's report a biased estimate of the KL divergence (k1), adapt the penalty in every forward pass, and take twice
+as long.
 """
 
 from __future__ import annotations
@@ -20,48 +21,27 @@ from ..heads.value_heads import ValueHead, squared_error
 
 LOSS_PREFIX = "loss_"
 
-HIGHEST_LOG_RATIO = 80.0
-"""Beyond, in float32, the ratio is infinite, and a gradient that it does not count for is NaN instead of 0."""
-
-
-def ratio_of(log_ratio: Tensor) -> Tensor:
-    """The ratio new / old, finite: `[batch] -> [batch]`."""
-    return log_ratio.clamp(max=HIGHEST_LOG_RATIO).exp()
-
-
-def kl_estimate(log_ratio: Tensor) -> Tensor:
-    """KL(old || new) from samples of the old policy: r - 1 - log r >= 0, with r = new / old.
-
-    Source: Schulman 2020, "Approximating KL divergence", k3. Shapes: `[batch] -> [batch]`.
-    """
-    return log_ratio.expm1() - log_ratio
-
-
-def kl_between(old: D.Distribution, new: D.Distribution, log_ratio: Tensor) -> Tensor:
-    """KL(old || new) in every state, analytic where PyTorch knows it, else `kl_estimate`: `[batch]`."""
-    if isinstance(new, D.TransformedDistribution):  # PyTorch would compare the transforms' values, not in a graph
-        return kl_estimate(log_ratio)
-    try:
-        return D.kl_divergence(old, new)
-    except NotImplementedError:
-        return kl_estimate(log_ratio)
+MAX_LOG_RATIO = 80.0
+"""In float32, larger log-ratios have an infinite ratio, and a NaN gradient where the clipped gradient is 0."""
 
 
 class PPOLoss(nn.Module, ABC):
-    """What both objectives share: the value loss, the entropy bonus and the KL monitor.
+    """Base class of PPO objectives, with the value loss, the entropy bonus and the KL divergence.
+
+    `forward` reads the action, `action_log_prob`, `advantage`, `value_target`, `state_value`, the distribution
+    parameters and the inputs of the networks, all `[batch, ...]`, or `[batch, time, ...]` for sequences. It returns
+    scalars: `loss_objective`, `loss_critic` and `loss_entropy`, whose sum is minimized, and the metrics `kl_approx`,
+    `entropy` and those of `metrics`.
 
     Args:
-        actor_network: writes the distribution of `action`.
-        critic_network: writes `state_value` `[batch, 1]`.
-        entropy_coeff: weight of the entropy bonus (c2).
-        critic_coeff: weight of the value loss (c1).
-        clip_value: largest change of a value that is not clipped, in units of the value; none: no clipping.
+        actor_network: Policy that writes the distribution of the action.
+        critic_network: Writes `state_value` `[batch, 1]`.
+        entropy_coeff: Weight of the entropy bonus (c2).
+        critic_coeff: Weight of the value loss (c1).
+        clip_value: Largest change of a value that is not clipped, in units of the value. `None` disables clipping.
 
-    `forward` reads the action, `action_log_prob`, `advantage`, `value_target`, `state_value`, the
-    distribution's parameters and what the networks read, all `[batch, ...]`, or of sequences
-    `[batch, time, ...]`, and returns scalars:
-    `loss_objective`, `loss_critic`, `loss_entropy` (their sum is minimised) and the metrics `kl_approx`,
-    `entropy` and those of `metrics`.
+    Raises:
+        ConfigurationError: If `clip_value` is not positive, or the value head does not support it.
 
     """
 
@@ -77,31 +57,46 @@ class PPOLoss(nn.Module, ABC):
         critic_coeff: float,
         clip_value: float | None,
     ) -> None:
-        """Keep the networks and the coefficients."""
         super().__init__()
         if clip_value is not None and clip_value <= 0:
-            raise ConfigurationError(f"objective.clip_value={clip_value} must be positive, or null for no clipping")
+            raise ConfigurationError(f"objective.clip_value={clip_value} must be positive; null disables clipping")
         self.actor_network = actor_network
         self.critic_network = critic_network
         self.clip_value = clip_value
-        # Buffers, so that a compiled graph sees a schedule move them; not saved: the configuration owns them.
+        # Buffers, so that schedules can change them in a compiled graph; not saved, because they are configuration.
         self.register_buffer("entropy_coeff", torch.tensor(float(entropy_coeff)), persistent=False)
         self.register_buffer("critic_coeff", torch.tensor(float(critic_coeff)), persistent=False)
         self._sample_key = actor_network.dist_sample_keys[0]
-        self._value_error = value_error_of(critic_network, clip_value)
-        self._rest_of_critic = (after_shared_trunk(actor_network, critic_network),)  # a tuple: not registered twice
+        self._value_error = get_value_error(critic_network, clip_value)
+        # In a tuple, so that its parameters are not registered twice.
+        self._unshared_critic = (unshared_critic(actor_network, critic_network),)
 
     @abstractmethod
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
-        """The loss of the policy in every sample: `[batch]` each."""
+        """Compute the loss of the policy for every sample.
+
+        Args:
+            log_ratio: log(new / old) of the actions taken, `[batch]`.
+            advantage: `[batch]`.
+            kl: KL(old || new) in every state, `[batch]`.
+
+        Returns:
+            Losses, `[batch]`.
+
+        """
+
+    @abstractmethod
+    def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
+        """Return additional scalar metrics of a minibatch from the log-ratios `[batch]`."""
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Losses and metrics of one minibatch `[batch]`."""
+        """Return the losses and metrics of a minibatch."""
         data = tensordict.copy()
-        new, log_ratio, kl = self.compare(data)
-        entropy = entropy_of(new).mean()
-        old_value = tensordict["state_value"]  # in `data` a shared actor has written the new one
-        error = self._value_error(self._rest_of_critic[0](data), data["value_target"], old_value, self.clip_value)
+        distribution, log_ratio, kl = self.compare(data)
+        entropy = policy_entropy(distribution).mean()
+        old_value = tensordict["state_value"]  # an actor with a shared extractor overwrites the one in `data`
+        predicted = self._unshared_critic[0](data)
+        error = self._value_error(predicted, data["value_target"], old_value, self.clip_value)
         return TensorDict(
             {
                 "loss_objective": self.policy_loss(log_ratio, data["advantage"].squeeze(-1), kl).mean(),
@@ -114,54 +109,70 @@ class PPOLoss(nn.Module, ABC):
         )
 
     def compare(self, data: TensorDictBase) -> tuple[D.Distribution, Tensor, Tensor]:
-        """Run the policy on `data`, which it writes into.
+        """Run the policy on `data`, which receives its outputs, and compare it with the policy at collection.
 
         Returns:
-            Its distribution, log(new / old) of the actions taken, and KL(old || new) in every state: `[batch]` each.
+            The new distribution, log(new / old) of the actions taken, `[batch]`, and KL(old || new), `[batch]`.
 
         """
         old = self.actor_network.build_dist_from_params(data)
         new = self.actor_network.get_dist(data)
         log_ratio = new.log_prob(data[self._sample_key]) - data["action_log_prob"]
-        return new, log_ratio, kl_between(old, new, log_ratio)
-
-    @abstractmethod
-    def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
-        """What else to log of a minibatch: `[batch] -> []` each."""
+        return new, log_ratio, policy_kl(old, new, log_ratio)
 
 
-def entropy_of(distribution: D.Distribution) -> Tensor:
-    """Analytic entropy, or minus the log-probability of one sample where there is none: `[batch]`."""
+def probability_ratio(log_ratio: Tensor) -> Tensor:
+    """Return the ratio new / old, limited to finite values."""
+    return log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+
+
+def policy_kl(old: D.Distribution, new: D.Distribution, log_ratio: Tensor) -> Tensor:
+    """Return KL(old || new), `[batch]`, in closed form if there is one, otherwise `kl_estimate`."""
+    if isinstance(new, D.TransformedDistribution):  # PyTorch compares the transforms by value, which breaks a graph
+        return kl_estimate(log_ratio)
+    try:
+        return D.kl_divergence(old, new)
+    except NotImplementedError:
+        return kl_estimate(log_ratio)
+
+
+def kl_estimate(log_ratio: Tensor) -> Tensor:
+    """Estimate KL(old || new) from samples of the old policy: r - 1 - log r >= 0, with r = new / old.
+
+    Source: Schulman 2020, "Approximating KL divergence", k3. Shapes: `[batch] -> [batch]`.
+    """
+    return log_ratio.expm1() - log_ratio
+
+
+def policy_entropy(distribution: D.Distribution) -> Tensor:
+    """Return the entropy, `[batch]`, in closed form if there is one, otherwise estimated from one sample."""
     try:
         return distribution.entropy()
     except NotImplementedError:
         return -distribution.log_prob(distribution.rsample())
 
 
-def after_shared_trunk(actor: ProbabilisticTensorDictSequential, critic: TensorDictModuleBase) -> TensorDictModuleBase:
-    """What of the critic is left to run where the actor has already run: all, or all but a shared trunk."""
+def unshared_critic(actor: ProbabilisticTensorDictSequential, critic: TensorDictModuleBase) -> TensorDictModuleBase:
+    """Return the part of the critic that the actor does not run."""
     if not isinstance(critic, TensorDictSequential):
         return critic
-    done = set(actor.modules())
-    return TensorDictSequential(*[module for module in critic.module if module not in done])
+    actor_modules = set(actor.modules())
+    return TensorDictSequential(*[module for module in critic.module if module not in actor_modules])
 
 
-def value_error_of(critic: TensorDictModuleBase, clip_value: float | None) -> Callable[..., Tensor]:
-    """How a critic's head judges its own error, or the squared error where it has no head of ours.
-
-    Returns:
-        A function with the arguments of `ValueHead.error`.
+def get_value_error(critic: TensorDictModuleBase, clip_value: float | None) -> Callable[..., Tensor]:
+    """Return the `error` method of the critic's `ValueHead`, or the squared error if it has none.
 
     Raises:
-        ConfigurationError: if values are to be clipped that the head does not compare.
+        ConfigurationError: If `clip_value` is set and the head does not support it.
 
     """
     heads = [module for module in critic.modules() if isinstance(module, ValueHead)]
     if not heads:
-        return lambda predicted, *arguments: squared_error(predicted["state_value"], *arguments)
-    if clip_value is not None and not heads[-1].clips:
+        return lambda predicted, *args: squared_error(predicted["state_value"], *args)
+    if clip_value is not None and not heads[-1].supports_clipping:
         raise ConfigurationError(
-            f"objective.clip_value={clip_value} does not go with {type(heads[-1]).__name__}; set it to null, "
-            "or choose critic=mse"
+            f"objective.clip_value={clip_value} is not supported by {type(heads[-1]).__name__}; set it to null, "
+            "or use critic=mse"
         )
     return heads[-1].error

@@ -1,4 +1,4 @@
-"""Actors and critics, built from specs alone."""
+"""Tests of actors and critics built from specs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ACTION_SPECS: dict[str, TensorSpec] = {
     "unbounded box": Unbounded((2,), dtype=torch.float32),
     "squashed box": Bounded(LOW, HIGH, (2,), dtype=torch.float32),
 }
-# the parameters of the distribution, and the shape of one of them for one observation
+# Name and size of every distribution parameter.
 PARAMETERS = {
     "discrete": {"logits": 4},
     "multi-discrete": {"logits": 10},
@@ -56,14 +56,14 @@ def batched(spec: TensorSpec) -> TensorSpec:
 
 @pytest.fixture(autouse=True)
 def _sampled_actions() -> Iterator[None]:
-    """As in a collector; outside of one, TorchRL takes the deterministic action."""
+    """Sample actions as collectors do; by default, TorchRL uses the deterministic action."""
     with set_exploration_type(ExplorationType.RANDOM):
         yield
 
 
 @pytest.fixture
 def build() -> Build:
-    """Makes an actor and a critic for three floats and the action space of a name in `ACTION_SPECS`."""
+    """Return a function that builds networks for three floats and an action space of `ACTION_SPECS`."""
 
     def make(space: str, observation: TensorSpec | None = None, log_std: float = 0.0, **options: Any) -> ActorCritic:
         torch.manual_seed(0)
@@ -82,8 +82,8 @@ def observations() -> TensorDict:
     return TensorDict({"observation": torch.randn(NUM_ENVS, 3, generator=generator)}, [NUM_ENVS])
 
 
-def heads(networks: ActorCritic) -> tuple[nn.Linear, nn.Linear]:
-    """The last linear layers of the actor and of the critic."""
+def last_layers(networks: ActorCritic) -> tuple[nn.Linear, nn.Linear]:
+    """Return the last linear layers of the actor and the critic."""
     actor, critic = ([m for m in network.modules() if isinstance(m, nn.Linear)][-1] for network in networks)
     return actor, critic
 
@@ -99,7 +99,7 @@ def is_in(spec: TensorSpec, value: Tensor) -> bool:
 
 class TestEveryActionSpace:
     @every_action_space
-    def test_the_actor_writes_the_action_its_log_prob_and_the_parameters(
+    def test_actor_writes_action_log_prob_and_parameters(
         self, space: str, build: Build, observations: TensorDict
     ) -> None:
         actor = build(space).actor
@@ -115,7 +115,7 @@ class TestEveryActionSpace:
 
     @every_action_space
     @pytest.mark.parametrize("batch", [(1,), (5, 7)])
-    def test_the_batch_need_not_be_the_environments(self, space: str, batch: tuple[int, ...], build: Build) -> None:
+    def test_accepts_any_batch(self, space: str, batch: tuple[int, ...], build: Build) -> None:
         networks = build(space)
         data = networks.critic(networks.actor(TensorDict({"observation": torch.randn(*batch, 3)}, batch)))
         assert data["action"].shape == (*batch, *ACTION_SPECS[space].shape)
@@ -124,7 +124,7 @@ class TestEveryActionSpace:
 
     @pytest.mark.parametrize("space", [name for name in ACTION_SPECS if name != "box"])
     @pytest.mark.parametrize("how", [ExplorationType.RANDOM, ExplorationType.DETERMINISTIC])
-    def test_the_actor_stays_inside_the_action_space(self, space: str, how: ExplorationType, build: Build) -> None:
+    def test_actions_lie_in_the_action_space(self, space: str, how: ExplorationType, build: Build) -> None:
         networks = build(space, log_std=2.0)
         with torch.no_grad(), set_exploration_type(how):
             for _ in range(20):
@@ -132,7 +132,7 @@ class TestEveryActionSpace:
                 assert is_in(batched(ACTION_SPECS[space]), data["action"])
 
     @every_action_space
-    def test_the_stored_log_prob_is_that_of_the_stored_parameters_and_action(
+    def test_log_prob_equals_that_of_the_stored_parameters(
         self, space: str, build: Build, observations: TensorDict
     ) -> None:
         actor = build(space).actor
@@ -144,7 +144,7 @@ class TestEveryActionSpace:
         )
 
     @every_action_space
-    def test_the_deterministic_action_is_repeatable(self, space: str, build: Build, observations: TensorDict) -> None:
+    def test_deterministic_action_is_repeatable(self, space: str, build: Build, observations: TensorDict) -> None:
         actor = build(space).actor
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             first, second = (actor(observations.copy())["action"] for _ in range(2))
@@ -166,9 +166,9 @@ class TestEveryActionSpace:
                 assert parameter.grad.isfinite().all(), name
 
 
-class TestSharedTrunkInAnObjective:
+class TestObjective:
     @pytest.mark.parametrize("shared", [False, True])
-    def test_the_body_of_every_network_runs_once(self, shared: bool, build: Build, observations: TensorDict) -> None:
+    def test_objective_runs_every_body_once(self, shared: bool, build: Build, observations: TensorDict) -> None:
         calls: list[nn.Module] = []
 
         def counted(shape: torch.Size) -> nn.Module:
@@ -186,7 +186,7 @@ class TestSharedTrunkInAnObjective:
 
 
 @every_action_space
-def test_mixed_precision_ends_before_the_heads(space: str, build: Build, observations: TensorDict) -> None:
+def test_heads_write_float32_under_autocast(space: str, build: Build, observations: TensorDict) -> None:
     networks = build(space)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         data = networks.critic(networks.actor(observations))
@@ -196,18 +196,14 @@ def test_mixed_precision_ends_before_the_heads(space: str, build: Build, observa
 
 
 class TestContinuousActions:
-    def test_a_clipped_policy_may_leave_the_box_and_its_log_prob_is_the_gaussians(
-        self, build: Build, observations: TensorDict
-    ) -> None:
+    def test_gaussian_log_prob_is_that_of_the_unclipped_action(self, build: Build, observations: TensorDict) -> None:
         data = build("box", log_std=1.5).actor(observations)
         action, loc, scale = (data[key].detach().double().numpy() for key in ("action", "loc", "scale"))
         assert not is_in(batched(ACTION_SPECS["box"]), data["action"])
         expected = -0.5 * ((action - loc) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
         np.testing.assert_allclose(data["action_log_prob"].detach().numpy(), expected.sum(-1), rtol=1e-5)
 
-    def test_a_squashed_policys_log_prob_is_the_gaussians_minus_the_logarithm_of_the_slope(
-        self, build: Build, observations: TensorDict
-    ) -> None:
+    def test_tanh_gaussian_log_prob_includes_the_slope(self, build: Build, observations: TensorDict) -> None:
         data = build("squashed box", log_std=-0.5).actor(observations)
         low, high = LOW.double().numpy(), HIGH.double().numpy()
         action, loc, scale = (data[key].detach().double().numpy() for key in ("action", "loc", "scale"))
@@ -217,21 +213,19 @@ class TestContinuousActions:
         expected = (gaussian - np.log(slope)).sum(-1)
         np.testing.assert_allclose(data["action_log_prob"].detach().numpy(), expected, rtol=1e-3, atol=1e-3)
 
-    def test_a_squashed_policy_reaches_both_bounds_of_every_action(self, build: Build) -> None:
+    def test_tanh_gaussian_reaches_both_bounds(self, build: Build) -> None:
         actor = build("squashed box", log_std=2.0).actor
         with torch.no_grad():
             action = actor(TensorDict({"observation": torch.zeros(2000, 3)}, [2000]))["action"]
         torch.testing.assert_close(action.amin(0), LOW, rtol=0, atol=0.05)
         torch.testing.assert_close(action.amax(0), HIGH, rtol=0, atol=0.05)
 
-    def test_squashing_needs_finite_bounds(self, build: Build) -> None:
+    def test_tanh_gaussian_rejects_infinite_bounds(self, build: Build) -> None:
         with pytest.raises(ConfigurationError, match=r"head=tanh_gaussian needs finite bounds"):
             build("unbounded box", head=tanh_gaussian)
 
     @pytest.mark.parametrize("space", ["box", "squashed box"])
-    def test_the_scale_is_one_number_for_each_action_in_all_states(
-        self, space: str, build: Build, observations: TensorDict
-    ) -> None:
+    def test_scale_is_one_parameter_per_action(self, space: str, build: Build, observations: TensorDict) -> None:
         networks = build(space, log_std=-0.7)
         scale = networks.actor(observations)["scale"]
         np.testing.assert_allclose(scale.detach().numpy(), np.full((NUM_ENVS, 2), math.exp(-0.7)), rtol=1e-6)
@@ -240,26 +234,26 @@ class TestContinuousActions:
 
 class TestInitialPolicy:
     @every_action_space
-    def test_the_policy_head_is_orthogonal_with_gain_a_hundredth_and_the_critics_with_gain_one(
-        self, space: str, build: Build
-    ) -> None:
-        actor, critic = heads(build(space))
+    def test_last_layers_start_orthogonal_with_gains_001_and_1(self, space: str, build: Build) -> None:
+        actor, critic = last_layers(build(space))
         np.testing.assert_allclose(gram(actor), 1e-4 * np.eye(actor.out_features), atol=1e-9)
         np.testing.assert_allclose(gram(critic), [[1.0]], rtol=1e-5)
         assert not actor.bias.any()
         assert not critic.bias.any()
 
     @pytest.mark.parametrize("space", ["discrete", "multi-discrete", "multi-binary"])
-    def test_the_first_policy_is_nearly_uniform(self, space: str, build: Build, observations: TensorDict) -> None:
+    def test_initial_discrete_policy_is_almost_uniform(
+        self, space: str, build: Build, observations: TensorDict
+    ) -> None:
         data = build(space).actor(observations)
         num_actions = {"discrete": 4, "multi-discrete": 30, "multi-binary": 8}[space]
         np.testing.assert_allclose(data["action_log_prob"].detach().numpy(), -np.log(num_actions), atol=0.15)
         np.testing.assert_allclose(data["logits"].detach().numpy(), 0, atol=0.05)
 
-    def test_the_first_gaussian_is_nearly_centred(self, build: Build, observations: TensorDict) -> None:
+    def test_initial_gaussian_is_almost_centered(self, build: Build, observations: TensorDict) -> None:
         np.testing.assert_allclose(build("box").actor(observations)["loc"].detach().numpy(), 0, atol=0.05)
 
-    def test_weights_are_drawn_in_an_order_that_seeds_rely_on(self, build: Build) -> None:
+    def test_order_of_random_draws_is_fixed(self, build: Build) -> None:
         actor, critic = build("discrete")
         torch.manual_seed(0)
         bodies = [mlp(torch.Size([3]), num_cells=(16, 16)) for _ in range(2)]
@@ -270,19 +264,19 @@ class TestInitialPolicy:
 
 
 class TestSharing:
-    def test_shared_networks_have_one_body_and_separate_heads(self, build: Build) -> None:
+    def test_shared_networks_have_one_body_and_two_heads(self, build: Build) -> None:
         networks = build("discrete", shared=True)
         actor, critic = (set(network.parameters()) for network in networks)
-        assert len(actor & critic) == 4 + 2  # two layers of the body, and the value's head, which the policy runs too
+        assert len(actor & critic) == 4 + 2  # two layers of the body, and the value head
         assert len(actor - critic) == 2
         assert not critic - actor
 
-    def test_a_policy_that_shares_its_body_values_states_as_the_critic_does(self, build: Build) -> None:
+    def test_shared_actor_writes_the_value_of_the_critic(self, build: Build) -> None:
         actor, critic = build("discrete", shared=True)
         data = actor(TensorDict({"observation": torch.randn(5, 3)}, [5]))
         torch.testing.assert_close(data["state_value"], critic(data.select("observation"))["state_value"])
 
-    def test_networks_share_nothing_unless_asked_to(self, build: Build) -> None:
+    def test_networks_share_nothing_by_default(self, build: Build) -> None:
         actor, critic = (set(network.parameters()) for network in build("discrete"))
         assert not actor & critic
         assert len(actor) == len(critic) == 6
@@ -291,17 +285,15 @@ class TestSharing:
         first, second = (next(network.parameters()) for network in build("discrete"))
         assert not torch.equal(first, second)
 
-    def test_a_critic_of_a_shared_body_works_alone(self, build: Build, observations: TensorDict) -> None:
+    def test_shared_critic_works_without_the_actor(self, build: Build, observations: TensorDict) -> None:
         networks = build("discrete", shared=True)
-        alone = networks.critic(observations.copy())["state_value"]
-        torch.testing.assert_close(alone, networks.critic(networks.actor(observations.copy()))["state_value"])
+        value = networks.critic(observations.copy())["state_value"]
+        torch.testing.assert_close(value, networks.critic(networks.actor(observations.copy()))["state_value"])
 
 
 class TestObservations:
     @pytest.mark.parametrize("shared", [False, True])
-    def test_one_normalizer_stands_in_front_of_both_bodies(
-        self, shared: bool, build: Build, observations: TensorDict
-    ) -> None:
+    def test_actor_and_critic_share_one_normalizer(self, shared: bool, build: Build, observations: TensorDict) -> None:
         normalized = build("discrete", shared=shared, normalize_observation=True)
         plain = build("discrete", shared=shared)
         found = [[m for m in network.modules() if isinstance(m, ObservationNormalizer)] for network in normalized]
@@ -315,7 +307,7 @@ class TestObservations:
             actual = network(observations.copy())[key]
             torch.testing.assert_close(actual, reference(expected.copy())[key], rtol=1e-4, atol=1e-5)
 
-    def test_the_body_is_chosen_by_the_caller_and_told_the_shape_of_one_observation(self, build: Build) -> None:
+    def test_body_receives_the_shape_of_one_observation(self, build: Build) -> None:
         shapes: list[torch.Size] = []
 
         def body(shape: torch.Size) -> nn.Module:
@@ -331,15 +323,13 @@ class TestObservations:
 
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
     @pytest.mark.parametrize("normalize_observation", [False, True])
-    def test_a_multilayer_perceptron_reads_integers(
-        self, dtype: torch.dtype, normalize_observation: bool, build: Build
-    ) -> None:
+    def test_mlp_accepts_integers(self, dtype: torch.dtype, normalize_observation: bool, build: Build) -> None:
         spec = Bounded(0, 200, (3,), dtype=dtype)
         networks = build("discrete", observation=spec, normalize_observation=normalize_observation)
         data = networks.critic(networks.actor(TensorDict({"observation": batched(spec).rand()}, [NUM_ENVS])))
         assert data["state_value"].dtype == torch.float32
 
-    def test_integers_with_wide_bounds_are_brought_to_the_unit_interval(self, build: Build) -> None:
+    def test_integers_with_wide_bounds_are_scaled(self, build: Build) -> None:
         spec = Bounded(-100, 300, (3,), dtype=torch.int64)
         networks = build("discrete", observation=spec)
         plain = build("discrete", observation=Bounded(0, 1, (3,)))
@@ -347,7 +337,7 @@ class TestObservations:
         scaled = TensorDict({"observation": (data["observation"] + 100) / 400}, [NUM_ENVS])
         torch.testing.assert_close(networks.critic(data)["state_value"], plain.critic(scaled)["state_value"])
 
-    def test_the_critic_reads_observations_alone(self, build: Build, observations: TensorDict) -> None:
+    def test_critic_reads_only_the_observation(self, build: Build, observations: TensorDict) -> None:
         critic: TensorDictModule = build("discrete").critic
         assert list(critic.in_keys) == ["observation"]
         assert critic(observations)["state_value"].shape == (NUM_ENVS, 1)
@@ -360,27 +350,23 @@ class TestMemory:
 
     @pytest.fixture
     def step(self) -> TensorDict:
-        past = {f"{name}_memory": torch.randn(NUM_ENVS, 1, 8) for name in ("actor", "critic")}
+        states = {f"{name}_memory": torch.randn(NUM_ENVS, 1, 8) for name in ("actor", "critic")}
         is_init = torch.zeros(NUM_ENVS, 1, dtype=torch.bool)
-        return TensorDict({"observation": torch.randn(NUM_ENVS, 3), "is_init": is_init, **past}, [NUM_ENVS])
+        return TensorDict({"observation": torch.randn(NUM_ENVS, 3), "is_init": is_init, **states}, [NUM_ENVS])
 
-    def test_a_policy_that_remembers_values_states_as_the_critic_does(
-        self, networks: ActorCritic, step: TensorDict
-    ) -> None:
+    def test_actor_writes_the_value_of_the_critic(self, networks: ActorCritic, step: TensorDict) -> None:
         acted = networks.actor(step.copy())
         torch.testing.assert_close(acted["state_value"], networks.critic(step.copy())["state_value"])
 
-    def test_what_it_will_remember_follows_under_next(self, networks: ActorCritic, step: TensorDict) -> None:
+    def test_next_state_is_written_under_next(self, networks: ActorCritic, step: TensorDict) -> None:
         acted = networks.actor(step.copy())
-        carried = recurrent_state_shapes(networks.actor)
-        assert set(carried) <= {"actor_memory", "critic_memory"}
-        for key, shape in carried.items():
+        state_shapes = recurrent_state_shapes(networks.actor)
+        assert set(state_shapes) <= {"actor_memory", "critic_memory"}
+        for key, shape in state_shapes.items():
             assert acted["next", key].shape == (NUM_ENVS, *shape)
             assert ("next", key) in networks.actor.out_keys
 
-    def test_an_objective_runs_every_network_once_and_gives_gradients_to_all(
-        self, networks: ActorCritic, step: TensorDict
-    ) -> None:
+    def test_objective_gives_gradients_to_all_parameters(self, networks: ActorCritic, step: TensorDict) -> None:
         acted = networks.actor(step.copy()).exclude("next").detach()
         acted["advantage"], acted["value_target"] = torch.randn(NUM_ENVS, 1), torch.randn(NUM_ENVS, 1)
         losses = ClipPPOLoss(*networks)(acted)
@@ -389,9 +375,7 @@ class TestMemory:
         for network in networks:
             assert all(parameter.grad is not None for parameter in network.parameters())
 
-    def test_separate_memories_share_nothing_and_one_for_both_all_but_the_policys_head(
-        self, networks: ActorCritic
-    ) -> None:
+    def test_shared_memory_shares_all_but_the_policy_head(self, networks: ActorCritic) -> None:
         shared = set(recurrent_state_shapes(networks.actor)) == {"actor_memory"}
         assert set(recurrent_state_shapes(networks.critic)) == {"actor_memory" if shared else "critic_memory"}
         logits = networks.actor.module[0].module[-1]
@@ -401,7 +385,7 @@ class TestMemory:
         assert (acting - valuing == set(logits.parameters())) is shared
         assert acting.isdisjoint(valuing) is not shared
 
-    def test_nothing_that_the_critic_remembers_changes_the_action(self, build: Build, step: TensorDict) -> None:
+    def test_state_of_the_critic_does_not_affect_the_action(self, build: Build, step: TensorDict) -> None:
         networks = build("discrete", memory=partial(GRU, width=8))
         other = step.clone().update({"critic_memory": torch.randn(NUM_ENVS, 1, 8)})
         first, second = networks.actor(step.copy()), networks.actor(other)
@@ -409,9 +393,9 @@ class TestMemory:
         assert not torch.equal(first["state_value"], second["state_value"])
 
 
-class TestOwnBody:
+class TestCustomBody:
     class Attentive(nn.Module):
-        """A user's module, which knows nothing of this package."""
+        """A module that does not depend on this package."""
 
         def __init__(self, shape: torch.Size) -> None:
             super().__init__()
@@ -421,7 +405,7 @@ class TestOwnBody:
             return self.scores(observation).softmax(-1) * self.values(observation)
 
     @pytest.mark.parametrize("options", [{}, {"shared": True}, {"memory": partial(GRU, width=8)}])
-    def test_is_used_as_it_is_and_learned(self, options: dict[str, Any], build: Build) -> None:
+    def test_gradients_reach_a_custom_body(self, options: dict[str, Any], build: Build) -> None:
         networks = build("discrete", body=self.Attentive, **options)
         data = TensorDict({"observation": torch.randn(NUM_ENVS, 3)}, [NUM_ENVS])
         data["is_init"] = torch.ones(NUM_ENVS, 1, dtype=torch.bool)
@@ -450,7 +434,7 @@ class TestNestedSpaces:
         )
         return networks, observation.rand()
 
-    def test_every_entry_but_the_mask_is_encoded(self) -> None:
+    def test_every_entry_except_the_mask_affects_the_value(self) -> None:
         networks, data = self.build()
         features = networks.critic(data.copy())["state_value"]
         for key in data.keys(include_nested=True, leaves_only=True):
@@ -459,24 +443,24 @@ class TestNestedSpaces:
             same = torch.equal(networks.critic(changed)["state_value"], features)
             assert same == (key[-1] == "action_mask"), key
 
-    def test_a_masked_choice_is_never_taken(self) -> None:
+    def test_masked_choices_are_never_sampled(self) -> None:
         networks, data = self.build()
         data["observation", "action_mask"] = torch.tensor([0, 1, 0, 1], dtype=torch.int8).expand(NUM_ENVS, 4).clone()
         taken = torch.cat([networks.actor(data.copy())["action"] for _ in range(50)])
         assert set(taken.tolist()) == {1, 3}
 
-    def test_real_numbers_are_normalized_entry_by_entry(self) -> None:
+    def test_every_entry_of_floats_has_a_normalizer(self) -> None:
         networks, _ = self.build(normalize_observation=True)
         found = [m for m in networks.actor.modules() if isinstance(m, ObservationNormalizer)]
         assert {one.key for one in found} == {("observation", "inner", "speed"), ("observation", "heading")}
         assert len(found) == 2
         assert set(found) <= set(networks.critic.modules())
 
-    def test_an_encoder_may_be_given_by_name(self) -> None:
+    def test_custom_encoder_is_selected_by_name(self) -> None:
         networks, data = self.build(encoders={"inner/speed": lambda shape: nn.Linear(*shape, 7)})
         assert any(isinstance(m, nn.Linear) and m.out_features == 7 for m in networks.actor.modules())
         assert networks.critic(data)["state_value"].shape == (NUM_ENVS, 1)
 
-    def test_an_encoder_of_nothing_is_refused_with_the_entries(self) -> None:
+    def test_rejects_an_encoder_of_an_unknown_entry(self) -> None:
         with pytest.raises(ConfigurationError, match=r"policy\.encoders\.lidar .* camera"):
             self.build(encoders={"lidar": mlp})

@@ -1,4 +1,4 @@
-"""Running statistics against NumPy over all the data there ever was."""
+"""Tests of the normalizers against NumPy over all data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 
 class FakeAllReduce:
-    """Sums a tensor over threads that stand for ranks, as a collective would."""
+    """An all-reduce over threads, each of which is one rank."""
 
     def __init__(self, num_ranks: int) -> None:
         self.barrier = threading.Barrier(num_ranks, timeout=20)
@@ -38,15 +38,15 @@ class FakeAllReduce:
         return total
 
 
-def on_every_rank(num_ranks: int, rank_main: Callable[[int, FakeAllReduce], None]) -> None:
-    """Run `rank_main(rank, reduce)` on as many threads as there are ranks."""
+def run_on_ranks(num_ranks: int, rank_main: Callable[[int, FakeAllReduce], None]) -> None:
+    """Run `rank_main(rank, reduce)` on one thread per rank."""
     reduce = FakeAllReduce(num_ranks)
     with ThreadPoolExecutor(num_ranks) as pool:
         list(pool.map(rank_main, range(num_ranks), [reduce] * num_ranks))
 
 
-def discounted(rewards: Array, dones: NDArray[np.bool_], gamma: float) -> Array:
-    """Returns `[num_envs, time]` summed from each episode's start, straight from the definition."""
+def discounted_returns(rewards: Array, dones: NDArray[np.bool_], gamma: float) -> Array:
+    """Return the discounted sums `[num_envs, time]` since the start of each episode."""
     returns = np.zeros_like(rewards)
     for env, time in np.ndindex(*rewards.shape):
         ends = np.flatnonzero(dones[env, :time])
@@ -55,8 +55,8 @@ def discounted(rewards: Array, dones: NDArray[np.bool_], gamma: float) -> Array:
     return returns
 
 
-def begins(dones: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Whether an episode begins with a step, all with the first, of whether one ends with it: `[num_envs, time]`."""
+def episode_starts(dones: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return `is_init` `[num_envs, time]` for `dones` `[num_envs, time]`."""
     return np.concatenate([np.ones_like(dones[:, :1]), dones[:, :-1]], 1)
 
 
@@ -67,17 +67,17 @@ def generator() -> np.random.Generator:
 
 @pytest.fixture
 def rollouts(generator: np.random.Generator) -> tuple[Array, NDArray[np.bool_]]:
-    """Rewards and ends of episodes, `[num_envs, time]`, with a mean that is far from zero."""
+    """Return rewards with a mean far from zero, and ends of episodes, `[num_envs, time]`."""
     return generator.normal(3.0, 2.0, (4, 60)), generator.random((4, 60)) < 0.1
 
 
-def column(array: NDArray[np.generic]) -> Tensor:
-    """`[num_envs, time]` as a rollout holds it: `[num_envs, time, 1]`."""
+def to_rollout(array: NDArray[np.generic]) -> Tensor:
+    """Convert `[num_envs, time]` to a tensor `[num_envs, time, 1]`."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))[..., None]
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-class TestRunningMomentsEqualNumpyOverAllData:
+class TestRunningMoments:
     @settings(max_examples=50)
     @given(
         seed=st.integers(0, 2**32 - 1),
@@ -85,25 +85,27 @@ class TestRunningMomentsEqualNumpyOverAllData:
         offset=st.sampled_from([0.0, -3.0, 1e6]),
         scale=st.sampled_from([1e-2, 1.0, 1e3]),
     )
-    def test_for_every_split_into_batches(self, seed: int, sizes: list[int], offset: float, scale: float) -> None:
+    def test_equal_numpy_for_every_split_into_batches(
+        self, seed: int, sizes: list[int], offset: float, scale: float
+    ) -> None:
         data = offset + scale * np.random.default_rng(seed).normal(size=(sum(sizes), 3))
         moments = RunningMoments((3,))
         for batch in torch.from_numpy(data).split(sizes):
             moments.update(batch)
         np.testing.assert_allclose(moments.mean.numpy(), data.mean(0), rtol=1e-12, atol=1e-12 * scale)
-        # the data itself is known to 1e-16 of its offset, its deviations therefore to 1e-10 at 1e6
+        # float64 rounds data with an offset of 1e6 to 1e-10
         np.testing.assert_allclose(moments.var.numpy(), data.var(0), rtol=1e-7, atol=1e-14)
         assert moments.count.item() == len(data)
 
     @pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
-    def test_for_every_shape_of_feature_and_batch(self, shape: tuple[int, ...], generator: np.random.Generator) -> None:
+    def test_equal_numpy_for_every_shape(self, shape: tuple[int, ...], generator: np.random.Generator) -> None:
         data = generator.normal(size=(4, 5, *shape))
         moments = RunningMoments(shape)
         moments.update(torch.from_numpy(data))
         np.testing.assert_allclose(moments.mean.numpy(), data.mean((0, 1)), rtol=1e-12)
         np.testing.assert_allclose(moments.var.numpy(), data.var((0, 1)), rtol=1e-12)
 
-    def test_float32_data_is_summed_in_float64(self, generator: np.random.Generator) -> None:
+    def test_float32_data_is_accumulated_in_float64(self, generator: np.random.Generator) -> None:
         data = (1e6 + generator.normal(size=100_000)).astype(np.float32)
         moments = RunningMoments()
         moments.update(torch.from_numpy(data))
@@ -115,17 +117,15 @@ class TestRunningMomentsEqualNumpyOverAllData:
         moments.update(torch.full((1000,), 200, dtype=torch.uint8))
         assert (moments.mean.item(), moments.var.item()) == (200.0, 0.0)
 
-    def test_no_gradient_reaches_the_data(self) -> None:
+    def test_update_has_no_gradient(self) -> None:
         moments = RunningMoments()
         moments.update(torch.ones(3, requires_grad=True))
         assert not moments.mean.requires_grad
 
 
-class TestRanksShareOneStatistic:
+class TestRanks:
     @pytest.mark.parametrize("sizes", [(50, 50), (80, 20), (10, 30, 60)])
-    def test_every_rank_has_the_moments_of_all_the_data(
-        self, sizes: tuple[int, ...], generator: np.random.Generator
-    ) -> None:
+    def test_moments_are_those_of_all_ranks(self, sizes: tuple[int, ...], generator: np.random.Generator) -> None:
         first, second = 1e3 + generator.normal(size=(2, 100, 2))
         ranks = [RunningMoments((2,)) for _ in sizes]
 
@@ -133,45 +133,43 @@ class TestRanksShareOneStatistic:
             for data in (first, second):
                 ranks[rank].update(torch.from_numpy(data).split(sizes)[rank], reduce)
 
-        on_every_rank(len(sizes), rank_main)
+        run_on_ranks(len(sizes), rank_main)
         for moments in ranks:
             np.testing.assert_allclose(moments.mean.numpy(), np.concatenate([first, second]).mean(0), rtol=1e-12)
             np.testing.assert_allclose(moments.var.numpy(), np.concatenate([first, second]).var(0), rtol=1e-9)
             assert moments.count.item() == 200
 
-    def test_the_observation_normalizer_of_every_rank_does_the_same_to_an_observation(
-        self, generator: np.random.Generator
-    ) -> None:
+    def test_observation_normalizer_is_the_same_on_all_ranks(self, generator: np.random.Generator) -> None:
         data = generator.normal(5.0, 3.0, (2, 40, 2))
         ranks = [ObservationNormalizer((2,)) for _ in data]
-        on_every_rank(2, lambda rank, reduce: ranks[rank].update(torch.from_numpy(data[rank]), reduce))
+        run_on_ranks(2, lambda rank, reduce: ranks[rank].update(torch.from_numpy(data[rank]), reduce))
         flat = data.reshape(-1, 2)
         expected = (1.0 - flat.mean(0)) / flat.std(0)
         for normalizer in ranks:
             np.testing.assert_allclose(normalizer(torch.ones(2)).numpy(), expected, rtol=1e-5)
 
-    def test_the_reward_normalizer_of_every_rank_divides_by_the_same_number(
-        self, rollouts: tuple[Array, NDArray[np.bool_]]
-    ) -> None:
+    def test_reward_normalizer_is_the_same_on_all_ranks(self, rollouts: tuple[Array, NDArray[np.bool_]]) -> None:
         rewards, dones = rollouts
         ranks = [RewardNormalizer(gamma=0.9) for _ in range(2)]
-        on_every_rank(
+        run_on_ranks(
             2,
             lambda rank, reduce: ranks[rank].update(
-                column(rewards[2 * rank : 2 * rank + 2]), column(begins(dones)[2 * rank : 2 * rank + 2]), reduce
+                to_rollout(rewards[2 * rank : 2 * rank + 2]),
+                to_rollout(episode_starts(dones)[2 * rank : 2 * rank + 2]),
+                reduce,
             ),
         )
-        deviation = discounted(rewards.astype(np.float32).astype(np.float64), dones, 0.9).std()
+        deviation = discounted_returns(rewards.astype(np.float32).astype(np.float64), dones, 0.9).std()
         for normalizer in ranks:
             assert normalizer(torch.tensor(1.0)).item() == pytest.approx(1 / deviation, rel=1e-6)
 
 
 class TestObservationNormalizer:
-    def test_it_changes_nothing_before_the_first_update(self, generator: np.random.Generator) -> None:
+    def test_is_the_identity_before_the_first_update(self, generator: np.random.Generator) -> None:
         observation = torch.from_numpy(generator.uniform(-9, 9, (7, 3)).astype(np.float32))
         assert torch.equal(ObservationNormalizer((3,))(observation), observation)
 
-    def test_it_gives_mean_zero_and_variance_one_to_the_data_it_has_seen(self, generator: np.random.Generator) -> None:
+    def test_outputs_have_mean_0_and_variance_1(self, generator: np.random.Generator) -> None:
         data = generator.normal([1.0, -50.0], [0.1, 20.0], (500, 2))
         normalizer = ObservationNormalizer((2,))
         normalizer.update(torch.from_numpy(data).float())
@@ -180,13 +178,13 @@ class TestObservationNormalizer:
         np.testing.assert_allclose(output.double().mean(0).numpy(), 0, atol=1e-5)
         np.testing.assert_allclose(output.double().var(0, correction=0).numpy(), 1, rtol=1e-5)
 
-    def test_it_clips_at_ten_standard_deviations(self) -> None:
+    def test_clips_at_10_standard_deviations(self) -> None:
         normalizer = ObservationNormalizer(())
         normalizer.update(torch.tensor([3.0, 7.0]))  # mean 5, standard deviation 2
         output = normalizer(torch.tensor([5.0, 24.9, 25.1, 1e6, -14.9, -15.1, -1e6]))
         np.testing.assert_allclose(output.numpy(), [0, 9.95, 10, 10, -9.95, -10, -10], rtol=1e-5)
 
-    def test_it_stands_still_between_updates(self, generator: np.random.Generator) -> None:
+    def test_forward_does_not_change_the_statistics(self, generator: np.random.Generator) -> None:
         normalizer = ObservationNormalizer((2,)).train()
         normalizer.update(torch.from_numpy(generator.normal(size=(10, 2))))
         before = {key: value.clone() for key, value in normalizer.state_dict().items()}
@@ -194,17 +192,17 @@ class TestObservationNormalizer:
             normalizer(torch.from_numpy(generator.normal(100, 1, (10, 2))).float())
         assert all(torch.equal(before[key], value) for key, value in normalizer.state_dict().items())
 
-    def test_a_feature_that_never_changes_stays_finite(self) -> None:
+    def test_constant_features_stay_finite(self) -> None:
         normalizer = ObservationNormalizer((1,))
         normalizer.update(torch.full((8, 1), 3.0))
         assert normalizer(torch.tensor([[3.0], [3.1]])).tolist() == [[0.0], [10.0]]
 
-    def test_bytes_become_floats(self) -> None:
+    def test_normalizes_bytes(self) -> None:
         normalizer = ObservationNormalizer((1,))
         normalizer.update(torch.tensor([[0], [200]], dtype=torch.uint8))
         np.testing.assert_allclose(normalizer(torch.tensor([[0], [200]], dtype=torch.uint8)).numpy(), [[-1], [1]])
 
-    def test_an_observation_has_more_than_one_dimension(self, generator: np.random.Generator) -> None:
+    def test_supports_observations_of_several_dimensions(self, generator: np.random.Generator) -> None:
         data = generator.normal(2.0, 3.0, (6, 7, 2, 3))
         normalizer = ObservationNormalizer((2, 3))
         normalizer.update(torch.from_numpy(data))
@@ -214,37 +212,37 @@ class TestObservationNormalizer:
 
 class TestRewardNormalizer:
     @pytest.mark.parametrize("cuts", [[], [30], [1, 2, 17, 59]])
-    def test_it_divides_by_the_deviation_of_returns_that_run_on_across_rollouts_and_stop_where_episodes_do(
+    def test_divides_by_the_standard_deviation_of_returns_across_rollouts(
         self, cuts: list[int], rollouts: tuple[Array, NDArray[np.bool_]]
     ) -> None:
         rewards, dones = rollouts[0].astype(np.float32), rollouts[1]
         normalizer = RewardNormalizer(gamma=0.9, clip=100.0)
-        for reward, is_init in zip(np.split(rewards, cuts, 1), np.split(begins(dones), cuts, 1), strict=True):
-            normalizer.update(column(reward), column(is_init))
-        expected = rewards / discounted(rewards.astype(np.float64), dones, 0.9).std()
-        np.testing.assert_allclose(normalizer(column(rewards))[..., 0].numpy(), expected, rtol=1e-5)
+        for reward, is_init in zip(np.split(rewards, cuts, 1), np.split(episode_starts(dones), cuts, 1), strict=True):
+            normalizer.update(to_rollout(reward), to_rollout(is_init))
+        expected = rewards / discounted_returns(rewards.astype(np.float64), dones, 0.9).std()
+        np.testing.assert_allclose(normalizer(to_rollout(rewards))[..., 0].numpy(), expected, rtol=1e-5)
 
-    def test_the_mean_is_never_subtracted(self, rollouts: tuple[Array, NDArray[np.bool_]]) -> None:
+    def test_does_not_subtract_the_mean(self, rollouts: tuple[Array, NDArray[np.bool_]]) -> None:
         normalizer = RewardNormalizer(gamma=0.9)
-        normalizer.update(column(rollouts[0]), column(begins(rollouts[1])))
+        normalizer.update(to_rollout(rollouts[0]), to_rollout(episode_starts(rollouts[1])))
         rewards = torch.tensor([0.0, 1.0, -1.0, 2.0])
         output = normalizer(rewards)
         assert output[0].item() == 0.0
         assert torch.equal(output.sign(), rewards.sign())
         torch.testing.assert_close(output / output[1], rewards)
 
-    def test_it_changes_nothing_before_the_first_update(self) -> None:
+    def test_is_the_identity_before_the_first_update(self) -> None:
         torch.testing.assert_close(RewardNormalizer(gamma=0.99)(torch.tensor([-3.0, 0.5])), torch.tensor([-3.0, 0.5]))
 
-    def test_returns_begin_anew_with_other_environments(self) -> None:
+    def test_returns_restart_when_the_number_of_environments_changes(self) -> None:
         normalizer = RewardNormalizer(gamma=1.0)
         for num_envs in (2, 3):
-            begins = torch.tensor([[[True], [False]]]).expand(num_envs, 2, 1)
-            normalizer.update(torch.tensor([[[1.0], [2.0]]]).expand(num_envs, 2, 1), begins)
+            episode_starts = torch.tensor([[[True], [False]]]).expand(num_envs, 2, 1)
+            normalizer.update(torch.tensor([[[1.0], [2.0]]]).expand(num_envs, 2, 1), episode_starts)
         assert normalizer.moments.mean.item() == pytest.approx(2.0)  # of 1 and 1 + 2
 
-    def test_it_clips_and_keeps_the_type(self) -> None:
-        normalizer = RewardNormalizer(gamma=0.0, clip=2.0)  # returns are the rewards themselves
+    def test_clips_and_keeps_the_dtype(self) -> None:
+        normalizer = RewardNormalizer(gamma=0.0, clip=2.0)  # returns equal rewards
         normalizer.update(torch.tensor([[[1.0], [-1.0]]]), torch.zeros(1, 2, 1, dtype=torch.bool))
         output = normalizer(torch.tensor([0.5, 3.0, -3.0], dtype=torch.float16))
         assert output.dtype == torch.float16
@@ -252,7 +250,7 @@ class TestRewardNormalizer:
 
 
 class TestRewardClipper:
-    def test_it_clips_to_the_limit_and_learns_nothing(self) -> None:
+    def test_clips_to_the_limit_and_has_no_statistics(self) -> None:
         clipper = RewardClipper(limit=1.0)
         clipper.update(torch.full((1, 1, 1), 100.0), torch.zeros(1, 1, 1, dtype=torch.bool))
         assert clipper(torch.tensor([-5.0, -0.3, 0.0, 7.0])).tolist() == [-1.0, pytest.approx(-0.3), 0.0, 1.0]
@@ -270,7 +268,7 @@ class TestRewardClipper:
     ],
     ids=["observations", "rewards"],
 )
-def test_a_state_dict_carries_the_statistics_to_another_model(
+def test_state_dict_contains_the_statistics(
     make: Callable[[], nn.Module], update: Callable[[nn.Module, Tensor], None], generator: np.random.Generator
 ) -> None:
     trained, restored = make(), make()

@@ -1,4 +1,4 @@
-"""Schedules: end points, hand values, direction."""
+"""Tests of the schedules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCH
 
 
 @every_schedule
-def test_every_schedule_starts_at_one(schedule: Schedule) -> None:
+def test_starts_at_1(schedule: Schedule) -> None:
     assert schedule(0.0) == 1.0
 
 
@@ -44,13 +44,13 @@ def test_every_schedule_starts_at_one(schedule: Schedule) -> None:
         ("ten steps of 0.9", 0.387420489),
     ],
 )
-def test_every_schedule_ends_at_its_final_value(name: str, end: float) -> None:
+def test_ends_at_the_final_value(name: str, end: float) -> None:
     assert SCHEDULES[name](1.0) == pytest.approx(end, abs=1e-15)
 
 
 @every_schedule
 @given(progress=st.lists(st.floats(0.0, 1.0), min_size=2, max_size=20))
-def test_no_schedule_ever_rises_or_leaves_zero_to_one(schedule: Schedule, progress: list[float]) -> None:
+def test_schedules_never_increase_and_stay_in_the_unit_interval(schedule: Schedule, progress: list[float]) -> None:
     factors = [schedule(point) for point in sorted(progress)]
     assert all(0.0 <= factor <= 1.0 for factor in factors)
     assert all(later <= earlier + 1e-15 for earlier, later in pairwise(factors))
@@ -76,10 +76,10 @@ def test_no_schedule_ever_rises_or_leaves_zero_to_one(schedule: Schedule, progre
         (partial(step, gamma=0.1, num_steps=2), 0.5, 0.1),
     ],
 )
-def test_a_schedule_has_the_value_worked_out_by_hand(schedule: Schedule, progress: float, factor: float) -> None:
+def test_values_equal_hand_computed_ones(schedule: Schedule, progress: float, factor: float) -> None:
     assert schedule(progress) == pytest.approx(factor, rel=1e-12)
 
 
-def test_steps_are_at_least_one() -> None:
+def test_rejects_num_steps_below_1() -> None:
     with pytest.raises(ConfigurationError, match="num_steps=0"):
         step(0.5, num_steps=0)

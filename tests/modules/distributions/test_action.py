@@ -1,4 +1,4 @@
-"""Distributions against plain NumPy in float64."""
+"""Tests of the action distributions against NumPy in float64."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from torchppo.modules.distributions.action import (
     StateDependentNoise,
     masked_logits,
 )
-from torchppo.modules.distributions.joint import JointDistribution, JointFactor
+from torchppo.modules.distributions.joint import JointComponent, JointDistribution
 
 Array = NDArray[np.float64]
-Batch = tuple[list[int], Array, Array, NDArray[np.int64]]
-Coins = tuple[Array, Array, NDArray[np.int8]]
+CategoricalBatch = tuple[list[int], Array, Array, NDArray[np.int64]]
+BernoulliBatch = tuple[Array, Array, NDArray[np.int8]]
 
 
 def log_softmax(logits: Array) -> Array:
@@ -41,14 +41,14 @@ def blocks(logits: Array, nvec: list[int]) -> list[Array]:
     return [log_softmax(block) for block in np.split(logits, np.cumsum(nvec)[:-1], -1)]
 
 
-def log_sides(logits: Array) -> tuple[Array, Array]:
-    """Logarithms of the probabilities of heads and tails."""
+def log_prob_1_0(logits: Array) -> tuple[Array, Array]:
+    """Return the log-probabilities of 1 and 0."""
     return -np.logaddexp(0, -logits), -np.logaddexp(0, logits)
 
 
 @st.composite
-def categorical_batches(draw: st.DrawFn) -> Batch:
-    """Sizes of the factors, logits of two batches of policies, and one action for every row."""
+def categorical_batches(draw: st.DrawFn) -> CategoricalBatch:
+    """Draw the number of choices per variable, logits of two batches of policies, and one action per row."""
     nvec = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     old, new = generator.normal(scale=draw(st.floats(0.1, 10.0)), size=(2, 5, sum(nvec)))
@@ -56,17 +56,17 @@ def categorical_batches(draw: st.DrawFn) -> Batch:
 
 
 @st.composite
-def coin_batches(draw: st.DrawFn) -> Coins:
-    """Logits of two batches of coins and the side each of them shows."""
+def bernoulli_batches(draw: st.DrawFn) -> BernoulliBatch:
+    """Draw logits of two batches of policies, and a value for every variable."""
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     old, new = generator.normal(scale=draw(st.floats(0.1, 10.0)), size=(2, 5, draw(st.integers(1, 4))))
     return old, new, generator.integers(0, 2, old.shape, np.int8)
 
 
-class TestMultiCategoricalIsASumOverItsFactors:
+class TestMultiCategorical:
     @settings(max_examples=40)
     @given(categorical_batches())
-    def test_log_prob_is_the_sum_of_the_factors_log_probs(self, batch: Batch) -> None:
+    def test_log_prob_is_the_sum_over_the_variables(self, batch: CategoricalBatch) -> None:
         nvec, logits, _, action = batch
         expected = sum(
             np.take_along_axis(block, action[:, [i]], -1)[:, 0] for i, block in enumerate(blocks(logits, nvec))
@@ -76,7 +76,7 @@ class TestMultiCategoricalIsASumOverItsFactors:
 
     @settings(max_examples=40)
     @given(categorical_batches())
-    def test_entropy_is_the_sum_of_the_factors_entropies(self, batch: Batch) -> None:
+    def test_entropy_is_the_sum_over_the_variables(self, batch: CategoricalBatch) -> None:
         nvec, logits, _, _ = batch
         expected = sum(-(np.exp(block) * block).sum(-1) for block in blocks(logits, nvec))
         actual = MultiCategorical(torch.from_numpy(logits), nvec).entropy()
@@ -84,7 +84,7 @@ class TestMultiCategoricalIsASumOverItsFactors:
 
     @settings(max_examples=40)
     @given(categorical_batches())
-    def test_kl_is_the_sum_of_the_factors_kls(self, batch: Batch) -> None:
+    def test_kl_is_the_sum_over_the_variables(self, batch: CategoricalBatch) -> None:
         nvec, old, new, _ = batch
         pairs = zip(blocks(old, nvec), blocks(new, nvec), strict=True)
         expected = sum((np.exp(p) * (p - q)).sum(-1) for p, q in pairs)
@@ -93,7 +93,7 @@ class TestMultiCategoricalIsASumOverItsFactors:
 
     @settings(max_examples=40)
     @given(categorical_batches())
-    def test_the_deterministic_sample_is_the_best_choice_of_every_factor(self, batch: Batch) -> None:
+    def test_deterministic_sample_is_the_most_probable_choice(self, batch: CategoricalBatch) -> None:
         nvec, logits, _, _ = batch
         expected = np.stack([block.argmax(-1) for block in blocks(logits, nvec)], -1)
         distribution = MultiCategorical(torch.from_numpy(logits), nvec)
@@ -104,7 +104,7 @@ class TestMultiCategoricalIsASumOverItsFactors:
 class TestMultiCategoricalPadding:
     NVEC = (2, 5, 3)
 
-    def test_a_choice_that_does_not_exist_is_never_sampled(self) -> None:
+    def test_padding_is_never_sampled(self) -> None:
         torch.manual_seed(0)
         sample = MultiCategorical(torch.zeros(10), self.NVEC).sample(torch.Size([5000]))
         assert sample.dtype == torch.int64
@@ -114,11 +114,11 @@ class TestMultiCategoricalPadding:
         torch.manual_seed(0)
         logits = np.random.default_rng(0).normal(size=10)
         sample = MultiCategorical(torch.from_numpy(logits), self.NVEC).sample(torch.Size([50_000])).numpy()
-        for factor, block in enumerate(blocks(logits, list(self.NVEC))):
-            frequencies = np.bincount(sample[:, factor], minlength=len(block)) / len(sample)
+        for variable, block in enumerate(blocks(logits, list(self.NVEC))):
+            frequencies = np.bincount(sample[:, variable], minlength=len(block)) / len(sample)
             np.testing.assert_allclose(frequencies, np.exp(block), atol=0.01)
 
-    def test_gradients_are_finite_and_those_of_the_factors(self) -> None:
+    def test_gradients_equal_the_formula(self) -> None:
         generator = np.random.default_rng(1)
         logits = torch.from_numpy(generator.normal(size=(4, 10))).requires_grad_()
         old = torch.from_numpy(generator.normal(size=(4, 10)))
@@ -135,64 +135,66 @@ class TestMultiCategoricalPadding:
         np.testing.assert_allclose(logits.grad.numpy(), np.concatenate(expected, -1), rtol=1e-9, atol=1e-12)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-    def test_every_float_type_gives_finite_numbers(self, dtype: torch.dtype) -> None:
+    def test_all_float_dtypes_are_finite(self, dtype: torch.dtype) -> None:
         distribution = MultiCategorical(torch.zeros(1, 10, dtype=dtype), self.NVEC)
         log_prob, entropy = distribution.log_prob(torch.zeros(1, 3, dtype=torch.int64)), distribution.entropy()
         assert log_prob.item() == pytest.approx(-np.log(30), rel=1e-2)
         assert entropy.item() == pytest.approx(np.log(30), rel=1e-2)
 
 
-class TestIndependentBernoulliIsASumOverItsCoins:
+class TestIndependentBernoulli:
     @settings(max_examples=40)
-    @given(coin_batches())
-    def test_log_prob_is_the_sum_of_the_coins_log_probs(self, batch: Coins) -> None:
-        logits, _, side = batch
-        heads, tails = log_sides(logits)
-        actual = IndependentBernoulli(torch.from_numpy(logits)).log_prob(torch.from_numpy(side))
-        np.testing.assert_allclose(actual.numpy(), np.where(side, heads, tails).sum(-1), rtol=1e-10, atol=1e-12)
+    @given(bernoulli_batches())
+    def test_log_prob_is_the_sum_over_the_variables(self, batch: BernoulliBatch) -> None:
+        logits, _, value = batch
+        log_prob_1, log_prob_0 = log_prob_1_0(logits)
+        actual = IndependentBernoulli(torch.from_numpy(logits)).log_prob(torch.from_numpy(value))
+        np.testing.assert_allclose(
+            actual.numpy(), np.where(value, log_prob_1, log_prob_0).sum(-1), rtol=1e-10, atol=1e-12
+        )
 
     @settings(max_examples=40)
-    @given(coin_batches())
-    def test_entropy_is_the_sum_of_the_coins_entropies(self, batch: Coins) -> None:
+    @given(bernoulli_batches())
+    def test_entropy_is_the_sum_over_the_variables(self, batch: BernoulliBatch) -> None:
         logits, _, _ = batch
-        expected = -sum(np.exp(side) * side for side in log_sides(logits)).sum(-1)  # type: ignore[union-attr]
+        expected = -sum(np.exp(value) * value for value in log_prob_1_0(logits)).sum(-1)  # type: ignore[union-attr]
         actual = IndependentBernoulli(torch.from_numpy(logits)).entropy()
         np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-8, atol=1e-12)
 
     @settings(max_examples=40)
-    @given(coin_batches())
-    def test_kl_is_the_sum_of_the_coins_kls(self, batch: Coins) -> None:
+    @given(bernoulli_batches())
+    def test_kl_is_the_sum_over_the_variables(self, batch: BernoulliBatch) -> None:
         old, new, _ = batch
-        pairs = zip(log_sides(old), log_sides(new), strict=True)
+        pairs = zip(log_prob_1_0(old), log_prob_1_0(new), strict=True)
         expected = sum(np.exp(p) * (p - q) for p, q in pairs).sum(-1)  # type: ignore[union-attr]
         actual = D.kl_divergence(*(IndependentBernoulli(torch.from_numpy(logits)) for logits in (old, new)))
         np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-8, atol=1e-10)
 
 
-class TestKLFarInTheTails:
-    """PyTorch's is infinite where a probability rounds to 0."""
+class TestKLWithTinyProbabilities:
+    """PyTorch's KL divergence is infinite if a probability rounds to 0."""
 
     @pytest.mark.parametrize(("old", "new"), [(16.0, 17.5), (10.0, 17.5), (-30.0, -90.0), (3.0, -120.0), (0.0, 40.0)])
-    def test_of_coins_is_numpys(self, old: float, new: float) -> None:
-        log_p, log_q = (-np.logaddexp(0.0, [[-x], [x]]) for x in (old, new))  # of heads, of tails
+    def test_bernoulli_equals_numpy(self, old: float, new: float) -> None:
+        log_p, log_q = (-np.logaddexp(0.0, [[-x], [x]]) for x in (old, new))  # of 1, of 0
         expected = float((np.exp(log_p) * (log_p - log_q)).sum())
-        coins = [IndependentBernoulli(torch.tensor([x])) for x in (old, new)]
-        actual = D.kl_divergence(*coins).item()
+        variables = [IndependentBernoulli(torch.tensor([x])) for x in (old, new)]
+        actual = D.kl_divergence(*variables).item()
         assert actual == pytest.approx(expected, rel=1e-3, abs=1e-12)
 
     @pytest.mark.parametrize("new", [-104.0, -110.0, -3000.0])
-    def test_of_choices_is_numpys(self, new: float) -> None:
+    def test_categorical_equals_numpy(self, new: float) -> None:
         old = np.array([0.0, 1.0, -80.0])
         log_p, log_q = (x - np.logaddexp.reduce(x) for x in (old, np.array([0.5, 1.0, new])))
         expected = float((np.exp(log_p) * (log_p - log_q)).sum())
-        choices = [Categorical(logits=torch.tensor([x])) for x in (old.tolist(), [0.5, 1.0, new])]
-        assert D.kl_divergence(*choices).item() == pytest.approx(expected, rel=1e-5)
-        factors = [MultiCategorical(torch.tensor([[0.0, *x]]), [1, 3]) for x in (old.tolist(), [0.5, 1.0, new])]
-        assert D.kl_divergence(*factors).item() == pytest.approx(expected, rel=1e-5)
+        pair = [Categorical(logits=torch.tensor([x])) for x in (old.tolist(), [0.5, 1.0, new])]
+        assert D.kl_divergence(*pair).item() == pytest.approx(expected, rel=1e-5)
+        multi = [MultiCategorical(torch.tensor([[0.0, *x]]), [1, 3]) for x in (old.tolist(), [0.5, 1.0, new])]
+        assert D.kl_divergence(*multi).item() == pytest.approx(expected, rel=1e-5)
 
 
-class TestIndependentBernoulliActions:
-    def test_a_sample_is_zeros_and_ones_in_int8(self) -> None:
+class TestIndependentBernoulliSamples:
+    def test_samples_are_zeros_and_ones_in_int8(self) -> None:
         torch.manual_seed(0)
         sample = IndependentBernoulli(torch.zeros(3)).sample(torch.Size([200]))
         assert sample.dtype == torch.int8
@@ -205,12 +207,12 @@ class TestIndependentBernoulliActions:
         sample = IndependentBernoulli(logits).sample(torch.Size([50_000]))
         np.testing.assert_allclose(sample.double().mean(0).numpy(), [0.119203, 0.5, 0.731059], atol=0.01)
 
-    def test_the_deterministic_sample_is_the_more_probable_side(self) -> None:
+    def test_deterministic_sample_is_the_more_probable_value(self) -> None:
         sample = IndependentBernoulli(torch.tensor([[-3.0, 2.0], [0.1, -0.1]])).deterministic_sample
         assert sample.dtype == torch.int8
         assert sample.tolist() == [[0, 1], [1, 0]]
 
-    def test_a_fair_coin_has_a_deterministic_sample_although_it_has_no_mode(self) -> None:
+    def test_deterministic_sample_exists_if_both_values_are_equally_likely(self) -> None:
         assert IndependentBernoulli(torch.zeros(1)).deterministic_sample.tolist() in ([0], [1])
 
 
@@ -238,7 +240,7 @@ def one(*values: float) -> list[torch.Tensor]:
 
 @st.composite
 def masked_batches(draw: st.DrawFn) -> tuple[list[int], Array, Array, NDArray[np.int8]]:
-    """Sizes of the factors, logits of two batches of policies, and a mask that leaves every factor a choice."""
+    """Draw the number of choices per variable, logits of two batches of policies, and a valid mask."""
     nvec = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     old, new = generator.normal(scale=draw(st.floats(0.1, 10.0)), size=(2, 5, sum(nvec)))
@@ -252,10 +254,10 @@ def masked(logits: Array, mask: NDArray[np.int8], nvec: list[int]) -> MultiCateg
     return MultiCategorical(masked_logits(torch.from_numpy(logits).float(), torch.from_numpy(mask)), nvec)
 
 
-class TestAMask:
+class TestMaskedLogits:
     @settings(max_examples=40)
     @given(masked_batches())
-    def test_forbids_what_is_then_never_sampled(self, batch: tuple[list[int], Array, Array, NDArray[np.int8]]) -> None:
+    def test_forbidden_choices_are_never_sampled(self, batch: tuple[list[int], Array, Array, NDArray[np.int8]]) -> None:
         nvec, logits, _, mask = batch
         torch.manual_seed(0)
         distribution = masked(logits, mask, nvec)
@@ -267,7 +269,7 @@ class TestAMask:
 
     @settings(max_examples=40)
     @given(masked_batches())
-    def test_leaves_probabilities_entropies_and_kls_of_the_allowed_alone(
+    def test_probabilities_entropy_and_kl_are_those_of_the_allowed_choices(
         self, batch: tuple[list[int], Array, Array, NDArray[np.int8]]
     ) -> None:
         nvec, old, new, mask = batch
@@ -284,12 +286,14 @@ class TestAMask:
         np.testing.assert_allclose(distributions[0].entropy().numpy(), entropy, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(D.kl_divergence(*distributions).numpy(), kl, rtol=1e-4, atol=1e-5)
 
-    def test_holds_even_where_the_uniform_number_is_zero(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_forbidden_choices_are_not_sampled_when_the_uniform_number_is_zero(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(torch, "rand", torch.zeros)
         logits = masked_logits(torch.zeros(3), torch.tensor([False, True, False]))
         assert Categorical(logits=logits).sample().item() == 1
 
-    def test_that_allows_nothing_still_gives_an_action_of_the_space_and_finite_numbers(self) -> None:
+    def test_mask_without_allowed_choices_gives_valid_actions(self) -> None:
         torch.manual_seed(0)
         distribution = MultiCategorical(masked_logits(torch.zeros(7), torch.zeros(7, dtype=torch.int8)), [2, 5])
         sample = distribution.sample(torch.Size([500]))
@@ -297,7 +301,7 @@ class TestAMask:
         assert torch.isfinite(distribution.log_prob(sample)).all()
         assert torch.isfinite(distribution.entropy())
 
-    def test_gives_the_forbidden_no_gradient_and_the_allowed_a_finite_one(self) -> None:
+    def test_gradients_of_forbidden_choices_are_zero(self) -> None:
         logits = torch.tensor([0.5, -1.0, 2.0], requires_grad=True)
         new = Categorical(logits=masked_logits(logits, torch.tensor([1, 0, 1], dtype=torch.int8)))
         old = Categorical(logits=masked_logits(torch.zeros(3), torch.tensor([True, False, True])))
@@ -310,7 +314,7 @@ class TestAMask:
 class TestOneHotCategorical:
     @settings(max_examples=30)
     @given(st.integers(1, 6), st.floats(0.1, 10.0), st.integers(0, 2**32 - 1))
-    def test_has_the_numbers_of_the_choice(self, n: int, scale: float, seed: int) -> None:
+    def test_log_prob_entropy_and_kl_are_those_of_the_categorical(self, n: int, scale: float, seed: int) -> None:
         generator = np.random.default_rng(seed)
         old, new = (log_softmax(x) for x in generator.normal(scale=scale, size=(2, 5, n)))
         choice = generator.integers(0, n, 5)
@@ -322,7 +326,7 @@ class TestOneHotCategorical:
         np.testing.assert_allclose(D.kl_divergence(p, q).numpy(), kl, rtol=1e-9, atol=1e-12)
 
     @pytest.mark.parametrize("shape", [(), (7,), (2, 3)])
-    def test_a_sample_is_one_one_among_zeros(self, shape: tuple[int, ...]) -> None:
+    def test_samples_are_one_hot(self, shape: tuple[int, ...]) -> None:
         torch.manual_seed(0)
         sample = OneHotCategorical(logits=torch.randn(5, 4)).sample(torch.Size(shape))
         assert sample.shape == (*shape, 5, 4)
@@ -336,11 +340,11 @@ class TestOneHotCategorical:
         sample = OneHotCategorical(logits=probs.log()).sample(torch.Size([20_000]))
         torch.testing.assert_close(sample.float().mean(0), probs, rtol=0, atol=0.015)
 
-    def test_the_deterministic_sample_is_the_most_probable_choice(self) -> None:
+    def test_deterministic_sample_is_the_most_probable_choice(self) -> None:
         logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, -1.0, 2.0]])
         assert OneHotCategorical(logits=logits).deterministic_sample.tolist() == [[0, 1, 0], [1, 0, 0]]
 
-    def test_a_mask_holds(self) -> None:
+    def test_forbidden_choices_are_never_sampled(self) -> None:
         torch.manual_seed(0)
         logits = masked_logits(torch.tensor([5.0, 0.0, 0.0]), torch.tensor([False, True, True]))
         taken = OneHotCategorical(logits=logits).sample(torch.Size([500])).sum(0)
@@ -362,7 +366,7 @@ class TestSquashedNormal:
 
     @settings(max_examples=40)
     @given(st.integers(0, 2**32 - 1))
-    def test_log_prob_in_float32_is_that_of_float64_far_into_saturation(self, seed: int) -> None:
+    def test_float32_log_prob_equals_float64_in_saturation(self, seed: int) -> None:
         generator = np.random.default_rng(seed)
         low, high = -generator.uniform(0.1, 10, 3), generator.uniform(0.1, 10, 3)
         u = generator.uniform(-50, 50, (20, 3)).astype(np.float32)
@@ -375,13 +379,13 @@ class TestSquashedNormal:
         actual = distribution.log_prob(torch.from_numpy(u)).numpy()
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
 
-    def test_log_prob_has_a_finite_gradient_far_into_saturation(self) -> None:
+    def test_log_prob_gradient_is_finite_in_saturation(self) -> None:
         u = torch.tensor([[-50.0, 50.0]], requires_grad=True)
         SquashedNormal(torch.zeros(1, 2), torch.ones(1, 2), [-1.0, -1.0], [1.0, 1.0]).log_prob(u).sum().backward()
         assert u.grad is not None
         np.testing.assert_allclose(u.grad.numpy(), [[50 - 2, -50 + 2]])  # -u + 2 tanh(u)
 
-    def test_entropy_is_the_integral_of_the_density_on_average(self) -> None:
+    def test_entropy_is_an_unbiased_estimate(self) -> None:
         torch.manual_seed(0)
         u = np.linspace(-12, 12, 200_001)
         log_density = log_normal(u, np.array(0.4), np.array(0.8)) - log_slope_of_tanh(u) - np.log(5.5 / 2)
@@ -390,7 +394,7 @@ class TestSquashedNormal:
         many = self.build(np.full(100_000, 0.4), np.full(100_000, 0.8))
         assert many.entropy().mean().item() == pytest.approx(expected, abs=0.02)
 
-    def test_kl_is_that_of_the_gaussians_and_of_the_squashed_densities(self) -> None:
+    def test_kl_is_that_of_the_gaussians(self) -> None:
         old, new = (self.build(np.array([loc]), np.array([scale])) for loc, scale in ((0.4, 0.8), (-0.2, 1.1)))
         gaussian = np.log(1.1 / 0.8) + (0.8**2 + 0.6**2) / (2 * 1.1**2) - 0.5
         assert D.kl_divergence(old, new).item() == pytest.approx(gaussian, rel=1e-9)
@@ -400,7 +404,7 @@ class TestSquashedNormal:
         )
         assert np.trapezoid(np.exp(p) * (p - q), np.tanh(u)) == pytest.approx(gaussian, abs=1e-6)
 
-    def test_samples_are_of_the_gaussian_and_the_deterministic_one_is_its_median(self) -> None:
+    def test_samples_are_gaussian_and_the_deterministic_sample_is_the_median(self) -> None:
         torch.manual_seed(0)
         distribution = self.build(np.array([0.4]), np.array([0.8]))
         sample = distribution.sample(torch.Size([50_000]))
@@ -412,7 +416,7 @@ class TestSquashedNormal:
 
 class TestIndependentBeta:
     @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (1.7, 1.7), (2.0, 9.0), (80.0, 40.0)])
-    def test_density_is_the_formulas_and_integrates_to_one(self, alpha: float, beta: float) -> None:
+    def test_density_equals_the_formula_and_integrates_to_one(self, alpha: float, beta: float) -> None:
         x = np.linspace(1e-9, 1 - 1e-9, 200_001)
         actual = IndependentBeta(*(column(np.full_like(x, c)) for c in (alpha, beta))).log_prob(column(x)).numpy()
         np.testing.assert_allclose(actual, log_beta(x, alpha, beta), rtol=1e-9, atol=1e-9)
@@ -425,13 +429,13 @@ class TestIndependentBeta:
         assert old.entropy().item() == pytest.approx(-np.trapezoid(np.exp(p) * p, x), abs=1e-6)
         assert D.kl_divergence(old, new).item() == pytest.approx(np.trapezoid(np.exp(p) * (p - q), x), abs=1e-6)
 
-    def test_log_probs_are_sums_over_the_fractions(self) -> None:
+    def test_log_prob_is_the_sum_over_the_variables(self) -> None:
         distribution = IndependentBeta(torch.tensor([[2.5, 4.0]]), torch.tensor([[6.0, 3.0]]))
         expected = log_beta(np.array(0.3), 2.5, 6.0) + log_beta(np.array(0.6), 4.0, 3.0)
         assert distribution.log_prob(torch.tensor([[0.3, 0.6]])).item() == pytest.approx(float(expected), rel=1e-5)
         assert distribution.entropy().shape == (1,)
 
-    def test_samples_have_its_mean_and_variance(self) -> None:
+    def test_samples_have_the_right_mean_and_variance(self) -> None:
         torch.manual_seed(0)
         sample = IndependentBeta(*one(2.5, 6.0)).sample(torch.Size([50_000]))
         assert sample.shape == (50_000, 1)
@@ -440,7 +444,7 @@ class TestIndependentBeta:
 
     @settings(max_examples=30)
     @given(st.floats(1.0, 1e4), st.floats(1.0, 1e4), st.integers(0, 2**31))
-    def test_every_sample_lies_inside_and_has_a_finite_log_prob(self, alpha: float, beta: float, seed: int) -> None:
+    def test_samples_lie_in_the_open_interval_with_finite_log_prob(self, alpha: float, beta: float, seed: int) -> None:
         torch.manual_seed(seed)
         distribution = IndependentBeta(torch.tensor([alpha]), torch.tensor([beta]))
         sample = distribution.sample(torch.Size([1000]))
@@ -448,14 +452,14 @@ class TestIndependentBeta:
         assert ((sample > 0) & (sample < 1)).all()
         assert torch.isfinite(distribution.log_prob(sample)).all()
 
-    def test_a_sample_has_the_gradient_of_its_mean_on_average(self) -> None:
+    def test_rsample_gradient_is_unbiased(self) -> None:
         torch.manual_seed(0)
         alpha = torch.tensor([2.5], requires_grad=True)
         IndependentBeta(alpha, torch.tensor([6.0])).rsample(torch.Size([50_000])).mean().backward()
         assert alpha.grad is not None
         assert alpha.grad.item() == pytest.approx(6 / 8.5**2, rel=0.05)
 
-    def test_the_deterministic_sample_is_the_mean_also_where_all_odds_are_equal(self) -> None:
+    def test_deterministic_sample_is_the_mean(self) -> None:
         assert IndependentBeta(*one(2.5, 6.0)).deterministic_sample.item() == pytest.approx(2.5 / 8.5)
         assert IndependentBeta(*one(1.0, 1.0)).deterministic_sample.item() == 0.5
 
@@ -463,13 +467,13 @@ class TestIndependentBeta:
 class TestStateDependentNoise:
     LOC, SCALE, PERTURBATION = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 2.0]]), torch.tensor([[0.1, 0.2]])
 
-    def test_every_sample_is_the_mean_with_the_perturbation(self) -> None:
+    def test_samples_are_the_mean_plus_the_perturbation(self) -> None:
         distribution = StateDependentNoise(self.LOC, self.SCALE, self.PERTURBATION)
         for sample in (distribution.sample(), distribution.rsample(), *distribution.sample(torch.Size([2]))):
             torch.testing.assert_close(sample, torch.tensor([[1.1, -1.8]]))
         assert distribution.deterministic_sample.tolist() == self.LOC.tolist()
 
-    def test_all_else_is_the_gaussians(self) -> None:
+    def test_log_prob_entropy_and_kl_are_those_of_the_gaussian(self) -> None:
         distribution = StateDependentNoise(self.LOC, self.SCALE, self.PERTURBATION)
         other = StateDependentNoise(self.LOC + 1, self.SCALE * 2, 0 * self.PERTURBATION)
         loc, scale = self.LOC.double().numpy(), self.SCALE.double().numpy()
@@ -496,14 +500,14 @@ COMPILED: dict[str, tuple[Callable[..., D.Distribution], list[int]]] = {
     "IndependentBernoulli": (partial(IndependentBernoulli, validate_args=False), [3]),
     "JointDistribution": (
         partial(
-            lambda factors, *given: JointDistribution(factors, **dict(zip("abcde", given, strict=True))),
+            lambda components, *params: JointDistribution(components, **dict(zip("abcde", params, strict=True))),
             [
-                JointFactor(partial(Categorical, validate_args=False), {"logits": "a"}),
-                JointFactor(
+                JointComponent(partial(Categorical, validate_args=False), {"logits": "a"}),
+                JointComponent(
                     partial(SquashedNormal, low=[-1.0, 0.0], high=[1.0, 2.0], validate_args=False),
                     {"loc": "b", "scale": "c"},
                 ),
-                JointFactor(partial(IndependentBeta, validate_args=False), {"alpha": "d", "beta": "e"}),
+                JointComponent(partial(IndependentBeta, validate_args=False), {"alpha": "d", "beta": "e"}),
             ],
         ),
         [4, 2, 2, 1, 1],
@@ -512,23 +516,23 @@ COMPILED: dict[str, tuple[Callable[..., D.Distribution], list[int]]] = {
 
 
 @pytest.mark.parametrize("name", COMPILED)
-class TestOneGraph:
-    def test_holds_sample_log_prob_entropy_and_kl_and_their_gradients(self, name: str) -> None:
+class TestCompilation:
+    def test_sample_log_prob_entropy_kl_and_gradients_compile_to_one_graph(self, name: str) -> None:
         build, sizes = COMPILED[name]
 
-        def all_of_it(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            old, new = build(*(one.detach() for one in given)), build(*given)
+        def sample_and_evaluate(*params: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            old, new = build(*(param.detach() for param in params)), build(*params)
             sample = old.sample()
             terms = new.log_prob(sample), new.entropy(), D.kl_divergence(old, new)
             return sample, old.deterministic_sample, *terms  # type: ignore[attr-defined]
 
-        torch.compiler.reset()  # graphs are counted per code object, and this one is every distribution's
+        torch.compiler.reset()  # otherwise every distribution counts towards the recompile limit
         torch.manual_seed(0)
-        given = [one.requires_grad_() for one in positive(*sizes)]
+        params = [param.requires_grad_() for param in positive(*sizes)]
         results = []
-        for function in (all_of_it, torch.compile(all_of_it, fullgraph=True, backend="aot_eager")):
+        for function in (sample_and_evaluate, torch.compile(sample_and_evaluate, fullgraph=True, backend="aot_eager")):
             torch.manual_seed(1)
-            outputs = function(*given)
-            gradients = torch.autograd.grad(sum(term.sum() for term in outputs[2:]), given, allow_unused=True)
-            results.append((outputs, [one for one in gradients if one is not None]))
+            outputs = function(*params)
+            gradients = torch.autograd.grad(sum(term.sum() for term in outputs[2:]), params, allow_unused=True)
+            results.append((outputs, [gradient for gradient in gradients if gradient is not None]))
         torch.testing.assert_close(results[1], results[0])

@@ -1,4 +1,4 @@
-"""Encoders: every spec in any batch, against NumPy, and what they refuse."""
+"""Tests of the encoders of observation entries."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.features.encoders import MAX_ONE_HOT, Encoders, make_encoder
-from torchppo.modules.features.image_bodies import OverImages
+from torchppo.modules.features.encoders import MAX_ONE_HOT, ConcatEncoders, make_encoder
+from torchppo.modules.features.image_bodies import ImageNetwork
 
 NUM_ENVS = 6
 LEADING = [(), (3,), (2, 3), (2, 1, 3)]
@@ -25,7 +25,7 @@ def bytes_of(*shape: int) -> TensorSpec:
     return Bounded(0, 255, shape, dtype=torch.uint8)
 
 
-SPECS: dict[str, tuple[TensorSpec, int]] = {  # of one environment, and the number of features
+SPECS: dict[str, tuple[TensorSpec, int]] = {  # spec of one environment, number of features
     "number": (Unbounded((), dtype=torch.float32), 1),
     "vector": (Bounded(-1, 1, (5,), dtype=torch.float32), 5),
     "float image": (Unbounded((3, 4, 5), dtype=torch.float32), 60),
@@ -50,7 +50,6 @@ every_spec = pytest.mark.parametrize("name", SPECS)
 
 
 def encoder_of(spec: TensorSpec) -> nn.Module:
-    """From the spec of a batch, as environments have it."""
     torch.manual_seed(0)
     return make_encoder(spec.expand(NUM_ENVS, *spec.shape), 1, "observation")
 
@@ -63,14 +62,14 @@ def entries_of(spec: TensorSpec, leading: tuple[int, ...]) -> Tensor:
 @every_spec
 class TestEverySpec:
     @pytest.mark.parametrize("leading", LEADING)
-    def test_becomes_floats_of_the_same_batch(self, name: str, leading: tuple[int, ...]) -> None:
+    def test_returns_finite_floats_for_any_batch(self, name: str, leading: tuple[int, ...]) -> None:
         spec, num_features = SPECS[name]
         features = encoder_of(spec)(entries_of(spec, leading))
         assert features.shape == (*leading, num_features)
         assert features.dtype == torch.float32
         assert torch.isfinite(features).all()
 
-    def test_becomes_features_that_do_not_depend_on_the_rest_of_the_batch(self, name: str) -> None:
+    def test_features_do_not_depend_on_the_rest_of_the_batch(self, name: str) -> None:
         spec, _ = SPECS[name]
         encoder, entries = encoder_of(spec), entries_of(spec, (2, 3))
         features = encoder(entries)
@@ -78,23 +77,23 @@ class TestEverySpec:
             torch.testing.assert_close(features[index], encoder(entries[index]), rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("leading", LEADING)
-    def test_is_read_with_any_number_of_batch_dimensions(self, name: str, leading: tuple[int, ...]) -> None:
+    def test_spec_can_have_any_number_of_batch_dimensions(self, name: str, leading: tuple[int, ...]) -> None:
         spec, num_features = SPECS[name]
         encoder = make_encoder(spec.expand(*leading, *spec.shape), len(leading), "observation")
         assert encoder(entries_of(spec, ())).shape == (num_features,)
 
-    def test_is_one_graph(self, name: str) -> None:
+    def test_compiles_to_one_graph(self, name: str) -> None:
         spec, _ = SPECS[name]
         encoder, entries = encoder_of(spec), entries_of(spec, (2, 3))
-        torch.compiler.reset()  # every kind of module would count as one more version of the same code
+        torch.compiler.reset()  # otherwise every kind of module counts towards the recompile limit
         graph = torch.compile(encoder, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(graph(entries), encoder(entries), rtol=1e-4, atol=1e-5)
 
 
-class TestCategories:
+class TestCategorical:
     @settings(max_examples=30)
     @given(data=st.data(), nvec=st.lists(st.integers(1, 9), min_size=1, max_size=5))
-    def test_every_factor_is_one_hot(self, data: st.DataObject, nvec: list[int]) -> None:
+    def test_multi_categorical_is_one_hot_per_variable(self, data: st.DataObject, nvec: list[int]) -> None:
         rows = data.draw(st.lists(st.tuples(*(st.integers(0, n - 1) for n in nvec)), min_size=1, max_size=4))
         spec = MultiCategorical(torch.tensor(nvec), dtype=torch.int64, remove_singleton=False)
         features = encoder_of(spec)(torch.tensor(rows))
@@ -103,18 +102,18 @@ class TestCategories:
 
     @settings(max_examples=30)
     @given(data=st.data(), n=st.integers(1, MAX_ONE_HOT))
-    def test_a_single_choice_is_one_hot(self, data: st.DataObject, n: int) -> None:
+    def test_categorical_is_one_hot(self, data: st.DataObject, n: int) -> None:
         choices = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=4))
         features = encoder_of(Categorical(n, dtype=torch.int64))(torch.tensor(choices))
         np.testing.assert_array_equal(features.numpy(), np.eye(n)[choices])
 
-    def test_flags_are_zeros_and_ones(self) -> None:
+    def test_binary_is_zeros_and_ones(self) -> None:
         features = encoder_of(Binary(3, dtype=torch.int8))(torch.tensor([[0, 1, 1]], dtype=torch.int8))
         assert features.tolist() == [[0.0, 1.0, 1.0]]
 
 
 class TestBoxes:
-    def test_floats_are_left_as_they_are(self) -> None:
+    def test_floats_are_unchanged(self) -> None:
         spec = Bounded(-5, 200, (2, 3), dtype=torch.float32)
         entries = entries_of(spec, (4,))
         assert torch.equal(encoder_of(spec)(entries), entries.flatten(1))
@@ -125,7 +124,7 @@ class TestBoxes:
             (0, 255, torch.uint8, [0, 51, 255], [0.0, 0.2, 1.0]),
             (-100, 300, torch.int16, [-100, 0, 300], [0.0, 0.25, 1.0]),
             (-8, 8, torch.int64, [-8, 3, 8], [-8.0, 3.0, 8.0]),  # narrow
-            (0, 2**20, torch.int32, [0, 3, 2**20], [0.0, 3.0, 2.0**20]),  # hardly bounds
+            (0, 2**20, torch.int32, [0, 3, 2**20], [0.0, 3.0, 2.0**20]),  # too wide
             (
                 1_700_000_000,
                 1_700_000_100,
@@ -133,16 +132,16 @@ class TestBoxes:
                 [1_700_000_000, 1_700_000_001, 1_700_000_100],
                 [0.0, 0.01, 1.0],
             ),
-            (-(2**63), 2**63 - 1, torch.int64, [-7, 0, 7], [-7.0, 0.0, 7.0]),  # those of the type
+            (-(2**63), 2**63 - 1, torch.int64, [-7, 0, 7], [-7.0, 0.0, 7.0]),  # limits of the dtype
         ],
     )
-    def test_integers_are_scaled_where_their_range_is_wide_but_finite(
+    def test_integers_with_wide_finite_ranges_are_scaled(
         self, low: int, high: int, dtype: torch.dtype, entries: list[int], expected: list[float]
     ) -> None:
         spec = Bounded(torch.tensor([low] * 3, dtype=dtype), torch.tensor([high] * 3, dtype=dtype), (3,), dtype=dtype)
         np.testing.assert_allclose(encoder_of(spec)(torch.tensor(entries, dtype=dtype)).numpy(), expected, rtol=1e-6)
 
-    def test_each_entry_has_bounds_of_its_own(self) -> None:
+    def test_every_element_has_its_own_bounds(self) -> None:
         bounds = torch.tensor([0, 100]), torch.tensor([200, 101])
         features = encoder_of(Bounded(*bounds, (2,), dtype=torch.int64))(torch.tensor([50, 101]))
         assert features.tolist() == [0.25, 101.0]
@@ -150,20 +149,20 @@ class TestBoxes:
 
 class TestImages:
     @pytest.mark.parametrize(("shape", "permuted"), [((4, 36, 40), False), ((36, 40, 3), True), ((36, 36, 36), True)])
-    def test_from_36_pixels_on_go_through_the_nature_cnn_with_their_channels_in_front(
+    def test_images_of_36_pixels_use_the_nature_cnn_with_channels_first(
         self, shape: tuple[int, int, int], permuted: bool
     ) -> None:
         spec = bytes_of(*shape)
         encoder, images = encoder_of(spec), entries_of(spec, (2,))
-        (network,) = [module for module in encoder.modules() if isinstance(module, OverImages)]
+        (network,) = [module for module in encoder.modules() if isinstance(module, ImageNetwork)]
         torch.testing.assert_close(encoder(images), network(images.permute(0, 3, 1, 2) if permuted else images))
 
-    def test_of_the_same_pixels_have_the_same_features_wherever_the_channels_stand(self) -> None:
+    def test_features_do_not_depend_on_the_position_of_the_channels(self) -> None:
         images = entries_of(bytes_of(7, 9, 3), (2,))
         first, last = encoder_of(bytes_of(3, 7, 9)), encoder_of(bytes_of(7, 9, 3))
         torch.testing.assert_close(first(images.permute(0, 3, 1, 2)), last(images))
 
-    def test_that_are_small_show_codes_one_hot_and_brightness(self) -> None:
+    def test_small_images_are_one_hot_codes_and_scaled_values(self) -> None:
         encoder = encoder_of(bytes_of(1, 2, 3))
         seen: list[Tensor] = []
         (first, *_) = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
@@ -174,7 +173,7 @@ class TestImages:
         np.testing.assert_allclose(planes[0], pixels / 255, rtol=1e-6)
         np.testing.assert_array_equal(planes[1:], np.eye(16)[np.minimum(pixels, 15)].transpose(2, 0, 1))
 
-    def test_that_are_small_start_orthogonal_with_gain_sqrt_two(self) -> None:
+    def test_small_image_cnn_starts_orthogonal_with_gain_sqrt_2(self) -> None:
         for layer in encoder_of(bytes_of(7, 7, 3)).modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 assert layer.bias is not None
@@ -183,49 +182,49 @@ class TestImages:
                 gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
                 np.testing.assert_allclose(gram, 2 * np.eye(len(gram)), atol=1e-5)
 
-    def test_that_are_small_may_have_any_size(self) -> None:
+    def test_small_images_can_have_any_size(self) -> None:
         for height in (1, 2, 5, 8, 35):
             assert encoder_of(bytes_of(height, 6, 1))(entries_of(bytes_of(height, 6, 1), (2,))).shape == (2, 128)
 
 
-class TestWords:
+class TestTokenEncoder:
     SPEC = Categorical(50, (8,), dtype=torch.int64)
 
     @settings(max_examples=30)
     @given(words=st.lists(st.integers(1, 49), max_size=7))
-    def test_padding_changes_nothing(self, words: list[int]) -> None:
+    def test_padding_has_no_effect(self, words: list[int]) -> None:
         encoder = encoder_of(self.SPEC)
         tokens = torch.tensor(words + [0] * (8 - len(words)))
         before = encoder(tokens)
         with torch.no_grad():
             encoder.token.weight[0] = 100.0
-            encoder.place[len(words) :] = 100.0
+            encoder.position[len(words) :] = 100.0
         assert torch.equal(encoder(tokens), before)
 
     @settings(max_examples=30)
     @given(words=st.lists(st.integers(1, 49), min_size=1, max_size=8))
-    def test_features_are_the_mean_over_the_words(self, words: list[int]) -> None:
+    def test_features_are_the_mean_over_the_tokens(self, words: list[int]) -> None:
         encoder = encoder_of(self.SPEC)
         first, second = (layer.weight.detach().numpy() for layer in encoder.network[::2])
-        embedded = encoder.token.weight.detach().numpy()[words] + encoder.place.detach().numpy()[: len(words)]
+        embedded = encoder.token.weight.detach().numpy()[words] + encoder.position.detach().numpy()[: len(words)]
         expected = np.maximum(np.maximum(embedded @ first.T, 0) @ second.T, 0).mean(0)
         features = encoder(torch.tensor(words + [0] * (8 - len(words))))
         np.testing.assert_allclose(features.detach().numpy(), expected, rtol=1e-4, atol=1e-5)
 
-    def test_no_word_at_all_is_zero(self) -> None:
+    def test_empty_text_is_zero(self) -> None:
         assert not encoder_of(self.SPEC)(torch.zeros(2, 8, dtype=torch.int64)).any()
 
-    def test_order_matters(self) -> None:
+    def test_token_order_matters(self) -> None:
         encoder = encoder_of(self.SPEC)
         one, other = encoder(torch.tensor([[3, 7, 0, 0, 0, 0, 0, 0], [7, 3, 0, 0, 0, 0, 0, 0]]))
         assert (one - other).abs().max() > 1e-3
 
 
-class TestEncoders:
-    def test_features_stand_side_by_side_in_the_order_of_the_entries(self) -> None:
+class TestConcatEncoders:
+    def test_concatenates_features_in_the_order_of_the_entries(self) -> None:
         specs = [SPECS[name][0] for name in ("vector", "small image", "category")]
         parts = [encoder_of(spec) for spec in specs]
-        encoders = Encoders(parts)
+        encoders = ConcatEncoders(parts)
         for leading in LEADING:
             entries = [entries_of(spec, leading) for spec in specs]
             features = encoders(*entries)
@@ -233,15 +232,15 @@ class TestEncoders:
             expected = torch.cat([part(entry) for part, entry in zip(parts, entries, strict=True)], -1)
             assert torch.equal(features, expected)
 
-    def test_they_are_learnt(self) -> None:
-        encoders = Encoders(encoder_of(SPECS[name][0]) for name in ("words", "vector"))
+    def test_gradients_reach_every_encoder(self) -> None:
+        encoders = ConcatEncoders(encoder_of(SPECS[name][0]) for name in ("words", "vector"))
         encoders(entries_of(SPECS["words"][0], (3,)), entries_of(SPECS["vector"][0], (3,))).sum().backward()
         assert len(list(encoders.parameters())) == 6
         assert all(parameter.grad is not None and parameter.grad.any() for parameter in encoders.parameters())
 
-    def test_an_entry_too_few_is_an_error(self) -> None:
+    def test_rejects_a_missing_entry(self) -> None:
         with pytest.raises(ValueError, match="zip"):
-            Encoders([nn.Identity(), nn.Identity()])(torch.zeros(1))
+            ConcatEncoders([nn.Identity(), nn.Identity()])(torch.zeros(1))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +250,7 @@ class TestEncoders:
         (Composite(a=Unbounded((3,))), "Composite"),
     ],
 )
-def test_a_spec_without_encoder_is_named_with_its_path_and_what_is_supported(spec: Any, name: str) -> None:
+def test_rejects_a_spec_without_encoder(spec: Any, name: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         make_encoder(spec, 0, "observation/map")
     message = str(caught.value)
@@ -260,7 +259,7 @@ def test_a_spec_without_encoder_is_named_with_its_path_and_what_is_supported(spe
     assert "\n" not in message
 
 
-def test_the_embedding_of_many_categories_tells_them_apart() -> None:
+def test_embedding_distinguishes_many_categories() -> None:
     encoder = encoder_of(Categorical(5000, dtype=torch.int64))
     one, other = encoder(torch.tensor([3, 4999]))
     assert math.dist(one.tolist(), other.tolist()) > 1

@@ -1,4 +1,4 @@
-"""The transformer: whom it attends to, by which scores, and how it begins."""
+"""Tests of the transformer memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchppo.errors import ConfigurationError
 from torchppo.modules.features.extractor import MemoryModule
 from torchppo.modules.features.transformer import Gate, RelativeAttention, Transformer
 
-NUM_INPUTS, NUM_PAST, TIME = 3, 5, 12
+NUM_INPUTS, LENGTH, TIME = 3, 5, 12
 
 Array = NDArray[np.float64]
 
@@ -23,63 +23,63 @@ def array(tensor: Tensor) -> Array:
     return np.asarray(tensor.detach().double().numpy())
 
 
-def remembering(num_layers: int) -> MemoryModule:
+def make_module(num_layers: int) -> MemoryModule:
     torch.manual_seed(0)
-    memory = Transformer(NUM_INPUTS, width=8, num_heads=2, context_length=NUM_PAST, num_layers=num_layers)
+    memory = Transformer(NUM_INPUTS, width=8, num_heads=2, context_length=LENGTH, num_layers=num_layers)
     return MemoryModule(memory, "memory")
 
 
-def reached(remember: MemoryModule, begins: list[int], step: int) -> list[int]:
-    """The steps of a sequence whose inputs have a gradient in the features at `step`."""
+def reached_steps(module: MemoryModule, starts: list[int], step: int) -> list[int]:
+    """Return the steps whose inputs affect the features at `step`."""
     features = torch.randn(1, TIME, NUM_INPUTS, generator=torch.Generator().manual_seed(1)).requires_grad_()
     is_init = torch.zeros(1, TIME, 1, dtype=torch.bool)
-    is_init[0, begins] = True
-    output, _ = remember(features, is_init, torch.zeros(1, *remember.state_shape))
+    is_init[0, starts] = True
+    output, _ = module(features, is_init, torch.zeros(1, *module.state_shape))
     (gradient,) = torch.autograd.grad(output[0, step].square().sum(), features)
     return [int(index) for index in gradient[0].abs().sum(-1).nonzero()]
 
 
-class TestTheWindow:
+class TestWindow:
     @pytest.mark.parametrize("num_layers", [1, 2])
-    def test_reaches_back_as_far_for_every_layer(self, num_layers: int) -> None:
-        assert reached(remembering(num_layers), [0], 11) == list(range(max(0, 11 - num_layers * NUM_PAST), 12))
+    def test_every_layer_extends_the_reach_by_the_context_length(self, num_layers: int) -> None:
+        assert reached_steps(make_module(num_layers), [0], 11) == list(range(max(0, 11 - num_layers * LENGTH), 12))
 
-    @pytest.mark.parametrize(("begin", "step"), [(3, 5), (5, 5), (2, 11)])
-    def test_ends_where_the_episode_began(self, begin: int, step: int) -> None:
-        assert reached(remembering(1), [0, begin], step) == list(range(max(begin, step - NUM_PAST), step + 1))
+    @pytest.mark.parametrize(("start", "step"), [(3, 5), (5, 5), (2, 11)])
+    def test_does_not_reach_before_the_episode(self, start: int, step: int) -> None:
+        assert reached_steps(make_module(1), [0, start], step) == list(range(max(start, step - LENGTH), step + 1))
 
-    @pytest.mark.parametrize(("distance", "reaches"), [(NUM_PAST, True), (NUM_PAST + 1, False)])
-    def test_moves_on_with_single_steps(self, distance: int, reaches: bool) -> None:
-        remember = remembering(1)
+    @pytest.mark.parametrize(("distance", "reaches"), [(LENGTH, True), (LENGTH + 1, False)])
+    def test_moves_with_single_steps(self, distance: int, reaches: bool) -> None:
+        module = make_module(1)
         outputs = []
         for change in (0.0, 1.0):
-            past = torch.zeros(1, *remember.state_shape)
+            context = torch.zeros(1, *module.state_shape)
             for step in range(TIME):
                 features = torch.full((1, NUM_INPUTS), float(step)).sin() + change * (step == 11 - distance)
-                output, past = remember(features, torch.tensor([[step == 0]]), past)
+                output, context = module(features, torch.tensor([[step == 0]]), context)
             outputs.append(output)
         assert torch.equal(*outputs) is not reaches
 
-    @given(begins=st.lists(st.booleans(), min_size=1, max_size=12), last=st.integers(0, 9))
+    @given(starts=st.lists(st.booleans(), min_size=1, max_size=12), last=st.integers(0, 9))
     @settings(max_examples=30)
-    def test_knows_how_old_an_episode_is(self, begins: list[bool], last: int) -> None:
+    def test_episode_ages_count_steps_since_the_start(self, starts: list[bool], last: int) -> None:
         expected, age = [], last
-        for begin in begins:
-            age = 0 if begin else age + 1
+        for start in starts:
+            age = 0 if start else age + 1
             expected.append(age)
-        assert Transformer.ages(torch.tensor([begins]), torch.tensor([float(last)])).tolist() == [expected]
+        assert Transformer.episode_ages(torch.tensor([starts]), torch.tensor([float(last)])).tolist() == [expected]
 
 
 class TestRelativeAttention:
-    def test_equals_its_formula_step_by_step(self) -> None:
+    def test_equals_the_formula(self) -> None:
         torch.manual_seed(0)
         attention = RelativeAttention(4, 1, 3).double()
         nn.init.normal_(attention.content_bias)
         nn.init.normal_(attention.position_bias)
-        hidden, tape = torch.randn(1, 2, 4).double(), torch.randn(1, 5, 4).double()
+        hidden, states = torch.randn(1, 2, 4).double(), torch.randn(1, 5, 4).double()
         distance = torch.tensor([[3, 2, 1, 0, -1], [4, 3, 2, 1, 0]])
         visible = ((distance >= 0) & (distance <= 3)).unsqueeze(0)
-        actual = array(attention(hidden, tape, distance.clamp(0, 3), visible)[0])
+        actual = array(attention(hidden, states, distance.clamp(0, 3), visible)[0])
         query_w, position_w, output_w = (array(getattr(attention, k).weight) for k in ("query", "position", "output"))
         key_w, value_w = np.split(array(attention.key_value.weight), 2)
         u, v = array(attention.content_bias)[0, 0], array(attention.position_bias)[0, 0]
@@ -88,38 +88,38 @@ class TestRelativeAttention:
             seen = [j for j in range(5) if visible[0, step, j]]
             scores = []
             for j in seen:
-                far = int(distance[step, j])
-                code = np.array([np.sin(far), np.sin(far / 100), np.cos(far), np.cos(far / 100)])
-                score = (query + u) @ (key_w @ array(tape[0, j])) + (query + v) @ (position_w @ code)
+                steps = int(distance[step, j])
+                code = np.array([np.sin(steps), np.sin(steps / 100), np.cos(steps), np.cos(steps / 100)])
+                score = (query + u) @ (key_w @ array(states[0, j])) + (query + v) @ (position_w @ code)
                 scores.append(score / np.sqrt(4))
             weights = np.exp(scores) / np.exp(scores).sum()
-            mixed = sum(w * (value_w @ array(tape[0, j])) for w, j in zip(weights, seen, strict=True))
+            mixed = sum(w * (value_w @ array(states[0, j])) for w, j in zip(weights, seen, strict=True))
             np.testing.assert_allclose(actual[step], output_w @ mixed + array(attention.output.bias), rtol=1e-5)
 
-    def test_depends_on_distances_not_on_places(self) -> None:
-        remember = remembering(1)
-        output, _ = remember(
+    def test_depends_on_distances_not_positions(self) -> None:
+        module = make_module(1)
+        output, _ = module(
             torch.ones(1, TIME, NUM_INPUTS),
             torch.zeros(1, TIME, 1, dtype=torch.bool),
-            torch.zeros(1, *remember.state_shape),
+            torch.zeros(1, *module.state_shape),
         )
-        # From here on the window holds nothing but the same inputs.
-        torch.testing.assert_close(output[:, NUM_PAST:-1], output[:, NUM_PAST + 1 :])
+        # From here on, the window holds only equal inputs.
+        torch.testing.assert_close(output[:, LENGTH:-1], output[:, LENGTH + 1 :])
 
-    def test_every_head_has_weights_of_its_own(self) -> None:
+    def test_split_heads_gives_every_head_its_features(self) -> None:
         torch.manual_seed(0)
         attention = RelativeAttention(4, 2, 3)
         features = torch.arange(4.0).expand(1, 3, 4)
-        assert attention.by_head(features).tolist() == [[[[0, 1]] * 3, [[2, 3]] * 3]]
+        assert attention.split_heads(features).tolist() == [[[[0, 1]] * 3, [[2, 3]] * 3]]
 
 
-class TestTheGate:
-    def test_equals_its_formula(self) -> None:
+class TestGate:
+    def test_equals_the_formula(self) -> None:
         torch.manual_seed(0)
         gate = Gate(3)
         hidden, change = torch.randn(2, 3), torch.randn(2, 3)
         x, y = array(hidden), np.maximum(array(change), 0)
-        w_r, w_z, w_g = np.split(array(gate.change.weight), 3)
+        w_r, w_z, w_g = np.split(array(gate.update.weight), 3)
         u_r, u_z = np.split(array(gate.hidden.weight), 2)
         reset = 1 / (1 + np.exp(-(y @ w_r.T + x @ u_r.T)))
         opened = 1 / (1 + np.exp(-(y @ w_z.T + x @ u_z.T - 2)))
@@ -127,20 +127,20 @@ class TestTheGate:
         expected = (1 - opened) * x + opened * proposal
         np.testing.assert_allclose(array(gate(hidden, change)), expected, rtol=1e-5, atol=1e-6)
 
-    def test_is_almost_closed_at_first(self) -> None:
+    def test_starts_almost_closed(self) -> None:
         torch.manual_seed(0)
         hidden = torch.randn(100, 16)
         changed = Gate(16)(hidden, torch.randn(100, 16)) - hidden
         assert changed.norm() < 0.5 * hidden.norm()
 
-    def test_is_open_or_closed_by_its_bias(self) -> None:
+    def test_bias_opens_or_closes_it(self) -> None:
         hidden, change = torch.randn(2, 8), torch.randn(2, 8)
         assert torch.equal(Gate(8, bias=100.0)(hidden, change), hidden)
         assert Gate(8, bias=-100.0)(hidden, change).abs().max() <= 1  # all tanh
 
 
 @pytest.mark.parametrize(("width", "num_heads"), [(10, 4), (9, 3)])
-def test_heads_have_to_divide_an_even_width(width: int, num_heads: int) -> None:
+def test_rejects_an_odd_width_or_one_not_divisible_by_the_heads(width: int, num_heads: int) -> None:
     with pytest.raises(ConfigurationError, match=rf"width={width} must be even .*num_heads={num_heads}"):
         Transformer(3, width=width, num_heads=num_heads)
 

@@ -1,0 +1,165 @@
+"""Tests of the heads of continuous actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
+
+from torchppo.errors import ConfigurationError
+from torchppo.modules.heads.action_heads import ContinuousHead, Head, make_head
+from torchppo.modules.heads.continuous import beta, gaussian, gsde, tanh_gaussian
+from torchppo.modules.heads.networks import ResampleNoise, StateDependentExploration
+
+CONF = Path(__file__).parents[3] / "conf" / "head"
+NUM_ENVS, WIDTH = 6, 5
+LOW, HIGH = torch.tensor([-2.0, 0.1]), torch.tensor([2.0, 0.7])
+BOX = Bounded(LOW, HIGH, (2,), dtype=torch.float32)
+UNBOUNDED = Unbounded((2,), dtype=torch.float32)
+
+gaussian_of_state = partial(gaussian, state_dependent=True)
+tanh_gaussian_of_state = partial(tanh_gaussian, state_dependent=True)
+
+
+def batched(spec: TensorSpec) -> TensorSpec:
+    return spec.expand(NUM_ENVS, *spec.shape)
+
+
+def features(*batch: int) -> Tensor:
+    return torch.randn(*batch, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+class TestBounds:
+    @pytest.mark.parametrize(("continuous", "samples"), [(tanh_gaussian, [-50.0, 0.0, 50.0]), (beta, [0.0, 0.5, 1.0])])
+    def test_ends_and_middle_map_to_bounds_and_center(self, continuous: ContinuousHead, samples: list[float]) -> None:
+        head = continuous(WIDTH, batched(BOX))
+        assert head.to_action is not None
+        action = head.to_action(torch.tensor(samples).unsqueeze(-1).expand(3, 2))
+        torch.testing.assert_close(action, torch.stack([LOW, (LOW + HIGH) / 2, HIGH]))
+        assert ((action >= LOW) & (action <= HIGH)).all()
+
+    def test_action_has_the_dtype_of_the_bounds(self) -> None:
+        spec = batched(Bounded(-1.0, 1.0, (2,), dtype=torch.float64))
+        head = make_head(spec, 1, WIDTH, tanh_gaussian)
+        assert head.to_action is not None
+        assert head.to_action(torch.zeros(NUM_ENVS, 2)).dtype == torch.float64
+
+    @pytest.mark.parametrize("continuous", [tanh_gaussian, beta])
+    @pytest.mark.parametrize("spec", [UNBOUNDED, Bounded(-1.0, float("inf"), (2,), dtype=torch.float32)])
+    def test_rejects_infinite_bounds(self, continuous: ContinuousHead, spec: TensorSpec) -> None:
+        with pytest.raises(
+            ConfigurationError, match=r"^action\.arm\.reach: head=\w+ needs finite bounds.*head=gaussian"
+        ):
+            make_head(batched(Composite(arm=Composite(reach=spec, shape=()), shape=())), 1, WIDTH, continuous)
+        with pytest.raises(
+            ConfigurationError, match=r"^action: head=\w+ needs finite bounds.*shape=torch.Size\(\[6, 2"
+        ):
+            make_head(batched(spec), 1, WIDTH, continuous)
+
+
+class TestScale:
+    @pytest.mark.parametrize("continuous", [gaussian, gaussian_of_state, tanh_gaussian, tanh_gaussian_of_state])
+    def test_starts_at_exp_log_std(self, continuous: Callable[..., Head]) -> None:
+        network = make_head(batched(BOX), 1, WIDTH, partial(continuous, log_std=-1.2)).network
+        _, scale = network(torch.zeros(NUM_ENVS, WIDTH))
+        np.testing.assert_allclose(scale.detach().numpy(), np.exp(-1.2), rtol=1e-6)
+
+    def test_depends_on_the_features_only_if_state_dependent(self) -> None:
+        for continuous, is_same in ((gaussian, True), (gaussian_of_state, False)):
+            _, scale = make_head(batched(BOX), 1, WIDTH, continuous).network(features(NUM_ENVS))
+            assert torch.equal(scale, scale[:1].expand_as(scale)) == is_same
+
+    def test_state_dependent_scale_is_clamped(self) -> None:
+        network = make_head(batched(BOX), 1, WIDTH, gaussian_of_state).network
+        _, scale = network(1e6 * features(100))
+        np.testing.assert_allclose([scale.min().item(), scale.max().item()], [np.exp(-20), np.exp(2)], rtol=1e-5)
+
+    def test_beta_parameters_are_at_least_1(self) -> None:
+        for parameter in make_head(batched(BOX), 1, WIDTH, beta).network(1e5 * features(NUM_ENVS)):
+            assert (parameter >= 1).all()
+
+
+class TestGSDE:
+    def build(self, num_steps: int = 8) -> tuple[Head, StateDependentExploration]:
+        torch.manual_seed(0)
+        head = make_head(batched(BOX), 1, WIDTH, partial(gsde, log_std=-0.5, num_steps=num_steps))
+        (network,) = (m for m in head.network.modules() if isinstance(m, StateDependentExploration))
+        nn.init.normal_(network.log_std)
+        return head, network
+
+    def test_has_a_noise_shape(self) -> None:
+        assert self.build()[0].noise_shape == (WIDTH, 2)
+        assert gaussian(WIDTH, BOX).noise_shape == ()
+
+    def test_scale_is_that_of_samples_over_all_noise(self) -> None:
+        head, network = self.build()
+        inputs = features(NUM_ENVS)
+        std = np.exp(network.log_std.detach().double().numpy())
+        expected = np.sqrt(inputs.double().numpy() ** 2 @ std**2 + 1e-6)
+        loc, scale, _ = head.network(inputs)
+        np.testing.assert_allclose(scale.detach().numpy(), expected, rtol=1e-5)
+        noise = ResampleNoise(0.0)(torch.zeros(50_000, WIDTH, 2), torch.ones(50_000, 1, dtype=torch.bool))
+        parameters = head.network(inputs[:1].expand(50_000, WIDTH), noise=noise)
+        actual = head.distribution_class(**dict(zip(head.param_keys, parameters, strict=True))).sample()
+        np.testing.assert_allclose(actual.std(0).numpy(), expected[0], rtol=0.03)
+        np.testing.assert_allclose(actual.mean(0).numpy(), loc[0].detach().numpy(), atol=0.03)
+
+    def test_perturbation_is_linear_in_the_noise_and_zero_without(self) -> None:
+        head, network = self.build()
+        inputs, noise = features(2, 3), torch.randn(2, 3, WIDTH, 2)
+        _, _, perturbation = head.network(inputs, noise=noise)
+        std = network.log_std.detach().exp()
+        torch.testing.assert_close(perturbation, torch.einsum("...f,...fa,fa->...a", inputs, noise, std))
+        assert not head.network(inputs)[2].any()
+
+    def test_noise_passes_no_gradient_to_the_features(self) -> None:
+        head, _ = self.build()
+        inputs = features(NUM_ENVS).requires_grad_()
+        _, scale, perturbation = head.network(inputs, noise=torch.ones(NUM_ENVS, WIDTH, 2))
+        scale.sum().backward()
+        assert inputs.grad is None
+        assert not perturbation.requires_grad
+
+    def test_resamples_noise_every_num_steps_on_average(self) -> None:
+        head, _ = self.build(num_steps=4)
+        assert head.resample_noise is not None
+        old = torch.full((20_000, WIDTH, 2), 99.0)
+        after = head.resample_noise(old, torch.zeros(20_000, 1, dtype=torch.bool))
+        is_new = (after != old).all((-2, -1))
+        assert is_new.float().mean().item() == pytest.approx(0.25, abs=0.02)
+        assert torch.equal(after[~is_new], old[~is_new])
+        np.testing.assert_allclose(after[is_new].std(0).numpy(), 1.0, rtol=0.06)
+        assert not after.requires_grad
+
+    def test_resampling_compiles_to_one_graph(self) -> None:
+        head, _ = self.build()
+        assert head.resample_noise is not None
+        compiled = torch.compile(head.resample_noise, fullgraph=True, backend="aot_eager")
+        inputs = torch.randn(NUM_ENVS, WIDTH, 2), torch.zeros(NUM_ENVS, 1, dtype=torch.bool)
+        torch.manual_seed(1)
+        expected = head.resample_noise(*inputs)
+        torch.manual_seed(1)
+        assert torch.equal(compiled(*inputs), expected)
+
+    def test_rejects_num_steps_below_1(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"head\.num_steps=-1"):
+            make_head(batched(BOX), 1, WIDTH, partial(gsde, num_steps=-1))
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_builds_a_head(path: Path) -> None:
+    options: Mapping[str, Any] = OmegaConf.load(path)
+    functions = {"gaussian": gaussian, "tanh_gaussian": tanh_gaussian, "beta": beta, "gsde": gsde}
+    function = functions[options["_target_"].removeprefix("torchppo.modules.heads.continuous.")]
+    keywords = {key: value for key, value in options.items() if not key.startswith("_")}
+    head = make_head(batched(BOX), 1, WIDTH, partial(function, **keywords))  # type: ignore[arg-type]
+    parameters = dict(zip(head.param_keys, head.network(features(NUM_ENVS)), strict=True))
+    assert head.distribution_class(**parameters).sample().shape == (NUM_ENVS, 2)
