@@ -40,8 +40,8 @@ def action_spec(space: spaces.Space[Any], path: str = "action") -> TensorSpec:
         case spaces.Box(shape=(_,)) if np.issubdtype(space.dtype, np.floating):
             return _box_spec(space)
     raise EnvironmentFailure(
-        f"action space {space} of {path} is not supported; supported are Discrete, one-dimensional MultiDiscrete, "
-        "MultiBinary and float Box, and Dict and Tuple of these"
+        f"action space {space} of {path} is not supported; supported are Discrete, MultiDiscrete and MultiBinary of "
+        "one dimension, Box of floats of one dimension, and Dict and Tuple of these"
     )
 
 
@@ -66,7 +66,7 @@ def observation_spec(space: spaces.Space[Any], path: str = "observation") -> Ten
             return Categorical(VOCABULARY_SIZE, (MAX_WORDS,), dtype=torch.int64)
     raise EnvironmentFailure(
         f"observation space {space} of {path} is not supported; supported are non-empty Box, Discrete, "
-        "one-dimensional MultiDiscrete and MultiBinary, Text, and Dict and Tuple of these; convert it with "
+        "MultiDiscrete and MultiBinary of one dimension, Text, and Dict and Tuple of these; convert it with "
         "gymnasium.wrappers.TransformObservation in env.wrappers"
     )
 
