@@ -458,7 +458,7 @@ class TestBadInput:
             ({"observation_space": spaces.Tuple([spaces.MultiDiscrete([[2, 3]])])}, ["observation/0", "MultiDiscrete"]),
             ({"action_space": spaces.Dict(a=spaces.Box(-1, 1, (2, 2)))}, ["action/a", "one dimension"]),
             ({"action_space": spaces.Box(-1, 1, (2, 2))}, ["action space Box", "(2, 2)", "one dimension"]),
-            ({"action_space": spaces.Box(0, 99, (5,), np.int64)}, ["action space Box", "floats"]),
+            ({"action_space": spaces.Box(0, 99, (5,), np.int64)}, ["action space Box", "float"]),
         ],
         ids=lambda value: str(next(iter(value.values()))) if isinstance(value, dict) else None,
     )

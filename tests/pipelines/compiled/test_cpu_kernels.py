@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from torchppo.pipelines.compiled.cpu_kernels import FEW_ROWS
+from torchppo.pipelines.compiled.cpu_kernels import MAX_ROWS
 from torchppo.pipelines.compiled.graph import TracedFunction
 
 
 class TestDecompositions:
-    @pytest.mark.parametrize("num_rows", [1, FEW_ROWS, FEW_ROWS + 1])
+    @pytest.mark.parametrize("num_rows", [1, MAX_ROWS, MAX_ROWS + 1])
     def test_small_product_equals_linear(self, num_rows: int) -> None:
         layer, x = nn.Linear(7, 5).double(), torch.randn(num_rows, 7, dtype=torch.float64)
         with torch.no_grad():
