@@ -1,8 +1,11 @@
-"""The size limits of the library's packages: short folders, files and functions."""
+"""The size limits of the library's packages, and the number of files on the path of a training."""
 
 from __future__ import annotations
 
 import ast
+import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -53,3 +56,38 @@ def test_no_function_has_more_than_50_lines() -> None:
         for function, length in function_lengths(source).items()
     }
     assert {name: length for name, length in lengths.items() if length > MAX_FUNCTION_LINES} == {}
+
+
+TRACE = """
+import json, sys, threading
+from pathlib import Path
+
+root, called = Path(sys.argv[1]).resolve(), set()
+
+
+def note(frame, event, argument):
+    code = frame.f_code
+    if code.co_flags & 1 and code.co_name != "<module>":  # 1: a function, not the body of a class
+        called.add(code.co_filename)
+
+
+sys.settrace(note)
+threading.settrace(note)
+from torchppo.pipelines.cli.main import main
+
+code = main(["train", "experiment=cartpole", "compile=false", *sys.argv[2:]])
+sys.settrace(None)
+paths = {Path(name).resolve() for name in called if not name.startswith("<")}
+print(json.dumps(sorted(str(path.relative_to(root)) for path in paths if path.is_relative_to(root))))
+sys.exit(code)
+"""
+MAX_FILES_OF_A_TRAINING = 32
+
+
+def test_a_cartpole_training_calls_functions_in_few_files(tmp_path: Path) -> None:
+    short = ["total_frames=512", "eval.episodes=1", "eval.video=false", "logger=csv", f"run_dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-c", TRACE, str(ROOT), *short]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = [name for name in json.loads(done.stdout.splitlines()[-1]) if not name.startswith(".venv")]
+    assert len(files) <= MAX_FILES_OF_A_TRAINING, files
