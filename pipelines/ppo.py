@@ -20,8 +20,8 @@ from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from ..modules.objectives.kl_penalty import Adaptive
 from ..modules.schedules import Schedule, Schedules
 from . import param_groups
+from .advantages import EpisodeStatistics, RolloutBatch
 from .distributed import num_ranks, summed
-from .rollout_batch import EpisodeStatistics, RolloutBatch
 from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates.eager_step import clip_gradients
 from .updates.minibatch import MinibatchUpdate

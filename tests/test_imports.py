@@ -21,7 +21,7 @@ FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "hydra", "om
 
 LAYERS = (
     {"param_groups", "distributed"},
-    {"step_factory", "updates", "rollout_batch", "compiled"},
+    {"step_factory", "updates", "advantages", "compiled"},
     {"collectors", "ppo"},
     {"build", "episodes"},
     {"callbacks", "run_files", "checkpoint"},

@@ -9,8 +9,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from ...errors import ConfigurationError
+from ..advantages import RolloutBatch
 from ..distributed import normalized
-from ..rollout_batch import RolloutBatch
 
 
 class Learner(Protocol):

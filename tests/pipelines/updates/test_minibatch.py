@@ -12,7 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from torchppo.errors import ConfigurationError
-from torchppo.pipelines.rollout_batch import RolloutBatch
+from torchppo.pipelines.advantages import RolloutBatch
 from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 
 Metrics = dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""A rollout as learning sees it: values, advantages, targets, rows for minibatches, and ended episodes."""
+"""Advantages and value targets of a rollout (the call of GAE), and its rows for minibatches."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 
+from torchppo.pipelines.advantages import EpisodeStatistics, RolloutBatch
 from torchppo.pipelines.build import Training, build_training
 from torchppo.pipelines.cli.config import compose
-from torchppo.pipelines.rollout_batch import EpisodeStatistics, RolloutBatch
 
 SMALL = [
     "experiment=cartpole_positions",
