@@ -140,7 +140,7 @@ def make_environment(node: DictConfig, changes: dict[str, Any]) -> EnvBase:
     except Exception as error:  # noqa: BLE001 - an environment may raise anything
         raise environment_failure(f"{node._target_} failed", error) from None
     if not isinstance(env, EnvBase):
-        raise EnvironmentFailure(f"{node._target_} returned {type(env).__name__}, not a torchrl.envs.EnvBase")
+        raise EnvironmentFailure(f"{node._target_} returned {type(env).__name__}; it must return an EnvBase")
     return env
 
 

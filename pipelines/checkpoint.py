@@ -57,7 +57,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content.seek(0)
         checkpoint = torch.load(content, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint: {str(error)[:200]}") from error
+        raise CheckpointError(
+            f"{path} is not a checkpoint ({str(error)[:200]}); use a file that torchppo train has written"
+        ) from error
     if not isinstance(checkpoint, dict) or "torchppo" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint of torchppo; use one that torchppo train has written")
     return checkpoint
@@ -75,7 +77,10 @@ def restore(path: Path | str, *, seed: int, num_envs: int) -> tuple[PPO, DictCon
     checkpoint = load_checkpoint(Path(path))
     config = checkpoint["torchppo"]["config"]
     if not config:
-        raise CheckpointError(f"{path} has no configuration, because it was trained from Python; load it there")
+        raise CheckpointError(
+            f"{path} has no configuration, because it was trained from Python; use "
+            "trainer.fit(ppo, ..., ckpt_path=...) to continue there"
+        )
     cfg = OmegaConf.create(config)
     sys.path += [folder for folder in cfg.get("code_dirs", []) if folder not in sys.path]
     env = build_evaluation_env(cfg, seed=seed, num_envs=num_envs)
@@ -83,5 +88,7 @@ def restore(path: Path | str, *, seed: int, num_envs: int) -> tuple[PPO, DictCon
     try:
         ppo.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit its configuration: {str(error)[:200]}") from error
+        raise CheckpointError(
+            f"{path} does not fit its configuration ({str(error)[:200]}); use the version of the code that wrote it"
+        ) from error
     return ppo, cfg, env

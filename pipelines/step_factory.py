@@ -218,7 +218,7 @@ def graphs_required() -> Iterator[None]:
         yield
     except ImportError as error:
         raise GraphError(
-            f"compile=true or trace: graphs do not work with PyTorch {torch.__version__} ({error}); use compile=false"
+            f"compile=true or trace: cannot import graphs ({error}; PyTorch {torch.__version__}); use compile=false"
         ) from error
 
 

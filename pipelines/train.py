@@ -129,7 +129,9 @@ def locked(run_dir: Path) -> Iterator[None]:
         raise RunLockedError(f"run_dir={run_dir} is in use by another training; choose another run_dir") from None
     with lock:
         if (run_dir / "config.yaml").exists():
-            raise ConfigurationError(f"run_dir={run_dir} already holds a run; choose another one or remove it")
+            raise ConfigurationError(
+                f"run_dir={run_dir} already holds a run; choose another run_dir or delete this folder"
+            )
         yield
 
 

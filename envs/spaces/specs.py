@@ -41,7 +41,8 @@ def action_spec(space: spaces.Space[Any], path: str = "action") -> TensorSpec:
             return _box_spec(space)
     raise EnvironmentFailure(
         f"action space {space} of {path} is not supported; supported are Discrete, MultiDiscrete and MultiBinary of "
-        "one dimension, Box of floats of one dimension, and Dict and Tuple of these"
+        "one dimension, Box of floats of one dimension, and Dict and Tuple of these (env.wrappers=[...] takes "
+        "gymnasium.wrappers.TransformAction to convert others)"
     )
 
 

@@ -23,6 +23,7 @@ from ..failures import environment_failure
 
 Result = TypeVar("Result")
 
+CRASH_HINT = "-9 often means too little memory, -11 a crash of the environment; try env.num_workers=0"
 SPIN_SECONDS = 1e-3
 """How long a process that waits yields its core instead of sleeping. Waking up takes 50 us and may need a new core."""
 
@@ -52,7 +53,7 @@ def run_in_subprocess(function: Callable[[], Result], step_timeout: float) -> Re
         result, failure = receiver.recv()
     except EOFError:
         process.join()
-        raise EnvironmentFailure(f"an environment died with exit code {process.exitcode}") from None
+        raise EnvironmentFailure(f"an environment died with exit code {process.exitcode}; {CRASH_HINT}") from None
     finally:
         process.kill()  # it has sent its result, or is too late
         process.join()

@@ -18,7 +18,7 @@ from ...errors import ConfigurationError, EnvironmentFailure
 from ..failures import environment_failure
 from ..spaces.encoding import action_dtype
 from ..spaces.specs import ALL_ENVS, StepArrays, step_arrays_for
-from .forked_call import acquire, init_subprocess, run_in_subprocess, shared_zeros, start_forked
+from .forked_call import CRASH_HINT, acquire, init_subprocess, run_in_subprocess, shared_zeros, start_forked
 from .serial import (
     EnvDescription,
     EnvFn,
@@ -172,11 +172,12 @@ class _Worker:
         while not acquire(self._done, min(POLL_SECONDS, self.step_timeout)):
             waited += POLL_SECONDS
             if not self._process.is_alive():
-                raise EnvironmentFailure(f"{_worker_name(self.env_slice)} died with exit code {self._process.exitcode}")
+                code = self._process.exitcode
+                raise EnvironmentFailure(f"{_worker_name(self.env_slice)} died with exit code {code}; {CRASH_HINT}")
             if waited >= self.step_timeout:
                 raise EnvironmentFailure(
                     f"{_worker_name(self.env_slice)} did not answer within env.step_timeout={self.step_timeout:g} "
-                    "seconds"
+                    "seconds; increase it if the environment is slow"
                 )
         self.is_busy = False
         if self._has_failed[0]:  # polling the pipe instead would take 6 us

@@ -37,7 +37,9 @@ def mlp(
 
     """
     if activation not in ACTIVATIONS:
-        raise ConfigurationError(f"activation={activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
+        raise ConfigurationError(
+            f"policy.body.activation={activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}"
+        )
     require_widths("num_cells", num_cells)
     body = MLP(
         in_features=math.prod(shape),

@@ -101,7 +101,7 @@ def gsde(width: int, spec: TensorSpec, *, log_std: float = -2.0, num_steps: int 
     """
     if num_steps < 1:
         raise ConfigurationError(
-            f"head.num_steps={num_steps} must be at least 1; use a number above the episode length to draw noise "
+            f"policy.head.num_steps={num_steps} must be at least 1; use more steps than an episode has to draw noise "
             "once per episode"
         )
     network = StateDependentExploration(width, spec.shape[-1], log_std)

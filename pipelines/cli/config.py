@@ -189,7 +189,7 @@ def check_keys(overrides: Iterable[Override], cfg: DictConfig, known: list[str])
         if override.is_add() or override.is_force_add() or key in existing or key.startswith("hydra."):
             continue
         if key in known:
-            raise ConfigurationError(f"{key} does not exist in the chosen components; +{key}=... adds it")
+            raise ConfigurationError(f"{key} belongs to a component that is not chosen; +{key}=... adds it")
         raise ConfigurationError(f"unknown key {key!r}{did_you_mean(key, known)}; +{key}=... adds a new key")
 
 

@@ -34,7 +34,8 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, *, print_config
     repeated = [folder for number, folder in enumerate(folders) if folder in folders[:number]]
     if repeated and any(word.startswith("run_dir=") for word in overrides):
         raise ConfigurationError(
-            f"run_dir={repeated[0]} would be used by several runs; write run_dir='{repeated[0]}/s${{seed}}'"
+            f"run_dir={repeated[0]} would be used by several runs; write one folder per swept key, "
+            f"such as run_dir='{repeated[0]}/s${{seed}}'"
         )
     for number, run in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] torchppo train {' '.join(run)}", flush=True)

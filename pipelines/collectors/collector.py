@@ -95,7 +95,8 @@ class Collector:
             self._rollouts = TorchRLRollouts(env, policy, frames_per_env, **steps)
         if double_buffer and not isinstance(self._rollouts, VectorRollouts):
             raise ConfigurationError(
-                "collector.double_buffer=true needs a vector environment without transforms and collector.rollouts=null"
+                "collector.double_buffer=true does not work with transforms or collector.rollouts; remove them, or set "
+                "collector.double_buffer=false"
             )
 
     @property

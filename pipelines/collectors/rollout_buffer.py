@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class FinalObservations(NamedTuple):
-    """The last observations of the episodes that ended at one step, `[envs, *observation]`."""
+    """The final observations of the environments `envs` whose episodes ended at `step`, `[len(envs), *observation]`."""
 
     step: int
     envs: NDArray[np.intp]
@@ -235,7 +235,7 @@ def raise_if_not_finite(key: NestedKey, values: Tensor, name: str, first_step: i
     step, env = values.isfinite().reshape(*values.shape[:2], -1).all(-1).T.logical_not().nonzero()[0].tolist()
     bad = values[env, step]
     path = key if isinstance(key, str) else "/".join(key)
+    place = f"at step {step + first_step} of the {name}" if step + first_step >= 0 else f"at the start of the {name}"
     raise NumericalError(
-        f"{path} of environment {env} is {bad[~bad.isfinite()][0].item()} at step {step + first_step} of the {name}; "
-        "fix the environment"
+        f"{path} of environment {env} is {bad[~bad.isfinite()][0].item()} {place}; fix the environment"
     )

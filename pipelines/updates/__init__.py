@@ -1,1 +1,1 @@
-"""From one rollout to a better policy."""
+"""How a rollout becomes optimizer steps: epochs, minibatches, one step."""

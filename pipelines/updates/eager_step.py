@@ -100,9 +100,13 @@ def scalars(losses: TensorDictBase) -> dict[str, Tensor]:
 def check_losses(losses: TensorDictBase, max_kl: float | None) -> None:
     """Raise a ConfigurationError if an objective lacks a loss, or the metric that early stopping reads."""
     if not any(name.startswith("loss_") for name in losses.keys()):  # noqa: SIM118 - a TensorDict iterates over rows
-        raise ConfigurationError(f"the objective returned no loss_* entry, only {', '.join(losses.keys())}")
+        raise ConfigurationError(
+            f"the objective returned {', '.join(losses.keys())}; the name of a loss must begin with loss_"
+        )
     if max_kl is not None and "kl_approx" not in losses.keys():  # noqa: SIM118
-        raise ConfigurationError("update.target_kl needs an objective that returns kl_approx; set it to null")
+        raise ConfigurationError(
+            "update.target_kl needs an objective that returns kl_approx; set update.target_kl=null"
+        )
 
 
 def exceeds_kl(kl: Tensor, max_kl: float) -> bool:
