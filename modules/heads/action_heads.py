@@ -191,7 +191,7 @@ class Unmasked(nn.Module):
         """
         if mask is not None:
             raise ConfigurationError(
-                "action_mask needs a Discrete or MultiDiscrete action space, but this action space is another; "
+                "action_mask needs a Discrete or MultiDiscrete action space, and this action space is neither; "
                 "remove action_mask from the observations"
             )
         parameters: Parameters = self.network(features, **kwargs)

@@ -1,1 +1,1 @@
-"""From one rollout to a better policy."""
+"""Updates, which train the networks on one rollout, and the eager optimizer step."""
