@@ -135,7 +135,7 @@ class HostObservations:
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        # Zeros, because `check_finite` also reads steps that a failed rollout has not stored.
+        # Zeros, because `check_finite` may read entries that a failed step has not written.
         self.array: NDArray[Any] = np.zeros(shape, dtype)
 
     def read(self, step: int, env_slice: slice = ALL_ENVS) -> dict[NestedKey, Tensor]:
