@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from ..errors import ConfigurationError
 
 Schedule = Callable[[float], float]
-"""From the progress of a training in [0, 1] to a factor of the initial value."""
+"""A function from the progress of training in [0, 1] to a factor of the initial value."""
 
 
 def constant(progress: float) -> float:  # noqa: ARG001

@@ -1,1 +1,1 @@
-"""What runs: collectors, the LightningModule, training, evaluation, the command line."""
+"""Collectors, updates, the LightningModule, training, evaluation and the command line."""

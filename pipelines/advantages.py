@@ -1,4 +1,4 @@
-"""Advantages and value targets of a rollout (the call of GAE), and its rows for minibatches."""
+"""Computes advantages and value targets of a rollout (calls GAE) and splits it into rows for minibatches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RolloutBatch:
         actor: the policy.
         critic: the value function.
         estimator: writes `advantage` and `value_target`.
-        critic_estimator: writes another `value_target`; `None` uses that of `estimator`.
+        critic_estimator: writes the `value_target` of the critic; `None` uses that of `estimator`.
         normalize: whether to normalize advantages over the whole rollout and all ranks.
         sequence_length: frames of the sequences that recurrent policies are trained on.
 
@@ -61,7 +61,7 @@ class RolloutBatch:
     def estimate(self) -> None:
         """Estimate advantages and value targets, and make the rows.
 
-        Every state is valued once, by the policy if it writes `state_value` while acting.
+        The critic evaluates every state once. If the policy writes `state_value` during collection, that value is used.
         """
         rollout = self.rollout
         valued = rollout if "state_value" in self.actor.out_keys else self.critic(rollout.select(*self.critic.in_keys))
@@ -91,7 +91,7 @@ class RolloutBatch:
 
     @torch.no_grad()
     def _with_recomputed_advantages(self, rows: TensorDictBase) -> TensorDictBase:
-        """Value all states with the current critic. Sequences start from the recurrent states in `rows`."""
+        """Recompute all values with the current critic. Sequences start from the recurrent states in `rows`."""
         values = self.critic(rows.copy())["state_value"]
         shape = self.rollout.shape
         values = values.reshape(*shape, 1) if self.memory_keys else values.reshape(*shape[::-1], 1).transpose(0, 1)
@@ -128,7 +128,7 @@ class RolloutBatch:
         """Write advantages and targets, given the values of all states `[num_envs, time, 1]`.
 
         The value of a next observation is that of the following step. Final observations of episodes and the last
-        observation of the rollout are valued separately, with the recurrent state of that step.
+        observation of the rollout are evaluated separately, with the recurrent state of that step.
         """
         rollout, next_data = self.rollout, self.rollout["next"]
         is_final = next_data["done"].squeeze(-1).clone()
@@ -168,8 +168,8 @@ class EpisodeStatistics:
     """Returns and lengths of the last 100 training episodes of all ranks.
 
     Attributes:
-        episodes: `(return, length)`, the newest last.
-        num_episodes: how many have ended since the training began.
+        episodes: `(return, length)` of each episode, oldest first.
+        num_episodes: number of episodes that have ended since training began.
 
     """
 

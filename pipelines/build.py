@@ -1,4 +1,4 @@
-"""From a configuration to objects. Every call of Hydra's `instantiate` is in this file."""
+"""Builds objects from a configuration. No other file calls Hydra's `instantiate`."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ REPLACED_TRAINER_OPTIONS = {
 """Options of Lightning's Trainer that do not work with this command, and what to use instead."""
 
 EVALUATION_RANK = 1_000_000
-"""A rank that no training has, for the seeds of evaluation and video."""
+"""The rank from which seeds of evaluations and videos are derived. No training process has it."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """The parts of a training run. The caller closes the environment."""
+    """The components of a training run. The caller must close the environment."""
 
     env: EnvBase
     ppo: PPO
@@ -51,7 +51,7 @@ def build_training(cfg: DictConfig, rank: int) -> Training:
     """Build environment, LightningModule and collector of one rank.
 
     Raises:
-        TorchPPOError: with the key, the value and what to do.
+        TorchPPOError: if a setting cannot work; the message names the key, the value and what to do.
 
     """
     if "frames_per_env" not in cfg.collector:
@@ -145,7 +145,7 @@ def make_environment(node: DictConfig, changes: dict[str, Any]) -> EnvBase:
 
 
 def build_evaluation_env(cfg: DictConfig, *, seed: int, num_envs: int, **changes: Any) -> EnvBase:
-    """Build the training's environment for whole episodes, without worker processes."""
+    """Build the training environment for an evaluation, without worker processes."""
     return build_env(cfg, seed=seed, num_envs=num_envs, num_workers=0, **changes)
 
 
@@ -153,7 +153,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
     """Build Lightning's Trainer with the configured loggers.
 
     Raises:
-        ConfigurationError: for devices or a logger that do not exist or do not work here.
+        ConfigurationError: if devices or a logger do not exist or are not supported.
 
     """
     options = cfg.trainer
@@ -192,7 +192,7 @@ def env_name(cfg: DictConfig) -> str:
 
 
 def evaluation_compile(cfg: DictConfig) -> Compile:
-    """Return how the policy's step of an evaluation runs: traced where the training compiles it."""
+    """Return the `compile` mode of evaluations: the policy step is traced if training compiles it."""
     return "trace" if cfg.compile is True else check_compile(cfg.compile)
 
 
@@ -200,7 +200,7 @@ def call(node: DictConfig, **arguments: Any) -> Any:
     """Instantiate a node with further arguments.
 
     Raises:
-        TorchPPOError: as the target raises it, or if the target does not exist or does not accept the keys.
+        TorchPPOError: if the target raises one, does not exist, or does not accept the keys.
 
     """
     if not isinstance(node, DictConfig) or "_target_" not in node:

@@ -1,4 +1,4 @@
-"""Checkpoint files: write them, read them, and rebuild a policy from one."""
+"""Writes and reads checkpoint files, and rebuilds a policy from one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
     Lightning overwrites the file in place, so that a full disk would destroy the previous checkpoint too.
 
     Raises:
-        OSError: naming `path`.
+        OSError: if the file cannot be written; the error names `path`.
 
     """
     part = path.with_name(f".{path.name}.part")
@@ -40,7 +40,7 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the contents of a checkpoint. Reading them runs no code from the file.
+    """Return the contents of a checkpoint. Reading it does not run code from the file.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or not a checkpoint of torchppo.

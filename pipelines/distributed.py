@@ -40,7 +40,7 @@ def raise_on_all_ranks(work: Callable[[], T]) -> T:
     Without this, the other ranks would wait in their next collective until the connection times out.
 
     Raises:
-        TorchPPOError: the error of this rank, or the first error of another rank with that rank's number.
+        TorchPPOError: the error of this rank, or the first error of another rank, with the number of that rank.
 
     """
     if num_ranks() == 1:

@@ -1,4 +1,4 @@
-"""Whole episodes of a deterministic policy, and their returns."""
+"""Evaluates a deterministic policy over whole episodes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .collectors.torchrl import TensorDictStep, steps
 from .step_factory import EVALUATION_STEPS, Compile
 
 MAX_ENVS = 20
-"""The most environments that an evaluation steps at once."""
+"""Maximum number of environments that an evaluation steps at once."""
 
 MAX_STEPS = 100_000
-"""Steps within which an episode of an evaluation has to end; the longest of Gymnasium and Atari take a third."""
+"""Maximum length of an episode of an evaluation: three times the longest episodes of Gymnasium and Atari."""
 
 
 class Evaluation(NamedTuple):
@@ -50,13 +50,13 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, compil
     Args:
         actor: the policy.
         env: a batched environment that writes `episode_reward` and `step_count`.
-        episodes: how many.
-        compile: how the policy's step runs.
+        episodes: number of episodes.
+        compile: how the policy step runs.
 
     Raises:
         ConfigurationError: if `episodes` is below 1.
         EnvironmentFailure: if an episode does not end.
-        NumericalError: at the first observation or reward that is not finite.
+        NumericalError: if an observation or reward is not finite.
 
     """
     if episodes < 1:
@@ -86,7 +86,7 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, compil
 
 
 def num_envs_for(episodes: int) -> int:
-    """Return the number of environments to evaluate so many episodes in."""
+    """Return the number of environments that evaluate `episodes` episodes."""
     return max(1, min(episodes, MAX_ENVS))
 
 
@@ -96,7 +96,7 @@ def rollout_episodes(
     *,
     compile: Compile = False,  # noqa: A002
 ) -> Iterator[TensorDictBase]:
-    """Step a deterministic policy without end; yield TensorDicts `[num_envs]` with their `next`."""
+    """Step a deterministic policy endlessly; yield TensorDicts `[num_envs]` with their `next`."""
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC), eval_mode(actor):
         if isinstance(env, VectorEnv):
             rollouts = VectorRollouts(env, actor, 1, compile=compile, num_policy_steps=EVALUATION_STEPS)

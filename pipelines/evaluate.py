@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: `torchppo eval`."""
+"""Evaluates a checkpoint: `torchppo eval`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def evaluate_checkpoint(path: Path, *, episodes: int, seed: int, video: Path | N
     """Roll out whole episodes with a checkpoint's deterministic policy, and record one.
 
     Args:
-        path: of the checkpoint.
-        episodes: how many.
-        seed: of the environments.
-        video: where to write the video; `None` records none.
+        path: path of the checkpoint.
+        episodes: number of episodes.
+        seed: seed of the environments.
+        video: path of the video; `None` disables it.
 
     Raises:
         TorchPPOError: if the checkpoint cannot be used or its environment cannot be made.

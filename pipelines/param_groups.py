@@ -1,4 +1,4 @@
-"""Optimizer groups for policy and critic, if one of them has its own options or is frozen at times."""
+"""Optimizer groups for policy and critic, used if one of them has its own options or is sometimes frozen."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_param_groups(optimizer: Optimizer, critic_options: Mapping[str, Any]) 
     if not all("part" in group for group in optimizer.param_groups):
         raise ConfigurationError(
             f"optimizer={type(optimizer).__name__} makes its own parameter groups, but critic.optimizer, critic.epochs "
-            "and ppo.value_pretraining need the given ones; remove these options or choose optimizer=adam"
+            "and ppo.value_pretraining need those of torchppo; remove these options or choose optimizer=adam"
         )
     unknown = [key for key in critic_options if key not in optimizer.defaults]
     if unknown:

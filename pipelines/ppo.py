@@ -1,4 +1,4 @@
-"""The LightningModule: binds estimator, objective, update and schedules."""
+"""The LightningModule, which connects estimator, objective, update and schedules."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class PPO(LightningModule):
         schedules: of `lr`, `clip_epsilon` or `entropy_coeff`, as factors of their initial values.
         reward_normalizer: transforms rewards before learning; `None` keeps them.
         max_grad_norm: limit of the global gradient norm; infinity disables clipping.
-        normalize_advantage: to mean 0 and standard deviation 1 over each `rollout` or each `minibatch` of all ranks;
-            `None` disables it.
-        critic_estimator: for the value targets, such as GAE with another lambda; `None` uses `estimator`.
+        normalize_advantage: normalize to mean 0 and standard deviation 1 over each `rollout` or each `minibatch` of
+            all ranks; `None` disables it.
+        critic_estimator: estimator of value targets, such as GAE with another lambda; `None` uses `estimator`.
         critic_optimizer: optimizer options, such as `lr`, of the parameters that only the critic uses.
         value_pretraining: number of first rollouts that train only the critic and what it shares with the policy.
         compile: how an optimizer step runs (see `step_factory.Compile`). A graph keeps `max_grad_norm` and the
@@ -51,8 +51,8 @@ class PPO(LightningModule):
         config: a plain dictionary that every checkpoint stores, to rebuild the components from.
 
     Raises:
-        ConfigurationError: for values out of range. When a training starts, for weights that are not float32, and if
-            all frames have been trained; also a GraphError for Lightning hooks that a graph would not call.
+        ConfigurationError: if a value is out of range or, when training starts, weights are not float32 or no frames
+            are left. If a graph is required and would not call a Lightning hook, the error is a GraphError.
 
     """
 
@@ -160,7 +160,7 @@ class PPO(LightningModule):
         self._update_statistics(batch)
         metrics = {f"train/{METRIC_NAMES.get(name, name)}": value for name, value in metrics.items()}
         self.seconds["estimate"] += estimated - start
-        self.seconds["update"] += time.perf_counter() - estimated  # the metrics have waited for the device
+        self.seconds["update"] += time.perf_counter() - estimated  # computing the metrics waits for the device
         self.episodes.update(rollout)
         num_frames = rollout.numel() * num_ranks()
         self.frames += num_frames
@@ -170,7 +170,7 @@ class PPO(LightningModule):
             self.trainer.should_stop = True
 
     def make_batch(self, rollout: TensorDictBase) -> RolloutBatch:
-        """Return the batch of a rollout, whose advantages are still to be estimated."""
+        """Return the batch of a rollout, without advantages."""
         return RolloutBatch(
             rollout,
             self.actor,

@@ -1,4 +1,4 @@
-"""Eager, traced or compiled steps of policy and optimizer.
+"""Makes eager, traced or compiled steps of policy and optimizer.
 
 This is the only file that imports `compiled/`, and it does so lazily: eager runs work without that folder.
 """
@@ -27,10 +27,10 @@ Compile = bool | Literal["auto", "trace"]
 STEPS_TO_TRACE = 300
 POLICY_STEPS_TO_COMPILE = 30_000
 OPTIMIZER_STEPS_TO_COMPILE = 8_000
-"""Numbers of steps from which a graph pays on a CPU. Tracing costs 0.3 s and saves 0.5 ms per policy step and 2 ms per
-optimizer step. Compiling both costs about 20 s without a cache and saves another 0.15 ms and 2 ms."""
+"""Numbers of steps above which a graph saves time on a CPU. Tracing costs 0.3 s and saves 0.5 ms per policy step and
+2 ms per optimizer step. Compiling both costs about 20 s without a cache and saves another 0.15 ms and 2 ms."""
 STEPS_TO_TORCH_COMPILE = 20_000
-"""Number of steps from which `torch.compile` pays. It compiles more slowly than our own graphs and saves less."""
+"""Number of steps above which `torch.compile` saves time. It compiles more slowly than our graphs and saves less."""
 EVALUATION_STEPS = 1_000  # typical policy steps of an evaluation: enough to trace, too few to compile
 
 Step = Callable[..., Any]
@@ -46,7 +46,7 @@ def check_compile(value: Any) -> Compile:
 
 
 def choose(compile: Compile, num_steps: float, steps_to_compile: int) -> Compile:  # noqa: A002
-    """Replace `"auto"` by the way that is fastest for so many steps."""
+    """Replace `"auto"` by the fastest way to run `num_steps` steps."""
     if compile != "auto":
         return compile
     if num_steps > steps_to_compile:
@@ -63,7 +63,7 @@ class PolicyFunction:
         num_steps: how often it will be called, for `compile="auto"`.
 
     Attributes:
-        output_keys: what a call returns, in this order, followed by the newest recurrent states.
+        output_keys: keys of the outputs of a call, in order; the newest recurrent states follow them.
         state_shapes: `(context_length, state_size)` of every recurrent state.
 
     """
@@ -92,7 +92,7 @@ class PolicyFunction:
 
 
 def make_policy_step(function: Step, compile: Compile, num_steps: float) -> Step:  # noqa: A002
-    """Return a policy's step as a function of a dictionary of tensors.
+    """Return a policy step as a function of a dictionary of tensors.
 
     Args:
         function: from a dictionary of tensors to a list of tensors.
@@ -159,14 +159,15 @@ def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
 class FirstThatWorks:
     """Runs a step as a graph, with `torch.compile` if the graph fails and the run is long, or else eagerly.
 
-    A graph is built by its first call. If that fails, one line says why. The eager step raises the user's errors again.
+    The first call builds the graph. If that fails, a one-line warning names the reason. The eager step raises errors of
+    the user's own code again.
 
     Args:
-        name: what the step is, for the message.
+        name: name of the step in the message.
         make_graph: makes the graph.
         make_torch_compiled: makes the step with `torch.compile`.
         eager: the eager step.
-        num_steps: how often the step will be called.
+        num_steps: expected number of calls.
 
     """
 
@@ -207,7 +208,7 @@ class FirstThatWorks:
         raise AssertionError("the eager step returns or raises")
 
     def refresh(self) -> None:
-        """Let a graph see the weights of the last update."""
+        """Refresh the cached casts of a graph after an update."""
         getattr(self._step, "refresh", _nothing_to_refresh)()
 
 
@@ -224,7 +225,7 @@ def graphs_required() -> Iterator[None]:
 
 @cache
 def warn_once(message: str) -> None:
-    """Log a warning, once per process: every evaluation makes its own policy step."""
+    """Log a warning once per process, because every evaluation makes its own policy step."""
     logger.warning(message)
 
 
@@ -242,5 +243,5 @@ def check_dtypes(ppo: Any) -> None:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Return the device of a module's parameters; without parameters the CPU."""
+    """Return the device of a module's parameters, or the CPU if it has no parameters."""
     return next((param.device for param in module.parameters()), torch.device("cpu"))

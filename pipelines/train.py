@@ -1,4 +1,4 @@
-"""Train one run, from its configuration to its summary: `torchppo train`."""
+"""Trains one run, from its configuration to its summary: `torchppo train`."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
 
     Args:
         cfg: the composed configuration with `run_dir`.
-        overrides: of the command line, stored next to the configuration.
+        overrides: overrides of the command line, stored next to the configuration.
 
     Returns:
         The exit code: 0, or 128 plus the number of the signal that stopped the training.
 
     Raises:
-        TorchPPOError: with the key, the value and what to do.
+        TorchPPOError: if training cannot start or fails; the message says what to do.
 
     """
     if cfg.num_threads < 1:
@@ -81,7 +81,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
 
 
 def fit(trainer: Trainer, training: Training) -> None:
-    """Call `trainer.fit`, with Lightning's refusals as a ConfigurationError and Ctrl-C as a KeyboardInterrupt."""
+    """Call `trainer.fit`; convert errors of Lightning to ConfigurationError, and Ctrl-C to KeyboardInterrupt."""
     try:
         trainer.fit(training.ppo, train_dataloaders=training.collector)
     except MisconfigurationException as error:
@@ -95,8 +95,8 @@ def fit(trainer: Trainer, training: Training) -> None:
 def save_configuration(trainer: Trainer, cfg: DictConfig, overrides: list[str]) -> None:
     """Write `config.yaml` and `overrides.yaml` before the first rollout.
 
-    Not earlier, because a directory with a configuration holds a run and is not used again. Not on other ranks,
-    because their `run_dir` may have the time of a later second.
+    They are not written earlier, because a directory with a configuration counts as a run and is not used again. Only
+    rank 0 writes them, because the `run_dir` of other ranks may contain a later time.
     """
     path = Path(cfg.run_dir) / "config.yaml"
     if trainer.is_global_zero and not path.exists():
@@ -151,7 +151,7 @@ def make_evaluation(cfg: DictConfig) -> Callable[[Any], Evaluation]:
 
 
 def write_results(cfg: DictConfig, training: Training, summary: Summary) -> None:
-    """Write summary, learning curve and video, and print the results and where the files are."""
+    """Write summary, learning curve and video, and print the results and the paths of the files."""
     run_dir = Path(cfg.run_dir)
     write_summary(summary, run_dir / "summary.json")
     print_summary(summary)

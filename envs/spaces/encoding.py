@@ -131,10 +131,10 @@ def _leaf_spaces(space: spaces.Space[Any], path: tuple[str, ...]) -> Iterator[tu
 
 
 def check_first_observations(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Check the observations of an environment until its first step after a reset, and none after that.
+    """Check the observations of every reset and of the first step after it, but not those of later steps.
 
-    Replaces `reset` and `step` of the instance by checking methods and removes them before they call the original
-    ones. Later steps thus cost nothing, and an environment that copies itself in `reset` does not copy them.
+    Replaces `reset` and `step` of the instance by methods that check, and removes these before they call the original
+    methods. Later steps therefore cost nothing, and an environment that copies itself in `reset` does not copy them.
 
     Returns:
         The same environment.

@@ -16,15 +16,15 @@ from ...errors import EnvironmentFailure
 from .text import MAX_WORDS, VOCABULARY_SIZE
 
 ALL_ENVS = slice(None)
-"""The slice of all environments. Vector environments compare with `is`, so use this object."""
+"""The slice of all environments. Use this object, because vector environments compare slices with `is`."""
 RESERVED_NAMES = ("shape", "device", "dtype", "space")
-"""Attributes of a Composite, which cannot be keys of it."""
+"""Names of attributes of a Composite, which its keys cannot have."""
 
 
 def action_spec(space: spaces.Space[Any], path: str = "action") -> TensorSpec:
     """Return the TorchRL spec of one environment's actions: a Composite for a Dict or Tuple, a spec for each leaf.
 
-    Discrete actions start at zero, whatever the `start` of the space. Items of a Tuple have the keys `0`, `1`, ...
+    Discrete actions start at zero, regardless of the `start` of the space. Items of a Tuple have the keys `0`, `1`, ...
     TorchRL's own conversion is not used because it turns a MultiDiscrete with equal sizes into a stack of specs.
 
     Raises:

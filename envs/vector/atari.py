@@ -18,8 +18,8 @@ from .serial import EnvDescription, SlicedVectorEnv, env_seeds, init_vector_env
 class SplitAtariVectorEnv(SlicedVectorEnv):
     """Splits a batch over two of ale-py's vector environments, so that one steps while the policy acts for the other.
 
-    It is also faster than a single vector environment with as many threads when both step together: Linux often
-    schedules both threads of one on the same core if the core of the policy's process has been busy.
+    Without double buffering, it is still faster than a single vector environment with as many threads: Linux often
+    schedules both threads of a single one on the same core after the policy has kept its own core busy.
 
     Args:
         make_half: makes an ale-py vector environment (with `send` and `recv`) from its number of environments.

@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 CRASH_HINT = "-9 often means too little memory, -11 a crash of the environment; try env.num_workers=0"
 SPIN_SECONDS = 1e-3
-"""How long a process that waits yields its core instead of sleeping. Waking up takes 50 us and may need a new core."""
+"""How long a waiting process yields its core before it sleeps. Waking up takes 50 us and may need another core."""
 
 
 def run_in_subprocess(function: Callable[[], Result], step_timeout: float) -> Result:
@@ -55,7 +55,7 @@ def run_in_subprocess(function: Callable[[], Result], step_timeout: float) -> Re
         process.join()
         raise EnvironmentFailure(f"an environment died with exit code {process.exitcode}; {CRASH_HINT}") from None
     finally:
-        process.kill()  # it has sent its result, or is too late
+        process.kill()  # it has sent its result or exceeded the timeout
         process.join()
         receiver.close()
     if failure is not None:
@@ -88,7 +88,7 @@ def start_forked(process: BaseProcess) -> None:
 
 
 def init_subprocess() -> None:
-    """Prepare a process started by `start_forked`; the first call in it."""
+    """Prepare a process started by `start_forked`. The process must call this function first."""
     gc.freeze()  # excludes the parent's objects from collections in this process
     gc.enable()
     # A terminal or a scheduler sends these signals to the whole process group; the parent handles them. SIGTERM has a

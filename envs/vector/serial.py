@@ -47,8 +47,8 @@ class SerialVectorEnv(SlicedVectorEnv):
     """Steps its environments one after the other in this process.
 
     It is faster than Gymnasium's `SyncVectorEnv`, which merges the `info` of all environments at every step. Here
-    `info` is dropped, except for `raw_episode_reward`. Observations of a Dict or Tuple are structured arrays, and so
-    must be the actions (see `action_converter`).
+    `info` is dropped, except for `raw_episode_reward`. Observations of a Dict or Tuple space are structured arrays.
+    Actions of such a space must be structured arrays too (see `action_converter`).
 
     Args:
         env_fns: one function per environment that makes it.

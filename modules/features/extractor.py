@@ -29,7 +29,7 @@ class ObservationEntries(NamedTuple):
 
     Attributes:
         specs: Specs of the entries that are encoded, by key.
-        mask_key: Key of the action mask, or `None` if there is none.
+        mask_key: Key of the action mask. `None` means that the observation has no mask.
 
     """
 

@@ -1,8 +1,8 @@
 """The base class of the PPO objectives.
 
 TorchRL's `ClipPPOLoss(functional=False)` has the same contract and can be used instead. These classes exist because
-TorchRL's report a biased estimate of the KL divergence (k1), adapt the penalty in every forward pass, and take twice
-as long.
+TorchRL's losses report an estimate of the KL divergence with a high variance (k1), adapt the penalty in every forward
+pass, and take twice as long.
 """
 
 from __future__ import annotations

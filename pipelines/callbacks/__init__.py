@@ -1,1 +1,1 @@
-"""Callbacks around the updates."""
+"""Lightning callbacks: evaluation, progress and signals."""

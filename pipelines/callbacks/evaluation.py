@@ -16,11 +16,11 @@ from .stop_on_signal import StopOnSignal
 
 
 class EvaluateAndSave(Callback):
-    """Evaluates every so many frames and at the end; saves the best checkpoint and, each time, the last one.
+    """Evaluates the policy every `every_frames` frames and at the end, and saves the last and the best checkpoint.
 
     Args:
-        run_evaluation: evaluates a policy.
-        directory: of `best.ckpt` and `last.ckpt`.
+        run_evaluation: function that evaluates a policy.
+        directory: folder of `best.ckpt` and `last.ckpt`.
         every_frames: frames between evaluations; `None` evaluates only at the end.
         stop_at: mean return of an evaluation that ends the training; `None` trains to the last frame.
         stop: interrupts an evaluation when a signal arrives.
@@ -70,7 +70,7 @@ class EvaluateAndSave(Callback):
             self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: Trainer, ppo: Any) -> None:
-        """Save the last checkpoint first, so that it survives an evaluation that fails."""
+        """Save the last checkpoint, then evaluate, so that the checkpoint exists even if the evaluation fails."""
         self._evaluated_at = ppo.frames
         save_checkpoint(trainer, self.directory / "last.ckpt")
 

@@ -13,7 +13,7 @@ from ..collectors.collector import seconds_of
 
 
 class ProgressBar(Callback):
-    """Shows frames, frames per second, return, KL, shares of the time, and the time left."""
+    """Shows frames, frames per second, return, KL divergence, shares of the time, and the remaining time."""
 
     def __init__(self) -> None:
         fixed = Column(no_wrap=True)
@@ -51,7 +51,7 @@ class ProgressBar(Callback):
 
 
 class Stopwatch(Callback):
-    """Measures the wall time of a training, evaluations included."""
+    """Measures the wall time of training, including evaluations."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

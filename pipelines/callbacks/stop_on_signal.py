@@ -1,4 +1,4 @@
-"""Stop a training on Ctrl-C or SIGTERM."""
+"""Stops training on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StopOnSignal(Callback):
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._is_stopping = False  # because a signal reached this rank or another one
+        self._is_stopping = False  # True after a signal has reached any rank
         self._previous: dict[int, Any] = {}
         self._interrupts = self._prints = False
 
@@ -45,7 +45,7 @@ class StopOnSignal(Callback):
         self._previous = {}
 
     def interruptible(self, work: Callable[[], T]) -> T | None:
-        """Return the result of `work`, or `None` if a signal has arrived before or interrupts it."""
+        """Return the result of `work`, or `None` if a signal arrived earlier or interrupts it."""
         self._interrupts = True
         try:
             return None if self._is_stopping else work()

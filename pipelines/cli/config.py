@@ -1,4 +1,4 @@
-"""Compose the configuration with Hydra; every mistake becomes one line."""
+"""Composes the configuration with Hydra and reports every mistake in one line."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
 
     Args:
         overrides: Hydra's overrides, such as `policy=mlp` or `optimizer.lr=1e-3`.
-        config_dir: a folder of further groups, which are added to the built-in ones.
+        config_dir: a folder with more groups, which are added to the built-in ones.
 
     Raises:
-        ConfigurationError: with the override and the most similar name that exists.
+        ConfigurationError: if an override is wrong; the message names it and the most similar valid name.
 
     """
     parsed = parse(overrides)
@@ -82,7 +82,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
         cfg.run_dir = default_run_dir(
             cfg, chosen, has_env_id=any(override.key_or_group == "env.id" for override in keys)
         )
-    cfg.run_dir = str(cfg.run_dir)  # a folder may be called 2026
+    cfg.run_dir = str(cfg.run_dir)  # YAML reads a name such as 2026 as a number
     return cfg
 
 
@@ -100,10 +100,10 @@ def quoted(text: str) -> str:
 
 
 def compose_with_hydra(overrides: Sequence[str]) -> DictConfig:
-    """Let Hydra compose `conf/train.yaml`.
+    """Compose `conf/train.yaml` with Hydra.
 
     Raises:
-        ConfigurationError: with Hydra's message in one line.
+        ConfigurationError: if Hydra fails; the message is Hydra's in one line.
 
     """
     with one_line_errors(), initialize_config_module("torchppo.conf", version_base="1.3"):
@@ -116,7 +116,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     """Parse Hydra's overrides.
 
     Raises:
-        ConfigurationError: for a word that is not an override.
+        ConfigurationError: if a word is not an override.
 
     """
     for word in overrides:
@@ -130,7 +130,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def is_group(key: str, options: Options) -> bool:
-    """Return whether `key` (or the first part of `group@package`) is a folder of `conf/` or of the user."""
+    """Return whether `key` (or the first part of `group@package`) is a folder in `conf/` or in the user's folder."""
     return key.split("@", maxsplit=1)[0] in options
 
 
@@ -160,7 +160,7 @@ def check_values(overrides: Iterable[Override]) -> None:
 
 
 def check_choices(groups: Iterable[Override], options: Options, defaults: DictConfig) -> None:
-    """Raise a ConfigurationError for a choice that its group does not have, or a group without a place."""
+    """Raise a ConfigurationError for an unknown choice of a group, or a group that is used in several places."""
     for override in groups:
         key, value = override.key_or_group, override.value()
         group = key.split("@", maxsplit=1)[0]
@@ -194,10 +194,10 @@ def check_keys(overrides: Iterable[Override], cfg: DictConfig, known: list[str])
 
 
 def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
-    """Check that values have the type of their defaults; turn 1e6 into a whole number where one belongs.
+    """Check that values have the type of their defaults; convert 1e6 to an integer if the default is one.
 
     Raises:
-        ConfigurationError: for the first of `keys` whose value has another type.
+        ConfigurationError: if a value has another type; the message names the first such key.
 
     """
     for key in keys:
@@ -217,7 +217,7 @@ def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> No
 
 
 def shared_numbers(cfg: DictConfig, built_in: DictConfig) -> list[str]:
-    """Return the keys of numbers and truth values that a component has in both configurations."""
+    """Return the keys of numbers and booleans that a component has in both configurations."""
 
     def target_of(key: str, node: DictConfig) -> Any:
         return OmegaConf.select(node, f"{key.rpartition('.')[0]}._target_".lstrip("."))

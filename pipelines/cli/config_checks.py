@@ -8,7 +8,7 @@ from ...errors import ConfigurationError, did_you_mean
 
 
 def check_deleted_keys(cfg: DictConfig, built_in: DictConfig) -> None:
-    """Raise a ConfigurationError if a key was deleted that has no default in the code."""
+    """Raise a ConfigurationError if a deleted key has no default in the code."""
     for key in [*built_in, *(f"eval.{name}" for name in built_in.eval)]:
         if OmegaConf.select(cfg, key) is None and OmegaConf.select(built_in, key) is not None:
             raise ConfigurationError(f"~{key}: {key} is required; remove ~{key}, or give it another value")

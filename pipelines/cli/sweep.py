@@ -1,4 +1,4 @@
-"""Sweeps: one process for every combination of values."""
+"""Runs sweeps: one process for every combination of values."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, *, print_config
 
 
 def run_to_end(command: Sequence[str]) -> int:
-    """Run a process and return its exit code. The terminal sends Ctrl-C to it too; SIGTERM is passed on to it."""
+    """Run a process and return its exit code. The terminal also sends Ctrl-C to it; this process passes SIGTERM on."""
     received: list[int] = []
 
     def pass_on(number: int, _: Any) -> None:
@@ -58,7 +58,7 @@ def run_to_end(command: Sequence[str]) -> int:
         subprocess.Popen(command) as process,
         handle_signals(pass_on, signal.SIGTERM),
     ):
-        if signal.SIGTERM in received:  # it arrived before the process existed
+        if signal.SIGTERM in received:  # the signal arrived before the process existed
             process.terminate()
         code = process.wait()
     if code < 0:
@@ -70,7 +70,7 @@ def combinations(overrides: Sequence[str], config_dir: Path | None = None) -> li
     """Return one list of overrides for every combination of swept values; the last override of a key counts.
 
     Raises:
-        ConfigurationError: for values that cannot be swept.
+        ConfigurationError: if values cannot be swept.
 
     """
     values: dict[str, list[str]] = {}

@@ -1,1 +1,1 @@
-"""Collectors: from an environment and a policy to rollouts."""
+"""Collectors: they run a policy in an environment and return rollouts."""

@@ -1,4 +1,4 @@
-"""From an environment and a policy to rollouts."""
+"""Collects rollouts from an environment with a policy."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .torchrl import TorchRLRollouts
 
 
 class Rollouts(Protocol):
-    """Makes one rollout `[num_envs, time]` after the other."""
+    """Collects one rollout `[num_envs, time]` in every call."""
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds spent in its parts, as far as they are known."""
+        """Seconds spent in the parts of the collection that are measured."""
 
     def __call__(self) -> TensorDictBase: ...
 
@@ -40,7 +40,7 @@ class Collector:
     It is the `train_dataloaders` of a Trainer. Lightning does not prefetch from a sized iterable, so every rollout sees
     the last update. Episodes continue from one rollout to the next.
 
-    A rollout has `observation`, `is_init`, what the policy writes (`action`, `action_log_prob`, the parameters of the
+    A rollout has `observation`, `is_init`, the policy's outputs (`action`, `action_log_prob`, the parameters of the
     distribution), and under `next` the true next `observation` (the final one where an episode ends), `reward`,
     `terminated`, `truncated`, `done`, `episode_reward` (raw) and `step_count`.
 
@@ -50,15 +50,15 @@ class Collector:
         policy: reads observations, writes `action` and `action_log_prob`.
         frames_per_env: length of a rollout.
         total_frames: environment steps of the whole training, over all environments and ranks.
-        compile: how the policy's step runs (see `step_factory.Compile`).
+        compile: how the policy step runs (see `step_factory.Compile`).
         double_buffer: let the policy act for one half of the environments while the other half steps in worker
             processes or Atari threads.
-        rollouts: makes rollouts in another way, from the environment, the policy and `frames_per_env`; `compile` does
-            not apply to it. `None` chooses the fastest way.
+        rollouts: factory of another way to collect rollouts, called with the environment, the policy and
+            `frames_per_env`; `compile` does not apply to it. `None` chooses the fastest way.
 
     Raises:
-        ConfigurationError: if a number is out of range or the environment lacks what a rollout has.
-        NumericalError: while iterating, at the first observation or reward that is not finite.
+        ConfigurationError: if a number is out of range or the environment lacks an entry of the rollout.
+        NumericalError: while iterating, if an observation or reward is not finite.
 
     """
 
@@ -106,18 +106,18 @@ class Collector:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds spent to `collect`, and in its parts if they are known.
+        """Seconds spent in `collect`, and in its parts if they are measured.
 
         The parts are `policy` and `environment`, or with a double buffer `waiting` for the environment.
         """
         return {"collect": self._seconds, **self._rollouts.seconds}
 
     def act_under(self, context: Callable[[], AbstractContextManager[Any]]) -> None:
-        """Let the policy act within a context, such as a Trainer's precision."""
+        """Set the context in which the policy acts, such as the precision of a Trainer."""
         self._acting_context = context
 
     def __len__(self) -> int:
-        """Return the number of rollouts on each rank that `total_frames` has room for, at least one."""
+        """Return the number of rollouts of each rank that fit into `total_frames`, at least one."""
         return max(1, self.total_frames // (self.frames_per_batch * num_ranks()))
 
     def __iter__(self) -> Iterator[TensorDictBase]:
@@ -130,14 +130,14 @@ class Collector:
 
 
 class VectorRollouts:
-    """Steps a vector environment on NumPy arrays and makes one TensorDict of each rollout.
+    """Steps a vector environment on NumPy arrays and returns each rollout as one TensorDict.
 
     Args:
         env: the environment.
         policy: the policy.
         num_steps: length of a rollout.
-        compile: how the policy's step runs.
-        num_policy_steps: how often it will be called, for `compile="auto"`.
+        compile: how the policy step runs.
+        num_policy_steps: expected number of policy steps, for `compile="auto"`.
         double_buffer: let the policy act for one half of the environments while the other half steps.
 
     Raises:
@@ -158,7 +158,7 @@ class VectorRollouts:
         self.env = env
         self.num_steps = num_steps
         self.policy = PolicyFunction(policy, compile, num_policy_steps)
-        # With two halves only the time spent waiting is known, not the environment's own.
+        # With two halves, only the waiting time can be measured, not the time of the environment.
         self._stepping = "waiting" if double_buffer else "environment"
         self.seconds = {self._stepping: 0.0, "policy": 0.0}
         self._groups = env.double_buffer_groups() if double_buffer else [ALL_ENVS]
@@ -180,7 +180,7 @@ class VectorRollouts:
         buffer = RolloutBuffer(first, self._is_init, self.num_steps, device, len(self._groups))
         try:
             self._collect(buffer)
-        except Exception:  # an observation that is not finite makes an invalid action; report the observation
+        except Exception:  # the cause may be an observation that is not finite; report that first
             buffer.check_finite()
             raise
         self._observation = buffer.observations.array[-1].copy()

@@ -19,12 +19,12 @@ from .rollout_buffer import FinalObservations, as_tensors
 class DeviceObservations:
     """The observations of a rollout, each copied to the device once; see `HostObservations`.
 
-    Environments write into pinned memory, from which the observations of a step are sent without waiting.
+    Environments write into pinned memory. The observations of a step are copied from there asynchronously.
 
     Args:
         shape: `[time, num_envs, *observation]`.
-        dtype: structured for nested observations.
-        device: of the policy.
+        dtype: dtype of the observations, structured if they are nested.
+        device: device of the policy.
 
     """
 
@@ -41,7 +41,7 @@ class DeviceObservations:
         return self._device.view(-1).view(leaf.dtype).as_strided(leaf.shape, leaf.stride(), offset)
 
     def read(self, step: int, env_slice: slice = ALL_ENVS) -> dict[NestedKey, Tensor]:
-        """Send the observations of a step to the device and return them."""
+        """Copy the observations of a step to the device and return them."""
         self._device[step, env_slice].copy_(self._host[step, env_slice], non_blocking=True)
         return {key: tensor[step, env_slice] for key, tensor in self._leaves.items()}
 
@@ -50,7 +50,7 @@ class DeviceObservations:
         return {key: tensor[:-1] for key, tensor in self._leaves.items()}
 
     def next_observations(self, final: Sequence[FinalObservations]) -> dict[NestedKey, Tensor]:
-        """Return the next observations on the device; sends those of the last step and the final ones."""
+        """Return the next observations on the device; copies those of the last step and the final ones."""
         self.read(-1)
         next_obs = {key: tensor[1:].clone() if final else tensor[1:] for key, tensor in self._leaves.items()}
         for step, envs, observation in final:

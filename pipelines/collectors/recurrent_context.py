@@ -13,17 +13,17 @@ from ...modules.features.recurrent import context_windows
 
 
 class RecurrentContext:
-    """What a recurrent policy reads at every step: its states of the `context_length` steps before.
+    """The states that a recurrent policy reads: those of the previous `context_length` steps.
 
-    The states of a rollout are `[context_length + num_steps, num_envs, state_size]`; they begin with the last ones of
-    the rollout before.
+    The states of a rollout are `[context_length + num_steps, num_envs, state_size]`. The first `context_length` are
+    the last states of the previous rollout.
 
     Args:
         shapes: `(context_length, state_size)` of every recurrent state.
         num_steps: length of the rollout.
-        num_envs: how many environments.
-        device: of the policy.
-        previous: the rollout before; `None` begins with zeros.
+        num_envs: number of environments.
+        device: device of the policy.
+        previous: context of the previous rollout; `None` starts from zeros.
 
     """
 

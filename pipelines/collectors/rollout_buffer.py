@@ -1,4 +1,4 @@
-"""The buffer that one rollout is written into, step by step."""
+"""A buffer that stores one rollout step by step."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class FinalObservations(NamedTuple):
 class RolloutBuffer:
     """One rollout as time-major arrays `[time, num_envs, ...]`.
 
-    Observations and `is_init` have one more step than the rest: those that the next rollout begins with.
+    Observations and `is_init` have one more step than the other arrays: the first step of the next rollout.
 
     Args:
-        first: the observations that the rollout begins with, `[num_envs, *observation]`.
-        is_init: whether an episode begins with them, bool `[num_envs]`.
+        first: first observations of the rollout, `[num_envs, *observation]`.
+        is_init: whether an episode begins with these observations, bool `[num_envs]`.
         num_steps: length of the rollout.
-        device: of the policy.
-        num_groups: groups of environments that are stepped in turn (see `VectorRollouts`).
+        device: device of the policy.
+        num_groups: number of groups of environments that are stepped in turn (see `VectorRollouts`).
 
     """
 
@@ -59,7 +59,7 @@ class RolloutBuffer:
         self._final: list[FinalObservations] = []
 
     def add_outputs(self, group: int, outputs: Sequence[Tensor]) -> None:
-        """Store what the policy wrote at the next step of a group, tensors `[envs, ...]`."""
+        """Store the policy's outputs at the next step of a group, tensors `[envs, ...]`."""
         self._outputs[group].append(outputs)  # stacked at the end, which is cheaper than a copy at every step
 
     def write(self, step: int, env_slice: slice, arrays: StepArrays) -> NDArray[np.intp] | None:
@@ -67,7 +67,7 @@ class RolloutBuffer:
 
         Returns:
             The indices of the environments whose episode ended, or `None`. Their observation is stored as the final
-            one; the caller resets them and overwrites the observation of the next step.
+            one; the caller must reset the environments and overwrite the observation of the next step.
 
         """
         observation, reward, terminated, truncated, raw = arrays
@@ -78,14 +78,14 @@ class RolloutBuffer:
         self._raw_episode_rewards[step, env_slice] = raw
         self.observations.array[step + 1, env_slice] = observation
         self.is_init[step + 1, env_slice] = done = terminated | truncated
-        if not np.count_nonzero(done):  # five times as fast as `any`
+        if not np.count_nonzero(done):  # five times as fast as `np.any`
             return None
         ended: NDArray[np.intp] = np.arange(self.is_init.shape[1])[env_slice][done]
         self._final.append(FinalObservations(step, ended, self.observations.array[step + 1][ended]))
         return ended
 
     def check_finite(self) -> None:
-        """Raise a NumericalError for the first observation so far that is not finite."""
+        """Raise a NumericalError if an observation stored so far is not finite."""
         for key, observed in leaf_arrays(self.observations.array[: self._num_steps + 1]).items():
             raise_if_not_finite(key, torch.from_numpy(observed).transpose(0, 1), "rollout", -1)
 
@@ -95,9 +95,9 @@ class RolloutBuffer:
         """Return the rollout, `[num_envs, time]`.
 
         Args:
-            output_keys: names of the policy's outputs.
+            output_keys: keys of the policy's outputs.
             states: recurrent states before every step and after the last, `[time + 1, num_envs, ...]`.
-            counters: of the episodes that the rollout continues.
+            counters: returns and lengths of the episodes that the rollout continues.
 
         """
         done = self._terminated | self._truncated
@@ -130,12 +130,12 @@ class HostObservations:
 
     Args:
         shape: `[time, num_envs, *observation]`.
-        dtype: structured for nested observations.
+        dtype: dtype of the observations, structured if they are nested.
 
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        # Zeros, because a rollout that fails is searched for values that are not finite.
+        # Zeros, because `check_finite` may read entries that a failed step has not written.
         self.array: NDArray[Any] = np.zeros(shape, dtype)
 
     def read(self, step: int, env_slice: slice = ALL_ENVS) -> dict[NestedKey, Tensor]:
@@ -149,7 +149,7 @@ class HostObservations:
     def next_observations(self, final: Sequence[FinalObservations]) -> dict[NestedKey, Tensor]:
         """Return the observations after every step, final ones included, `[time - 1, num_envs, ...]`.
 
-        They are a view of `observations` shifted by one step if no episode ended.
+        If no episode ended, they are a view of `observations` shifted by one step.
         """
         next_obs = self.array[1:].copy() if final else self.array[1:]
         for step, envs, observation in final:
@@ -213,11 +213,11 @@ def require_finite(data: TensorDictBase, *, name: str = "rollout", first_step: i
 
     Args:
         data: `[num_envs, time]`.
-        name: what the error message calls it.
-        first_step: the index of its first step, for the error message.
+        name: name of the data in the error message.
+        first_step: index of the first step of the data in the error message.
 
     Raises:
-        NumericalError: with the environment, the step and the key of the first value that is not finite.
+        NumericalError: if a value is not finite; the message names its environment, step and key.
 
     """
     observation = data.select("observation")

@@ -1,4 +1,4 @@
-"""Rollouts of any TorchRL environment, stepped through TensorDicts."""
+"""Collects rollouts of any TorchRL environment, which is stepped through TensorDicts."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ..step_factory import Compile, device_of, make_policy_step
 
 
 class TensorDictStep:
-    """Calls a policy on TensorDicts. A graph reads and writes only what the policy declares.
+    """Calls a policy on TensorDicts. A graph reads only `in_keys` and writes only `out_keys` of the policy.
 
     Args:
         policy: reads and writes entries of the TensorDict.
         env_device: device of the TensorDicts; the policy may be on another one.
-        compile: how the policy's step runs.
-        num_steps: how often it will be called, for `compile="auto"`.
+        compile: how the policy step runs.
+        num_steps: expected number of calls, for `compile="auto"`.
 
     """
 
@@ -45,7 +45,7 @@ class TensorDictStep:
         self._graph = None if step == self._outputs else step
 
     def refresh(self) -> None:
-        """Let a graph see the weights of the last update."""
+        """Refresh the cached casts of a graph after an update."""
         if self._graph is not None:
             self._graph.refresh()  # type: ignore[attr-defined]
 
@@ -76,7 +76,7 @@ class TensorDictStep:
 
 
 def steps(act: TensorDictStep, env: EnvBase) -> Iterator[TensorDictBase]:
-    """Step a batched environment without end; yield TensorDicts `[num_envs]` with their `next`.
+    """Step a batched environment endlessly; yield TensorDicts `[num_envs]` with their `next`.
 
     TorchRL's own collectors handle further cases at every step (devices, trajectory ids, resets within an episode),
     which doubles the cost.
@@ -100,8 +100,8 @@ class TorchRLRollouts:
         env: the environment.
         policy: the policy.
         num_steps: length of a rollout.
-        compile: how the policy's step runs.
-        num_policy_steps: how often it will be called, for `compile="auto"`.
+        compile: how the policy step runs.
+        num_policy_steps: expected number of policy steps, for `compile="auto"`.
 
     """
 
@@ -139,7 +139,7 @@ class TorchRLRollouts:
 
 
 class CollectedRollouts:
-    """Rollouts of `torchrl.collectors.Collector`, in this process.
+    """Collects rollouts with `torchrl.collectors.Collector`, in this process.
 
     Args:
         env: a batched environment.

@@ -1,1 +1,1 @@
-"""Optional acceleration: steps as graphs."""
+"""Optional acceleration: policy and optimizer steps as traced or compiled graphs."""

@@ -1,4 +1,4 @@
-"""Adam over one vector."""
+"""Adam over one flat vector of parameters."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class FlatAdam:
-    """The step of a `torch.optim.Adam` or `AdamW` over one vector instead of many parameters.
+    """The step of a `torch.optim.Adam` or `AdamW` on one vector instead of many parameters.
 
     The parameters and the optimizer's moments become views of vectors. A graph then has three inputs and one loop
-    instead of dozens, and checkpoints find everything in its place. Parameters without gradient stay as they are. A
+    instead of dozens, and checkpoints have the same format. Parameters without a gradient do not change. A
     group whose `trainable` is false keeps its parameters and moments.
 
     Args:
-        optimizer: its parameters are on their final device; its state may hold earlier steps.
+        optimizer: the optimizer, after its parameters were moved to their final device; may have taken steps before.
 
     Raises:
-        GraphError: if it is another optimizer or has an option that is not implemented here.
+        GraphError: if the optimizer or one of its options is not supported.
         ConfigurationError: if no parameter requires a gradient.
 
     """
@@ -95,8 +95,8 @@ class FlatAdam:
         Source: Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019 for decoupled weight decay.
 
         Args:
-            gradient: of all parameters, `[num_parameters]`.
-            max_norm: limit of the gradient's norm.
+            gradient: gradient of all parameters, `[num_parameters]`.
+            max_norm: limit of the norm of the gradient.
 
         Returns:
             The norm before clipping, `[1]`.

@@ -29,11 +29,11 @@ from .inductor import CudaGraph, Kernel, compile_graph
 class TracedFunction:
     """A function of tensors as one graph, traced at its first call and called directly afterwards.
 
-    Python, TensorDict, hooks and the autograd engine take part in the first call only, which records the operations on
-    tensors: the arguments, and those that the function closes over. Everything else is constant afterwards: shapes,
-    strides, modes and Python numbers must not change, and a closed-over tensor may only change in place. The operations
-    are compiled into one kernel, which CUDA records as a CUDA graph; or they run one by one, with results that are
-    bitwise equal to those of the function.
+    The first call runs Python code, TensorDict, hooks and the autograd engine, and records the operations on tensors:
+    the arguments, and those that the function closes over. Everything else is constant afterwards: shapes, strides,
+    modes and Python numbers must not change, and a closed-over tensor may only change in place. The operations are
+    compiled into one kernel, which is recorded as a CUDA graph on CUDA. Without compilation, they run one by one, and
+    the results are bitwise equal to those of the function.
 
     `torch.compile` checks guards, replays side effects of Python and wraps tensors at every call, which costs more than
     a small network. It also takes seconds to simulate the Python code that simply runs here.
@@ -119,18 +119,18 @@ class TracedFunction:
                 return make_fx(flat_function)(*(mode.from_tensor(tensor) for tensor in inputs)), constants
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise GraphError(
-                f"a policy or objective depends on the values of tensors ({error}), which a graph cannot; "
+                f"a policy or objective depends on the values of tensors ({error}), which a graph does not support; "
                 "use compile=false"
             ) from error
         except Exception as error:
-            error.add_note("This happened while tracing a graph; compile=false runs policy and objective as they are.")
+            error.add_note("This happened while tracing a graph; compile=false runs without graphs.")
             raise
 
 
 class FakeConstants(TorchDispatchMode):
     """Replaces the real tensors that a function closes over by fake tensors of `mode`.
 
-    Without it, `mode` runs operations for real if none of their arguments is a fake tensor.
+    Without it, `mode` runs an operation on real tensors if no argument of the operation is fake.
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:

@@ -1,4 +1,4 @@
-"""Changes of a traced graph: constants and casts become inputs."""
+"""Transformations of a traced graph: constants and casts become inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .inductor import Kernel
 
 
 def lift_constants(traced: GraphModule) -> tuple[GraphModule, list[str]]:
-    """Turn the constants of a traced graph into inputs after its own.
+    """Turn the constants of a traced graph into additional inputs.
 
     Returns:
         The graph, and the attributes of `traced` that are the constants, in the order of the new inputs.
@@ -42,11 +42,11 @@ def lift_casts(graph: GraphModule, num_arguments: int) -> list[tuple[int, torch.
     """Turn casts of closed-over inputs to another precision into inputs.
 
     Args:
-        graph: its first inputs are the arguments, the others are closed over.
-        num_arguments: how many arguments.
+        graph: graph whose first inputs are the arguments; the other inputs are closed over.
+        num_arguments: number of arguments.
 
     Returns:
-        For each new input the index of the closed-over input that it is a cast of, and its precision.
+        For each new input, the index of the closed-over input that it is a cast of, and its precision.
 
     """
     inputs = graph.graph.find_nodes(op="placeholder")

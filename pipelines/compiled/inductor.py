@@ -1,4 +1,4 @@
-"""A graph as one kernel, compiled by Inductor and recorded as a CUDA graph on CUDA.
+"""Compiles a graph into one kernel with Inductor, and records it as a CUDA graph on CUDA.
 
 Uses private APIs of PyTorch, tested with 2.13: `torch._inductor.compile_fx`, `torch._guards`.
 """
@@ -31,9 +31,9 @@ OPTIONS: dict[str, Any] = {
 def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Sequence[Tensor]]:
     """Compile a graph; return its kernel and the outputs for `inputs`.
 
-    The kernel is taken out of its first call, because the wrappers around it cost more than a small network.
+    The kernel is extracted from the first call, because Inductor's wrappers cost more time than a small network.
     """
-    # Imported here, because a run without compilation does not need to wait a second for it.
+    # Imported here, because the import takes a second, which runs without compilation do not need.
     from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
@@ -83,10 +83,10 @@ class CudaGraph:
     """A kernel on CUDA, recorded at its first call and replayed afterwards without launches from Python.
 
     Args:
-        kernel: has been called once.
+        kernel: kernel that has been called once.
         inputs: the tensors of that call. The kernel is recorded again if one that is not an argument has moved.
-        num_arguments: how many of the first inputs change from call to call. They are copied to where the recording
-            reads them, unless the object is the same as at the last call.
+        num_arguments: number of inputs at the start of the list that change between calls. They are copied to the
+            memory that the recording reads, unless the object is the same as in the last call.
 
     """
 

@@ -1,4 +1,4 @@
-"""One optimizer step as a graph."""
+"""The optimizer step as a graph."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ HOOKS = (
 class GraphStep:
     """The same step as `EagerStep`, without the autograd engine, Lightning's hooks, or Python between operations.
 
-    Gradients come from `torch.func` and go into `FlatAdam`. It is one graph, or two where something happens between
-    gradient and step: ranks average their gradients, or the KL may forbid the step.
+    `torch.func` computes the gradients, and `FlatAdam` takes the step. The step is one graph, or two graphs if ranks
+    average their gradients or the KL divergence can forbid the step.
 
     Args:
         ppo: the LightningModule.
         max_kl: see `EagerStep`.
-        compile: whether to compile the graphs; else their operations run one by one.
+        compile: whether to compile the graphs; otherwise their operations run one by one.
 
     Raises:
         GraphError: if the optimizer, the objective or a hook does not allow a graph.
@@ -48,7 +48,7 @@ class GraphStep:
         self._num_ranks = num_ranks()
         self._names: list[str] = []
         self._rows: TensorDictBase | None = None
-        # Functions that are traced hold only what they compute with: everything they can reach is examined.
+        # Traced functions hold only what they compute with, because everything that they can reach is examined.
         gradient, max_norm = Gradient(ppo.objective, (ppo.policy_weight, ppo.critic_weight), adam), ppo.max_grad_norm
 
         def step(vector: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class GraphStep:
         return dict(zip(self._names, values.unbind(), strict=True))
 
     def _find_names(self, batch: TensorDictBase, indices: Tensor) -> list[str]:
-        """Run the objective once for the names of its metrics. An entropy may be sampled, so keep the random state."""
+        """Run the objective once to find its metrics; keep the random state, because entropies may be sampled."""
         with torch.random.fork_rng([indices.device] if indices.is_cuda else []):
             losses = self.ppo.objective(batch[indices])
         check_losses(losses, self.max_kl)
@@ -116,8 +116,8 @@ class Gradient:
 
     Args:
         objective: the objective.
-        weights: of the policy's and the critic's loss (see `total_loss`).
-        adam: holds the parameters.
+        weights: weights of the policy's and the critic's loss (see `total_loss`).
+        adam: optimizer that holds the parameters.
 
     Raises:
         GraphError: if the parameters are not those of the objective's modules.
@@ -139,7 +139,7 @@ class Gradient:
             f"{path}.{name}" if path else name: index_of[param]
             for path, module in objective.named_modules()
             for name, param in module.named_parameters(recurse=False)
-            if param in index_of  # others are frozen, or not the optimizer's
+            if param in index_of  # the other parameters are frozen or do not belong to the optimizer
         }
 
     def __call__(self, tensors: dict[Any, Tensor], indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""What a run leaves behind."""
+"""Files that a run writes: summary, learning curve and video."""

@@ -1,4 +1,4 @@
-"""The summary of a run: figures, tables on the terminal, and the learning curve."""
+"""The summary of a run: its numbers, tables on the terminal, and the learning curve."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def make_summary(
     evaluation: Any,
     was_interrupted: bool,
 ) -> Summary:
-    """Return the figures of a run, as `summary.json` stores them.
+    """Return the numbers of a run that `summary.json` stores.
 
     Args:
         env: name of the environment.
-        seed: of the run.
+        seed: seed of the run.
         ppo: the trained LightningModule.
         collector_seconds: seconds that the collector measured.
-        wall_seconds: of the training, evaluations included.
+        wall_seconds: wall time of training, including evaluations.
         evaluation: the last `Evaluation`, or `None`.
         was_interrupted: whether a signal ended the run.
 
@@ -66,7 +66,7 @@ def write_summary(summary: Summary, path: Path) -> None:
 
 
 def null_if_not_finite(value: Any) -> Any:
-    """Replace floats that are not finite by `None`, also inside dictionaries."""
+    """Replace floats that are not finite by `None`, including those in dictionaries."""
     if isinstance(value, dict):
         return {key: null_if_not_finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Videos of one episode."""
+"""Records videos of one episode."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..step_factory import Compile
 
 
 def try_to_record_video(cfg: DictConfig, actor: Any, path: Path, seed: int) -> Path | None:
-    """Record a video, or print one line why that failed: a machine without graphics can still train."""
+    """Record a video. If that fails, print one line: training also works on a machine without graphics."""
     if "render_mode" not in cfg.env:
         Console(stderr=True).print("no video: only Gymnasium environments can be recorded")
         return None
@@ -66,9 +66,9 @@ def record_video(
     Args:
         actor: the policy.
         env: one environment that renders `rgb_array` or has image observations; it is closed afterwards.
-        path: of the video.
-        max_steps: the video ends after so many steps if the episode does not.
-        compile: how the policy's step runs.
+        path: path of the video.
+        max_steps: maximum number of steps in the video.
+        compile: how the policy step runs.
 
     """
     with closing(env):
@@ -101,7 +101,7 @@ def episode_frames(
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield frames `[height, width, 3]` of one episode.
 
-    There is one after every step but the last, after which the environment shows the next episode.
+    There is one frame after every step but the last, after which the environment shows the next episode.
     """
     for index, step in enumerate(rollout_episodes(actor, env, compile=compile)):
         is_over = bool(step["next", "done"].any())
@@ -115,7 +115,7 @@ def render(env: Any, step: TensorDictBase) -> NDArray[np.uint8]:
     """Return what the environment renders, or the newest grey image of the observation, enlarged.
 
     Raises:
-        EnvironmentFailure: if that is not an image.
+        EnvironmentFailure: if the result is not an image.
 
     """
     if env.vector.render_mode == "rgb_array":

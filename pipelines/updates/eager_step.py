@@ -13,7 +13,7 @@ from ..distributed import num_ranks, summed
 
 
 class StepOwner(Protocol):
-    """What a step needs of the LightningModule."""
+    """The members of the LightningModule that a step uses."""
 
     objective: nn.Module
     policy_weight: Tensor
@@ -30,7 +30,7 @@ class StepOwner(Protocol):
 
 
 class EagerStep:
-    """An optimizer step that goes through Lightning, so that strategy, precision plugin and hooks take part.
+    """An optimizer step that goes through Lightning, so that its strategy, precision plugin and hooks apply.
 
     Args:
         ppo: the LightningModule.
@@ -74,7 +74,7 @@ class EagerStep:
 
     def _grad_norm(self) -> Tensor:
         norm = self.ppo.grad_norm
-        if self.is_scaled:  # with a loss scale the gradients may overflow: such a step is skipped
+        if self.is_scaled:  # with a loss scale, gradients may overflow, and the step is then skipped
             norm = torch.where(norm.isfinite(), norm, self._last_norm.to(norm.device))
             self._last_norm = norm
         return norm
@@ -110,5 +110,5 @@ def check_losses(losses: TensorDictBase, max_kl: float | None) -> None:
 
 
 def exceeds_kl(kl: Tensor, max_kl: float) -> bool:
-    """Compare the mean KL of all ranks with its limit, so that all of them decide alike."""
+    """Compare the mean KL of all ranks with its limit, so that all ranks make the same decision."""
     return bool(summed(kl.detach()) / num_ranks() > max_kl)

@@ -14,7 +14,7 @@ from ..distributed import normalized
 
 
 class Learner(Protocol):
-    """What an update needs of the LightningModule."""
+    """The members of the LightningModule that an update uses."""
 
     normalize_advantage: Literal["rollout", "minibatch"] | None
 
@@ -22,7 +22,7 @@ class Learner(Protocol):
         """Take an optimizer step on the rows `indices`; return metrics, or `None` if the KL forbids the step."""
 
     def set_trainable(self, *, policy: bool, critic: bool) -> bool:
-        """Freeze policy or critic; return whether anything is left to train."""
+        """Freeze policy or critic; return whether any parameter is still trainable."""
 
 
 class MinibatchUpdate:
@@ -103,7 +103,7 @@ class MinibatchUpdate:
         return {**means(metrics), "num_steps": float(len(metrics))}
 
     def _run_epoch(self, learner: Learner, rows: TensorDictBase, metrics: list[dict[str, Tensor]]) -> bool:
-        """Append the metrics of every step; return whether the update goes on."""
+        """Append the metrics of every step; return whether the next epoch may start."""
         num_rows, frames = len(rows), rows["advantage"].numel()
         self._check_size(frames, frames // num_rows)
         order = torch.randperm(num_rows).to(rows["advantage"].device)
@@ -131,7 +131,7 @@ class MinibatchUpdate:
         """Check that minibatches, and sequences for recurrent policies, fill a rollout.
 
         Raises:
-            ConfigurationError: naming the nearest sizes that do.
+            ConfigurationError: if they do not; the message names the nearest sizes that do.
 
         """
         length = self.frames_per_sequence(frames_per_env) if in_sequences else 1
