@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ REPLACED_TRAINER_OPTIONS = {
     "fast_dev_run": "total_frames=2048 makes a short run",
 }
 """Options of Lightning's Trainer that do not work with this command, and what to use instead."""
-
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # `call` reports its errors in one line
+HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 EVALUATION_RANK = 1_000_000
 """The rank from which seeds of evaluations and videos are derived. No training process has it."""
 
@@ -97,9 +99,8 @@ def build_estimator(node: DictConfig, **changes: float) -> Any:
     discounts = {key: changes.get(key, node.get(key, 1.0)) for key in ("gamma", "lmbda")}
     for key, value in discounts.items():
         if not 0.0 <= value <= 1.0:
-            raise ConfigurationError(
-                f"{'critic' if key in changes else 'estimator'}.{key}={value} must be between 0 and 1"
-            )
+            group = "critic" if key in changes else "estimator"
+            raise ConfigurationError(f"{group}.{key}={value} must be between 0 and 1")
     if math.prod(discounts.values()) <= 1e-7 and "vectorized" in node:
         changes["vectorized"] = False  # TorchRL's vectorized GAE fails if gamma * lambda is 0
     return call(node, **changes)
@@ -140,7 +141,7 @@ def make_environment(node: DictConfig, changes: dict[str, Any]) -> EnvBase:
     except Exception as error:  # noqa: BLE001 - an environment may raise anything
         raise environment_failure(f"{node._target_} failed", error) from None
     if not isinstance(env, EnvBase):
-        raise EnvironmentFailure(f"{node._target_} returned {type(env).__name__}; it must return an EnvBase")
+        raise EnvironmentFailure(f"{node._target_} returned {type(env).__name__}, not a torchrl.envs.EnvBase")
     return env
 
 
@@ -216,10 +217,8 @@ def call(node: DictConfig, **arguments: Any) -> Any:
             cause = cause.__cause__
         for package in ("wandb", "mlflow"):
             if isinstance(cause, ModuleNotFoundError) and package in node._target_.lower():
-                raise ConfigurationError(
-                    f"{node._target_} needs a package that is missing: pip install 'torchppo[{package}]'"
-                ) from error
-        if cause is error or isinstance(cause, ImportError):
+                raise ConfigurationError(f"{node._target_} needs pip install 'torchppo[{package}]'") from error
+        if cause is error or isinstance(cause, ImportError) or "unexpected keyword argument" in str(cause):
             raise ConfigurationError(f"{node._target_}: {error}") from error
         raise cause from None
 
@@ -231,8 +230,8 @@ def check_targets(node: Any, arguments: dict[str, Any]) -> None:
             check_targets(child, {})
     if not isinstance(node, DictConfig):
         return
-    keys: dict[str, Any] = {str(key): None for key in node if not str(key).startswith("_")}
-    for key in keys:
+    keys = [key for key in node if key not in HYDRA_KEYS]
+    for key in keys if node.get("_recursive_", True) else ():
         check_targets(node[key], {})
     if "_target_" not in node:
         return
@@ -245,6 +244,7 @@ def check_targets(node: Any, arguments: dict[str, Any]) -> None:
         return
     is_partial = node.get("_partial_", False) and not arguments
     try:
-        (parameters.bind_partial if is_partial else parameters.bind)(*node.get("_args_", []), **(keys | arguments))
+        bind = parameters.bind_partial if is_partial else parameters.bind
+        bind(*node.get("_args_", []), **{**dict.fromkeys(map(str, keys)), **arguments})
     except TypeError as error:
         raise ConfigurationError(f"{node._target_}: {error}") from error

@@ -44,6 +44,8 @@ def check_param_groups(optimizer: Optimizer, critic_options: Mapping[str, Any]) 
 def set_trainable(optimizer: Optimizer, *, policy: bool, critic: bool) -> None:
     """Freeze groups. A step leaves the parameters and the optimizer state of a frozen group unchanged."""
     for group in optimizer.param_groups:
+        if "part" not in group:  # the user has added it
+            continue
         group["trainable"] = {"policy": policy, "critic": critic}.get(group["part"], True)
 
 

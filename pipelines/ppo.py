@@ -101,9 +101,7 @@ class PPO(LightningModule):
         self.register_buffer("critic_weight", torch.ones(()), persistent=False)
         self._make_optimizer = optimizer
         self._schedules = Schedules(schedules or {}, objective)
-        self._uses_param_groups = (
-            bool(critic_optimizer) or value_pretraining > 0 or update.critic_epochs != update.epochs
-        )
+        self._uses_param_groups = False  # `configure_optimizers` decides
         self._step: Any = None
 
     @property
@@ -119,6 +117,8 @@ class PPO(LightningModule):
         return cast(Optimizer, self.optimizers(use_pl_optimizer=False))
 
     def configure_optimizers(self) -> Optimizer:
+        takes_turns = self.value_pretraining > 0 or self.update.critic_epochs != self.update.epochs
+        self._uses_param_groups = takes_turns or bool(self.critic_optimizer)
         params: list[Any] = list(self.objective.parameters())
         if self._uses_param_groups:
             params = param_groups.make_param_groups(self.objective, self.critic_optimizer)

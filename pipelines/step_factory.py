@@ -192,16 +192,19 @@ class FirstThatWorks:
     def _first_call(self, *arguments: Any) -> Any:
         reason = ""
         for way, make in self._candidates.items():
+            random_state = torch.get_rng_state()
             try:
                 step = make()
                 result = step(*arguments)
             except Exception as error:  # private APIs of another PyTorch version may raise anything
+                torch.set_rng_state(random_state)
                 is_users_error = isinstance(error, ConfigurationError) and not isinstance(error, GraphError)
                 if is_users_error or way == "eagerly":
                     raise
                 reason = reason or f"{type(error).__name__}: {error}".splitlines()[0][:300]
             else:
-                self._step = step
+                if result is not None:  # else the KL has forbidden the step before all of it was built
+                    self._step = step
                 if reason:
                     warn_once(f"torchppo: compile=auto runs {self._name} {way}; a graph failed: {reason}")
                 return result

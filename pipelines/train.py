@@ -62,6 +62,11 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
         make_evaluation(cfg), run_dir / "checkpoints", cfg.eval.every_frames, cfg.eval.stop_at, stop
     )
     trainer = build_trainer(cfg, [save_config, stopwatch, ProgressBar(), evaluation, stop])
+    if trainer.precision in ("64-true", "bf16-true", "16-true"):  # refused here, before the run directory exists
+        raise ConfigurationError(
+            f"trainer.precision={trainer.precision} does not fit the environments' float32; use 32-true, bf16-mixed or "
+            "16-mixed"
+        )
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
     training = build_training(cfg, trainer.global_rank)
     with closing(training.env), locked(run_dir) if trainer.is_global_zero else nullcontext():

@@ -12,7 +12,7 @@ from typing import Any
 import hydra
 from hydra import initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Sweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -59,44 +59,45 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
     groups = [override for override in parsed if is_group(override.key_or_group, options)]
     keys = [override for override in parsed if override not in groups]
     built_in = compose_with_hydra([])
-    check_values(parsed)
-    check_choices(groups, options, built_in.hydra.runtime.choices)
-    default = compose_with_hydra([*(str(override.input_line) for override in groups), *search])
-    check_keys(keys, default, [*keys_of(built_in), *options])
-    cfg = compose_with_hydra([*overrides, *search])
+    choices = built_in.hydra.runtime.choices
+    check_choices([one for one in groups if not isinstance(one.value(), str | list | Sweep)], options, choices)
+    chosen_groups = [*(str(override.input_line) for override in groups), *search]
+    try:
+        default, cfg = compose_with_hydra(chosen_groups), compose_with_hydra([*overrides, *search])
+    except ConfigurationError:
+        with one_line_errors():  # explain what Hydra has refused
+            check_values(parsed)
+            check_choices(groups, options, choices)
+            check_keys(keys, compose_with_hydra(chosen_groups), [*keys_of(built_in), *options])
+        raise
     chosen = cfg.hydra.runtime.choices
     del cfg.hydra, built_in.hydra
-    given = [override.key_or_group for override in keys if not override.is_delete()]
+    changed = [one.key_or_group for one in keys if not (one.is_delete() or one.key_or_group.startswith("hydra."))]
     with one_line_errors():  # for a ${key} that does not exist
-        check_types(cfg, default, given)
+        check_types(cfg, default, changed)
         if config_dir:
             check_types(cfg, built_in, shared_numbers(cfg, built_in))
-            check_user_files(cfg, built_in, set(given))
+            check_user_files(cfg, built_in, set(changed))
         if any(override.is_delete() for override in parsed):
             check_deleted_keys(cfg, built_in)
         OmegaConf.to_container(cfg, resolve=True)
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ConfigurationError(f"{missing[0]} has no value; add {missing[0]}=... to the command")
     if cfg.run_dir is None:
-        cfg.run_dir = default_run_dir(
-            cfg, chosen, has_env_id=any(override.key_or_group == "env.id" for override in keys)
-        )
+        cfg.run_dir = default_run_dir(cfg, chosen, has_env_id="env.id" in changed)
     cfg.run_dir = str(cfg.run_dir)  # YAML reads a name such as 2026 as a number
     return cfg
 
 
 def default_run_dir(cfg: DictConfig, choices: DictConfig, *, has_env_id: bool) -> str:
     """Return `runs/<experiment or environment>/<date>-<time>-s<seed>`."""
-    moment = datetime.now().strftime("%Y%m%d-%H%M%S")
     env = re.sub(r"[^\w.-]+", "-", str(cfg.env.id)) if has_env_id else choices.env
-    return str(Path("runs") / (choices.get("experiment") or env) / f"{moment}-s{cfg.seed}")
+    return str(Path("runs") / (choices.get("experiment") or env) / f"{datetime.now():%Y%m%d-%H%M%S}-s{cfg.seed}")
 
 
 def quoted(text: str) -> str:
     """Quote a text for Hydra's grammar, in which a backslash is special only before a quotation mark."""
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
-    return f"'{escaped}'"
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"
 
 
 def compose_with_hydra(overrides: Sequence[str]) -> DictConfig:
@@ -155,8 +156,8 @@ def check_values(overrides: Iterable[Override]) -> None:
     """Raise a ConfigurationError for a key with several values in a single run."""
     for override in overrides:
         if override.is_sweep_override():
-            key = override.key_or_group
-            raise ConfigurationError(f"{override.input_line}: {key} has several values; add -m, or write {key}=[a,b]")
+            text, key = override.input_line, override.key_or_group
+            raise ConfigurationError(f"{text}: {key} has several values; add -m, or write {key}=[a,b]")
 
 
 def check_choices(groups: Iterable[Override], options: Options, defaults: DictConfig) -> None:
@@ -186,7 +187,7 @@ def check_keys(overrides: Iterable[Override], cfg: DictConfig, known: list[str])
         key = override.key_or_group
         if override.is_delete() and key in existing and OmegaConf.select(cfg, key) is None:
             raise ConfigurationError(f"~{key}: {key} is null already; remove ~{key}")
-        if override.is_add() or override.is_force_add() or key in existing or key.startswith("hydra."):
+        if override.is_add() or override.is_force_add() or key in existing:
             continue
         if key in known:
             raise ConfigurationError(f"{key} belongs to a component that is not chosen; +{key}=... adds it")

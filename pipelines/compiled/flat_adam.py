@@ -82,6 +82,19 @@ class FlatAdam:
         """Return the parameters as plain tensors, for `torch.func`."""
         return self.views(self._vector)
 
+    def copy_state(self) -> list[Tensor]:
+        """Return copies of parameters, moments and counters."""
+        return [tensor.clone() for tensor in self._state]
+
+    def restore_state(self, state: list[Tensor]) -> None:
+        """Restore a copy of `copy_state` in place."""
+        for tensor, copy in zip(self._state, state, strict=True):
+            tensor.copy_(copy)
+
+    @property
+    def _state(self) -> list[Tensor]:
+        return [self._vector, *self._moments.values(), self._steps]
+
     def read_groups(self) -> None:
         """Copy learning rates and `trainable` from the optimizer's groups into tensors that a graph reads."""
         for group, lr, trainable in self._group_values:

@@ -94,7 +94,11 @@ class TracedFunction:
             self._closed_over += [cast for cast, _ in self._casts]
         tensors = [*inputs, *self._closed_over]
         if self._compile:
-            kernel, outputs = compile_graph(graph, tensors)
+            try:
+                kernel, outputs = compile_graph(graph, tensors)
+            except Exception as error:  # such as a missing C++ compiler
+                message = str(error).strip().splitlines() or [type(error).__name__]
+                raise GraphError(f"a graph cannot be compiled ({message[0][:200]}); use compile=false") from error
             if any(tensor.is_cuda for tensor in tensors):
                 kernel = CudaGraph(kernel, tensors, len(inputs))
         else:

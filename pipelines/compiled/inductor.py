@@ -80,7 +80,7 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Seq
 
 
 class CudaGraph:
-    """A kernel on CUDA, recorded at its first call and replayed afterwards without launches from Python.
+    """A kernel on CUDA, recorded once and replayed without launches from Python.
 
     Args:
         kernel: kernel that has been called once.
@@ -94,21 +94,23 @@ class CudaGraph:
         self._kernel = kernel
         self._latest = list(inputs[:num_arguments])
         self._static = [*(copy_with_strides(tensor) for tensor in self._latest), *inputs[num_arguments:]]
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._addresses: list[int] = []
+        self._record()
 
     def __call__(self, inputs: list[Tensor]) -> Sequence[Tensor]:
         for place, latest in enumerate(self._latest):
             if inputs[place] is not latest:
                 self._static[place].copy_(inputs[place], non_blocking=True)
                 self._latest[place] = inputs[place]
-        addresses = [tensor.data_ptr() for tensor in self._static]
-        if self._graph is None or addresses != self._addresses:
-            self._graph, self._addresses = torch.cuda.CUDAGraph(), addresses
-            with torch.cuda.graph(self._graph):
-                self._outputs = self._kernel(list(self._static))
+        if [tensor.data_ptr() for tensor in self._static] != self._addresses:
+            self._record()
         self._graph.replay()
         return [output.clone() for output in self._outputs]
+
+    def _record(self) -> None:
+        """Record the kernel, without running it."""
+        self._graph, self._addresses = torch.cuda.CUDAGraph(), [tensor.data_ptr() for tensor in self._static]
+        with torch.cuda.graph(self._graph):
+            self._outputs = self._kernel(list(self._static))
 
 
 def copy_with_strides(tensor: Tensor) -> Tensor:

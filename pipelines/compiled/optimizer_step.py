@@ -47,6 +47,7 @@ class GraphStep:
         self._adam = adam = FlatAdam(ppo.optimizer)
         self._num_ranks = num_ranks()
         self._names: list[str] = []
+        self._is_built = False
         self._rows: TensorDictBase | None = None
         # Traced functions hold only what they compute with, because everything that they can reach is examined.
         gradient, max_norm = Gradient(ppo.objective, (ppo.policy_weight, ppo.critic_weight), adam), ppo.max_grad_norm
@@ -75,11 +76,22 @@ class GraphStep:
             if not self._names:
                 self._names = self._find_names(batch, indices)
             self._adam.read_groups()
-            values = self._step(self._tensors, indices)
+            values = self._step(self._tensors, indices) if self._is_built else self._first_step(indices)
         if values is None:
             return None
         count_step(self.ppo.trainer)
         return dict(zip(self._names, values.unbind(), strict=True))
+
+    def _first_step(self, indices: Tensor) -> Tensor | None:
+        """Build the graphs. If that fails after a graph has run, undo its step, so that another way can take it."""
+        state = self._adam.copy_state()
+        try:
+            values = self._step(self._tensors, indices)
+        except Exception:
+            self._adam.restore_state(state)
+            raise
+        self._is_built = values is not None
+        return values
 
     def _find_names(self, batch: TensorDictBase, indices: Tensor) -> list[str]:
         """Run the objective once to find its metrics; keep the random state, because entropies may be sampled."""

@@ -44,7 +44,7 @@ class EagerStep:
         self.ppo = ppo
         self.max_kl = max_kl
         self.is_scaled = is_scaled
-        self.objective = objective or ppo.objective
+        self.objective = ppo.objective if objective is None else objective
         self._last_norm = torch.zeros(())
 
     def __call__(self, batch: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
@@ -100,9 +100,8 @@ def scalars(losses: TensorDictBase) -> dict[str, Tensor]:
 def check_losses(losses: TensorDictBase, max_kl: float | None) -> None:
     """Raise a ConfigurationError if an objective lacks a loss, or the metric that early stopping reads."""
     if not any(name.startswith("loss_") for name in losses.keys()):  # noqa: SIM118 - a TensorDict iterates over rows
-        raise ConfigurationError(
-            f"the objective returned {', '.join(losses.keys())}; the name of a loss must begin with loss_"
-        )
+        names = ", ".join(losses.keys())
+        raise ConfigurationError(f"the objective returned no loss_* entry, only {names}; name its losses loss_...")
     if max_kl is not None and "kl_approx" not in losses.keys():  # noqa: SIM118
         raise ConfigurationError(
             "update.target_kl needs an objective that returns kl_approx; set update.target_kl=null"
