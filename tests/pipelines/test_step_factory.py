@@ -169,6 +169,20 @@ class TestAuto:
         assert message.startswith("torchppo: compile=auto runs the optimizer step with torch.compile")
         assert_equal_weights(ppo, train(make, fit, False, setup))
 
+    def test_torch_compile_takes_the_eager_steps(
+        self, make: Make, fit: Fit, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(step_factory, "STEPS_TO_TORCH_COMPILE", 0)
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+        options: Any = {"optimizer": partial(torch.optim.SGD, lr=1e-2)}
+        ppo, collector = make(compile="auto", **options)
+        fit(ppo, collector)
+        (message,) = warnings_in(caplog)
+        assert "with torch.compile" in message
+        eager, collector = make(compile=False, **options)
+        fit(eager, collector)
+        assert_equal_weights(ppo, eager)
+
     def test_failing_torch_compile_falls_back_to_the_eager_step(
         self, make: Make, fit: Fit, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
