@@ -1,6 +1,7 @@
 """A function of tensors as one traced graph.
 
-Uses private APIs of PyTorch, tested with 2.13: `FakeTensorMode`, `make_fx`, `TorchDispatchMode`, `_DisableAutocast`.
+Uses private APIs of PyTorch, tested with 2.13 and, except autocast, 2.14: `FakeTensorMode`, `make_fx`,
+`TorchDispatchMode`, `_DisableAutocast`.
 """
 
 from __future__ import annotations
@@ -154,9 +155,12 @@ class FakeConstants(TorchDispatchMode):
             self._fakes[id(tensor)] = tensor, self._mode.from_tensor(tensor.data)
         return self._fakes[id(tensor)][1]
 
-    def real(self, fake: Tensor) -> Tensor:
-        """Return the real tensor of a fake one."""
-        return next(tensor for tensor, other in self._fakes.values() if other is fake)
+    def real(self, constant: Tensor) -> Tensor:
+        """Return the real tensor of a constant of the graph: a fake tensor, or from PyTorch 2.14 a tensor itself."""
+        for tensor, fake in self._fakes.values():
+            if constant is fake or constant is tensor:
+                return tensor
+        raise GraphError("tracing has computed a constant from the weights, which would not change with them")
 
 
 def autocast_dtypes() -> list[torch.dtype | None]:
