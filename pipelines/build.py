@@ -215,10 +215,11 @@ def call(node: DictConfig, **arguments: Any) -> Any:
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
+        is_wrong_key = isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause)
         for package in ("wandb", "mlflow"):
             if isinstance(cause, ModuleNotFoundError) and package in node._target_.lower():
                 raise ConfigurationError(f"{node._target_} needs pip install 'torchppo[{package}]'") from error
-        if cause is error or isinstance(cause, ImportError) or "unexpected keyword argument" in str(cause):
+        if cause is error or isinstance(cause, ImportError) or is_wrong_key:
             raise ConfigurationError(f"{node._target_}: {error}") from error
         raise cause from None
 
