@@ -188,7 +188,6 @@ def seed_for_rank(seed: int, rank: int) -> int:
 
 
 def env_name(cfg: DictConfig) -> str:
-    """Return the name of the environment for titles and summaries."""
     return str(cfg.env.get("id", cfg.env._target_))
 
 
