@@ -27,14 +27,14 @@ class Traces(Memory):
         self.state_size = num_inputs * len(decays)
         self.num_features = num_inputs + self.state_size
 
-    def forward(self, features: Tensor, is_init: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         repeats = self.state_size // features.shape[-1]
-        states = [past[:, 0]]
+        states = [context[:, 0]]
         for inputs, reset in zip(features.unbind(1), is_init.unbind(1), strict=True):
             previous = states[-1].masked_fill(reset, 0.0)  # a new episode starts from zeros
             states.append(torch.lerp(inputs.repeat(1, repeats).to(previous.dtype), previous, self.decays))
-        context = torch.stack(states, 1)
-        return torch.cat([features, context[:, 1:]], -1), context
+        all_states = torch.stack(states, 1)
+        return torch.cat([features, all_states[:, 1:]], -1), all_states
 
 
 if __name__ == "__main__":

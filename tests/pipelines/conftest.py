@@ -1,9 +1,13 @@
-"""A small seeded training and a quiet way to run it."""
+"""A small seeded training, a quiet way to run it, and a checkpoint."""
 
 from __future__ import annotations
 
+import io
+import shutil
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -19,12 +23,18 @@ from torchppo.modules.heads.action_heads import ContinuousHead
 from torchppo.modules.heads.continuous import gaussian
 from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.modules.objectives.ppo_loss import PPOLoss
+from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 
 GAMMA, LMBDA = 0.9, 0.8
 ADAM = partial(torch.optim.Adam, lr=1e-3, eps=1e-5)
+CHECKPOINT_TRAINING = (
+    *("experiment=cartpole", "total_frames=512", "collector.frames_per_env=32", "update.epochs=2", "seed=3"),
+    *("eval.episodes=2", "eval.video=false", "compile=false", "trainer.accelerator=cpu", "logger=[csv]"),
+    *("policy.normalize_observation=true", "policy.body.num_cells=[8]", "reward=normalized"),
+)
 
 
 class Make(Protocol):
@@ -99,3 +109,19 @@ def run(ppo: LightningModule, collector: Collector, **options: Any) -> Trainer:
     trainer = Trainer(max_epochs=1, accelerator="cpu", devices=1, log_every_n_steps=1, **quiet, **options)
     trainer.fit(ppo, train_dataloaders=collector)
     return trainer
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the last checkpoint of a training that normalizes observations. Tests must not write to it."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    with redirect_stdout(io.StringIO()):
+        assert main(["train", *CHECKPOINT_TRAINING, f"run_dir={run_dir}"]) == 0
+    return run_dir / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture
+def checkpoint(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of the checkpoint in the empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copy(trained, tmp_path / "last.ckpt"))

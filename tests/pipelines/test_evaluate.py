@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +15,6 @@ from torchppo.pipelines.build import EVALUATION_RANK, seed_for_rank
 from torchppo.pipelines.checkpoint import load_checkpoint
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.evaluate import evaluate_checkpoint
-
-TRAINING = (
-    *("experiment=cartpole", "total_frames=512", "collector.frames_per_env=32", "update.epochs=2", "seed=3"),
-    *("eval.episodes=2", "eval.video=false", "compile=false", "trainer.accelerator=cpu", "logger=[csv]"),
-    *("policy.normalize_observation=true", "policy.body.num_cells=[8]", "reward=normalized"),
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Use one thread: networks this small take ten times as long with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the last checkpoint of a training that normalizes observations. Tests must not write to it."""
-    run_dir = tmp_path_factory.mktemp("trained") / "run"
-    with redirect_stdout(io.StringIO()):
-        assert main(["train", *TRAINING, f"run_dir={run_dir}"]) == 0
-    return run_dir / "checkpoints" / "last.ckpt"
-
-
-@pytest.fixture
-def checkpoint(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a copy of the checkpoint in the empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    return Path(shutil.copy(trained, tmp_path / "last.ckpt"))
 
 
 class TestEval:
