@@ -1,7 +1,7 @@
 """A function of tensors as one traced graph.
 
-Uses private APIs of PyTorch, tested with 2.13 and, except autocast, 2.14: `FakeTensorMode`, `make_fx`,
-`TorchDispatchMode`, `_DisableAutocast`.
+Uses private APIs of PyTorch, tested with 2.13 and 2.14: `FakeTensorMode`, `make_fx`, `TorchDispatchMode`,
+`_DisableAutocast`.
 """
 
 from __future__ import annotations

@@ -54,12 +54,16 @@ def lift_casts(graph: GraphModule, num_arguments: int) -> list[tuple[int, torch.
     changing = inputs_written_by(graph)
     casts: list[tuple[int, torch.dtype]] = []
     for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten._to_copy.default):
-        if node.args[0] in closed_over and node.args[0] not in changing:
+        source = node.args[0]
+        while source.target is torch.ops.aten.alias.default:  # PyTorch 2.14 reads parameters through an alias
+            source = source.args[0]
+        if source in closed_over and source not in changing:
             with graph.graph.inserting_after(last):
                 last = graph.graph.placeholder(f"cast_{len(casts)}")
-            casts.append((closed_over.index(node.args[0]), node.kwargs["dtype"]))
+            casts.append((closed_over.index(source), node.kwargs["dtype"]))
             node.replace_all_uses_with(last)
             graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
     graph.recompile()
     return casts
 
