@@ -154,7 +154,7 @@ class RolloutBatch:
         return rows
 
     def _as_rows(self, keys: Iterable[NestedKey]) -> TensorDictBase:
-        """Return entries of the rollout as frames in the order of time, or as sequences."""
+        """Return entries of the rollout as frames `[time * num_envs]`, or as sequences for recurrent policies."""
         selected = self.rollout.select(*keys)
         if not self.memory_keys:
             return selected.transpose(0, 1).flatten().contiguous()

@@ -19,7 +19,7 @@ def tokenize(text: str) -> NDArray[np.int64]:
     """Convert the first `MAX_WORDS` words of a text, in lower case, to tokens.
 
     Tokens are hashes of words (Weinberger et al., 2009, "Feature Hashing for Large Scale Multitask Learning"), so that
-    no vocabulary has to be built, shared between processes and saved in checkpoints. Two of a few hundred words may
+    no vocabulary has to be built, shared between processes and saved in checkpoints. Different words may
     share a token.
 
     Returns:

@@ -79,7 +79,9 @@ def orthogonal_(module: nn.Module, gain: float) -> nn.Module:
 def require_widths(name: str, widths: Sequence[int]) -> None:
     """Raise ConfigurationError unless `widths` is a non-empty list of positive integers."""
     if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
-        raise ConfigurationError(f"{name}={list(widths)} must list at least one width, each an integer of at least 1")
+        raise ConfigurationError(
+            f"policy.body.{name}={list(widths)} must list at least one width, each an integer of at least 1"
+        )
 
 
 def to_float(observation: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ class ToChannelsFirst(nn.Module):
 
 
 class SmallImageCNN(nn.Module):
-    """A small convolutional network for byte images of less than 36 pixels.
+    """A small convolutional network for byte images whose height or width is below 36 pixels.
 
     Most such images are maps of integer codes (MiniGrid: 0 to 10 in a space of 0 to 255), so every value is one-hot
     encoded over `NUM_CODES` codes. Some are pictures, so the value scaled to [0, 1] is an input too.

@@ -130,7 +130,7 @@ class ResidualBlock(nn.Module):
 
 def require_positive_width(name: str, width: int) -> None:
     if width < 1:
-        raise ConfigurationError(f"{name}={width} must be at least 1")
+        raise ConfigurationError(f"policy.body.{name}={width} must be at least 1")
 
 
 def require_image_shape(shape: torch.Size, policy: str) -> None:

@@ -133,8 +133,6 @@ class VectorRollouts:
     """Steps a vector environment on NumPy arrays and returns each rollout as one TensorDict.
 
     Args:
-        env: the environment.
-        policy: the policy.
         num_steps: length of a rollout.
         compile: how the policy step runs.
         num_policy_steps: expected number of policy steps, for `compile="auto"`.

@@ -97,8 +97,6 @@ class TorchRLRollouts:
     """Steps any batched TorchRL environment with a policy.
 
     Args:
-        env: the environment.
-        policy: the policy.
         num_steps: length of a rollout.
         compile: how the policy step runs.
         num_policy_steps: expected number of policy steps, for `compile="auto"`.

@@ -55,7 +55,7 @@ class EagerStep:
             indices: the rows of the minibatch.
 
         Returns:
-            The losses and metrics of the minibatch, detached scalars, or `None` if the KL forbids the step.
+            The losses and metrics of the minibatch, detached scalars, or `None` if its KL exceeds `max_kl`.
 
         """
         losses = self.objective(batch[indices])

@@ -19,7 +19,7 @@ class Learner(Protocol):
     normalize_advantage: Literal["rollout", "minibatch"] | None
 
     def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
-        """Take an optimizer step on the rows `indices`; return metrics, or `None` if the KL forbids the step."""
+        """Take an optimizer step on the rows `indices`; return metrics, or `None` if its KL is too large."""
 
     def set_trainable(self, *, policy: bool, critic: bool) -> bool:
         """Freeze policy or critic; return whether any parameter is still trainable."""
