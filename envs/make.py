@@ -154,8 +154,8 @@ def _without_order_enforcing(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any,
 def fastest_num_workers(env_fn: EnvFn, num_envs: int, step_timeout: float = 60.0) -> int:
     """Estimate the number of worker processes that steps `num_envs` environments fastest; 0 means this process.
 
-    Measures a few steps of one environment in a forked process. Workers must be 20% faster, because they also occupy
-    the cores that the update could use.
+    Measures a few steps of one environment in a forked process. Returns 0 unless workers are at least 20%
+    faster, because they also occupy the cores that the update could use.
     """
     cores = min(num_cores(), num_envs)
     if cores < 2:

@@ -78,8 +78,8 @@ class RunningMoments(nn.Module):
 class ObservationNormalizer(nn.Module):
     """Scales observations to mean 0 and variance 1 and clips them.
 
-    The statistics change only in `update`. Call it once per rollout, after the last optimizer step: the first
-    minibatch is then normalized in the same way as during collection.
+    The statistics change only in `update`. Call it once per rollout, after the last optimizer step, so
+    that minibatches are normalized in the same way as during collection.
 
     Args:
         shape: Shape of one observation.

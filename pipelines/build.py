@@ -141,7 +141,7 @@ def make_environment(node: DictConfig, changes: dict[str, Any]) -> EnvBase:
     except Exception as error:  # noqa: BLE001 - an environment may raise anything
         raise environment_failure(f"{node._target_} failed", error) from None
     if not isinstance(env, EnvBase):
-        raise EnvironmentFailure(f"{node._target_} returned {type(env).__name__}, not a torchrl.envs.EnvBase")
+        raise EnvironmentFailure(f"{node._target_} returned {type(env).__name__}, not an EnvBase; fix env._target_")
     return env
 
 
@@ -169,7 +169,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
     try:
         trainer: Trainer = call(others, logger=loggers, callbacks=[*callbacks, *own])
     except (MisconfigurationException, ValueError) as error:
-        raise ConfigurationError(f"trainer: {error}") from error
+        raise ConfigurationError(f"trainer: {error}; change trainer.*") from error
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise ConfigurationError(
             f"trainer.strategy={options.strategy} starts ranks as copies of this process; use trainer.strategy=ddp"
@@ -219,7 +219,7 @@ def call(node: DictConfig, **arguments: Any) -> Any:
             if isinstance(cause, ModuleNotFoundError) and package in node._target_.lower():
                 raise ConfigurationError(f"{node._target_} needs pip install 'torchppo[{package}]'") from error
         if cause is error or isinstance(cause, ImportError) or is_wrong_key:
-            raise ConfigurationError(f"{node._target_}: {error}") from error
+            raise ConfigurationError(f"{node._target_}: {error}; fix its keys") from error
         raise cause from None
 
 
@@ -239,7 +239,7 @@ def check_targets(node: Any, arguments: dict[str, Any]) -> None:
         target = get_object(node._target_)
         parameters = signature(target)
     except ImportError as error:
-        raise ConfigurationError(f"_target_={node._target_} cannot be imported: {error}") from error
+        raise ConfigurationError(f"_target_={node._target_} cannot be imported; fix it ({error})") from error
     except (TypeError, ValueError):  # it has no signature
         return
     is_partial = node.get("_partial_", False) and not arguments
@@ -247,4 +247,4 @@ def check_targets(node: Any, arguments: dict[str, Any]) -> None:
         bind = parameters.bind_partial if is_partial else parameters.bind
         bind(*node.get("_args_", []), **{**dict.fromkeys(map(str, keys)), **arguments})
     except TypeError as error:
-        raise ConfigurationError(f"{node._target_}: {error}") from error
+        raise ConfigurationError(f"{node._target_}: {error}; fix its keys") from error

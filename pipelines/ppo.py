@@ -125,7 +125,7 @@ class PPO(LightningModule):
         try:
             optimizer = self._make_optimizer(params)
         except ValueError as error:
-            raise ConfigurationError(f"optimizer: {error}") from error
+            raise ConfigurationError(f"optimizer: {error}; change optimizer.*") from error
         if self._uses_param_groups:
             param_groups.check_param_groups(optimizer, self.critic_optimizer)
         return optimizer
@@ -239,7 +239,7 @@ def check_options(objective: Any, frames: int, max_norm: float, normalize: str |
     """Raise a ConfigurationError for an option of `PPO` that cannot work."""
     for name in ("actor_network", "critic_network"):
         if not isinstance(getattr(objective, name, None), nn.Module):
-            raise ConfigurationError(f"objective={type(objective).__name__} has no module {name}; add one")
+            raise ConfigurationError(f"objective={type(objective).__name__} needs an nn.Module in its attribute {name}")
     if frames < 1:
         raise ConfigurationError(f"total_frames={frames} must be at least 1")
     if not max_norm > 0:

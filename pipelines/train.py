@@ -90,7 +90,7 @@ def fit(trainer: Trainer, training: Training) -> None:
     try:
         trainer.fit(training.ppo, train_dataloaders=training.collector)
     except MisconfigurationException as error:
-        raise ConfigurationError(f"trainer: {error}") from error
+        raise ConfigurationError(f"trainer: {error}; change trainer.*") from error
     except SystemExit as error:  # Lightning turns Ctrl-C before the first rollout into this
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise

@@ -49,7 +49,9 @@ def run_in_subprocess(function: Callable[[], Result], step_timeout: float) -> Re
     sender.close()
     try:
         if not receiver.poll(step_timeout):
-            raise EnvironmentFailure(f"an environment was not made within env.step_timeout={step_timeout:g} seconds")
+            raise EnvironmentFailure(
+                f"an environment was not made within env.step_timeout={step_timeout:g} seconds; increase it"
+            )
         result, failure = receiver.recv()
     except EOFError:
         process.join()

@@ -62,8 +62,8 @@ class CategoricalValue(ValueHead):
             raise ConfigurationError(f"critic.head.sigma_ratio={sigma_ratio} must not be negative; 0.75 is usual")
         if symlog and sigma_ratio:
             raise ConfigurationError(
-                f"critic.head.symlog=true needs critic.head.sigma_ratio=0, not {sigma_ratio}; set one of them, because "
-                "the mean of a Gaussian over bins of different widths is not the target"
+                f"critic.head.symlog=true needs critic.head.sigma_ratio=0, not {sigma_ratio}; change one of them, "
+                "because the mean of a Gaussian over bins of different widths is not the target"
             )
         self.sigma_ratio = sigma_ratio
         self.symlog = symlog

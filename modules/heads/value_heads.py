@@ -159,7 +159,7 @@ class PopArtValue(ValueHead):
 
     @torch.no_grad()
     def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
-        """Update the statistics, and the layer so that its outputs stay the same.
+        """Update the statistics, and rescale the layer so that the predicted values stay the same.
 
         Both change in place, because optimizers and compiled graphs keep references to the tensors.
         """

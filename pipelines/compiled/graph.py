@@ -160,7 +160,9 @@ class FakeConstants(TorchDispatchMode):
         for tensor, fake in self._fakes.values():
             if constant is fake or constant is tensor:
                 return tensor
-        raise GraphError("tracing has computed a constant from the weights, which would not change with them")
+        raise GraphError(
+            "a policy or objective computes a constant from its weights, which a graph would not update; use compile=false"
+        )
 
 
 def autocast_dtypes() -> list[torch.dtype | None]:

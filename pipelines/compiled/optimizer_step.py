@@ -117,8 +117,10 @@ class GraphStep:
         def build() -> Any:
             try:
                 return graph(*arguments)
+            except GraphError:
+                raise
             except Exception as error:
-                raise GraphError(f"{type(error).__name__}: {error}") from error
+                raise GraphError(f"a graph cannot be built ({error!r}); use compile=false") from error
 
         return raise_on_all_ranks(build)
 
