@@ -161,7 +161,8 @@ class FakeConstants(TorchDispatchMode):
             if constant is fake or constant is tensor:
                 return tensor
         raise GraphError(
-            "a policy or objective computes a constant from its weights, which a graph would not update; use compile=false"
+            "a policy or objective computes a constant from its weights, which a graph would not update; "
+            "use compile=false"
         )
 
 
