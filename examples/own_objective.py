@@ -27,7 +27,7 @@ class DualClipPPOLoss(PPOLoss):
         self, actor_network: Any, critic_network: Any, *, clip_epsilon: float, dual_clip: float, **options: Any
     ) -> None:
         super().__init__(actor_network, critic_network, **options)
-        # A buffer, so that schedule.clip_epsilon applies.
+        # A buffer, so that controller.clip_epsilon applies.
         self.register_buffer("clip_epsilon", torch.tensor(clip_epsilon), persistent=False)
         self.dual_clip = dual_clip
 

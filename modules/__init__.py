@@ -1,1 +1,1 @@
-"""Networks, heads, normalizers, objectives and schedules, which depend only on PyTorch and TorchRL."""
+"""Networks, heads, normalizers, objectives and controllers, which depend only on PyTorch and TorchRL."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
-from operator import itemgetter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +12,10 @@ from torch import Tensor
 from torchrl.objectives.value import ValueEstimatorBase
 
 from ..modules.features.extractor import memory_keys, recurrent_state_shapes
-from .distributed import gathered, normalized
+from ..modules.intrinsic.reward_model import RewardModel
+from ..modules.intrinsic.streams import add_advantages
+from ..modules.objectives.ppo_loss import policy_kl
+from .distributed import normalized, summed
 
 
 class RolloutBatch:
@@ -28,6 +29,7 @@ class RolloutBatch:
         critic_estimator: writes the `value_target` of the critic; `None` uses that of `estimator`.
         normalize: whether to normalize advantages over the whole rollout and all ranks.
         sequence_length: frames of the sequences that recurrent policies are trained on.
+        reward_models: models whose rewards the rollout has, and whose advantages are added.
 
     Attributes:
         rows: the rollout as a TensorDict `[rows]`. A row is a frame, or for recurrent policies a sequence
@@ -47,6 +49,7 @@ class RolloutBatch:
         *,
         normalize: bool,
         sequence_length: int,
+        reward_models: Sequence[RewardModel] = (),
     ) -> None:
         self.rollout = rollout
         self.actor = actor
@@ -55,6 +58,7 @@ class RolloutBatch:
         self.critic_estimator = critic_estimator
         self.normalize = normalize
         self.sequence_length = sequence_length
+        self.reward_models = reward_models
         self.memory_keys = memory_keys(actor)
 
     @torch.no_grad()
@@ -96,7 +100,7 @@ class RolloutBatch:
         shape = self.rollout.shape
         values = values.reshape(*shape, 1) if self.memory_keys else values.reshape(*shape[::-1], 1).transpose(0, 1)
         self._estimate_from(values)
-        return rows.copy().update(self._as_rows(("advantage", "value_target")))
+        return rows.copy().update(self._as_rows(("advantage", *self._target_keys)))
 
     @torch.no_grad()
     def _with_burned_in_states(self, rows: TensorDictBase, burn_in: int) -> TensorDictBase:
@@ -140,14 +144,31 @@ class RolloutBatch:
         self.estimator(rollout)
         if self.critic_estimator is not None:
             rollout["value_target"] = self.critic_estimator(rollout.copy())["value_target"]
+        add_advantages(rollout, self.reward_models)
         if self.normalize:
             rollout["advantage"] = normalized(rollout["advantage"].unsqueeze(0)).squeeze(0)
+
+    @property
+    def _target_keys(self) -> list[str]:
+        return ["value_target", *(f"value_target_{model.name}" for model in self.reward_models)]
+
+    @torch.no_grad()
+    def mean_kl(self) -> float:
+        """Return the mean KL(old || new) over all states of all ranks, where old is the policy at collection."""
+        data = self.rows.copy()
+        old = self.actor.build_dist_from_params(data)
+        new = self.actor.get_dist(data)
+        log_ratio = new.log_prob(data[self.actor.dist_sample_keys[0]]) - data["action_log_prob"]
+        kl = policy_kl(old, new, log_ratio)
+        total, count = summed(torch.stack([kl.sum(), kl.new_tensor(float(kl.numel()))])).tolist()
+        return float(total / count)
 
     def _make_rows(self) -> TensorDictBase:
         recurrent = recurrent_state_shapes(self.actor)
         inputs = {*self.actor.in_keys, *self.critic.in_keys} - {*recurrent}
+        inputs |= {key for model in self.reward_models for key in model.in_keys}
         outputs = {*self.actor.out_keys} - {("next", key) for key in recurrent}
-        keys = sorted({*inputs, *outputs, "state_value", "advantage", "value_target"}, key=str)
+        keys = sorted({*inputs, *outputs, "state_value", "advantage", *self._target_keys}, key=str)
         rows = self._as_rows(keys)
         for key in self.memory_keys:
             rows[key] = self.rollout[key][:, :: self.sequence_length].flatten(0, 1).contiguous()
@@ -162,45 +183,3 @@ class RolloutBatch:
         rows = selected.unflatten(1, (num_sequences, self.sequence_length)).flatten(0, 1).contiguous()
         rows.batch_size = rows.batch_size[:1]
         return rows
-
-
-class EpisodeStatistics:
-    """Returns and lengths of the last 100 training episodes of all ranks.
-
-    Attributes:
-        episodes: `(return, length)` of each episode, oldest first.
-        num_episodes: number of episodes that have ended since training began.
-
-    """
-
-    def __init__(self) -> None:
-        self.episodes: deque[tuple[float, int]] = deque(maxlen=100)
-        self.num_episodes = 0
-
-    def update(self, rollout: TensorDictBase) -> None:
-        """Add the episodes that ended in a rollout `[num_envs, time]`, in the order of time."""
-        data = rollout["next"].select("done", "episode_reward", "step_count").transpose(0, 1)
-        done = data["done"]
-        columns = (done.nonzero()[:, 0], data["episode_reward"][done], data["step_count"][done])
-        ended = gathered([*zip(*(column.tolist() for column in columns), strict=True)])
-        self.episodes.extend((reward, length) for _, reward, length in sorted(ended, key=itemgetter(0)))
-        self.num_episodes += len(ended)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Mean return and length; empty before the first episode has ended."""
-        if not self.episodes:
-            return {}
-        rewards, lengths = zip(*self.episodes, strict=True)
-        return {
-            "rollout/ep_rew_mean": sum(rewards) / len(rewards),
-            "rollout/ep_len_mean": sum(lengths) / len(lengths),
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"num_episodes": self.num_episodes, "episodes": list(self.episodes)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.num_episodes = state["num_episodes"]
-        self.episodes.clear()
-        self.episodes.extend(tuple(episode) for episode in state["episodes"])

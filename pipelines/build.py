@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -24,8 +24,10 @@ from torchrl.objectives import LossModule
 from ..envs import VectorEnv, batched
 from ..envs.failures import environment_failure
 from ..errors import ConfigurationError, EnvironmentFailure
+from ..modules.controllers import Controller
 from ..modules.features.extractor import memory_keys
 from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
+from ..modules.objectives.ppo_loss import PPOLoss
 from .ppo import PPO
 from .step_factory import Compile, check_compile
 
@@ -75,7 +77,7 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     actor, critic = call(cfg.policy, observation_spec=env.observation_spec, action_spec=env.full_action_spec["action"])
     objective = call(cfg.objective, actor_network=actor, critic_network=critic)
     heads = {type(module) for module in critic.modules() if isinstance(module, ValueHead)} - {SquaredErrorValue}
-    if isinstance(objective, LossModule) and heads:
+    if isinstance(objective, LossModule) and not isinstance(objective, PPOLoss) and heads:
         raise ConfigurationError(
             f"objective={cfg.objective._target_} does not use the loss of {heads.pop().__name__}; use critic=mse, or "
             "objective=clip or kl_penalty"
@@ -87,7 +89,8 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
         critic_estimator=None if cfg.critic.lmbda is None else build_estimator(cfg.estimator, lmbda=cfg.critic.lmbda),
         update=call(cfg["update"]),
         optimizer=call(cfg.optimizer),
-        schedules=build_schedules(cfg),
+        controllers=build_controllers(cfg),
+        reward_models=[call(node, observation_spec=env.observation_spec) for node in cfg.intrinsic.values()],
         total_frames=cfg.total_frames,
         compile=cfg.compile,
         config=OmegaConf.to_container(cfg, resolve=True),
@@ -106,9 +109,13 @@ def build_estimator(node: DictConfig, **changes: float) -> Any:
     return call(node, **changes)
 
 
-def build_schedules(cfg: DictConfig) -> dict[str, Callable[[float], float]]:
-    """Build the schedules of the learning rate and of those coefficients that the objective has."""
-    return {name: call(node) for name, node in cfg.schedule.items() if name == "lr" or name in cfg.objective}
+def build_controllers(cfg: DictConfig) -> dict[str, Controller]:
+    """Build the controllers of the learning rate and of those coefficients that the objective has."""
+    return {
+        str(name): call(node)
+        for name, node in cfg.controller.items()
+        if node and (name == "lr" or name in cfg.objective)
+    }
 
 
 def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from torch import Tensor, distributed
 
 from ..errors import TorchPPOError
@@ -23,6 +24,11 @@ def summed(tensor: Tensor) -> Tensor:
         tensor = tensor.clone()
         distributed.all_reduce(tensor)
     return tensor
+
+
+def mean_over_ranks(value: float) -> float:
+    """Average a number over all ranks; every rank gets the same result."""
+    return summed(torch.tensor(value, dtype=torch.float64)).item() / num_ranks() if num_ranks() > 1 else value
 
 
 def gathered(items: list[T]) -> list[T]:

@@ -1,10 +1,9 @@
-"""The LightningModule, which connects estimator, objective, update and schedules."""
+"""The LightningModule, which connects estimator, objective, update and controllers."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -14,19 +13,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchrl.objectives.value import ValueEstimatorBase
 
-from ..errors import ConfigurationError, NumericalError
+from ..modules.controllers import Controller
 from ..modules.heads.value_heads import ValueHead
+from ..modules.intrinsic.reward_model import LossesWithRewardModels, RewardModel
+from ..modules.intrinsic.streams import write_rewards
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
-from ..modules.objectives.kl_penalty import Adaptive
-from ..modules.schedules import Schedule, Schedules
-from . import param_groups
-from .advantages import EpisodeStatistics, RolloutBatch
-from .distributed import num_ranks, summed
+from .advantages import RolloutBatch
+from .checks import check_frames_left, check_options
+from .distributed import mean_over_ranks, num_ranks, summed
+from .metrics import EpisodeStatistics, log_metrics, require_finite_metrics
 from .step_factory import Compile, check_compile, make_optimizer_step
-from .updates.eager_step import clip_gradients
-from .updates.minibatch import MinibatchUpdate
+from .updates import param_groups
+from .updates.coefficients import Coefficients
+from .updates.eager_step import LossWeights, clip_gradients
+from .updates.update import Update
 
 METRIC_NAMES = {"kl_approx": "approx_kl"}  # the names that PPO users know
+CRITIC_LOSSES = ("loss_critic", "loss_value")  # of PPO losses, and of TorchRL's ReinforceLoss
 
 
 class PPO(LightningModule):
@@ -35,10 +38,12 @@ class PPO(LightningModule):
     Args:
         objective: `td -> td` of `loss_*` and metrics, such as a TorchRL `LossModule` with `functional=False`.
         estimator: `td -> td`, writes `advantage` and `value_target`.
-        update: epochs, minibatches and early stopping.
+        update: learns from a rollout, such as `MinibatchUpdate`.
         optimizer: makes the optimizer from parameters or parameter groups.
         total_frames: environment steps of the training over all ranks; it ends when no further rollout fits.
-        schedules: of `lr`, `clip_epsilon` or `entropy_coeff`, as factors of their initial values.
+        controllers: move `lr`, or a buffer of the objective such as `clip_epsilon`, once per rollout. A coefficient
+            without a controller is not changed, so that callbacks may set it.
+        reward_models: add rewards, each with its own critic.
         reward_normalizer: transforms rewards before learning; `None` keeps them.
         max_grad_norm: limit of the global gradient norm; infinity disables clipping.
         normalize_advantage: normalize to mean 0 and standard deviation 1 over each `rollout` or each `minibatch` of
@@ -56,18 +61,16 @@ class PPO(LightningModule):
 
     """
 
-    policy_weight: Tensor
-    critic_weight: Tensor
-
     def __init__(
         self,
         objective: nn.Module,
         estimator: ValueEstimatorBase,
-        update: MinibatchUpdate,
+        update: Update,
         optimizer: Callable[[Any], Optimizer],
         *,
         total_frames: int,
-        schedules: Mapping[str, Schedule] | None = None,
+        controllers: Mapping[str, Controller] | None = None,
+        reward_models: Collection[RewardModel] = (),
         reward_normalizer: RewardTransform | None = None,
         max_grad_norm: float = 0.5,
         normalize_advantage: Literal["rollout", "minibatch"] | None = "rollout",
@@ -83,6 +86,8 @@ class PPO(LightningModule):
         self.objective = objective
         self.estimator = estimator
         self.update = update
+        self._models = list(reward_models)
+        self.reward_models = nn.ModuleDict({model.name: model for model in self._models})
         self.total_frames = total_frames
         self.reward_normalizer = reward_normalizer
         self.max_grad_norm = max_grad_norm
@@ -97,11 +102,10 @@ class PPO(LightningModule):
         self.num_rollouts = 0
         self.seconds = {"estimate": 0.0, "update": 0.0}
         self.grad_norm = torch.zeros(())  # of the last step; set by `on_before_optimizer_step`
-        self.register_buffer("policy_weight", torch.ones(()), persistent=False)
-        self.register_buffer("critic_weight", torch.ones(()), persistent=False)
+        self.loss_weights = LossWeights({*CRITIC_LOSSES, *(f"loss_{name}" for name in self.reward_models)})
         self._make_optimizer = optimizer
-        self._schedules = Schedules(schedules or {}, objective)
-        self._uses_param_groups = False  # `configure_optimizers` decides
+        self.coefficients = Coefficients(controllers or {}, objective)
+        self.after_step: list[Callable[[], None]] = []
         self._step: Any = None
 
     @property
@@ -113,58 +117,58 @@ class PPO(LightningModule):
         return self.objective.critic_network
 
     @property
+    def losses(self) -> nn.Module:
+        """The module that computes the losses of a minibatch: the objective, and the reward models if there are any."""
+        return LossesWithRewardModels(self.objective, self._models) if self._models else self.objective
+
+    @property
     def optimizer(self) -> Optimizer:
         return cast(Optimizer, self.optimizers(use_pl_optimizer=False))
 
+    @property
+    def _uses_param_groups(self) -> bool:
+        freezes = self.value_pretraining > 0 or self.update.freezes
+        return freezes or bool(self.critic_optimizer) or len(self.reward_models) > 0
+
     def configure_optimizers(self) -> Optimizer:
-        takes_turns = self.value_pretraining > 0 or self.update.critic_epochs != self.update.epochs
-        self._uses_param_groups = takes_turns or bool(self.critic_optimizer)
         params: list[Any] = list(self.objective.parameters())
         if self._uses_param_groups:
-            params = param_groups.make_param_groups(self.objective, self.critic_optimizer)
-        try:
-            optimizer = self._make_optimizer(params)
-        except ValueError as error:
-            raise ConfigurationError(f"optimizer: {error}; change optimizer.*") from error
-        if self._uses_param_groups:
-            param_groups.check_param_groups(optimizer, self.critic_optimizer)
-        return optimizer
+            params = param_groups.make_param_groups(self.objective, self.critic_optimizer, self.reward_models)
+        return param_groups.make_optimizer(self._make_optimizer, params, self.critic_optimizer)
 
     def on_train_start(self) -> None:
         """Choose how a step runs, now that devices, precision and optimizer are known."""
         collector = self.trainer.train_dataloader
-        next_frames = getattr(collector, "frames_per_batch", 1) * num_ranks()
-        if self.frames and self.frames + next_frames > self.total_frames:
-            raise ConfigurationError(
-                f"total_frames={self.total_frames} leaves no room for a rollout of {next_frames} after {self.frames} "
-                "trained frames; increase it"
-            )
+        check_frames_left(self.frames, self.total_frames, getattr(collector, "frames_per_batch", 1) * num_ranks())
         if act_under := getattr(collector, "act_under", None):
             act_under(self.trainer.precision_plugin.forward_context)
         self._step = make_optimizer_step(self, self.compile_mode)
+        self.update.setup(self)
+        self.coefficients.move(self.progress, {}, self.optimizer)
         self._logged_at = time.perf_counter()
 
     def training_step(self, rollout: TensorDictBase) -> None:
         """Learn from one rollout `[num_envs, time]`."""
         start = time.perf_counter()
-        self._schedules.apply(min(self.frames / self.total_frames, 1.0), self.objective, self.optimizer)
+        metrics = write_rewards(rollout, self._models, summed)
         if self.reward_normalizer is not None:
             reward = rollout["next", "reward"]
             self.reward_normalizer.update(reward, rollout["is_init"], summed)
             rollout["next", "reward"] = self.reward_normalizer(reward)
         batch = self.make_batch(rollout)
         batch.estimate()
-        metrics = {"explained_variance": batch.explained_variance}
         estimated = time.perf_counter()
-        metrics |= self.update(self, batch)
-        self._update_statistics(batch)
-        metrics = {f"train/{METRIC_NAMES.get(name, name)}": value for name, value in metrics.items()}
-        self.seconds["estimate"] += estimated - start
-        self.seconds["update"] += time.perf_counter() - estimated  # computing the metrics waits for the device
-        self.episodes.update(rollout)
+        results = {"explained_variance": batch.explained_variance, **self.update(batch)}
+        results["lr"] = self.optimizer.param_groups[0]["lr"]
         num_frames = rollout.numel() * num_ranks()
         self.frames += num_frames
         self.num_rollouts += 1
+        results |= self._move_coefficients(batch, results)
+        self._update_statistics(batch)
+        metrics |= {f"train/{METRIC_NAMES.get(name, name)}": value for name, value in results.items()}
+        self.seconds["estimate"] += estimated - start
+        self.seconds["update"] += time.perf_counter() - estimated  # computing the metrics waits for the device
+        self.episodes.update(rollout)
         self._log_metrics(metrics | self.episodes.metrics, num_frames)
         if self.frames + num_frames > self.total_frames:
             self.trainer.should_stop = True
@@ -179,26 +183,43 @@ class PPO(LightningModule):
             self.critic_estimator,
             normalize=self.normalize_advantage == "rollout",
             sequence_length=self.update.frames_per_sequence(rollout.shape[1]),
+            reward_models=self._models,
         )
 
     def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
         """Take one optimizer step; see `EagerStep`."""
         metrics: dict[str, Tensor] | None = self._step(rows, indices)
+        if metrics is not None:
+            for hook in self.after_step:
+                hook()
         return metrics
 
     def set_trainable(self, *, policy: bool, critic: bool) -> bool:
         """Freeze policy or critic; a frozen part keeps its optimizer state. Return whether anything is trainable."""
         policy = policy and self.num_rollouts >= self.value_pretraining
         if self._uses_param_groups:
-            self.policy_weight.fill_(float(policy))
-            self.critic_weight.fill_(float(critic))
+            self.loss_weights.policy.fill_(float(policy))
+            self.loss_weights.critic.fill_(float(critic))
             param_groups.set_trainable(self.optimizer, policy=policy, critic=critic)
         return policy or critic
 
+    @property
+    def progress(self) -> float:
+        """Progress of the training, in [0, 1]."""
+        return min(self.frames / self.total_frames, 1.0)
+
+    def _move_coefficients(self, batch: RolloutBatch, results: Mapping[str, float]) -> dict[str, float]:
+        """Call the controllers with the metrics that they read, averaged over all ranks; return the KL if one does."""
+        needed = self.coefficients.metrics
+        if self.num_rollouts <= self.value_pretraining:  # the policy has not been trained
+            needed = set()
+        kl = {"kl": batch.mean_kl()} if "kl" in needed else {}
+        others = {name: mean_over_ranks(results[name]) for name in needed - {"kl"} if name in results}
+        self.coefficients.move(self.progress, kl | others, self.optimizer)
+        return kl
+
     def _update_statistics(self, batch: RolloutBatch) -> None:
-        """Update what changes once per rollout: the KL coefficient and the networks' normalizers."""
-        if isinstance(self.objective, Adaptive) and self.num_rollouts >= self.value_pretraining:
-            self.objective.adapt(batch.rows, summed)
+        """Update the statistics of the networks, which change once per rollout."""
         for module in self.modules():
             if isinstance(module, ObservationNormalizer):
                 module.update(batch.rollout[module.key], summed)
@@ -206,18 +227,11 @@ class PPO(LightningModule):
                 module.update(batch.rollout["value_target"], summed)
 
     def _log_metrics(self, metrics: dict[str, float], num_frames: int) -> None:
-        metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise NumericalError(f"{name}={value} after {self.frames} frames; lower optimizer.lr or scale rewards")
+        require_finite_metrics(metrics, self.frames)
         now = time.perf_counter()
         metrics["time/fps"] = num_frames / (now - self._logged_at)
         self._logged_at = now
-        # `self.log` takes half a millisecond per metric, a third of the time of a small rollout.
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        for logger in self.loggers:
-            logger.log_metrics(metrics, step=self.frames)
-            logger.save()
+        log_metrics(self.trainer, metrics, self.frames)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.grad_norm = clip_gradients(self)
@@ -226,25 +240,18 @@ class PPO(LightningModule):
         self._step = None  # graphs hold the memory of their inputs and outputs
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = {"config": self.config, "frames": self.frames, "num_rollouts": self.num_rollouts}
-        checkpoint["torchppo"] = {**state, **self.episodes.state_dict()}
+        checkpoint["torchppo"] = {
+            "config": self.config,
+            "frames": self.frames,
+            "num_rollouts": self.num_rollouts,
+            "update": self.update.state_dict(),
+            "coefficients": self.coefficients.state_dict(),
+            **self.episodes.state_dict(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["torchppo"]
         self.frames, self.num_rollouts = state["frames"], state["num_rollouts"]
+        self.update.load_state_dict(state["update"])
+        self.coefficients.load_state_dict(state["coefficients"])
         self.episodes.load_state_dict(state)
-
-
-def check_options(objective: Any, frames: int, max_norm: float, normalize: str | None, pretraining: int) -> None:
-    """Raise a ConfigurationError for an option of `PPO` that cannot work."""
-    for name in ("actor_network", "critic_network"):
-        if not isinstance(getattr(objective, name, None), nn.Module):
-            raise ConfigurationError(f"objective={type(objective).__name__} needs an nn.Module in its attribute {name}")
-    if frames < 1:
-        raise ConfigurationError(f"total_frames={frames} must be at least 1")
-    if not max_norm > 0:
-        raise ConfigurationError(f"ppo.max_grad_norm={max_norm} must be positive; use inf for no limit")
-    if normalize not in ("rollout", "minibatch", None):
-        raise ConfigurationError(f"ppo.normalize_advantage={normalize} must be rollout, minibatch or null")
-    if pretraining < 0:
-        raise ConfigurationError(f"ppo.value_pretraining={pretraining} must not be negative")

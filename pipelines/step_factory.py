@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigurationError, GraphError
 from ..modules.features.extractor import memory_keys, recurrent_state_shapes
-from .updates.eager_step import EagerStep
+from .checks import check_dtypes
+from .updates.eager_step import EagerStep, StoppingRule
 
 Compile = bool | Literal["auto", "trace"]
 """How steps run: `False` eagerly; `"trace"` as a traced graph, operation by operation; `True` as a compiled graph;
@@ -134,9 +135,10 @@ def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
     frames = frames or max(1, int(ppo.total_frames / ppo.trainer.num_training_batches))
     num_steps = ppo.total_frames / frames * ppo.update.num_steps(frames)
     check_dtypes(ppo)
-    max_kl = ppo.update.max_kl
+    limit = ppo.update.stop_above
+    rule = None if limit is None else StoppingRule(getattr(ppo.objective, "stopping_metric", "kl_approx"), limit)
     is_scaled = getattr(ppo.trainer.precision_plugin, "scaler", None) is not None
-    eager = EagerStep(ppo, max_kl, is_scaled=is_scaled)
+    eager = EagerStep(ppo, rule, is_scaled=is_scaled)
     chosen = choose(check_compile(compile), num_steps, OPTIMIZER_STEPS_TO_COMPILE)
     # Lightning owns a loss scale. A graph of whole sequences takes minutes to compile, so `auto` does not build one.
     if chosen is False or is_scaled or (compile == "auto" and memory_keys(ppo.actor)):
@@ -146,10 +148,10 @@ def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
         with graphs_required():
             from .compiled.optimizer_step import GraphStep
 
-        return GraphStep(ppo, max_kl, compile=chosen is True)
+        return GraphStep(ppo, rule, compile=chosen is True)
 
     def torch_compile() -> Step:
-        return EagerStep(ppo, max_kl, objective=torch.compile(ppo.objective))
+        return EagerStep(ppo, rule, losses=torch.compile(ppo.losses))
 
     if compile != "auto":
         return make_graph()
@@ -233,16 +235,6 @@ def warn_once(message: str) -> None:
 
 
 def _nothing_to_refresh() -> None: ...
-
-
-def check_dtypes(ppo: Any) -> None:
-    """Raise a ConfigurationError if a trainable weight has another type than the environments' float32."""
-    others = {param.dtype for param in ppo.parameters() if param.requires_grad} - {torch.float32}
-    if others:
-        raise ConfigurationError(
-            f"trainer.precision={ppo.trainer.precision} makes the weights {others.pop()}, but environments return "
-            "float32; use 32-true, bf16-mixed or 16-mixed"
-        )
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -20,8 +20,8 @@ FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "hydra", "om
 """Packages that only `pipelines` may import."""
 
 LAYERS = (
-    {"param_groups", "distributed"},
-    {"step_factory", "updates", "advantages", "compiled"},
+    {"distributed", "checks"},
+    {"step_factory", "updates", "advantages", "metrics", "compiled"},
     {"collectors", "ppo"},
     {"build", "episodes"},
     {"callbacks", "run_files", "checkpoint"},
@@ -122,8 +122,8 @@ def test_every_form_of_import_is_read(source: str, expected: set[tuple[str, bool
     [
         ("pipelines/cli/main.py", "from ..train import train", True),
         ("pipelines/train.py", "from .cli.main import main", False),
-        ("pipelines/ppo.py", "from . import param_groups", True),
-        ("pipelines/param_groups.py", "from . import ppo", False),
+        ("pipelines/ppo.py", "from .updates import param_groups", True),
+        ("pipelines/updates/param_groups.py", "from .. import ppo", False),
         ("pipelines/build.py", "from .episodes import evaluate", True),
         ("pipelines/compiled/graph.py", "from ..ppo import PPO", False),
         ("pipelines/compiled/graph.py", "def f():\n    from ..ppo import PPO", True),

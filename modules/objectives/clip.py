@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torchrl.objectives as torchrl_objectives
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase
 from torch import Tensor
 
@@ -10,56 +13,82 @@ from ...errors import ConfigurationError
 from .ppo_loss import PPOLoss, probability_ratio
 
 
-class ClipPPOLoss(PPOLoss):
-    """The clipped objective.
+class ClipPPOLoss(PPOLoss, torchrl_objectives.ClipPPOLoss):
+    """The clipped objective, a subclass of `torchrl.objectives.ClipPPOLoss`.
 
     Source: Schulman et al. 2017, eq. 7 and 9.
 
     Args:
         actor_network: See `PPOLoss`.
         critic_network: See `PPOLoss`.
-        clip_epsilon: Distance of the probability ratio from 1 at which it is clipped.
-        entropy_coeff: See `PPOLoss`.
-        critic_coeff: See `PPOLoss`.
-        clip_value: See `PPOLoss`.
+        clip_epsilon: Distance of the probability ratio from 1 at which it is clipped, or a pair of distances below
+            and above 1 (Yu et al. 2025, eq. 10), which are the buffers `clip_epsilon_low` and `clip_epsilon_high`.
+        options: See `PPOLoss`.
 
     Raises:
-        ConfigurationError: If `clip_epsilon` is not positive; see also `PPOLoss`.
+        ConfigurationError: If `clip_epsilon` is not positive, or the lower one is not below 1; see also `PPOLoss`.
 
     """
 
     clip_epsilon: Tensor
+    clip_epsilon_low: Tensor
+    clip_epsilon_high: Tensor
 
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
         critic_network: TensorDictModuleBase,
         *,
-        clip_epsilon: float = 0.2,
-        entropy_coeff: float = 0.0,
-        critic_coeff: float = 0.5,
-        clip_value: float | None = None,
+        clip_epsilon: float | tuple[float, float] = 0.2,
+        **options: Any,
     ) -> None:
+        is_pair = isinstance(clip_epsilon, tuple | list)
+        epsilons = [float(one) for one in clip_epsilon] if is_pair else [float(clip_epsilon)]  # type: ignore[union-attr, arg-type]
+        if min(epsilons) <= 0 or (is_pair and (len(epsilons) != 2 or epsilons[0] >= 1)):
+            raise ConfigurationError(
+                f"objective.clip_epsilon={clip_epsilon} must be positive, or a pair [low, high] with low < 1; 0.2 is "
+                "usual"
+            )
         super().__init__(
-            actor_network, critic_network, entropy_coeff=entropy_coeff, critic_coeff=critic_coeff, clip_value=clip_value
+            actor_network, critic_network, clip_epsilon=tuple(epsilons) if is_pair else epsilons[0], **options
         )
-        if clip_epsilon <= 0:
-            raise ConfigurationError(f"objective.clip_epsilon={clip_epsilon} must be positive; 0.2 is usual")
-        self.register_buffer("clip_epsilon", torch.tensor(float(clip_epsilon)), persistent=False)
 
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
         """Return the negative of `clipped_surrogate`."""
-        return -clipped_surrogate(log_ratio, advantage, self.clip_epsilon)
+        return -clipped_surrogate(log_ratio, advantage, *self._epsilons())
 
     def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
-        """Return `clip_fraction`, the fraction of samples with |r - 1| > epsilon."""
-        return {"clip_fraction": (log_ratio.expm1().abs() > self.clip_epsilon).float().mean()}
+        """Return TorchRL's metrics of the ratios r.
+
+        They are `clip_fraction` (the fraction of samples where r is clipped), `ESS` (the effective sample size
+        (sum r)^2 / sum r^2, divided by the number of samples), `max_ratio` and `mean_ratio`.
+        """
+        low, high = self._epsilons()
+        difference, ratio = log_ratio.expm1(), probability_ratio(log_ratio)
+        is_clipped = difference.abs() > high if low is high else (difference > high) | (difference < -low)
+        scaled = ratio / ratio.max()  # a square of a ratio may be infinite
+        return {
+            "clip_fraction": is_clipped.float().mean(),
+            "ESS": scaled.mean().square() / scaled.square().mean(),
+            "max_ratio": ratio.max(),
+            "mean_ratio": ratio.mean(),
+        }
+
+    def _epsilons(self) -> tuple[Tensor, Tensor]:
+        if self._asymmetric_clip:
+            return self.clip_epsilon_low, self.clip_epsilon_high
+        return self.clip_epsilon, self.clip_epsilon
 
 
-def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_epsilon: Tensor) -> Tensor:
-    """Compute min(r A, clip(r, 1 - epsilon, 1 + epsilon) A), with r = exp(log_ratio), which is maximized.
+def clipped_surrogate(
+    log_ratio: Tensor, advantage: Tensor, clip_epsilon: Tensor, clip_epsilon_high: Tensor | None = None
+) -> Tensor:
+    """Compute min(r A, clip(r, 1 - low, 1 + high) A), with r = exp(log_ratio), which is maximized.
 
-    Source: Schulman et al. 2017, eq. 7. Shapes: `[batch], [batch], [] -> [batch]`.
+    Without `clip_epsilon_high`, `clip_epsilon` is both `low` and `high`.
+
+    Source: Schulman et al. 2017, eq. 7. Shapes: `[batch, 1], [batch, 1], [], [] -> [batch, 1]`.
     """
     ratio = probability_ratio(log_ratio)
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon) * advantage)
+    high = clip_epsilon if clip_epsilon_high is None else clip_epsilon_high
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_epsilon, 1 + high) * advantage)

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any
 
-import torch
-from tensordict import TensorDictBase
+import torchrl.objectives as torchrl_objectives
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase
 from torch import Tensor
 
 from ...errors import ConfigurationError
-from ..normalizers import Reduce, no_reduce
+from ..controllers import AdaptiveBeta, Controller
 from .ppo_loss import PPOLoss, probability_ratio
 
 
-@runtime_checkable
-class Adaptive(Protocol):
-    """An objective with a coefficient that adapts to the measured KL divergence."""
+class KLPENPPOLoss(PPOLoss, torchrl_objectives.KLPENPPOLoss):
+    """The objective with an adaptive KL penalty, a subclass of `torchrl.objectives.KLPENPPOLoss`.
 
-    def adapt(self, rollout: TensorDictBase, reduce: Reduce) -> None:
-        """Change the coefficient; called once per rollout, after the last epoch.
-
-        Args:
-            rollout: The rollout, with the inputs of `PPOLoss.forward`.
-            reduce: Sums a tensor over all ranks.
-
-        """
-
-
-class KLPENPPOLoss(PPOLoss):
-    """The objective with an adaptive KL penalty.
-
-    `beta` changes only in `adapt`, once per rollout. It is doubled if the mean KL divergence of the rollout is above
-    1.5 x `dtarg`, halved if it is below `dtarg` / 1.5, and clamped to its bounds. It is part of the state dict.
+    `beta` is a buffer that the loss only reads. TorchRL's class changes it in every forward pass, so that it depends on
+    the number of minibatches. Here the controller `controllers["beta"]` moves it once per rollout; `PPO` calls it.
 
     Source: Schulman et al. 2017, eq. 8.
 
@@ -41,18 +26,20 @@ class KLPENPPOLoss(PPOLoss):
         critic_network: See `PPOLoss`.
         beta: Initial weight of the penalty.
         dtarg: Target of the KL divergence per rollout, in nats.
+        increment: Factor of `beta` if the KL divergence is above 1.5 x `dtarg`.
+        decrement: Factor of `beta` if it is below `dtarg` / 1.5.
         beta_min: Smallest weight.
         beta_max: Largest weight.
-        entropy_coeff: See `PPOLoss`.
-        critic_coeff: See `PPOLoss`.
-        clip_value: See `PPOLoss`.
+        options: See `PPOLoss`.
 
     Raises:
-        ConfigurationError: If `beta` is outside its bounds, or a bound or `dtarg` is not positive; see also `PPOLoss`.
+        ConfigurationError: If `beta` is outside its bounds, or a bound, `dtarg` or a factor is out of range; see also
+            `PPOLoss`.
 
     """
 
     beta: Tensor
+    controllers: dict[str, Controller]
 
     def __init__(
         self,
@@ -61,26 +48,29 @@ class KLPENPPOLoss(PPOLoss):
         *,
         beta: float = 1.0,
         dtarg: float = 0.01,
+        increment: float = 2.0,
+        decrement: float = 0.5,
         beta_min: float = 1e-3,
         beta_max: float = 1e3,
-        entropy_coeff: float = 0.0,
-        critic_coeff: float = 0.5,
-        clip_value: float | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            actor_network, critic_network, entropy_coeff=entropy_coeff, critic_coeff=critic_coeff, clip_value=clip_value
-        )
         if not 0 < beta_min <= beta <= beta_max:
             raise ConfigurationError(
                 f"objective.beta={beta} must lie within beta_min={beta_min} and beta_max={beta_max}, and all must be "
                 "positive"
             )
-        if dtarg <= 0:
-            raise ConfigurationError(f"objective.dtarg={dtarg} must be positive; 0.01 is usual")
-        self.dtarg = dtarg
-        self.beta_min = beta_min
-        self.beta_max = beta_max
-        self.register_buffer("beta", torch.tensor(float(beta)))
+        controller = AdaptiveBeta(dtarg, increment=increment, decrement=decrement, minimum=beta_min, maximum=beta_max)
+        super().__init__(
+            actor_network,
+            critic_network,
+            beta=float(beta),
+            dtarg=dtarg,
+            increment=increment,
+            decrement=decrement,
+            **options,
+        )
+        self.register_buffer("beta", self.beta)  # saved, because it is not configuration after the first rollout
+        self.controllers = {"beta": controller}
 
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
         """Return -(r A - beta KL(old || new))."""
@@ -89,15 +79,3 @@ class KLPENPPOLoss(PPOLoss):
     def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
         """Return `beta`, the weight of the penalty."""
         return {"beta": self.beta.clone()}
-
-    @torch.no_grad()
-    def adapt(self, rollout: TensorDictBase, reduce: Reduce = no_reduce) -> None:
-        """Adapt `beta` to the mean KL divergence over all states of `rollout` and all ranks."""
-        _, _, kl = self.compare(rollout.copy())
-        total, count = reduce(torch.stack([kl.sum(), kl.new_tensor(float(kl.numel()))]))
-        self.beta.copy_(self.next_beta(total / count))
-
-    def next_beta(self, kl: Tensor) -> Tensor:
-        """Return `beta` for the next rollout from the mean KL divergence of this one, both scalar tensors."""
-        factor = torch.where(kl > 1.5 * self.dtarg, 2.0, torch.where(kl < self.dtarg / 1.5, 0.5, 1.0))
-        return (self.beta * factor).clamp(self.beta_min, self.beta_max)

@@ -1,124 +1,205 @@
-"""The base class of the PPO objectives.
-
-TorchRL's `ClipPPOLoss(functional=False)` has the same contract and can be used instead. These classes exist because
-TorchRL's losses report an estimate of the KL divergence with a high variance (k1), adapt the penalty in every forward
-pass, and take twice as long.
-"""
+"""The base class of our PPO objectives: TorchRL's `PPOLoss` with an exact KL divergence and any value head."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
-from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase, TensorDictSequential
-from torch import Tensor, nn
+import torchrl.objectives as torchrl_objectives
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import CompositeDistribution, ProbabilisticTensorDictSequential, TensorDictModuleBase, dispatch
+from torch import Tensor
 from torch import distributions as D  # noqa: N812
 
 from ...errors import ConfigurationError
-from ..heads.value_heads import ValueHead, squared_error
+from .critic_error import get_value_error, unshared_critic
 
 LOSS_PREFIX = "loss_"
 
 MAX_LOG_RATIO = 80.0
 """In float32, larger log-ratios have an infinite ratio, and a NaN gradient where the clipped gradient is 0."""
 
+UNSUPPORTED_OPTIONS = {
+    "samples_mc_kl": "the estimate uses the actions taken",
+    "delay_actor": "use torchrl.objectives.ClipPPOLoss",
+    "log_explained_variance": "PPO logs train/explained_variance of every rollout",
+    **dict.fromkeys(("actor", "critic"), "pass actor_network and critic_network"),
+    **dict.fromkeys(("gamma", "advantage_key", "value_target_key", "value_key"), "use set_keys or the estimator"),
+}
+"""Options of TorchRL's losses that ours do not accept, and what to use instead."""
 
-class PPOLoss(nn.Module, ABC):
-    """Base class of PPO objectives, with the value loss, the entropy bonus and the KL divergence.
+
+class PPOLoss(torchrl_objectives.PPOLoss):
+    """The unclipped objective, and the base class of the others, which replace `policy_loss`.
+
+    A subclass of `torchrl.objectives.PPOLoss` with the same options, keys and outputs. It differs where TorchRL's
+    class is inexact or limited:
+
+    - `kl_approx` is the exact KL(old || new) where it has a closed form, and else the estimate k3, which is never
+      negative. TorchRL's k1 has a high variance.
+    - The error of the value is that of the critic's `ValueHead`, if it has one.
+    - Ratios are limited to finite values, so that a far policy has finite gradients.
+    - If actor and critic share layers, these run once, and `clip_value` compares with the value at collection.
 
     `forward` reads the action, `action_log_prob`, `advantage`, `value_target`, `state_value`, the distribution
     parameters and the inputs of the networks, all `[batch, ...]`, or `[batch, time, ...]` for sequences. It returns
     scalars: `loss_objective`, `loss_critic` and `loss_entropy`, whose sum is minimized, and the metrics `kl_approx`,
     `entropy` and those of `metrics`.
 
+    Source: Schulman et al. 2017, eq. 6.
+
     Args:
         actor_network: Policy that writes the distribution of the action.
         critic_network: Writes `state_value` `[batch, 1]`.
-        entropy_coeff: Weight of the entropy bonus (c2).
+        entropy_coeff: Weight of the entropy bonus (c2). A mapping has one weight per part of a composite action.
         critic_coeff: Weight of the value loss (c1).
         clip_value: Largest change of a value that is not clipped, in units of the value. `None` disables clipping.
+        loss_critic_type: `l2`, `l1` or `smooth_l1` for a critic without a `ValueHead`.
+        functional: Must be false: the networks are modules of the loss, as DDP and compiled steps need.
+        options: Further options of TorchRL's class, with its defaults: `entropy_bonus`, `samples_mc_entropy`,
+            `normalize_advantage`, `normalize_advantage_exclude_dims`, `advantage_norm`, `separate_losses`,
+            `reduction`, `max_importance_ratio`, `device`.
 
     Raises:
-        ConfigurationError: If `clip_value` is not positive, or the value head does not support it.
+        ConfigurationError: If an option is unknown or out of range, or the value head does not support it.
 
     """
-
-    entropy_coeff: Tensor
-    critic_coeff: Tensor
 
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
         critic_network: TensorDictModuleBase,
         *,
-        entropy_coeff: float,
-        critic_coeff: float,
-        clip_value: float | None,
+        entropy_coeff: float | Mapping[NestedKey, float] = 0.0,
+        critic_coeff: float = 0.5,
+        clip_value: float | None = None,
+        loss_critic_type: Literal["l2", "l1", "smooth_l1"] = "l2",
+        functional: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        if clip_value is not None and clip_value <= 0:
-            raise ConfigurationError(f"objective.clip_value={clip_value} must be positive; null disables clipping")
-        self.actor_network = actor_network
-        self.critic_network = critic_network
-        self.clip_value = clip_value
-        # Buffers, so that schedules can change them in a compiled graph; not saved, because they are configuration.
-        self.register_buffer("entropy_coeff", torch.tensor(float(entropy_coeff)), persistent=False)
-        self.register_buffer("critic_coeff", torch.tensor(float(critic_coeff)), persistent=False)
-        self._sample_key = actor_network.dist_sample_keys[0]
-        self._value_error = get_value_error(critic_network, clip_value)
+        check_options(type(self), options, clip_value, functional=functional)
+        super().__init__(
+            actor_network,
+            critic_network,
+            entropy_coeff=entropy_coeff if isinstance(entropy_coeff, Mapping) else float(entropy_coeff),
+            critic_coeff=float(critic_coeff),
+            clip_value=clip_value,
+            loss_critic_type=loss_critic_type,
+            functional=False,
+            log_explained_variance=False,
+            **options,
+        )
+        for name, buffer in list(self.named_buffers(recurse=False)):  # not saved, because they are configuration
+            self.register_buffer(name, buffer, persistent=False)
+        self._value_error = get_value_error(critic_network, clip_value, loss_critic_type)
         # In a tuple, so that its parameters are not registered twice.
         self._unshared_critic = (unshared_critic(actor_network, critic_network),)
 
-    @abstractmethod
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
         """Compute the loss of the policy for every sample.
 
         Args:
-            log_ratio: log(new / old) of the actions taken, `[batch]`.
-            advantage: `[batch]`.
-            kl: KL(old || new) in every state, `[batch]`.
+            log_ratio: log(new / old) of the actions taken, `[batch, 1]`.
+            advantage: `[batch, 1]`.
+            kl: KL(old || new) in every state, `[batch, 1]`.
 
         Returns:
-            Losses, `[batch]`.
+            Losses, `[batch, 1]`.
 
         """
+        return -probability_ratio(log_ratio) * advantage
 
-    @abstractmethod
     def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
-        """Return additional scalar metrics of a minibatch from the log-ratios `[batch]`."""
+        """Return additional scalar metrics of a minibatch from the log-ratios `[batch, 1]`."""
+        return {}
 
+    @dispatch  # type: ignore[untyped-decorator]
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return the losses and metrics of a minibatch."""
         data = tensordict.copy()
-        distribution, log_ratio, kl = self.compare(data)
-        entropy = policy_entropy(distribution).mean()
-        old_value = tensordict["state_value"]  # an actor with a shared extractor overwrites the one in `data`
-        predicted = self._unshared_critic[0](data)
-        error = self._value_error(predicted, data["value_target"], old_value, self.clip_value)
-        return TensorDict(
-            {
-                "loss_objective": self.policy_loss(log_ratio, data["advantage"].squeeze(-1), kl).mean(),
-                "loss_critic": self.critic_coeff * error.mean(),
-                "loss_entropy": -self.entropy_coeff * entropy,
-                "kl_approx": kl.detach().mean(),
-                "entropy": entropy.detach(),
-                **self.metrics(log_ratio.detach()),
-            }
-        )
+        advantage, old_value = self._advantage(data), data.get(self.tensor_keys.value, None)
+        log_ratio, distribution, kl, log_cap = self._log_weight(data, advantage.shape[:-1])
+        if log_cap is not None:  # `max_importance_ratio` reduces the weight of a sample
+            advantage = advantage * log_cap.exp()
+        losses = {LOSS_PREFIX + "objective": self.policy_loss(log_ratio, advantage, kl)}
+        metrics: dict[str, Any] = {"kl_approx": kl.detach().mean()}
+        if self._has_critic:
+            losses[LOSS_PREFIX + "critic"] = self.critic_coeff * self._critic_error(data, old_value)
+        if self.entropy_bonus:
+            entropy = self._get_entropy(distribution, advantage.shape[:-1])
+            losses[LOSS_PREFIX + "entropy"] = self._weighted_loss_entropy(entropy)
+            total = entropy if isinstance(entropy, Tensor) else sum(entropy.values(True, True))
+            metrics["entropy"] = total.detach().mean()
+        reduced = {name: self._reduce_loss(loss, tensordict).squeeze(-1) for name, loss in losses.items()}
+        return TensorDict({**reduced, **metrics, **self.metrics(log_ratio.detach())})
 
-    def compare(self, data: TensorDictBase) -> tuple[D.Distribution, Tensor, Tensor]:
-        """Run the policy on `data`, which receives its outputs, and compare it with the policy at collection.
+    def _advantage(self, data: TensorDictBase) -> Tensor:
+        """Return the advantage, computed with the loss's own estimator if `data` has none, as in TorchRL."""
+        is_missing = data.get(self.tensor_keys.advantage, None) is None
+        if is_missing:
+            self.value_estimator(data, params=None, target_params=None)
+        advantage = data[self.tensor_keys.advantage]
+        normalized: Tensor = self._maybe_normalize_advantage(advantage, data, update_norm=is_missing)
+        return normalized
+
+    def _log_weight(
+        self, tensordict: TensorDictBase, adv_shape: torch.Size
+    ) -> tuple[Tensor, D.Distribution, Tensor, Tensor | None]:
+        """Run the policy, which writes its outputs, and compare it with the policy at collection.
 
         Returns:
-            The new distribution, log(new / old) of the actions taken, `[batch]`, and KL(old || new), `[batch]`.
+            log(new / old) of the actions taken, the new distribution, KL(old || new), and the logarithm of the factor
+            that `max_importance_ratio` puts on each sample, or `None`. The tensors are `[batch, 1]`.
 
         """
-        old = self.actor_network.build_dist_from_params(data)
-        new = self.actor_network.get_dist(data)
-        log_ratio = new.log_prob(data[self._sample_key]) - data["action_log_prob"]
-        return new, log_ratio, policy_kl(old, new, log_ratio)
+        try:
+            old = self.actor_network.build_dist_from_params(tensordict)
+        except KeyError:  # the collector has not kept the parameters
+            old = None
+        log_ratio, new, _, log_cap = super()._log_weight(tensordict, adv_shape)
+        kl = kl_estimate(log_ratio) if old is None else policy_kl(old, new, log_ratio.squeeze(-1)).unsqueeze(-1)
+        return log_ratio, new, kl, log_cap
+
+    def _get_entropy(self, dist: D.Distribution, adv_shape: torch.Size) -> Tensor | TensorDictBase:
+        """Return the entropy, `[batch, 1]`.
+
+        Unlike TorchRL's, it does not look at the values of the entropy, which a graph cannot.
+        """
+        if isinstance(dist, CompositeDistribution):
+            entropies: Tensor | TensorDictBase = super()._get_entropy(dist, adv_shape)
+            return entropies
+        return policy_entropy(dist, self.samples_mc_entropy).unsqueeze(-1)
+
+    def loss_critic(self, tensordict: TensorDictBase) -> tuple[Tensor, None, None]:
+        """Return the loss of the critic as TorchRL's method does, without the metrics."""
+        error = self._critic_error(tensordict.copy(), tensordict.get(self.tensor_keys.value, None))
+        return (self.critic_coeff * error if self._has_critic else error), None, None
+
+    def _critic_error(self, data: TensorDictBase, old_value: Tensor | None) -> Tensor:
+        """Run the critic on `data` and return the error of every value, `[batch, 1]`."""
+        if self.separate_losses:
+            data = data.detach()
+        predicted = self._unshared_critic[0](data)
+        return self._value_error(predicted, data[self.tensor_keys.value_target], old_value, self.clip_value)
+
+
+def check_options(loss: type, options: Mapping[str, Any], clip_value: float | None, *, functional: bool) -> None:
+    """Raise a ConfigurationError for an option that the loss does not accept."""
+    if functional:
+        raise ConfigurationError(
+            f"objective.functional=true is not supported by {loss.__name__}; remove it, or use "
+            f"torchrl.objectives.{loss.__name__}"
+        )
+    if clip_value is not None and clip_value <= 0:
+        raise ConfigurationError(f"objective.clip_value={clip_value} must be positive; null disables clipping")
+    theirs = [one for one in loss.__mro__ if one.__module__.startswith("torchrl.objectives")]
+    known = {name for one in theirs for name in inspect.signature(one).parameters} - UNSUPPORTED_OPTIONS.keys()
+    for name in options:
+        if name not in known or name in ("kwargs", "args"):
+            instead = UNSUPPORTED_OPTIONS.get(name, f"use one of {', '.join(sorted(known - {'args', 'kwargs'}))}")
+            raise ConfigurationError(f"objective.{name} is not an option of {loss.__name__}; {instead}")
 
 
 def probability_ratio(log_ratio: Tensor) -> Tensor:
@@ -144,35 +225,9 @@ def kl_estimate(log_ratio: Tensor) -> Tensor:
     return log_ratio.expm1() - log_ratio
 
 
-def policy_entropy(distribution: D.Distribution) -> Tensor:
-    """Return the entropy, `[batch]`, in closed form if there is one, otherwise estimated from one sample."""
+def policy_entropy(distribution: D.Distribution, num_samples: int = 1) -> Tensor:
+    """Return the entropy, `[batch]`, in closed form if there is one, otherwise estimated from samples."""
     try:
         return distribution.entropy()
     except NotImplementedError:
-        return -distribution.log_prob(distribution.rsample())
-
-
-def unshared_critic(actor: ProbabilisticTensorDictSequential, critic: TensorDictModuleBase) -> TensorDictModuleBase:
-    """Return the part of the critic that the actor does not run."""
-    if not isinstance(critic, TensorDictSequential):
-        return critic
-    actor_modules = set(actor.modules())
-    return TensorDictSequential(*[module for module in critic.module if module not in actor_modules])
-
-
-def get_value_error(critic: TensorDictModuleBase, clip_value: float | None) -> Callable[..., Tensor]:
-    """Return the `error` method of the critic's `ValueHead`, or the squared error if it has none.
-
-    Raises:
-        ConfigurationError: If `clip_value` is set and the head does not support it.
-
-    """
-    heads = [module for module in critic.modules() if isinstance(module, ValueHead)]
-    if not heads:
-        return lambda predicted, *args: squared_error(predicted["state_value"], *args)
-    if clip_value is not None and not heads[-1].supports_clipping:
-        raise ConfigurationError(
-            f"objective.clip_value={clip_value} is not supported by {type(heads[-1]).__name__}; set it to null, "
-            "or use critic=mse"
-        )
-    return heads[-1].error
+        return -distribution.log_prob(distribution.rsample((num_samples,))).mean(0)

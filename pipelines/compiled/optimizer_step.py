@@ -13,7 +13,7 @@ from torch.func import functional_call, grad_and_value
 
 from ...errors import GraphError
 from ..distributed import num_ranks, raise_on_all_ranks, summed
-from ..updates.eager_step import check_losses, exceeds_kl, scalars, total_loss
+from ..updates.eager_step import LossWeights, StoppingRule, check_losses, scalars, total_loss
 from .flat_adam import FlatAdam
 from .graph import TracedFunction
 
@@ -32,7 +32,7 @@ class GraphStep:
 
     Args:
         ppo: the LightningModule.
-        max_kl: see `EagerStep`.
+        rule: see `EagerStep`.
         compile: whether to compile the graphs; otherwise their operations run one by one.
 
     Raises:
@@ -40,17 +40,18 @@ class GraphStep:
 
     """
 
-    def __init__(self, ppo: Any, max_kl: float | None, *, compile: bool) -> None:  # noqa: A002
+    def __init__(self, ppo: Any, rule: StoppingRule | None, *, compile: bool) -> None:  # noqa: A002
         check_hooks(ppo)
         self.ppo = ppo
-        self.max_kl = max_kl
+        self.rule = rule
+        self.losses = ppo.losses
         self._adam = adam = FlatAdam(ppo.optimizer)
         self._num_ranks = num_ranks()
         self._names: list[str] = []
         self._is_built = False
         self._rows: TensorDictBase | None = None
         # Traced functions hold only what they compute with, because everything that they can reach is examined.
-        gradient, max_norm = Gradient(ppo.objective, (ppo.policy_weight, ppo.critic_weight), adam), ppo.max_grad_norm
+        gradient, max_norm = Gradient(self.losses, ppo.loss_weights, adam), ppo.max_grad_norm
 
         def step(vector: Tensor) -> Tensor:
             return adam.step(vector, max_norm)
@@ -60,7 +61,7 @@ class GraphStep:
             return torch.cat([metrics, step(vector)])
 
         self._step: Callable[[dict[Any, Tensor], Tensor], Tensor | None]
-        if max_kl is None and self._num_ranks == 1:
+        if rule is None and self._num_ranks == 1:
             self._step = TracedFunction(gradient_and_step, compile=compile)
         else:
             self._gradient = TracedFunction(gradient, compile=compile)
@@ -96,15 +97,15 @@ class GraphStep:
     def _find_names(self, batch: TensorDictBase, indices: Tensor) -> list[str]:
         """Run the objective once to find its metrics; keep the random state, because entropies may be sampled."""
         with torch.random.fork_rng([indices.device] if indices.is_cuda else []):
-            losses = self.ppo.objective(batch[indices])
-        check_losses(losses, self.max_kl)
+            losses = self.losses(batch[indices])
+        check_losses(losses, self.rule)
         return [*losses.keys(), "grad_norm"]
 
     def _step_in_two_graphs(self, tensors: dict[Any, Tensor], indices: Tensor) -> Tensor | None:
         vector, metrics = self._on_all_ranks(self._gradient, tensors, indices)
-        if self.max_kl is not None:
-            kl = metrics[self._names.index("kl_approx")] * self.ppo.policy_weight
-            if exceeds_kl(kl, self.max_kl):
+        if self.rule is not None:
+            value = metrics[self._names.index(self.rule.metric)] * self.ppo.loss_weights.policy
+            if self.rule.forbids(value):
                 return None
         norm = self._on_all_ranks(self._apply, summed(vector) / self._num_ranks)
         return torch.cat([metrics, norm])
@@ -126,32 +127,33 @@ class GraphStep:
 
 
 class Gradient:
-    """The gradient of an objective as one vector, and its metrics, without the autograd engine.
+    """The gradient of all losses as one vector, and their metrics, without the autograd engine.
 
     Args:
-        objective: the objective.
-        weights: weights of the policy's and the critic's loss (see `total_loss`).
+        losses: the module that computes the losses of a minibatch.
+        weights: their weights (see `total_loss`).
         adam: optimizer that holds the parameters.
 
     Raises:
-        GraphError: if the parameters are not those of the objective's modules.
+        GraphError: if an objective is functional.
 
     """
 
-    def __init__(self, objective: nn.Module, weights: tuple[Tensor, Tensor], adam: FlatAdam) -> None:
-        if getattr(objective, "functional", False):
-            raise GraphError(
-                f"objective={type(objective).__name__}: a graph does not reach the parameters of a functional loss; "
-                "set objective.functional=false, or compile=false"
-            )
-        self.objective = objective
+    def __init__(self, losses: nn.Module, weights: LossWeights, adam: FlatAdam) -> None:
+        for module in losses.modules():
+            if getattr(module, "functional", False) is True:
+                raise GraphError(
+                    f"objective={type(module).__name__}: a graph does not reach the parameters of a functional loss; "
+                    "set objective.functional=false, or compile=false"
+                )
+        self.losses = losses
         self.weights = weights
         self.adam = adam
         # Every name of a shared parameter, because `functional_call` does not restore tied weights correctly.
         index_of = {param: index for index, param in enumerate(adam.params)}
         self.names = {
             f"{path}.{name}" if path else name: index_of[param]
-            for path, module in objective.named_modules()
+            for path, module in losses.named_modules()
             for name, param in module.named_parameters(recurse=False)
             if param in index_of  # the other parameters are frozen or do not belong to the optimizer
         }
@@ -162,8 +164,8 @@ class Gradient:
         def loss(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
             named = {name: parameters[index] for name, index in self.names.items()}
             minibatch = TensorDict({key: tensor[indices] for key, tensor in tensors.items()}, indices.shape)
-            losses = functional_call(self.objective, named, (minibatch,), tie_weights=False)
-            return total_loss(losses, *self.weights), torch.stack([*scalars(losses).values()])
+            losses = functional_call(self.losses, named, (minibatch,), tie_weights=False)
+            return total_loss(losses, self.weights), torch.stack([*scalars(losses).values()])
 
         gradients, (_, metrics) = grad_and_value(loss, has_aux=True)(self.adam.parameters())
         return self.adam.flatten(gradients), metrics.detach()

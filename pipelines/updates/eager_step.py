@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Collection
+from functools import reduce
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from tensordict import TensorDictBase
@@ -12,14 +14,33 @@ from ...errors import ConfigurationError
 from ..distributed import num_ranks, summed
 
 
+class LossWeights(nn.Module):
+    """Weights of the losses of the policy and of the critic, which are 0 while one of them is frozen.
+
+    Args:
+        critic_losses: names of the losses of the critic; all other losses are those of the policy.
+
+    """
+
+    policy: Tensor
+    critic: Tensor
+
+    def __init__(self, critic_losses: Collection[str]) -> None:
+        super().__init__()
+        self.critic_losses = critic_losses
+        self.register_buffer("policy", torch.ones(()), persistent=False)
+        self.register_buffer("critic", torch.ones(()), persistent=False)
+
+
 class StepOwner(Protocol):
     """The members of the LightningModule that a step uses."""
 
-    objective: nn.Module
-    policy_weight: Tensor
-    critic_weight: Tensor
     max_grad_norm: float
     grad_norm: Tensor
+    loss_weights: LossWeights
+
+    @property
+    def losses(self) -> nn.Module: ...
 
     @property
     def optimizer(self) -> torch.optim.Optimizer: ...
@@ -29,22 +50,35 @@ class StepOwner(Protocol):
     def manual_backward(self, loss: Tensor) -> None: ...
 
 
+class StoppingRule(NamedTuple):
+    """Forbids a step if a metric of its minibatch, averaged over all ranks, is above a limit."""
+
+    metric: str
+    limit: float
+
+    def forbids(self, value: Tensor) -> bool:
+        """Compare the mean over all ranks with the limit, so that all ranks make the same decision."""
+        return bool(summed(value.detach()) / num_ranks() > self.limit)
+
+
 class EagerStep:
     """An optimizer step that goes through Lightning, so that its strategy, precision plugin and hooks apply.
 
     Args:
         ppo: the LightningModule.
-        max_kl: skip the step if the minibatch's KL is larger; `None` disables the check.
+        rule: skips a step; `None` takes every step.
         is_scaled: whether the precision plugin scales the loss, as float16 needs.
-        objective: called instead of `ppo.objective`, such as its compiled version.
+        losses: called instead of `ppo.losses`, such as its compiled version.
 
     """
 
-    def __init__(self, ppo: StepOwner, max_kl: float | None, *, is_scaled: bool = False, objective: Any = None) -> None:
+    def __init__(
+        self, ppo: StepOwner, rule: StoppingRule | None, *, is_scaled: bool = False, losses: Any = None
+    ) -> None:
         self.ppo = ppo
-        self.max_kl = max_kl
+        self.rule = rule
         self.is_scaled = is_scaled
-        self.objective = ppo.objective if objective is None else objective
+        self.losses = ppo.losses if losses is None else losses
         self._last_norm = torch.zeros(())
 
     def __call__(self, batch: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
@@ -55,16 +89,16 @@ class EagerStep:
             indices: the rows of the minibatch.
 
         Returns:
-            The losses and metrics of the minibatch, detached scalars, or `None` if its KL exceeds `max_kl`.
+            The losses and metrics of the minibatch, detached scalars, or `None` if `rule` forbids the step.
 
         """
-        losses = self.objective(batch[indices])
-        check_losses(losses, self.max_kl)
-        if self.max_kl is not None and exceeds_kl(losses["kl_approx"] * self.ppo.policy_weight, self.max_kl):
+        losses = self.losses(batch[indices])
+        check_losses(losses, self.rule)
+        if self.rule is not None and self.rule.forbids(losses[self.rule.metric] * self.ppo.loss_weights.policy):
             return None
         optimizer = self.ppo.optimizers()
         optimizer.zero_grad()
-        self.ppo.manual_backward(total_loss(losses, self.ppo.policy_weight, self.ppo.critic_weight))
+        self.ppo.manual_backward(total_loss(losses, self.ppo.loss_weights))
         for group in self.ppo.optimizer.param_groups:
             if not group.get("trainable", True):
                 for param in group["params"]:
@@ -82,14 +116,18 @@ class EagerStep:
 
 def clip_gradients(ppo: StepOwner) -> Tensor:
     """Clip the global norm of the gradients to `max_grad_norm`; return the norm before clipping."""
-    return nn.utils.clip_grad_norm_(ppo.objective.parameters(), ppo.max_grad_norm)
+    return nn.utils.clip_grad_norm_(ppo.losses.parameters(), ppo.max_grad_norm)
 
 
-def total_loss(losses: TensorDictBase, policy_weight: Tensor, critic_weight: Tensor) -> Tensor:
-    """Sum all `loss_*` entries. A weight of 0 disables the critic's loss or all the others."""
-    policy = sum(loss for key, loss in losses.items() if key.startswith("loss_") and key != "loss_critic")
-    critic = losses.get("loss_critic", 0.0)
-    return critic_weight * critic + policy_weight * policy
+def total_loss(losses: TensorDictBase, weights: LossWeights) -> Tensor:
+    """Sum all `loss_*` entries. A weight of 0 disables the losses of the policy, or those of the critic."""
+    parts: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, loss in losses.items():
+        if name.startswith("loss_"):
+            parts[name in weights.critic_losses].append(loss)
+    critic, policy = (reduce(torch.add, part) if part else 0.0 for part in parts.values())
+    total: Tensor = weights.critic * critic + weights.policy * policy
+    return total
 
 
 def scalars(losses: TensorDictBase) -> dict[str, Tensor]:
@@ -97,17 +135,12 @@ def scalars(losses: TensorDictBase) -> dict[str, Tensor]:
     return {name: value.detach().float().mean() for name, value in losses.items()}
 
 
-def check_losses(losses: TensorDictBase, max_kl: float | None) -> None:
+def check_losses(losses: TensorDictBase, rule: StoppingRule | None) -> None:
     """Raise a ConfigurationError if an objective lacks a loss, or the metric that early stopping reads."""
-    if not any(name.startswith("loss_") for name in losses.keys()):  # noqa: SIM118 - a TensorDict iterates over rows
+    if not any(name.startswith("loss_") for name in losses.keys()):  # noqa: SIM118
         names = ", ".join(losses.keys())
         raise ConfigurationError(f"the objective returned no loss_* entry, only {names}; name its losses loss_...")
-    if max_kl is not None and "kl_approx" not in losses.keys():  # noqa: SIM118
+    if rule is not None and rule.metric not in losses.keys():  # noqa: SIM118
         raise ConfigurationError(
-            "update.target_kl needs an objective that returns kl_approx; set update.target_kl=null"
+            f"update.target_kl needs an objective that returns {rule.metric}; set update.target_kl=null"
         )
-
-
-def exceeds_kl(kl: Tensor, max_kl: float) -> bool:
-    """Compare the mean KL of all ranks with its limit, so that all ranks make the same decision."""
-    return bool(summed(kl.detach()) / num_ranks() > max_kl)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
-
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -11,21 +9,10 @@ from torch import Tensor
 from ...errors import ConfigurationError
 from ..advantages import RolloutBatch
 from ..distributed import normalized
+from .update import Update
 
 
-class Learner(Protocol):
-    """The members of the LightningModule that an update uses."""
-
-    normalize_advantage: Literal["rollout", "minibatch"] | None
-
-    def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
-        """Take an optimizer step on the rows `indices`; return metrics, or `None` if its KL is too large."""
-
-    def set_trainable(self, *, policy: bool, critic: bool) -> bool:
-        """Freeze policy or critic; return whether any parameter is still trainable."""
-
-
-class MinibatchUpdate:
+class MinibatchUpdate(Update):
     """Epochs of shuffled minibatches with one optimizer step each (Schulman et al. 2017, algorithm 1).
 
     Args:
@@ -78,9 +65,10 @@ class MinibatchUpdate:
         self.minibatch_size = minibatch_size
         self.sequence_length = sequence_length
         self.burn_in = burn_in
-        self.max_kl = None if target_kl is None else 1.5 * target_kl
+        self.stop_above = None if target_kl is None else 1.5 * target_kl
+        self.freezes = self.critic_epochs != epochs
 
-    def __call__(self, learner: Learner, batch: RolloutBatch) -> dict[str, float]:
+    def __call__(self, batch: RolloutBatch) -> dict[str, float]:
         """Train on one rollout.
 
         Returns:
@@ -90,6 +78,7 @@ class MinibatchUpdate:
             ConfigurationError: if minibatches do not fill the rollout.
 
         """
+        learner = self.learner
         metrics: list[dict[str, Tensor]] = []
         for epoch in range(max(self.epochs, self.critic_epochs)):
             if not learner.set_trainable(policy=epoch < self.epochs, critic=epoch < self.critic_epochs):
@@ -97,23 +86,23 @@ class MinibatchUpdate:
             rows = batch.rows
             if epoch > 0:
                 rows = batch.refreshed(burn_in=self.burn_in, recompute_advantage=self.recompute_advantage)
-            if not self._run_epoch(learner, rows, metrics):
+            if not self._run_epoch(rows, metrics):
                 break
         learner.set_trainable(policy=True, critic=True)
         return {**means(metrics), "num_steps": float(len(metrics))}
 
-    def _run_epoch(self, learner: Learner, rows: TensorDictBase, metrics: list[dict[str, Tensor]]) -> bool:
+    def _run_epoch(self, rows: TensorDictBase, metrics: list[dict[str, Tensor]]) -> bool:
         """Append the metrics of every step; return whether the next epoch may start."""
         num_rows, frames = len(rows), rows["advantage"].numel()
         self._check_size(frames, frames // num_rows)
         order = torch.randperm(num_rows).to(rows["advantage"].device)
         minibatches = order.reshape(frames // self.minibatch_size, -1)
-        if learner.normalize_advantage == "minibatch":
+        if self.learner.normalize_advantage == "minibatch":
             advantage = torch.empty_like(rows["advantage"])
             advantage[minibatches] = normalized(rows["advantage"][minibatches])
             rows = rows.copy().set("advantage", advantage)
         for indices in minibatches.unbind():
-            result = learner.step(rows, indices)
+            result = self.learner.step(rows, indices)
             if result is None:
                 return False
             metrics.append(result)

@@ -31,7 +31,11 @@ VARIANTS = {name_of(path) for path in EXPERIMENTS} | {
 HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 REQUIRED_OVERRIDES = {"env/gymnasium": ["env.id=CartPole-v1"], "env/torchrl": ["env._target_=torchrl.envs.PendulumEnv"]}
 KEYS_OF_GROUP = {
-    "schedule": ["schedule@schedule.lr", "schedule@schedule.clip_epsilon", "schedule@schedule.entropy_coeff"]
+    "controller": [
+        "controller@controller.lr",
+        "controller@controller.clip_epsilon",
+        "controller@controller.entropy_coeff",
+    ]
 }
 
 

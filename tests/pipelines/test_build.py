@@ -32,8 +32,8 @@ from torchppo.modules.heads.value_heads import ValueHead
 from torchppo.pipelines.build import (
     EVALUATION_RANK,
     Training,
+    build_controllers,
     build_env,
-    build_schedules,
     build_trainer,
     build_training,
     call,
@@ -322,17 +322,25 @@ class TestEveryChoiceTrains:
         names = {"raw": "NoneType", "clipped": "RewardClipper", "normalized": "RewardNormalizer"}
         assert type(normalizer).__name__ == names[reward]
 
-    @pytest.mark.parametrize("schedule", choices("schedule"))
-    def test_schedule(self, schedule: str) -> None:
+    @pytest.mark.parametrize(
+        ("controller", "factor", "final"),
+        [("constant", 1.0, 1.0), ("linear", 0.5, 0.0), ("cosine", 0.5, 0.0), ("step", 0.25, 0.125)],
+    )
+    def test_controller(self, controller: str, factor: float, final: float) -> None:
         """The second update is at half of the training, where the step schedule has halved the value twice."""
-        factor = {"constant": 1.0, "linear": 0.5, "cosine": 0.5, "step": 0.25}[schedule]
         names = ("lr", "clip_epsilon", "entropy_coeff")
-        words = [f"schedule@schedule.{name}={schedule}" for name in names]
+        words = [f"controller@controller.{name}={controller}" for name in names]
         recorded = RecordLearningRates()
         ppo = fit_two_rollouts(small(*words, "objective.entropy_coeff=0.1"), recorded).ppo
         assert recorded.learning_rates == pytest.approx([0.003, 0.003 * factor])
-        assert float(ppo.objective.clip_epsilon) == pytest.approx(0.2 * factor)
-        assert float(ppo.objective.entropy_coeff) == pytest.approx(0.1 * factor)
+        assert float(ppo.objective.clip_epsilon) == pytest.approx(0.2 * final)
+        assert float(ppo.objective.entropy_coeff) == pytest.approx(0.1 * final)
+
+    def test_kl_adaptive_controller_moves_the_learning_rate_after_the_first_rollout(self) -> None:
+        recorded = RecordLearningRates()
+        words = ["controller@controller.lr=kl_adaptive", "controller.lr.target_kl=1000", "controller.lr.maximum=1.0"]
+        fit_two_rollouts(small(*words), recorded)
+        assert recorded.learning_rates == pytest.approx([0.003, 0.0045])
 
     @pytest.mark.parametrize(
         "override",
@@ -521,7 +529,7 @@ class TestCall:
         "override",
         [
             *("+policy.foo=1", "+policy.body.foo=1", "+objective.foo=1", "+estimator.foo=1", "+update.foo=1"),
-            *("+collector.foo=1", "+optimizer.foo=1", "+schedule.lr.foo=1", "+ppo.foo=1", "+trainer.foo=1"),
+            *("+collector.foo=1", "+optimizer.foo=1", "+controller.lr.foo=1", "+ppo.foo=1", "+trainer.foo=1"),
             "transforms=[{_target_: torchrl.envs.RewardScaling, loc: 0, scale: 1, foo: 1}]",
         ],
     )
@@ -571,10 +579,10 @@ class TestTrainer:
 
 class TestSchedules:
     def test_are_built_for_the_coefficients_that_the_objective_has(self) -> None:
-        assert set(build_schedules(small())) == {"lr", "clip_epsilon", "entropy_coeff"}
-        assert set(build_schedules(small("objective=kl_penalty"))) == {"lr", "entropy_coeff"}
+        assert set(build_controllers(small())) == {"lr", "clip_epsilon", "entropy_coeff"}
+        assert set(build_controllers(small("objective=kl_penalty"))) == {"lr", "entropy_coeff"}
 
     def test_take_their_own_options(self) -> None:
-        cfg = small("schedule@schedule.lr=cosine", "schedule.lr.final=0.2")
+        cfg = small("controller@controller.lr=cosine", "controller.lr.final=0.2")
         quarter = 0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2
-        assert build_schedules(cfg)["lr"](0.25) == pytest.approx(quarter)
+        assert build_controllers(cfg)["lr"](0.25) == pytest.approx(quarter)

@@ -22,7 +22,7 @@ from tensordict import TensorDictBase
 from torch import nn
 
 from torchppo.errors import ConfigurationError, GraphError, NumericalError
-from torchppo.modules import schedules
+from torchppo.modules.controllers import Linear
 from torchppo.modules.normalizers import ObservationNormalizer, RewardNormalizer
 from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
@@ -170,7 +170,7 @@ class TestTraining:
 
     def test_training_ends_after_total_frames_for_any_max_epochs(self, make: Make) -> None:
         for max_epochs in (-1, 1, 3):
-            ppo, collector = make(rollouts=3, schedules={"lr": schedules.linear})
+            ppo, collector = make(rollouts=3, controllers={"lr": Linear()})
             Trainer(max_epochs=max_epochs, **QUIET).fit(ppo, train_dataloaders=collector)
             assert ppo.frames == ppo.total_frames
 
@@ -287,8 +287,8 @@ class TestTraining:
         ("options", "message"),
         [
             (
-                {"schedules": {"clip_epsilonn": schedules.linear}},
-                r"schedule\.clip_epsilonn",
+                {"controllers": {"clip_epsilonn": Linear()}},
+                r"controller\.clip_epsilonn",
             ),
             ({"compile": "always"}, "compile=always"),
             ({"rollouts": 0}, "total_frames=0"),
@@ -330,7 +330,7 @@ class TestTraining:
 
     def test_weight_decay_does_not_change_a_frozen_policy(self, make: Make, fit: Fit) -> None:
         optimizer = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
-        ppo, collector = make(rollouts=2, value_pretraining=2, optimizer=optimizer, schedules={"lr": schedules.linear})
+        ppo, collector = make(rollouts=2, value_pretraining=2, optimizer=optimizer, controllers={"lr": Linear()})
         actor = weights(ppo.actor)
         fit(ppo, collector)
         assert all(torch.equal(value, actor[name]) for name, value in weights(ppo.actor).items())
@@ -387,11 +387,11 @@ class TestTraining:
 
         class Recording(PPO):
             def training_step(self, rollout: TensorDictBase) -> None:
-                super().training_step(rollout)
                 group = self.optimizers(use_pl_optimizer=False).param_groups[0]
                 recorded.append((group["lr"], float(self.objective.clip_epsilon)))
+                super().training_step(rollout)
 
-        ppo, collector = make(rollouts=4, schedules={"lr": schedules.linear, "clip_epsilon": schedules.linear})
+        ppo, collector = make(rollouts=4, controllers={"lr": Linear(), "clip_epsilon": Linear()})
         ppo.__class__ = Recording
         fit(ppo, collector)
         expected = [(1e-3 * (1 - k / 4), 0.2 * (1 - k / 4)) for k in range(4)]

@@ -7,17 +7,14 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import nn
 from torchrl.data import Composite, Unbounded
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules.actor_critic import ActorCritic, make_actor_critic
 from torchppo.modules.features.bodies import mlp
-from torchppo.modules.objectives.clip import ClipPPOLoss
-from torchppo.modules.objectives.kl_penalty import Adaptive, KLPENPPOLoss
+from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
 
 NUM_FEATURES = 3
 
@@ -59,50 +56,8 @@ def rollout_with_kls(*kls: float) -> TensorDict:
     return TensorDict(rollout, [len(kls)])
 
 
-class TestAdapt:
-    @pytest.mark.parametrize(
-        ("kl", "factor"),
-        [
-            (0.1, 2.0),
-            (0.0151, 2.0),  # just above 1.5 x 0.01
-            (0.0149, 1.0),
-            (0.01, 1.0),
-            (0.0067, 1.0),
-            (0.0066, 0.5),  # just below 0.01 / 1.5
-            (0.0, 0.5),
-        ],
-    )
-    def test_beta_doubles_above_the_target_and_halves_below(
-        self, make_loss: Callable[..., KLPENPPOLoss], kl: float, factor: float
-    ) -> None:
-        loss = make_loss(beta=3.0)
-        loss.adapt(rollout_with_kls(kl, kl))
-        assert loss.beta.item() == 3.0 * factor
-
-    def test_adapts_to_the_mean_kl_of_the_whole_rollout(self, make_loss: Callable[..., KLPENPPOLoss]) -> None:
-        loss = make_loss()
-        loss.adapt(rollout_with_kls(0.0, 0.0, 0.0, 0.04).reshape(2, 2))  # three states alone would halve it
-        assert loss.beta.item() == 1.0
-
-    @pytest.mark.parametrize(("kl", "bound"), [(1.0, 8.0), (0.0, 0.25)])
-    def test_beta_is_clamped_and_recovers(
-        self, make_loss: Callable[..., KLPENPPOLoss], kl: float, bound: float
-    ) -> None:
-        loss = make_loss(beta_min=0.25, beta_max=8.0)
-        for _ in range(6):
-            loss.adapt(rollout_with_kls(kl))
-        assert loss.beta.item() == bound
-        loss.adapt(rollout_with_kls(1.0 - kl))
-        assert loss.beta.item() == (4.0 if bound == 8.0 else 0.5)
-
-    @given(kls=st.lists(st.floats(0, 10), min_size=1, max_size=30))
-    def test_beta_never_leaves_its_bounds(self, make_loss: Callable[..., KLPENPPOLoss], kls: list[float]) -> None:
-        loss = make_loss(beta_min=0.25, beta_max=5.0)
-        for kl in kls:
-            loss.beta.copy_(loss.next_beta(torch.tensor(kl)))
-            assert 0.25 <= loss.beta.item() <= 5.0
-
-    def test_beta_changes_only_in_adapt(self, make_loss: Callable[..., KLPENPPOLoss]) -> None:
+class TestBeta:
+    def test_a_forward_pass_does_not_change_beta(self, make_loss: Callable[..., KLPENPPOLoss]) -> None:
         loss = make_loss()
         for _ in range(3):
             output = loss(rollout_with_kls(1.0, 2.0))
@@ -110,24 +65,16 @@ class TestAdapt:
             with torch.no_grad():
                 loss(rollout_with_kls(1.0, 2.0))
         assert loss.beta.item() == 1.0
-        loss.adapt(rollout_with_kls(1.0, 2.0))
-        assert loss.beta.item() == 2.0
 
-    def test_all_ranks_adapt_to_the_mean_over_all_states(self, make_loss: Callable[..., KLPENPPOLoss]) -> None:
-        rollouts = [rollout_with_kls(0.06), rollout_with_kls(0.0, 0.0, 0.0)]  # means of 0.06 and 0, together 0.015
-        sums: list[Tensor] = []
-        for rollout in rollouts:  # what each rank contributes
-            make_loss().adapt(rollout, lambda tensor: sums.append(tensor) or tensor)  # type: ignore[func-returns-value]
-        for rollout in rollouts:
-            loss = make_loss(dtarg=0.0099)
-            loss.adapt(rollout, lambda _: torch.stack(sums).sum(0))
-            assert loss.beta.item() == 2.0
+    def test_beta_is_saved_and_other_coefficients_are_not(self, make_loss: Callable[..., KLPENPPOLoss]) -> None:
+        own = {name for name in make_loss().state_dict() if "." not in name}
+        assert own == {"beta"}
 
-    def test_only_the_kl_penalty_is_adaptive(
-        self, make_loss: Callable[..., KLPENPPOLoss], networks: ActorCritic
-    ) -> None:
-        assert isinstance(make_loss(), Adaptive)
-        assert not isinstance(ClipPPOLoss(*networks), Adaptive)
+    def test_its_controller_has_the_options_of_the_loss(self, make_loss: Callable[..., KLPENPPOLoss]) -> None:
+        loss = make_loss(dtarg=0.5, increment=3.0, decrement=0.25, beta_min=0.1, beta_max=2.0)
+        move = loss.controllers["beta"]
+        values = [move(0.0, {"kl": kl}, value) for kl, value in ((1.0, 0.5), (0.1, 0.8), (1.0, 1.9), (0.1, 0.1))]
+        assert values == [1.5, 0.2, 2.0, 0.1]
 
     @pytest.mark.parametrize(
         "options",

@@ -42,7 +42,7 @@ class TestComposition:
             *("seed", "total_frames", "run_dir", "compile", "env.id", "env.num_envs", "collector.frames_per_env"),
             *("policy", "objective.clip_epsilon", "objective.entropy_coeff", "objective.critic_coeff"),
             *("estimator.gamma", "estimator.lmbda", "update.epochs", "update.minibatch_size", "update.target_kl"),
-            *("optimizer.lr", "schedule", "eval.every_frames", "eval.episodes", "trainer.devices"),
+            *("optimizer.lr", "controller", "eval.every_frames", "eval.episodes", "trainer.devices"),
         ],
     )
     def test_the_main_keys_exist(self, key: str) -> None:
@@ -87,10 +87,10 @@ class TestComposition:
         assert len(str(raised.value).splitlines()) == 1
 
     def test_components_are_chosen_by_one_override(self) -> None:
-        cfg = compose(["objective=kl_penalty", "schedule@schedule.lr=cosine", "reward=clipped"])
+        cfg = compose(["objective=kl_penalty", "controller@controller.lr=cosine", "reward=clipped"])
         assert cfg.objective._target_.endswith(".KLPENPPOLoss")
-        assert cfg.schedule.lr._target_.endswith(".cosine")
-        assert cfg.schedule.clip_epsilon._target_.endswith(".constant")
+        assert cfg.controller.lr._target_.endswith(".Cosine")
+        assert cfg.controller.clip_epsilon == {}
         assert cfg.ppo.reward_normalizer._target_.endswith(".RewardClipper")
 
     def test_an_override_has_precedence_over_an_experiment_in_any_order(self) -> None:

@@ -40,8 +40,8 @@ MISTAKES = [  # command, and two texts of its error message
     ("train policy=mpl", "policy=mpl", "'mlp'"),
     ("train experiment=halfchetah", "experiment=halfchetah", "'halfcheetah'"),
     ("train logger=[csv,tensorbord]", "logger=tensorbord", "'tensorboard'"),
-    ("train schedule@schedule.lr=linaer", "schedule=linaer", "'linear'"),
-    ("train schedule=linear", "schedule", "schedule@schedule.lr"),
+    ("train controller@controller.lr=linaer", "controller=linaer", "'linear'"),
+    ("train controller=linear", "controller", "controller@controller.lr"),
     ("train optimizer.lrr=1", "'optimizer.lrr'", "'optimizer.lr'"),
     ("train objective.clip_epsilom=0.1", "'objective.clip_epsilom'", "'objective.clip_epsilon'"),
     ("train trainer.max_epoch=1", "'trainer.max_epoch'", "'trainer.max_epochs'"),
@@ -95,7 +95,7 @@ class TestMistakes:
         assert not trained
 
     def test_suggestion_differs_from_the_given_name(self, run_command: RunCommand) -> None:
-        assert "did you mean 'schedule'" not in run_command("train schedule=linear").err
+        assert "did you mean 'controller'" not in run_command("train controller=linear").err
 
 
 class TestExitCodes:

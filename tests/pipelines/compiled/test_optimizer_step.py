@@ -12,7 +12,7 @@ from lightning import Trainer
 from tensordict import TensorDictBase
 
 from torchppo.errors import ConfigurationError, GraphError
-from torchppo.modules import schedules
+from torchppo.modules.controllers import Linear
 from torchppo.modules.heads.continuous import tanh_gaussian
 from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
@@ -30,7 +30,7 @@ class TestGraphStep:
     @pytest.mark.parametrize(
         ("env_id", "objective", "options"),
         [
-            ("CartPole-v1", ClipPPOLoss, {"schedules": {"lr": schedules.linear, "clip_epsilon": schedules.linear}}),
+            ("CartPole-v1", ClipPPOLoss, {"controllers": {"lr": Linear(), "clip_epsilon": Linear()}}),
             ("Pendulum-v1", KLPENPPOLoss, {"normalize_observation": True, "value_pretraining": 1}),
             ("Pendulum-v1", ClipPPOLoss, {"head": tanh_gaussian}),
             ("CartPole-v1", ClipPPOLoss, {"shared": True, "update": MinibatchUpdate(2, 8, target_kl=1.0)}),

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchppo.errors import ConfigurationError
 from torchppo.pipelines.advantages import RolloutBatch
 from torchppo.pipelines.updates.minibatch import MinibatchUpdate
+from torchppo.pipelines.updates.update import Learner as LearnerProtocol
 
 Metrics = dict[str, Tensor]
 
@@ -52,7 +53,8 @@ class Batch:
 
 def run(update: MinibatchUpdate, batch: Batch, learner: Learner | None = None) -> tuple[dict[str, float], Learner]:
     learner = learner or Learner()
-    return update(learner, cast(RolloutBatch, batch)), learner
+    update.setup(cast(LearnerProtocol, learner))
+    return update(cast(RolloutBatch, batch)), learner
 
 
 class TestEpochs:

@@ -2,36 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase, TensorDictSequential
 from torch import nn
 from torch.optim import Optimizer
 
-from ..errors import ConfigurationError
+from ...errors import ConfigurationError
 
 
-def make_param_groups(objective: Any, critic_options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Split the parameters of an objective into groups for `policy`, `critic` and what both use (`shared`).
+def make_param_groups(objective: Any, critic_options: Mapping[str, Any], models: nn.ModuleDict) -> list[dict[str, Any]]:
+    """Split parameters into groups for `policy`, `critic`, what both use (`shared`), and each reward model.
 
     Args:
         objective: has an `actor_network` and a `critic_network`.
         critic_options: optimizer options of the group `critic`.
+        models: reward models by name.
 
     """
+    parts = parameters_by_part(objective) | {name: list(model.parameters()) for name, model in models.items()}
     return [
         {"params": params, "part": part, "trainable": True, **(critic_options if part == "critic" else {})}
-        for part, params in parameters_by_part(objective).items()
+        for part, params in parts.items()
     ]
+
+
+def make_optimizer(factory: Callable[[Any], Optimizer], params: Any, critic_options: Mapping[str, Any]) -> Optimizer:
+    """Call the factory of an optimizer and check its result.
+
+    Args:
+        factory: makes the optimizer from parameters or parameter groups.
+        params: a list of parameters, or the result of `make_param_groups`.
+        critic_options: optimizer options of the group `critic`.
+
+    Raises:
+        ConfigurationError: if an option of the optimizer is out of range or unknown, or it replaces the groups.
+
+    """
+    try:
+        optimizer = factory(params)
+    except ValueError as error:
+        raise ConfigurationError(f"optimizer: {error}; change optimizer.*") from error
+    if isinstance(params[0], dict):
+        check_param_groups(optimizer, critic_options)
+    return optimizer
 
 
 def check_param_groups(optimizer: Optimizer, critic_options: Mapping[str, Any]) -> None:
     """Raise a ConfigurationError if the optimizer replaced the groups or does not know an option of the critic."""
     if not all("part" in group for group in optimizer.param_groups):
         raise ConfigurationError(
-            f"optimizer={type(optimizer).__name__} makes its own parameter groups, but critic.optimizer, critic.epochs "
-            "and ppo.value_pretraining need those of torchppo; remove these options or choose optimizer=adam"
+            f"optimizer={type(optimizer).__name__} makes its own parameter groups, but critic.optimizer, "
+            "critic.epochs, ppo.value_pretraining and intrinsic need those of torchppo; remove these options or choose "
+            "optimizer=adam"
         )
     unknown = [key for key in critic_options if key not in optimizer.defaults]
     if unknown:
@@ -42,11 +66,13 @@ def check_param_groups(optimizer: Optimizer, critic_options: Mapping[str, Any]) 
 
 
 def set_trainable(optimizer: Optimizer, *, policy: bool, critic: bool) -> None:
-    """Freeze groups. A step leaves the parameters and the optimizer state of a frozen group unchanged."""
+    """Freeze groups. A step leaves the parameters and the optimizer state of a frozen group unchanged.
+
+    Reward models are trained with the critic.
+    """
     for group in optimizer.param_groups:
-        if "part" not in group:  # the user has added it
-            continue
-        group["trainable"] = {"policy": policy, "critic": critic}.get(group["part"], True)
+        if "part" in group:  # else the user has added it
+            group["trainable"] = {"policy": policy, "shared": True}.get(group["part"], critic)
 
 
 def parameters_by_part(objective: Any) -> dict[str, list[nn.Parameter]]:

@@ -17,9 +17,14 @@ from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU
 from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.pipelines.collectors.collector import Collector
-from torchppo.pipelines.param_groups import check_param_groups, make_param_groups, parameters_by_part, set_trainable
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates.minibatch import MinibatchUpdate
+from torchppo.pipelines.updates.param_groups import (
+    check_param_groups,
+    make_param_groups,
+    parameters_by_part,
+    set_trainable,
+)
 
 Make = Callable[..., tuple[PPO, Collector]]
 
@@ -60,13 +65,15 @@ class TestParametersByPart:
 
 class TestParamGroups:
     def test_critic_has_its_own_options(self) -> None:
-        optimizer = torch.optim.Adam(make_param_groups(make_objective(shared=True), {"lr": 0.5}), lr=1e-3)
+        optimizer = torch.optim.Adam(
+            make_param_groups(make_objective(shared=True), {"lr": 0.5}, nn.ModuleDict()), lr=1e-3
+        )
         groups = optimizer.param_groups
         assert {group["part"]: group["lr"] for group in groups} == {"shared": 1e-3, "policy": 1e-3, "critic": 0.5}
         check_param_groups(optimizer, {"lr": 0.5})
 
     def test_set_trainable_never_freezes_shared_parameters(self) -> None:
-        optimizer = torch.optim.Adam(make_param_groups(make_objective(shared=True), {}))
+        optimizer = torch.optim.Adam(make_param_groups(make_objective(shared=True), {}, nn.ModuleDict()))
         for policy, critic in ((True, False), (False, True), (True, True)):
             set_trainable(optimizer, policy=policy, critic=critic)
             trainable = {group["part"]: group["trainable"] for group in optimizer.param_groups}
@@ -74,7 +81,7 @@ class TestParamGroups:
 
     def test_unknown_option_of_the_critic_is_refused(self) -> None:
         options = {"speed": 1}
-        optimizer = torch.optim.Adam(make_param_groups(make_objective(), options))
+        optimizer = torch.optim.Adam(make_param_groups(make_objective(), options, nn.ModuleDict()))
         with pytest.raises(ConfigurationError, match=r"critic\.optimizer\.speed.*Adam"):
             check_param_groups(optimizer, options)
 

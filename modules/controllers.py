@@ -1,0 +1,216 @@
+"""Controllers: they move one coefficient once per rollout, such as the learning rate or the clip range."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from ..errors import ConfigurationError
+
+
+class Controller(ABC):
+    """Base class of controllers.
+
+    Attributes:
+        metrics: Names of the metrics that the controller reads: `kl`, the mean KL(old || new) after the update, or a
+            metric of the objective, such as `entropy`.
+
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def __call__(self, progress: float, metrics: Mapping[str, float], value: float) -> float:
+        """Return the value for the next rollout.
+
+        It is called before the first rollout and after every rollout.
+
+        Args:
+            progress: Progress of the training, in [0, 1].
+            metrics: The metrics of the last rollout, averaged over all ranks. It is empty before the first rollout,
+                and after a rollout that did not train the policy.
+            value: The current value.
+
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs beside the value; empty by default."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Restore the result of `state_dict`."""
+
+
+class Schedule(Controller):
+    """Base class of controllers that multiply the initial value by a factor of the progress."""
+
+    def __init__(self) -> None:
+        self._initial: float | None = None
+
+    @abstractmethod
+    def factor(self, progress: float) -> float:
+        """Return the factor at `progress` in [0, 1]."""
+
+    def __call__(self, progress: float, metrics: Mapping[str, float], value: float) -> float:
+        if self._initial is None:
+            self._initial = value
+        return self._initial * self.factor(progress)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"initial": self._initial}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._initial = state["initial"]
+
+
+class Linear(Schedule):
+    """Interpolates linearly from the initial value to `final` times it."""
+
+    def __init__(self, final: float = 0.0) -> None:
+        super().__init__()
+        self.final = final
+
+    def factor(self, progress: float) -> float:
+        return 1.0 + (self.final - 1.0) * progress
+
+
+class Cosine(Schedule):
+    """Follows half a cosine wave from the initial value to `final` times it.
+
+    Source: Loshchilov and Hutter 2017, eq. 5.
+    """
+
+    def __init__(self, final: float = 0.0) -> None:
+        super().__init__()
+        self.final = final
+
+    def factor(self, progress: float) -> float:
+        return self.final + (1.0 - self.final) * (1.0 + math.cos(math.pi * progress)) / 2.0
+
+
+class Step(Schedule):
+    """Divides the training into `num_steps` equal parts and multiplies by `gamma` after each of them.
+
+    Raises:
+        ConfigurationError: If `num_steps` is less than 1.
+
+    """
+
+    def __init__(self, gamma: float = 0.5, num_steps: int = 4) -> None:
+        super().__init__()
+        if num_steps < 1:
+            raise ConfigurationError(f"num_steps={num_steps} of a step schedule must be at least 1")
+        self.gamma = gamma
+        self.num_steps = num_steps
+
+    def factor(self, progress: float) -> float:
+        num_completed = int(progress * self.num_steps + 1e-9)  # 0.29 * 100 is 28.999999999999996
+        return self.gamma ** min(num_completed, self.num_steps - 1)
+
+
+class KLAdaptive(Controller):
+    """Moves the learning rate so that the KL divergence of an update stays near a target.
+
+    It divides the value by `factor` if the KL is above 2 x `target_kl`, and multiplies it if the KL is below
+    `target_kl` / 2 but not 0. TorchRL's `KLAdaptiveLR` has the same rule, but sets the learning rates of an optimizer
+    itself.
+
+    Source: Rudin et al. 2022, "Learning to Walk in Minutes", as in rsl_rl.
+
+    Args:
+        target_kl: Target of the mean KL divergence per rollout, in nats.
+        factor: Factor of a change.
+        minimum: Smallest value.
+        maximum: Largest value.
+
+    Raises:
+        ConfigurationError: If an argument is out of range.
+
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = ("kl",)
+
+    def __init__(
+        self, target_kl: float = 0.01, *, factor: float = 1.5, minimum: float = 1e-5, maximum: float = 1e-2
+    ) -> None:
+        if not target_kl > 0:
+            raise ConfigurationError(f"target_kl={target_kl} of a KL-adaptive controller must be positive")
+        if not factor > 1:
+            raise ConfigurationError(f"factor={factor} of a KL-adaptive controller must be above 1")
+        require_bounds(minimum, maximum)
+        self.target_kl = target_kl
+        self.factor = factor
+        self.minimum = minimum
+        self.maximum = maximum
+
+    def __call__(self, progress: float, metrics: Mapping[str, float], value: float) -> float:
+        kl = metrics.get("kl", 0.0)
+        if kl > 2 * self.target_kl:
+            value /= self.factor
+        elif 0 < kl < self.target_kl / 2:
+            value *= self.factor
+        elif "kl" not in metrics:
+            return value
+        return min(max(value, self.minimum), self.maximum)
+
+
+class AdaptiveBeta(Controller):
+    """Moves the weight of a KL penalty.
+
+    It multiplies the value by `increment` if the KL divergence is above 1.5 x `dtarg`, and by `decrement` if it is
+    below `dtarg` / 1.5.
+
+    Source: Schulman et al. 2017, section 4.
+
+    Args:
+        dtarg: Target of the mean KL divergence per rollout, in nats.
+        increment: Factor of an increase, at least 1.
+        decrement: Factor of a decrease, at most 1.
+        minimum: Smallest value.
+        maximum: Largest value.
+
+    Raises:
+        ConfigurationError: If an argument is out of range.
+
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = ("kl",)
+
+    def __init__(
+        self,
+        dtarg: float = 0.01,
+        *,
+        increment: float = 2.0,
+        decrement: float = 0.5,
+        minimum: float = 1e-3,
+        maximum: float = 1e3,
+    ) -> None:
+        if not dtarg > 0:
+            raise ConfigurationError(f"objective.dtarg={dtarg} must be positive; 0.01 is usual")
+        if not 0 < decrement <= 1 <= increment:
+            raise ConfigurationError(
+                f"objective.increment={increment} and decrement={decrement} must be at least 1 and at most 1"
+            )
+        require_bounds(minimum, maximum)
+        self.dtarg = dtarg
+        self.increment = increment
+        self.decrement = decrement
+        self.minimum = minimum
+        self.maximum = maximum
+
+    def __call__(self, progress: float, metrics: Mapping[str, float], value: float) -> float:
+        if "kl" not in metrics:
+            return value
+        if metrics["kl"] > 1.5 * self.dtarg:
+            value *= self.increment
+        elif metrics["kl"] < self.dtarg / 1.5:
+            value *= self.decrement
+        return min(max(value, self.minimum), self.maximum)
+
+
+def require_bounds(minimum: float, maximum: float) -> None:
+    """Raise a ConfigurationError unless 0 < minimum <= maximum."""
+    if not 0 < minimum <= maximum:
+        raise ConfigurationError(f"minimum={minimum} and maximum={maximum} of a controller must satisfy 0 < min <= max")

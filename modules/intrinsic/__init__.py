@@ -1,0 +1,1 @@
+"""Reward models: intrinsic rewards for exploration."""

@@ -1,0 +1,118 @@
+"""The base class of reward models, which add a reward stream with its own critic."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from torch import Tensor, nn
+from torchrl.data import Composite
+
+from ...errors import ConfigurationError
+from ..features.extractor import Body, FeatureExtractorBuilder, split_observation_spec
+from ..heads.value_heads import last_layer
+from ..normalizers import Reduce
+
+
+class RewardModel(nn.Module, ABC):
+    """Base class of reward models.
+
+    A model writes a reward for every step. The advantages of this stream are estimated with the model's own critic,
+    discount and lambda, and are added to those of the environment with a weight. The objective only sees the sum.
+
+    Args:
+        name: Name of the stream. Its entries are `reward_<name>`, `state_value_<name>`, `value_target_<name>` and
+            `loss_<name>`.
+        critic: Value function of the stream; writes `state_value_<name>` `[*, 1]`.
+        weight: Weight of the stream's advantages.
+        gamma: Discount factor of the stream.
+        lmbda: Lambda of the stream's advantages.
+        is_episodic: Whether the stream ends with an episode. A non-episodic stream continues in the next episode, so
+            that an episode's end does not limit exploration (Burda et al. 2019, section 2.3).
+
+    Raises:
+        ConfigurationError: If a number is out of range.
+
+    """
+
+    def __init__(
+        self,
+        name: str,
+        critic: TensorDictModuleBase,
+        *,
+        weight: float,
+        gamma: float,
+        lmbda: float,
+        is_episodic: bool,
+    ) -> None:
+        super().__init__()
+        if weight < 0:
+            raise ConfigurationError(f"intrinsic.{name}.weight={weight} must not be negative")
+        for key, value in (("gamma", gamma), ("lmbda", lmbda)):
+            if not 0 <= value <= 1:
+                raise ConfigurationError(f"intrinsic.{name}.{key}={value} must be between 0 and 1")
+        self.name = name
+        self.critic = critic
+        self.weight = weight
+        self.gamma = gamma
+        self.lmbda = lmbda
+        self.is_episodic = is_episodic
+
+    @abstractmethod
+    def update(self, rollout: TensorDictBase, reduce: Reduce) -> None:
+        """Update statistics with a rollout `[num_envs, time]`, before its rewards are computed.
+
+        Args:
+            rollout: The rollout.
+            reduce: Sums a tensor over all ranks.
+
+        """
+
+    @abstractmethod
+    def reward(self, rollout: TensorDictBase) -> Tensor:
+        """Return the reward of every step, `[num_envs, time, 1]`."""
+
+    def loss(self, rows: TensorDictBase) -> Tensor:
+        """Return the loss of a minibatch, a scalar: the squared error of the critic.
+
+        A model with networks of its own adds their loss. It may use a part of the rows for it.
+        """
+        value: Tensor = self.critic(rows.copy())[f"state_value_{self.name}"]
+        return (value - rows[f"value_target_{self.name}"]).square().mean()
+
+    @property
+    def in_keys(self) -> list[str]:
+        """Keys of the rollout that `loss` reads beside `value_target_<name>`."""
+        return list(self.critic.in_keys)
+
+
+class LossesWithRewardModels(nn.Module):
+    """Adds the losses of reward models to those of an objective.
+
+    Args:
+        objective: The objective.
+        models: The reward models.
+
+    """
+
+    def __init__(self, objective: nn.Module, models: list[RewardModel]) -> None:
+        super().__init__()
+        self.objective = objective
+        self.models = nn.ModuleList(models)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Return the losses and metrics of the objective, and `loss_<name>` of every model."""
+        losses: TensorDictBase = self.objective(tensordict)
+        for model in self.models:
+            assert isinstance(model, RewardModel)
+            losses[f"loss_{model.name}"] = model.loss(tensordict)
+        return losses
+
+
+def make_stream_critic(name: str, observation_spec: Composite, body: Body) -> TensorDictModuleBase:
+    """Build a critic that writes `state_value_<name>` from the observation."""
+    specs, num_batch = split_observation_spec(observation_spec).specs, len(observation_spec.shape)
+    extractor = FeatureExtractorBuilder(specs, num_batch, {}, {}, body, None)(name)
+    value = TensorDictModule(last_layer(extractor.num_features, 1), [extractor.key], [f"state_value_{name}"])
+    return TensorDictSequential(*extractor.modules, value)

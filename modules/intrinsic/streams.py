@@ -1,0 +1,75 @@
+"""The reward streams of reward models: their rewards, and their advantages in the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.objectives.value import GAE
+
+from ..normalizers import Reduce
+from .reward_model import RewardModel
+
+
+@torch.no_grad()
+def write_rewards(rollout: TensorDictBase, models: Collection[RewardModel], reduce: Reduce) -> dict[str, float]:
+    """Write `("next", "reward_<name>")` of every model; return the mean rewards as metrics.
+
+    Args:
+        rollout: `[num_envs, time]`.
+        models: The reward models.
+        reduce: Sums a tensor over all ranks.
+
+    """
+    metrics = {}
+    for model in models:
+        model.update(rollout, reduce)
+        reward = rollout["next", f"reward_{model.name}"] = model.reward(rollout)
+        metrics[f"rollout/reward_{model.name}"] = reward.mean().item()
+    return metrics
+
+
+@torch.no_grad()
+def add_advantages(rollout: TensorDictBase, models: Collection[RewardModel]) -> None:
+    """Add the weighted advantages of every model to `advantage`, and write `value_target_<name>`.
+
+    Args:
+        rollout: `[num_envs, time]` with the rewards of the models, `advantage` and `next`.
+        models: The reward models.
+
+    """
+    for model in models:
+        write_values(rollout, model)
+        is_vectorized = model.gamma * model.lmbda > 0  # TorchRL's vectorized GAE fails with 0
+        estimator = GAE(gamma=model.gamma, lmbda=model.lmbda, value_network=None, vectorized=is_vectorized)
+        keys = {name: f"{name}_{model.name}" for name in ("reward", "advantage", "value_target")}
+        estimator.set_keys(
+            value=f"state_value_{model.name}", done="stream_done", terminated="stream_terminated", **keys
+        )
+        estimator(rollout)
+        rollout["advantage"] = rollout["advantage"] + model.weight * rollout[f"advantage_{model.name}"]
+
+
+def write_values(rollout: TensorDictBase, model: RewardModel) -> None:
+    """Write the values of a stream in every state and next state, and where the stream ends.
+
+    In a non-episodic stream, the next state of a final step is the first state of the next episode.
+    """
+    next_data, key = rollout["next"], f"state_value_{model.name}"
+    ends = next_data["done"] if model.is_episodic else torch.zeros_like(next_data["done"])
+    next_data["stream_done"] = ends
+    next_data["stream_terminated"] = next_data["terminated"] & ends
+    values = critic_values(rollout, model)
+    next_values = values.roll(-1, dims=1)
+    is_separate = ends.squeeze(-1).clone()
+    is_separate[:, -1] = True
+    next_values[is_separate] = critic_values(next_data[is_separate], model)
+    rollout[key], next_data[key] = values, next_values
+
+
+def critic_values(data: TensorDictBase, model: RewardModel) -> Tensor:
+    """Return the values of a stream's critic, `[*, 1]`."""
+    values: Tensor = model.critic(data.select(*model.critic.in_keys))[f"state_value_{model.name}"]
+    return values

@@ -1,0 +1,76 @@
+"""Episode statistics of the training, and logging of metrics."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from operator import itemgetter
+from typing import Any
+
+import torch
+from lightning import Trainer
+from tensordict import TensorDictBase
+
+from ..errors import NumericalError
+from .distributed import gathered
+
+
+def log_metrics(trainer: Trainer, metrics: Mapping[str, float], frames: int) -> None:
+    """Send metrics to the loggers and to `trainer.callback_metrics`, with frames on the x-axis.
+
+    Lightning's `log` takes half a millisecond per metric, a third of the time of a small rollout.
+    """
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(metrics), step=frames)
+        logger.save()
+
+
+def require_finite_metrics(metrics: Mapping[str, float], frames: int) -> None:
+    """Raise a NumericalError for a metric that is not finite."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise NumericalError(f"{name}={value} after {frames} frames; lower optimizer.lr or scale rewards")
+
+
+class EpisodeStatistics:
+    """Returns and lengths of the last 100 training episodes of all ranks.
+
+    Attributes:
+        episodes: `(return, length)` of each episode, oldest first.
+        num_episodes: number of episodes that have ended since training began.
+
+    """
+
+    def __init__(self) -> None:
+        self.episodes: deque[tuple[float, int]] = deque(maxlen=100)
+        self.num_episodes = 0
+
+    def update(self, rollout: TensorDictBase) -> None:
+        """Add the episodes that ended in a rollout `[num_envs, time]`, in the order of time."""
+        data = rollout["next"].select("done", "episode_reward", "step_count").transpose(0, 1)
+        done = data["done"]
+        columns = (done.nonzero()[:, 0], data["episode_reward"][done], data["step_count"][done])
+        ended = gathered([*zip(*(column.tolist() for column in columns), strict=True)])
+        self.episodes.extend((reward, length) for _, reward, length in sorted(ended, key=itemgetter(0)))
+        self.num_episodes += len(ended)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Mean return and length; empty before the first episode has ended."""
+        if not self.episodes:
+            return {}
+        rewards, lengths = zip(*self.episodes, strict=True)
+        return {
+            "rollout/ep_rew_mean": sum(rewards) / len(rewards),
+            "rollout/ep_len_mean": sum(lengths) / len(lengths),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_episodes": self.num_episodes, "episodes": list(self.episodes)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_episodes = state["num_episodes"]
+        self.episodes.clear()
+        self.episodes.extend(tuple(episode) for episode in state["episodes"])

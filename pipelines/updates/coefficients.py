@@ -1,0 +1,81 @@
+"""The coefficients that controllers move: the learning rate, and buffers of the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ...errors import ConfigurationError
+from ...modules.controllers import Controller
+
+
+class Coefficients:
+    """Applies one controller to each coefficient. Coefficients without a controller are not changed.
+
+    Args:
+        controllers: a controller of `lr`, or of a buffer of the objective such as `clip_epsilon`, by name.
+        objective: holds the coefficients as buffers, so that compiled steps see them change. Its own `controllers`,
+            if it has this attribute, apply to coefficients that `controllers` does not name.
+
+    Raises:
+        ConfigurationError: if the objective has no such buffer, or a controller is not a `Controller`.
+
+    """
+
+    def __init__(self, controllers: Mapping[str, Controller], objective: nn.Module) -> None:
+        self._controllers: dict[str, Controller] = {**getattr(objective, "controllers", {}), **controllers}
+        self._objective = objective
+        for name, controller in self._controllers.items():
+            if not isinstance(controller, Controller):
+                raise ConfigurationError(
+                    f"controller.{name}={controller!r} is not a Controller; use one of torchppo.modules.controllers"
+                )
+            if name != "lr" and not isinstance(getattr(objective, name, None), Tensor):
+                raise ConfigurationError(
+                    f"controller.{name}: {type(objective).__name__} has no coefficient {name}; remove this controller"
+                )
+
+    @property
+    def metrics(self) -> set[str]:
+        """Names of the metrics that the controllers read."""
+        return {name for controller in self._controllers.values() for name in controller.metrics}
+
+    def move(self, progress: float, metrics: Mapping[str, float], optimizer: Optimizer) -> None:
+        """Set every coefficient to the value of its controller; see `Controller` for the arguments."""
+        for name, controller in self._controllers.items():
+            if name == "lr":
+                set_lr(optimizer, controller(progress, metrics, optimizer.param_groups[0]["lr"]))
+            else:
+                buffer = getattr(self._objective, name)
+                buffer.fill_(controller(progress, metrics, buffer.item()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every controller and its value; the optimizer's state has the learning rate."""
+        return {
+            name: {
+                "value": None if name == "lr" else getattr(self._objective, name).item(),
+                "controller": controller.state_dict(),
+            }
+            for name, controller in self._controllers.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore controllers and values; a coefficient that had no controller keeps its value."""
+        for name, saved in state.items():
+            if name in self._controllers:
+                self._controllers[name].load_state_dict(saved["controller"])
+                if name != "lr":
+                    getattr(self._objective, name).fill_(saved["value"])
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of the first group; the others keep their initial ratio to it."""
+    groups = optimizer.param_groups
+    for group in groups:
+        group.setdefault("initial_lr", group["lr"])
+    for group in groups[1:]:
+        group["lr"] = group["initial_lr"] * (lr / groups[0]["initial_lr"])
+    groups[0]["lr"] = lr
