@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from tensordict import TensorDict
 from torchrl.envs import ExplorationType, set_exploration_type
 
-from torchppo.envs import make_env
+from torchppo.envs import make_gymnasium_env
 from torchppo.envs.spaces.encoding import action_converter
 from torchppo.modules.features.extractor import recurrent_state_shapes
 from torchppo.pipelines.checkpoint import restore
@@ -44,7 +44,7 @@ class Policy:
 def main(checkpoint: Path) -> float:
     ppo, cfg, _ = restore(checkpoint, seed=0, num_envs=1)
     policy = Policy(ppo.actor)
-    env = make_env(cfg.env.id, wrappers=[instantiate(wrapper) for wrapper in cfg.env.wrappers])
+    env = make_gymnasium_env(cfg.env.id, wrappers=[instantiate(wrapper) for wrapper in cfg.env.wrappers])
     to_env_action = action_converter(env.action_space)  # clips to the bounds and adds the start of a Discrete space
     observation, _ = env.reset(seed=0)
     episode_reward, is_init, done = 0.0, True, False

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from torchppo.envs import make_env
+from torchppo.envs import make_gymnasium_env
 from torchppo.envs.wrappers import ActionMask, random_action
 from torchppo.pipelines.cli.main import main
 
@@ -99,7 +99,7 @@ class TestMaskedActions:
     def env(self) -> Iterator[Any]:
         gymnasium.registry.pop("Storeroom-v0", None)
         runpy.run_path(str(EXAMPLES / "masked_actions.py"))
-        yield make_env("Storeroom-v0", wrappers=[ActionMask])
+        yield make_gymnasium_env("Storeroom-v0", wrappers=[ActionMask])
         del gymnasium.registry["Storeroom-v0"]
 
     def test_episode_of_valid_actions_ends_when_no_box_waits(self, env: Any) -> None:
