@@ -63,7 +63,7 @@ def make_env(
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
     if isinstance(id, GymnasiumVectorEnv):
-        others = {"wrappers": wrappers} if wrappers else {}
+        others: dict[str, Any] = {"wrappers": wrappers} if wrappers else {}
         others |= {"num_workers": num_workers} if num_workers not in (0, "auto") else {}
         return _batch_of_vector(id, num_envs, {**others, **kwargs})
     num_envs = 1 if num_envs is None else num_envs

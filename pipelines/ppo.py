@@ -104,6 +104,12 @@ class PPO(LightningModule):
         self._uses_param_groups = False  # `configure_optimizers` decides
         self._step: Any = None
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, **components: Any) -> PPO:  # type: ignore[override]
+        from .checkpoint import load_module
+
+        return load_module(cls, checkpoint_path, components)
+
     @property
     def actor(self) -> Any:
         return self.objective.actor_network
@@ -171,20 +177,14 @@ class PPO(LightningModule):
 
     def make_batch(self, rollout: TensorDictBase) -> RolloutBatch:
         """Return the batch of a rollout, without advantages."""
-        return RolloutBatch(
-            rollout,
-            self.actor,
-            self.critic,
-            self.estimator,
-            self.critic_estimator,
-            normalize=self.normalize_advantage == "rollout",
-            sequence_length=self.update.frames_per_sequence(rollout.shape[1]),
-        )
+        normalize = self.normalize_advantage == "rollout"
+        length = self.update.frames_per_sequence(rollout.shape[1])
+        estimators = self.estimator, self.critic_estimator
+        return RolloutBatch(rollout, self.actor, self.critic, *estimators, normalize=normalize, sequence_length=length)
 
     def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
         """Take one optimizer step; see `EagerStep`."""
-        metrics: dict[str, Tensor] | None = self._step(rows, indices)
-        return metrics
+        return self._step(rows, indices)
 
     def set_trainable(self, *, policy: bool, critic: bool) -> bool:
         """Freeze policy or critic; a frozen part keeps its optimizer state. Return whether anything is trainable."""
