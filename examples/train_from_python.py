@@ -11,13 +11,7 @@ import torch
 from lightning import Trainer, seed_everything
 from torchrl.objectives.value import GAE
 
-from torchppo.envs import make_env
-from torchppo.modules.actor_critic import make_actor_critic
-from torchppo.modules.features.bodies import mlp
-from torchppo.modules.objectives.clip import ClipPPOLoss
-from torchppo.pipelines.collectors.collector import Collector
-from torchppo.pipelines.ppo import PPO
-from torchppo.pipelines.updates.minibatch import MinibatchUpdate
+from torchppo import PPO, ClipPPOLoss, Collector, MinibatchUpdate, make_actor_critic, make_env, mlp
 
 
 def main(total_frames: int = 50_000) -> PPO:
