@@ -45,6 +45,10 @@ RUNS = {
         *("experiment=lunarlander", "+env.continuous=true", "env.num_envs=2", "collector.frames_per_env=32"),
         "policy.body.num_cells=[8]",
     ],
+    "transforms": [
+        *("experiment=cartpole", "policy.body.num_cells=[8]", "collector.frames_per_env=8"),
+        "transforms=[{_target_: torchrl.envs.ObservationNorm, in_keys: [observation], loc: 0.0, scale: 2.0}]",
+    ],
 }
 """Tiny trainings of one or two rollouts."""
 PACKAGES = {"hopper": "mujoco", "pong": "ale_py", "lunarlander": "Box2D"}
@@ -187,6 +191,12 @@ class TestCall:
         assert str(observation.shape) in message
         assert "(4,)" in message
         assert "\n" not in message
+
+    def test_after_transforms_needs_the_spaces(self, checkpoint_of: Callable[..., Path]) -> None:
+        path = checkpoint_of("transforms")
+        with pytest.raises(ConfigurationError, match="env=env.*transforms"):
+            load_policy(path)(np.zeros(4))
+        assert load_policy(path, env=gymnasium.make("CartPole-v1"))(np.zeros(4)) in (0, 1)
 
     def test_without_spaces_raises(self, trained_from_python: Path) -> None:
         policy = load_policy(trained_from_python, actor=new_actor(make_env("CartPole-v1")))
