@@ -194,7 +194,7 @@ class TestCall:
 
     def test_after_transforms_needs_the_spaces(self, checkpoint_of: Callable[..., Path]) -> None:
         path = checkpoint_of("transforms")
-        with pytest.raises(ConfigurationError, match="env=env.*transforms"):
+        with pytest.raises(ConfigurationError, match=r"env=env.*transforms"):
             load_policy(path)(np.zeros(4))
         assert load_policy(path, env=gymnasium.make("CartPole-v1"))(np.zeros(4)) in (0, 1)
 
