@@ -213,9 +213,9 @@ def torchrl(work: Workload) -> dict[str, float]:
 
 def environment(work: Workload, seconds: float = 3.0) -> dict[str, float]:
     """Step the environments one after the other with random actions, without a policy."""
-    from torchppo.envs import make_vector_env
+    from torchppo.envs import make_env
 
-    vector = make_vector_env(work.env_id, work.num_envs).vector
+    vector = make_env(work.env_id, work.num_envs).vector
     vector.reset(seed=0)
     vector.action_space.seed(0)
     actions = [vector.action_space.sample() for _ in range(100)]
@@ -231,13 +231,13 @@ def environment(work: Workload, seconds: float = 3.0) -> dict[str, float]:
 
 def collection(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
     """Collect with the torchppo collector and a compiled policy, without updates."""
-    from torchppo.envs import make_vector_env
+    from torchppo.envs import make_env
     from torchppo.modules.actor_critic import make_actor_critic
     from torchppo.modules.features.bodies import mlp
     from torchppo.pipelines.collectors.collector import Collector
 
     options = {key: int(value) for key, value in (option.split("=") for option in extra)}
-    env = make_vector_env(work.env_id, work.num_envs, **options)  # type: ignore[arg-type]
+    env = make_env(work.env_id, work.num_envs, **options)  # type: ignore[arg-type]
     env.set_seed(0)
     actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp), normalize_observation=True)
     total = work.frames * (work.rollouts + 1)

@@ -2,7 +2,7 @@
 
 import gymnasium
 
-from .make import make_env, make_vector_env
+from .make import make_env, make_gymnasium_env
 from .spaces.specs import ALL_ENVS, StepArrays, leaf_arrays
 from .torchrl import EPISODE_KEYS, batched
 from .vector.atari import SplitAtariVectorEnv
@@ -21,7 +21,7 @@ __all__ = [
     "batched",
     "leaf_arrays",
     "make_env",
-    "make_vector_env",
+    "make_gymnasium_env",
 ]
 
 gymnasium.register("torchppo/Recall-v0", entry_point=f"{__name__}.recall:Recall")

@@ -1,4 +1,4 @@
-"""Makes batched environments from the id of a Gymnasium environment."""
+"""Makes batched environments from Gymnasium environments."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 import gymnasium
+from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from gymnasium.wrappers import NormalizeObservation, OrderEnforcing, TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure, did_you_mean
@@ -21,6 +22,8 @@ from .vector_env import VectorEnv
 from .wrappers import RawEpisodeReward, random_action
 
 Wrapper = Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]
+EnvFactory = Callable[..., gymnasium.Env[Any, Any]]
+"""A class of Gymnasium environments, or a function that returns one."""
 
 MEASURE_SECONDS = 0.2
 """How long `fastest_num_workers` measures an environment."""
@@ -28,9 +31,9 @@ WORKER_OVERHEAD_SECONDS = 30e-6
 """Time to send a step to one worker and to receive its result."""
 
 
-def make_vector_env(
-    id: str,  # noqa: A002
-    num_envs: int,
+def make_env(
+    id: str | EnvFactory | GymnasiumVectorEnv[Any, Any, Any],  # noqa: A002
+    num_envs: int | None = None,
     *,
     num_workers: int | Literal["auto"] = 0,
     step_timeout: float = 60.0,
@@ -41,38 +44,38 @@ def make_vector_env(
     """Make a batch of Gymnasium environments.
 
     Args:
-        id: a registered id, or `module:id` to import the module that registers it. `ALE/<Game>-v5` uses ale-py's
-            native vector environment (see `make_atari_vector`).
-        num_envs: number of environments, at least 1.
+        id: a registered id, or `module:id` to import the module that registers it; `ALE/<Game>-v5` uses ale-py's
+            native vector environment (see `make_atari_vector`). Or a class or function that makes one environment, or
+            a vector environment in `AutoresetMode.DISABLED`, which accepts no other argument.
+        num_envs: number of environments; `None` means 1, or the number of a given vector environment.
         num_workers: number of worker processes. 0 steps the environments in this process, `auto` measures which is
             faster. The data do not depend on it.
         step_timeout: seconds after which a step of a worker fails.
         wrappers: applied to each environment, the first one innermost.
-        render_mode: passed to `gymnasium.make`. Ignored for Atari games, whose videos show the observations.
-        kwargs: passed to `gymnasium.make`.
+        render_mode: passed on like `kwargs`. Ignored for Atari games, whose videos show the observations.
+        kwargs: passed to `gymnasium.make`, or to the class or function.
 
     Raises:
         EnvironmentFailure: if the environment does not exist, needs a missing package or cannot be made.
-        ConfigurationError: if `num_envs` or `num_workers` is out of range, or does not apply to Atari games.
+        ConfigurationError: if `num_envs` or `num_workers` is out of range, or an argument does not apply.
 
     """
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
+    if isinstance(id, GymnasiumVectorEnv):
+        others: dict[str, Any] = {"wrappers": wrappers} if wrappers else {}
+        others |= {"num_workers": num_workers} if num_workers not in (0, "auto") else {}
+        return _batch_of_vector(id, num_envs, {**others, **kwargs})
+    num_envs = 1 if num_envs is None else num_envs
     if num_envs < 1:
         raise ConfigurationError(f"env.num_envs={num_envs} must be at least 1")
     if not (num_workers == "auto" or (isinstance(num_workers, int) and 0 <= num_workers <= num_envs)):
         raise ConfigurationError(
             f"env.num_workers={num_workers} must be auto or between 0 and the number of environments ({num_envs})"
         )
-    if id.startswith("ALE/"):
-        if wrappers:
-            raise ConfigurationError(f"env.wrappers do not apply to {id}, which runs in C++; use transforms")
-        if num_workers not in (0, "auto"):
-            raise ConfigurationError(
-                f"env.num_workers={num_workers} does not apply to {id}, which runs in C++ threads; set it to 0"
-            )
-        return VectorEnv(make_atari_vector(id, num_envs, **kwargs))
-    if render_mode is not None:
-        kwargs["render_mode"] = render_mode
-    env_fn = partial(make_env, id, wrappers=wrappers, **kwargs)
+    if isinstance(id, str) and id.startswith("ALE/"):
+        return _atari_batch(id, num_envs, num_workers, wrappers, kwargs)
+    env_fn = partial(make_gymnasium_env, id, wrappers=wrappers, **kwargs)
     if num_workers == "auto":
         num_workers = fastest_num_workers(env_fn, num_envs, step_timeout)
     if num_workers == 0:
@@ -80,29 +83,78 @@ def make_vector_env(
     return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, step_timeout))
 
 
-def make_env(id: str, *, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa: A002
+def _batch_of_vector(
+    vector: GymnasiumVectorEnv[Any, Any, Any], num_envs: int | None, others: dict[str, Any]
+) -> VectorEnv:
+    """Wrap a vector environment, to which no other argument of `make_env` applies."""
+    if num_envs not in (None, vector.num_envs):
+        raise ConfigurationError(f"env.num_envs={num_envs}, but {vector} has {vector.num_envs}; remove num_envs")
+    for name, value in others.items():
+        raise ConfigurationError(f"env.{name}={value} does not apply to {vector}, which exists already; remove it")
+    return VectorEnv(vector)
+
+
+def _atari_batch(
+    id: str,  # noqa: A002
+    num_envs: int,
+    num_workers: int | Literal["auto"],
+    wrappers: Sequence[Wrapper],
+    kwargs: dict[str, Any],
+) -> VectorEnv:
+    if wrappers:
+        raise ConfigurationError(f"env.wrappers do not apply to {id}, which runs in C++; use transforms")
+    if num_workers not in (0, "auto"):
+        raise ConfigurationError(
+            f"env.num_workers={num_workers} does not apply to {id}, which runs in C++ threads; set it to 0"
+        )
+    return VectorEnv(make_atari_vector(id, num_envs, **kwargs))
+
+
+def make_gymnasium_env(
+    id: str | EnvFactory,  # noqa: A002
+    *,
+    wrappers: Sequence[Wrapper] = (),
+    **kwargs: Any,
+) -> gymnasium.Env[Any, Any]:
     """Make one Gymnasium environment.
 
     Args:
-        id: a registered id, or `module:id` to import the module that registers it.
+        id: a registered id, or `module:id` to import the module that registers it; or a class or function.
         wrappers: applied in order, the first one innermost.
-        kwargs: passed to `gymnasium.make`.
+        kwargs: passed to `gymnasium.make`, or to the class or function.
 
     Raises:
         EnvironmentFailure: if the environment does not exist, needs a missing package or cannot be made, or if a
             wrapper fails.
-        ConfigurationError: if an entry of `wrappers` is not callable, or normalizes observations.
+        ConfigurationError: if `id` or an entry of `wrappers` is not callable, or a wrapper normalizes observations.
 
     """
-    env = _without_order_enforcing(_gymnasium_make(id, **kwargs))
+    name = repr(id) if isinstance(id, str) else getattr(id, "__qualname__", repr(id))
+    env = _gymnasium_make(id, **kwargs) if isinstance(id, str) else _call_factory(id, name, kwargs)
+    env = _without_order_enforcing(env)
     if wrappers:
         env = RawEpisodeReward(env)  # innermost, to read the rewards before wrappers change them
     for index, wrapper in enumerate(wrappers):
-        env = _wrapped(env, wrapper, f"env.wrappers[{index}]", id)
-    for name in ("observation_space", "action_space"):
-        space = getattr(env, name, None)
+        env = _wrapped(env, wrapper, f"env.wrappers[{index}]", name)
+    for attribute in ("observation_space", "action_space"):
+        space = getattr(env, attribute, None)
         if not isinstance(space, gymnasium.Space):
-            raise EnvironmentFailure(f"environment {id!r} has {name}={space}; set it to one of gymnasium.spaces")
+            raise EnvironmentFailure(f"environment {name} has {attribute}={space}; set it to one of gymnasium.spaces")
+    return env
+
+
+def _call_factory(factory: EnvFactory, name: str, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    if not callable(factory):
+        raise ConfigurationError(
+            f"env.id={name} is neither an id, a class, a function that makes an environment, nor a gymnasium.vector "
+            "environment; pass a function that returns it"
+        )
+    try:
+        env = factory(**kwargs)
+    except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
+        raise environment_failure(f"environment {name} cannot be made", error) from None
+    if not isinstance(env, gymnasium.Env):
+        raise EnvironmentFailure(f"{name} returned {type(env).__name__}, not a gymnasium.Env; fix it")
     return env
 
 
@@ -125,8 +177,8 @@ def _gymnasium_make(id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa:
         raise environment_failure(f"environment {id!r} cannot be made", error) from None
 
 
-def _wrapped(env: gymnasium.Env[Any, Any], wrapper: Wrapper, key: str, id: str) -> gymnasium.Env[Any, Any]:  # noqa: A002
-    """Apply one wrapper; `key` and `id` name the wrapper and the environment in errors."""
+def _wrapped(env: gymnasium.Env[Any, Any], wrapper: Wrapper, key: str, name: str) -> gymnasium.Env[Any, Any]:
+    """Apply one wrapper; `key` and `name` name the wrapper and the environment in errors."""
     if not callable(wrapper):
         raise ConfigurationError(
             f"{key}={wrapper} is not callable; write {{_target_: gymnasium.wrappers.ClipAction, _partial_: true}}"
@@ -134,7 +186,7 @@ def _wrapped(env: gymnasium.Env[Any, Any], wrapper: Wrapper, key: str, id: str) 
     try:
         env = wrapper(env)
     except Exception as error:  # noqa: BLE001 - a wrapper may raise anything
-        raise environment_failure(f"{key} failed for environment {id!r}", error) from None
+        raise environment_failure(f"{key} failed for environment {name}", error) from None
     if isinstance(env, NormalizeObservation):
         raise ConfigurationError(
             f"{key} keeps statistics that evaluation and checkpoints do not have; use policy.normalize_observation=true"

@@ -16,7 +16,7 @@ from ..errors import ConfigurationError, EnvironmentFailure
 class RawEpisodeReward(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Writes the return of the current episode so far to `info["raw_episode_reward"]`.
 
-    `make_env` applies it before all other wrappers, so that the return does not depend on reward wrappers.
+    `make_gymnasium_env` applies it before all other wrappers, so that the return does not depend on reward wrappers.
     """
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:

@@ -11,20 +11,14 @@ import torch
 from lightning import Trainer, seed_everything
 from torchrl.objectives.value import GAE
 
-from torchppo.envs import make_vector_env
-from torchppo.modules.actor_critic import make_actor_critic
-from torchppo.modules.features.bodies import mlp
-from torchppo.modules.objectives.clip import ClipPPOLoss
-from torchppo.pipelines.collectors.collector import Collector
-from torchppo.pipelines.ppo import PPO
-from torchppo.pipelines.updates.minibatch import MinibatchUpdate
+from torchppo import PPO, ClipPPOLoss, Collector, MinibatchUpdate, make_actor_critic, make_env, mlp
 
 
 def main(total_frames: int = 50_000) -> PPO:
     torch.set_num_threads(1)  # small networks are slower with more threads
     trainer = Trainer(max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False)
     seed_everything(trainer.global_rank)
-    env = make_vector_env("CartPole-v1", num_envs=8)
+    env = make_env("CartPole-v1", num_envs=8)
     env.set_seed(trainer.global_rank)
     actor, critic = make_actor_critic(env.observation_spec, env.full_action_spec["action"], body=mlp)
     ppo = PPO(

@@ -7,17 +7,22 @@ import pickle
 import sys
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torchrl.envs import EnvBase
 
 from ..errors import CheckpointError
 from .build import build_evaluation_env, build_ppo
 from .ppo import PPO
+
+CODE_HINT = "use the version of the code that wrote it"
+BUILD_HINT = "build it as in the training"
 
 
 def save_checkpoint(trainer: Trainer, path: Path) -> None:
@@ -78,17 +83,52 @@ def restore(path: Path | str, *, seed: int, num_envs: int) -> tuple[PPO, DictCon
     config = checkpoint["torchppo"]["config"]
     if not config:
         raise CheckpointError(
-            f"{path} has no configuration, because it was trained from Python; use "
-            "trainer.fit(ppo, ..., ckpt_path=...) to continue there"
+            f"{path} has no configuration, because it was trained from Python; pass load_policy(path, actor=...), or "
+            "the components to PPO.load_from_checkpoint(path, objective=..., ...)"
         )
     cfg = OmegaConf.create(config)
     sys.path += [folder for folder in cfg.get("code_dirs", []) if folder not in sys.path]
     env = build_evaluation_env(cfg, seed=seed, num_envs=num_envs)
     ppo = build_ppo(cfg, env)
-    try:
-        ppo.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path} does not fit its configuration ({str(error)[:200]}); use the version of the code that wrote it"
-        ) from error
+    load_weights(ppo, checkpoint["state_dict"], f"{path} does not fit its configuration", CODE_HINT)
+    ppo.on_load_checkpoint(checkpoint)
     return ppo, cfg, env
+
+
+def load_module(make: Callable[..., PPO], path: Path | str, components: dict[str, Any]) -> PPO:
+    """Return the trained module, from its configuration or from the arguments of `make`; see `restore`."""
+    if not components:
+        ppo, _, env = restore(path, seed=0, num_envs=1)
+        env.close()
+        return ppo
+    checkpoint = load_checkpoint(Path(path))
+    ppo = make(**components)
+    load_weights(ppo, checkpoint["state_dict"], f"{path} does not fit the components", BUILD_HINT)
+    ppo.on_load_checkpoint(checkpoint)
+    return ppo
+
+
+def load_actor(path: Path | str, actor: nn.Module) -> None:
+    """Load the weights and statistics of a checkpoint's actor.
+
+    Raises:
+        CheckpointError: if the file is not a checkpoint, or does not fit the actor.
+
+    """
+    state = load_checkpoint(Path(path))["state_dict"]
+    prefixes = ("objective.actor_network.", "objective.actor_network_params.")  # the latter if functional=True
+    weights = {
+        name.removeprefix(prefix): value
+        for prefix in prefixes
+        for name, value in state.items()
+        if name.startswith(prefix)
+    }
+    load_weights(actor, weights, f"{path} does not fit the actor", BUILD_HINT)
+
+
+def load_weights(module: nn.Module, weights: dict[str, Any], problem: str, hint: str) -> None:
+    """Load a state dict; raise a CheckpointError with `problem`, the reason and `hint` if it does not fit."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{problem} ({str(error)[:300]}); {hint}") from error

@@ -108,6 +108,12 @@ class PPO(LightningModule):
         self.after_step: list[Callable[[], None]] = []
         self._step: Any = None
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, **components: Any) -> PPO:  # type: ignore[override]
+        from .checkpoint import load_module
+
+        return load_module(cls, checkpoint_path, components)
+
     @property
     def actor(self) -> Any:
         return self.objective.actor_network

@@ -1,4 +1,4 @@
-"""Ids become environments with their wrappers, or errors that say why not."""
+"""Ids, classes and functions become environments with their wrappers, or errors that say why not."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import FlattenObservation, NormalizeObservation, TimeLimit, TransformReward
 
-from torchppo.envs import VectorEnv, make_env, make_vector_env
+from torchppo.envs import VectorEnv, make_env, make_gymnasium_env
 from torchppo.envs.make import fastest_num_workers
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 
@@ -30,18 +32,18 @@ def times_ten(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
 
 
 class TestMake:
-    def test_make_env_makes_one_environment(self, counting_id: str) -> None:
-        env = make_env(counting_id)
+    def test_make_gymnasium_env_makes_one_environment(self, counting_id: str) -> None:
+        env = make_gymnasium_env(counting_id)
         assert env.reset()[0].tolist() == [1, 0]
 
-    def test_make_vector_env_makes_separate_environments(self, counting_id: str) -> None:
-        env = make_vector_env(counting_id, 3)
+    def test_make_env_makes_separate_environments(self, counting_id: str) -> None:
+        env = make_env(counting_id, 3)
         assert isinstance(env, VectorEnv)
         assert env.batch_size == (3,)
         assert len({id(single.unwrapped) for single in env.vector.envs}) == 3  # type: ignore[attr-defined]
 
     def test_keyword_arguments_reach_the_environment(self, counting_id: str) -> None:
-        env = make_vector_env(counting_id, 1, length=1, reward=5.0)
+        env = make_env(counting_id, 1, length=1, reward=5.0)
         rollout = env.rollout(3, break_when_any_done=False)
         assert rollout["next", "reward"].flatten().tolist() == [5.0] * 3
         assert rollout["next", "done"].all()
@@ -49,24 +51,102 @@ class TestMake:
     def test_an_environment_need_not_accept_render_mode(self, counting_env: Callable[..., Any]) -> None:
         gymnasium.register("NoRenderMode-v0", entry_point=lambda length: counting_env(length=length))  # type: ignore[arg-type]
         try:
-            assert make_vector_env("NoRenderMode-v0", 2, length=3).batch_size == (2,)
+            assert make_env("NoRenderMode-v0", 2, length=3).batch_size == (2,)
         finally:
             del gymnasium.registry["NoRenderMode-v0"]
 
     def test_the_render_mode_reaches_the_environment(self, counting_id: str) -> None:
-        env = make_vector_env(counting_id, 2, render_mode="rgb_array")
+        env = make_env(counting_id, 2, render_mode="rgb_array")
         env.reset()
         assert np.array(env.vector.render()).shape == (2, 2, 2, 3)
 
     def test_the_time_limit_of_gymnasium_truncates(self) -> None:
-        rollout = make_vector_env("Pendulum-v1", 1, max_episode_steps=3).rollout(6, break_when_any_done=False)
+        rollout = make_env("Pendulum-v1", 1, max_episode_steps=3).rollout(6, break_when_any_done=False)
         assert rollout["next", "truncated"].flatten().tolist() == [False, False, True] * 2
         assert not rollout["next", "terminated"].any()
 
     @pytest.mark.parametrize("num_envs", [0, -1])
     def test_num_envs_below_one_raises(self, num_envs: int) -> None:
         with pytest.raises(ConfigurationError, match=rf"env\.num_envs={num_envs}"):
-            make_vector_env("CartPole-v1", num_envs)
+            make_env("CartPole-v1", num_envs)
+
+
+def make_sync(env_fn: Callable[..., Any], num_envs: int, mode: AutoresetMode) -> SyncVectorEnv:
+    return SyncVectorEnv([env_fn] * num_envs, autoreset_mode=mode)
+
+
+class TestMakeWithoutAnId:
+    """`make_env` with a class, a function or a vector environment."""
+
+    @pytest.fixture(params=["class", "function"])
+    def factory(self, request: pytest.FixtureRequest, counting_env: Callable[..., Any]) -> Callable[..., Any]:
+        return counting_env if request.param == "class" else partial(counting_env)
+
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_a_class_or_function_makes_the_same_environments_as_its_id(
+        self, factory: Callable[..., Any], counting_id: str, num_workers: int
+    ) -> None:
+        options: dict[str, Any] = {"length": 2, "reward": 3.0, "wrappers": [plus_one], "num_workers": num_workers}
+        envs = [make_env(which, 2, **options) for which in (factory, counting_id)]
+        mine, expected = (env.rollout(4, break_when_any_done=False) for env in envs)
+        for env in envs:
+            env.close()
+        assert (mine["next", "reward"] == 4.0).all()
+        for key in ("observation", "reward", "terminated", "episode_reward"):
+            torch.testing.assert_close(mine["next", key], expected["next", key], rtol=0, atol=0)
+
+    def test_one_environment_is_the_default(self, factory: Callable[..., Any], counting_id: str) -> None:
+        assert make_env(factory).batch_size == make_env(counting_id).batch_size == (1,)
+
+    def test_the_render_mode_reaches_the_class(self, factory: Callable[..., Any]) -> None:
+        assert make_env(factory, render_mode="rgb_array").vector.render_mode == "rgb_array"
+
+    def test_an_error_of_the_class_names_it(
+        self, counting_env: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(EnvironmentFailure, match=r"environment CountingEnv cannot be made: TypeError: .*nonsense"):
+            make_env(counting_env, nonsense=1)
+        assert "Traceback" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("wrong", [None, 3])
+    def test_a_function_that_returns_no_environment_raises(self, wrong: Any) -> None:
+        with pytest.raises(EnvironmentFailure, match=rf"returned {type(wrong).__name__}, not a gymnasium\.Env"):
+            make_env(lambda: wrong)
+
+    def test_an_environment_itself_raises(self, counting_env: Callable[..., Any]) -> None:
+        with pytest.raises(ConfigurationError, match=r"env\.id=.* pass a function that returns it"):
+            make_env(counting_env())
+
+    def test_a_vector_environment_is_wrapped(self, counting_env: Callable[..., Any]) -> None:
+        vector = make_sync(counting_env, 3, AutoresetMode.DISABLED)
+        for num_envs in (None, 3):
+            env = make_env(vector, num_envs)
+            assert env.vector is vector
+            assert env.rollout(3)["next", "done"].squeeze(-1).tolist() == [[False, False, True]] * 3
+
+    @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+    def test_a_vector_environment_that_resets_automatically_raises(
+        self, counting_env: Callable[..., Any], mode: AutoresetMode
+    ) -> None:
+        with pytest.raises(EnvironmentFailure, match=r"AutoresetMode\.DISABLED"):
+            make_env(make_sync(counting_env, 2, mode))
+
+    @pytest.mark.parametrize(
+        ("options", "name"),
+        [
+            ({"num_envs": 3}, "num_envs=3"),
+            ({"num_workers": 2}, "num_workers=2"),
+            ({"wrappers": [plus_one]}, "wrappers="),
+            ({"render_mode": "human"}, "render_mode=human"),
+            ({"length": 3}, "length=3"),
+        ],
+    )
+    def test_other_arguments_do_not_apply_to_a_vector_environment(
+        self, counting_env: Callable[..., Any], options: dict[str, Any], name: str
+    ) -> None:
+        vector = make_sync(counting_env, 2, AutoresetMode.DISABLED)
+        with pytest.raises(ConfigurationError, match=rf"env\.{name}.*remove"):
+            make_env(vector, **options)
 
 
 class TestWrappers:
@@ -78,40 +158,40 @@ class TestWrappers:
     def test_wrappers_are_applied_in_order_the_first_innermost(
         self, wrappers: list[Callable[..., Any]], reward: float, counting_id: str
     ) -> None:
-        env = make_env(counting_id, wrappers=wrappers)
+        env = make_gymnasium_env(counting_id, wrappers=wrappers)
         env.reset()
         assert env.step(0)[1] == reward
 
     def test_wrappers_are_applied_to_every_environment(self, counting_id: str) -> None:
-        rollout = make_vector_env(counting_id, 3, wrappers=[partial(TimeLimit, max_episode_steps=2)]).rollout(
+        rollout = make_env(counting_id, 3, wrappers=[partial(TimeLimit, max_episode_steps=2)]).rollout(
             4, break_when_any_done=False
         )
         assert rollout["next", "truncated"].squeeze(-1).tolist() == [[False, True, False, True]] * 3
 
     def test_a_wrapper_can_change_the_observation_space(self) -> None:
-        env = make_vector_env("Blackjack-v1", 2, wrappers=[FlattenObservation])
+        env = make_env("Blackjack-v1", 2, wrappers=[FlattenObservation])
         rollout = env.rollout(5, break_when_any_done=False)
         assert rollout["observation"].shape == (2, 5, 32 + 11 + 2)
 
     def test_a_wrapper_that_is_not_callable_raises_with_the_yaml_to_write(self) -> None:
         with pytest.raises(ConfigurationError, match=r"env\.wrappers\[0\]=ClipAction.*_partial_: true"):
-            make_env("CartPole-v1", wrappers=["ClipAction"])  # type: ignore[list-item]
+            make_gymnasium_env("CartPole-v1", wrappers=["ClipAction"])  # type: ignore[list-item]
 
     def test_normalize_observation_raises(self) -> None:
         with pytest.raises(ConfigurationError, match=r"env\.wrappers\[1\] .* policy\.normalize_observation=true"):
-            make_env("CartPole-v1", wrappers=[plus_one, NormalizeObservation])
+            make_gymnasium_env("CartPole-v1", wrappers=[plus_one, NormalizeObservation])
 
     def test_the_error_for_an_unsupported_observation_space_names_a_wrapper(self, counting_id: str) -> None:
         space = spaces.Sequence(spaces.Discrete(2))
         with pytest.raises(EnvironmentFailure, match=r"observation space Sequence.*TransformObservation"):
-            make_vector_env(counting_id, 2, observation_space=space)
+            make_env(counting_id, 2, observation_space=space)
 
 
 class TestFailures:
     def error_message(self, name: str, **options: Any) -> str:
         """Return the message after checking that it is one line and contains the id."""
         with pytest.raises(EnvironmentFailure) as caught:
-            make_vector_env(name, 1, **options)
+            make_env(name, 1, **options)
         message = str(caught.value)
         assert "\n" not in message
         assert repr(name) in message
@@ -137,7 +217,7 @@ class TestFailures:
     def test_a_missing_package_names_our_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "minigrid", None)
         with pytest.raises(EnvironmentFailure, match=r"pip install 'torchppo\[minigrid\]'"):
-            make_env("minigrid:MiniGrid-Empty-5x5-v0")
+            make_gymnasium_env("minigrid:MiniGrid-Empty-5x5-v0")
 
     def test_a_missing_package_names_the_extra_of_gymnasium(self) -> None:
         def entry_point(**_: Any) -> gymnasium.Env[Any, Any]:
@@ -185,7 +265,7 @@ class TestNumWorkers:
                 time.sleep(seconds)
                 return self.env.step(action)
 
-        return lambda: Slow(make_env("CartPole-v1"))
+        return lambda: Slow(make_gymnasium_env("CartPole-v1"))
 
     def test_auto_uses_a_worker_per_core_for_slow_environments(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
@@ -210,14 +290,14 @@ class TestNumWorkers:
 
     def test_auto_uses_this_process_for_fast_environments(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-        assert fastest_num_workers(partial(make_env, "CartPole-v1"), 2) == 0
+        assert fastest_num_workers(partial(make_gymnasium_env, "CartPole-v1"), 2) == 0
 
-    def test_make_vector_env_accepts_auto(self) -> None:
-        env = make_vector_env("CartPole-v1", 2, num_workers="auto")
+    def test_make_env_accepts_auto(self) -> None:
+        env = make_env("CartPole-v1", 2, num_workers="auto")
         assert env.reset_arrays().shape == (2, 4)
         env.close()
 
     @pytest.mark.parametrize("num_workers", [-1, 3, "many"])
     def test_a_number_out_of_range_raises(self, num_workers: Any) -> None:
         with pytest.raises(ConfigurationError, match=rf"env.num_workers={num_workers}"):
-            make_vector_env("CartPole-v1", 2, num_workers=num_workers)
+            make_env("CartPole-v1", 2, num_workers=num_workers)

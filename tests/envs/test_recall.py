@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from torchppo.envs import make_vector_env
+from torchppo.envs import make_env
 from torchppo.envs.recall import Recall
 from torchppo.errors import ConfigurationError
 
@@ -82,7 +82,7 @@ class TestReward:
 
 def test_recall_is_registered_with_gymnasium() -> None:
     assert gymnasium.make("torchppo/Recall-v0").unwrapped.delay == 32
-    env = make_vector_env("torchppo/Recall-v0", 2, num_cues=3, delay=1)
+    env = make_env("torchppo/Recall-v0", 2, num_cues=3, delay=1)
     rollout = env.rollout(7, break_when_any_done=False)
     assert rollout["observation"].shape == (2, 7, 5)
     assert rollout["next", "terminated"].squeeze(-1).tolist() == [[False, False, True, False, False, True, False]] * 2

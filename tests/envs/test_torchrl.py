@@ -8,7 +8,7 @@ import torch
 from torchrl.envs import EnvBase, GymEnv, RewardSum, SerialEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
-from torchppo.envs import batched, make_vector_env
+from torchppo.envs import batched, make_env
 
 
 def pendulum() -> EnvBase:
@@ -35,7 +35,7 @@ def test_float64_becomes_float32() -> None:
 
 
 def test_an_environment_that_needs_nothing_is_returned_unchanged() -> None:
-    env = make_vector_env("CartPole-v1", 2)
+    env = make_env("CartPole-v1", 2)
     assert batched(env) is env
     transformed = batched(pendulum())
     assert batched(transformed) is transformed

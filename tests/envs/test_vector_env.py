@@ -17,7 +17,7 @@ from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit, TransformRewa
 from tensordict import TensorDict
 from torchrl.envs.utils import check_env_specs
 
-from torchppo.envs import SerialVectorEnv, VectorEnv, make_vector_env
+from torchppo.envs import SerialVectorEnv, VectorEnv, make_env
 from torchppo.errors import EnvironmentFailure
 
 ACTION_SPACES: dict[str, spaces.Space[Any]] = {
@@ -37,10 +37,10 @@ Make = Callable[..., VectorEnv]
 def make(counting_env: Callable[..., Any]) -> Make:
     """Makes a `VectorEnv` with one scripted environment per length."""
 
-    def make_env(*lengths: int, **options: Any) -> VectorEnv:
+    def make_counting(*lengths: int, **options: Any) -> VectorEnv:
         return VectorEnv(SerialVectorEnv([partial(counting_env, length=length, **options) for length in lengths]))
 
-    return make_env
+    return make_counting
 
 
 def counting_envs(env: VectorEnv) -> list[Any]:
@@ -63,7 +63,7 @@ class TestSpecs:
 
     @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1"])
     def test_check_env_specs_passes_for_environments_of_gymnasium(self, name: str) -> None:
-        check_env_specs(make_vector_env(name, 2), seed=0)
+        check_env_specs(make_env(name, 2), seed=0)
 
     def test_all_specs_have_the_batch_size(self, make: Make) -> None:
         env = make(3, 4, 5)
@@ -169,7 +169,7 @@ class TestSeeds:
     def test_a_seed_repeats_a_rollout(self) -> None:
         rollouts = []
         for _ in range(2):
-            env = make_vector_env("CartPole-v1", 3)
+            env = make_env("CartPole-v1", 3)
             env.set_seed(5)
             torch.manual_seed(0)
             rollouts.append(rollout_of(env, 40))
@@ -285,19 +285,19 @@ class TestEpisodeStatistics:
         assert column(rollout, "episode_reward") == [[0, 0.5] * 3, [0, 0.5, 1] * 2]
 
     def test_the_return_does_not_depend_on_reward_wrappers(self, counting_id: str) -> None:
-        env = make_vector_env(counting_id, 2, wrappers=[times_a_hundred])
+        env = make_env(counting_id, 2, wrappers=[times_a_hundred])
         rollout = rollout_of(env, 6)
         assert column(rollout, "next", "reward") == [[100.0] * 6] * 2
         assert column(rollout, "next", "episode_reward") == [[1, 2, 3, 1, 2, 3]] * 2
 
     def test_the_return_is_reset_where_a_wrapper_ends_the_episode(self, counting_id: str) -> None:
         two_steps = partial(TimeLimit, max_episode_steps=2)
-        rollout = rollout_of(make_vector_env(counting_id, 1, wrappers=[times_a_hundred, two_steps]), 4)
+        rollout = rollout_of(make_env(counting_id, 1, wrappers=[times_a_hundred, two_steps]), 4)
         assert column(rollout, "next", "truncated") == [[False, True, False, True]]
         assert column(rollout, "next", "episode_reward") == [[1, 2, 1, 2]]
 
     def test_record_episode_statistics_may_be_a_wrapper(self, counting_id: str) -> None:
-        rollout = rollout_of(make_vector_env(counting_id, 2, wrappers=[RecordEpisodeStatistics]), 6)
+        rollout = rollout_of(make_env(counting_id, 2, wrappers=[RecordEpisodeStatistics]), 6)
         assert column(rollout, "next", "episode_reward") == [[1, 2, 3, 1, 2, 3]] * 2
 
 

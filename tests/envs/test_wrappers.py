@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from torchppo.envs import make_env, make_vector_env
+from torchppo.envs import make_env, make_gymnasium_env
 from torchppo.envs.wrappers import ActionMask, ChannelsFirst, ObservationEntries, random_action
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 
@@ -38,7 +38,7 @@ class MaskedEnv(gymnasium.Env[Any, Any]):
 
 class TestObservationEntries:
     def test_the_entries_have_the_order_of_indices_and_their_own_bounds(self) -> None:
-        env = make_env("CartPole-v1", wrappers=[partial(ObservationEntries, indices=[2, 0])])
+        env = make_gymnasium_env("CartPole-v1", wrappers=[partial(ObservationEntries, indices=[2, 0])])
         unwrapped = gymnasium.make("CartPole-v1")
         assert env.observation_space == spaces.Box(
             unwrapped.observation_space.low[[2, 0]], unwrapped.observation_space.high[[2, 0]]
@@ -51,7 +51,7 @@ class TestObservationEntries:
     @pytest.mark.parametrize("indices", [[4], [-1], []])
     def test_an_index_out_of_range_raises(self, indices: list[int]) -> None:
         with pytest.raises(ConfigurationError, match=re.escape(f"indices={indices}")):
-            make_env("CartPole-v1", wrappers=[partial(ObservationEntries, indices=indices)])
+            make_gymnasium_env("CartPole-v1", wrappers=[partial(ObservationEntries, indices=indices)])
 
     def test_other_spaces_than_a_one_dimensional_box_raise(self, counting_env: Callable[..., Any]) -> None:
         with pytest.raises(ConfigurationError, match="Discrete"):
@@ -111,7 +111,7 @@ class TestActionMask:
     def test_the_mask_is_a_leaf_of_the_batched_observation(self) -> None:
         gymnasium.register("Masked-v0", entry_point=MaskedEnv)  # type: ignore[arg-type]
         try:
-            env = make_vector_env(
+            env = make_env(
                 "Masked-v0", 2, wrappers=[ActionMask], action_space=spaces.Discrete(3), mask=np.array([1, 0, 1])
             )
         finally:

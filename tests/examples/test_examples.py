@@ -1,10 +1,12 @@
-"""Every example has at most 60 lines and runs."""
+"""Every example has at most 60 lines and runs, and so do the programs of the README."""
 
 from __future__ import annotations
 
 import importlib
+import re
 import runpy
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,8 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from torchppo.envs import make_env
+from torchppo.envs import make_gymnasium_env
 from torchppo.envs.wrappers import ActionMask, random_action
-from torchppo.pipelines.cli.main import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Train = Callable[[str, list[str]], Path]
@@ -99,7 +100,7 @@ class TestMaskedActions:
     def env(self) -> Iterator[Any]:
         gymnasium.registry.pop("Storeroom-v0", None)
         runpy.run_path(str(EXAMPLES / "masked_actions.py"))
-        yield make_env("Storeroom-v0", wrappers=[ActionMask])
+        yield make_gymnasium_env("Storeroom-v0", wrappers=[ActionMask])
         del gymnasium.registry["Storeroom-v0"]
 
     def test_episode_of_valid_actions_ends_when_no_box_waits(self, env: Any) -> None:
@@ -128,35 +129,48 @@ class TestMaskedActions:
             env.step(np.array([box, 0]))
 
 
-@pytest.fixture
-def episode_reward(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[Path], float]:
-    """A function that runs `use_policy.py` on a checkpoint and returns the reward that it prints."""
-
-    def run(checkpoint: Path) -> float:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["use_policy", str(checkpoint)])
-        runpy.run_path(str(EXAMPLES / "use_policy.py"), run_name="__main__")
-        return float(capsys.readouterr().out.split()[1])
-
-    return run
-
-
 class TestUsePolicy:
-    def test_is_deterministic(self, train: Train, episode_reward: Callable[[Path], float]) -> None:
+    def returns(
+        self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> list[str]:
+        """Run `use_policy.py` on a checkpoint and return the two lines that it prints."""
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["use_policy", str(checkpoint), "CartPole-v1"])
+        runpy.run_path(str(EXAMPLES / "use_policy.py"), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    @pytest.mark.parametrize("memory", ["none", "gru"])
+    def test_is_deterministic(
+        self, memory: str, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        short = ["collector.frames_per_env=32", "update.minibatch_size=64", f"memory={memory}"]
+        checkpoint = train("own_policy", short) / "checkpoints" / "last.ckpt"
+        first = self.returns(checkpoint, monkeypatch, capsys)
+        assert first == self.returns(checkpoint, monkeypatch, capsys)
+        assert [float(line.split()[1]) >= 8 for line in first] == [True, True]
+
+
+class TestReadme:
+    @pytest.fixture
+    def programs(self) -> list[str]:
+        return re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), re.DOTALL)
+
+    def test_trains_in_at_most_ten_lines(self, programs: list[str]) -> None:
+        lines = [line for line in programs[0].splitlines() if line.strip()]
+        assert len(lines) <= 10
+        assert max(map(len, lines)) <= 120
+        names: dict[str, Any] = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Lightning's hints about the machine
+            exec(programs[0].replace("50_000", "512"), names)
+        assert names["ppo"].frames == 512
+
+    def test_acts_with_a_checkpoint(
+        self, programs: list[str], train: Train, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         checkpoint = train("own_policy", []) / "checkpoints" / "last.ckpt"
-        first = episode_reward(checkpoint)
-        assert first == episode_reward(checkpoint)
-        assert first >= 8
-
-    def test_applies_the_wrappers_of_the_training(self, episode_reward: Callable[[Path], float]) -> None:
-        hidden = ["experiment=cartpole_positions", "total_frames=512", "collector.frames_per_env=64", "policy=lstm"]
-        quick = ["update.epochs=1", "compile=false", "logger=[]", "eval.episodes=1", "eval.every_frames=null"]
-        assert main(["train", *hidden, *quick, "eval.video=false", "run_dir=run"]) == 0
-        assert episode_reward(Path("run/checkpoints/last.ckpt")) >= 8
-
-    @pytest.mark.parametrize("policy", ["memory=gru", "memory=transformer", "head=gsde"])
-    def test_keeps_the_recurrent_state(self, policy: str, episode_reward: Callable[[Path], float]) -> None:
-        short = ["env.id=Pendulum-v1", "total_frames=64", "env.num_envs=2", "collector.frames_per_env=32"]
-        quick = ["update.minibatch_size=32", "update.epochs=1", "compile=false", "logger=[]", "eval.episodes=1"]
-        assert main(["train", *short, *quick, policy, "eval.video=false", "run_dir=run"]) == 0
-        assert -2000 < episode_reward(Path("run/checkpoints/last.ckpt")) < 0
+        capsys.readouterr()
+        names: dict[str, Any] = {"observation": np.zeros(4)}
+        exec(programs[1].replace("runs/cartpole/<run>/checkpoints/best.ckpt", str(checkpoint)), names)
+        assert names["action"] in (0, 1)
+        assert float(capsys.readouterr().out) >= 8

@@ -16,7 +16,7 @@ from lightning import LightningModule, Trainer, seed_everything
 from torch.optim import Optimizer
 from torchrl.objectives.value import GAE
 
-from torchppo.envs import VectorEnv, make_vector_env
+from torchppo.envs import VectorEnv, make_env
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.heads.action_heads import ContinuousHead
@@ -75,7 +75,7 @@ def make_training(
     **options: Any,
 ) -> tuple[PPO, Collector]:
     seed_everything(seed, verbose=False)
-    env: VectorEnv = make_vector_env(env_id, num_envs)
+    env: VectorEnv = make_env(env_id, num_envs)
     env.set_seed(seed)
     body = partial(mlp, num_cells=[16])
     actor, critic = make_actor_critic(

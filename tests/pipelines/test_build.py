@@ -508,9 +508,9 @@ class TestCall:
             ({"_target_": "no_such_module.thing"}, ConfigurationError, ["no_such_module.thing"]),
             ({"_target_": "ours.Images.observation_space"}, ConfigurationError, ["ours.Images.observation_space"]),
             ({"size": 3}, ConfigurationError, ["_target_", "size"]),
-            ({"_target_": "torchppo.envs.make_vector_env"}, ConfigurationError, ["make_vector_env", "id"]),
+            ({"_target_": "torchppo.envs.make_env"}, ConfigurationError, ["make_env", "id"]),
             (
-                {"_target_": "torchppo.envs.make_vector_env", "id": "No-v0", "num_envs": 1},
+                {"_target_": "torchppo.envs.make_env", "id": "No-v0", "num_envs": 1},
                 EnvironmentFailure,
                 ["No-v0"],
             ),

@@ -16,6 +16,7 @@ import torch
 from torchppo.errors import CheckpointError
 from torchppo.pipelines.checkpoint import load_checkpoint, restore
 from torchppo.pipelines.cli.main import main
+from torchppo.pipelines.ppo import PPO
 
 
 def replace_entries(path: Path, **entries: Any) -> None:
@@ -186,3 +187,40 @@ class TestRestore:
         monkeypatch.setattr(sys, "path", [*sys.path])
         restore(checkpoint, seed=0, num_envs=1)
         assert sys.modules["own_bodies"].__file__ == str(folder / "own_bodies.py")
+
+
+class TestLoadFromCheckpoint:
+    """`PPO.load_from_checkpoint`."""
+
+    def test_rebuilds_the_module_of_the_command_line(self, trained: Path) -> None:
+        saved = load_checkpoint(trained)
+        ppo = PPO.load_from_checkpoint(trained)
+        assert all(torch.equal(value, saved["state_dict"][name]) for name, value in ppo.state_dict().items())
+        assert (ppo.frames, ppo.num_rollouts) == (512, 2)
+        assert ppo.config == saved["torchppo"]["config"]
+
+    def test_loads_a_training_from_python_into_its_components(self, make: Any, fit: Any, tmp_path: Path) -> None:
+        ppo, collector = make()
+        fit(ppo, collector).save_checkpoint(tmp_path / "python.ckpt")
+        other, _ = make(seed=1)
+        components = {"objective": other.objective, "estimator": other.estimator, "update": other.update}
+        loaded = PPO.load_from_checkpoint(
+            tmp_path / "python.ckpt", **components, optimizer=torch.optim.Adam, total_frames=64
+        )
+        assert loaded.objective is other.objective
+        assert all(torch.equal(value, ppo.state_dict()[name]) for name, value in loaded.state_dict().items())
+        assert loaded.frames == ppo.frames > 0
+
+    def test_without_configuration_or_components_raises(self, make: Any, fit: Any, tmp_path: Path) -> None:
+        fit(*make()).save_checkpoint(tmp_path / "python.ckpt")
+        with pytest.raises(CheckpointError, match=r"python\.ckpt has no configuration.*objective="):
+            PPO.load_from_checkpoint(tmp_path / "python.ckpt")
+
+    def test_components_that_do_not_fit_raise_in_one_line(self, make: Any, trained: Path) -> None:
+        ppo, _ = make(shared=True)
+        components = {"objective": ppo.objective, "estimator": ppo.estimator, "update": ppo.update}
+        with pytest.raises(
+            CheckpointError, match=r"does not fit the components .*build it as in the training"
+        ) as raised:
+            PPO.load_from_checkpoint(trained, **components, optimizer=torch.optim.Adam, total_frames=64)
+        assert "\n" not in str(raised.value)

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torchrl.envs import ExplorationType, exploration_type
 
-from torchppo.envs import SerialVectorEnv, VectorEnv, make_vector_env
+from torchppo.envs import SerialVectorEnv, VectorEnv, make_env
 from torchppo.errors import ConfigurationError, EnvironmentFailure, NumericalError
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
@@ -150,7 +150,7 @@ class TestPolicy:
 
     def test_memory_is_reset_with_every_episode(self) -> None:
         """The reward of the last step depends on the first observation of the same episode."""
-        env = make_vector_env("torchppo.envs:torchppo/Recall-v0", 3, num_cues=4, delay=3)
+        env = make_env("torchppo.envs:torchppo/Recall-v0", 3, num_cues=4, delay=3)
         env.set_seed(0)
         actor, _ = make_actor_critic(
             env.observation_spec, env.action_spec, body=lambda _: nn.Identity(), memory=FirstObservation, shared=True
@@ -204,7 +204,7 @@ class TestEvaluationStatistics:
 
 
 def test_dropout_is_disabled_and_every_module_keeps_its_mode() -> None:
-    env = make_vector_env("Pendulum-v1", 2)
+    env = make_env("Pendulum-v1", 2)
     bodies: list[DropoutBody] = []
 
     def body(_: torch.Size) -> nn.Module:

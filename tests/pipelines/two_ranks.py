@@ -11,7 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, distributed
 from torchrl.objectives.value import GAE
 
-from torchppo.envs import make_vector_env
+from torchppo.envs import make_env
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU
@@ -72,7 +72,7 @@ torch.set_num_threads(1)
 quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", log_every_n_steps=1, **quiet)
 seed_everything(seed_for_rank(0, trainer.global_rank), verbose=False)
-env = make_vector_env("CartPole-v1", 2)
+env = make_env("CartPole-v1", 2)
 env.set_seed(seed_for_rank(0, trainer.global_rank))
 actor, critic = make_actor_critic(
     env.observation_spec,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tensordict import TensorDict
 from torchrl.envs.utils import check_env_specs
 
-from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv, VectorEnv, leaf_arrays, make_vector_env
+from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv, VectorEnv, leaf_arrays, make_env
 from torchppo.envs.spaces.encoding import action_converter, action_dtype, encode_spaces, encoder, find_mismatch
 from torchppo.envs.spaces.specs import observation_spec, step_arrays_for
 from torchppo.errors import EnvironmentFailure
@@ -406,7 +406,7 @@ def test_methods_replaced_on_the_instance_are_restored() -> None:
 
 def test_minigrid_observations_have_images_directions_and_missions() -> None:
     pytest.importorskip("minigrid")
-    env = make_vector_env("minigrid:MiniGrid-MemoryS9-v0", 2)
+    env = make_env("minigrid:MiniGrid-MemoryS9-v0", 2)
     check_env_specs(env, seed=0)
     observation = env.reset()["observation"]
     assert observation["image"].shape == (2, 7, 7, 3)

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.envs.utils import check_env_specs
 
-from torchppo.envs import ALL_ENVS, SplitAtariVectorEnv, VectorEnv, make_vector_env
+from torchppo.envs import ALL_ENVS, SplitAtariVectorEnv, VectorEnv, make_env
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 
 vector_env = pytest.importorskip("ale_py.vector_env")
@@ -30,7 +30,7 @@ OPTIONS = {
 
 @pytest.fixture
 def split() -> Iterator[SplitAtariVectorEnv]:
-    env = make_vector_env("ALE/Pong-v5", NUM_ENVS, **OPTIONS).vector
+    env = make_env("ALE/Pong-v5", NUM_ENVS, **OPTIONS).vector
     yield env
     env.close()
 
@@ -98,7 +98,7 @@ def test_a_reset_discards_a_step_that_was_not_received(split: SplitAtariVectorEn
 
 
 def test_a_single_environment_has_no_double_buffer_groups() -> None:
-    env = make_vector_env("ALE/Pong-v5", 1, **OPTIONS)
+    env = make_env("ALE/Pong-v5", 1, **OPTIONS)
     with pytest.raises(ConfigurationError, match=r"env\.num_envs=2"):
         env.double_buffer_groups()
     env.close()
@@ -116,7 +116,7 @@ def rollout_of(env: VectorEnv, steps: int) -> TensorDict:
 @pytest.fixture(scope="module")
 def pong() -> Iterator[VectorEnv]:
     """Two games whose episodes are truncated after 40 frames of the emulator, or ten steps."""
-    env = make_vector_env("ALE/Pong-v5", 2, max_num_frames_per_episode=40, num_threads=1)
+    env = make_env("ALE/Pong-v5", 2, max_num_frames_per_episode=40, num_threads=1)
     yield env
     env.close()
 
@@ -129,7 +129,7 @@ def pong_rollout(pong: VectorEnv) -> TensorDict:
 @pytest.fixture(scope="module")
 def breakout_rollout() -> TensorDict:
     """Two games whose episodes terminate with the loss of a life, at different steps."""
-    env = make_vector_env("ALE/Breakout-v5", 2, episodic_life=True, num_threads=1)
+    env = make_env("ALE/Breakout-v5", 2, episodic_life=True, num_threads=1)
     rollout = rollout_of(env, 30)
     env.close()
     return rollout
@@ -192,8 +192,8 @@ class TestMakeAtariVector:
                 super().__init__(*args, **kwargs)
 
         monkeypatch.setattr(vector_env, "AtariVectorEnv", Recorder)
-        make_vector_env("ALE/Pong-v5", 1).close()
-        make_vector_env("ALE/Pong-v5", 1, reward_clipping=True).close()
+        make_env("ALE/Pong-v5", 1).close()
+        make_env("ALE/Pong-v5", 1, reward_clipping=True).close()
         assert clipping == [False, True]
 
     @pytest.mark.parametrize(
@@ -211,4 +211,4 @@ class TestMakeAtariVector:
         self, name: str, options: dict[str, Any], error: type[Exception], message: str
     ) -> None:
         with pytest.raises(error, match=message):
-            make_vector_env(name, 2, **options)
+            make_env(name, 2, **options)

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv, make, make_vector_env
-from torchppo.envs.make import make_env
+from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv, make, make_env
+from torchppo.envs.make import make_gymnasium_env
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 
 
@@ -86,7 +86,7 @@ def rollout(vector: Any, steps: int = 150) -> list[np.ndarray]:
 class TestData:
     @pytest.mark.parametrize("num_workers", [1, 2, 3])
     def test_the_data_equal_those_of_one_process_bit_for_bit(self, num_workers: int) -> None:
-        env_fns = [partial(make_env, "CartPole-v1")] * 5
+        env_fns = [partial(make_gymnasium_env, "CartPole-v1")] * 5
         expected = rollout(SerialVectorEnv(env_fns))
         actual = rollout(SubprocessVectorEnv(env_fns, num_workers))
         assert len(actual) == len(expected)
@@ -95,7 +95,7 @@ class TestData:
 
     def test_raw_episode_rewards_do_not_depend_on_wrappers(self) -> None:
         wrapper = partial(gymnasium.wrappers.TransformReward, func=lambda reward: 100.0 * reward)
-        env = make_vector_env("CartPole-v1", 2, num_workers=2, wrappers=[wrapper])
+        env = make_env("CartPole-v1", 2, num_workers=2, wrappers=[wrapper])
         env.reset_arrays()
         env.send(np.zeros(2, np.int64))
         arrays = env.receive()
@@ -105,13 +105,13 @@ class TestData:
 
     @pytest.mark.usefixtures("garbage_at_fork")
     def test_workers_do_not_collect_the_garbage_of_their_parent(self) -> None:
-        vector = SubprocessVectorEnv([partial(make_env, "CartPole-v1")] * 2, 2)
+        vector = SubprocessVectorEnv([partial(make_gymnasium_env, "CartPole-v1")] * 2, 2)
         vector.reset(seed=0)
         vector.step(np.zeros(2, np.int64))
         vector.close()
 
     def test_double_buffer_groups_are_stepped_separately(self) -> None:
-        vector = SubprocessVectorEnv([partial(make_env, "CartPole-v1")] * 4, 2)
+        vector = SubprocessVectorEnv([partial(make_gymnasium_env, "CartPole-v1")] * 4, 2)
         first, second = vector.double_buffer_groups()
         vector.reset(seed=0)
         before = vector.arrays.observation.copy()
@@ -133,7 +133,7 @@ class TestCores:
             pytest.skip("needs two cores")
         cores = [*available, *range(1000, 1003)][:num_cores]
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(cores))
-        vector = SubprocessVectorEnv([partial(make_env, "CartPole-v1")] * 2, 2)
+        vector = SubprocessVectorEnv([partial(make_gymnasium_env, "CartPole-v1")] * 2, 2)
         actual = [true_cores(worker._process.pid or 0) for worker in vector._workers]
         assert actual == ([{cores[0]}, {cores[1 % num_cores]}] if is_pinned else [set(available)] * 2)
         vector.close()
@@ -162,7 +162,9 @@ class TestFailures:
     def test_an_environment_that_cannot_be_made_raises_at_the_first_reset(
         self, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        vector = SubprocessVectorEnv([partial(make_env, "CartPole-v1"), partial(make_env, "NoSuchEnv-v0")], 2)
+        vector = SubprocessVectorEnv(
+            [partial(make_gymnasium_env, "CartPole-v1"), partial(make_gymnasium_env, "NoSuchEnv-v0")], 2
+        )
         vector._workers[1]._process.join(timeout=30.0)
         with pytest.raises(EnvironmentFailure, match=r"^environment 'NoSuchEnv-v0' cannot be made: .*$"):
             vector.reset(seed=0)
@@ -205,7 +207,7 @@ class TestFailures:
                 return self.env.step(action)
 
         monkeypatch.setattr(make, "num_cores", lambda: 2)
-        env = make_vector_env(counting_id, 2, num_workers=num_workers, step_timeout=30.0, wrappers=[ThreadWrapper])
+        env = make_env(counting_id, 2, num_workers=num_workers, step_timeout=30.0, wrappers=[ThreadWrapper])
         assert isinstance(env.vector, SubprocessVectorEnv)
         env.reset_arrays()
         env.send(np.zeros(2, np.int64))
@@ -228,7 +230,7 @@ class TestFailures:
         before = torch.get_num_threads()
         torch.set_num_threads(2)
         torch.ones(300, 300) @ torch.ones(300, 300)
-        env = make_vector_env(counting_id, 2, num_workers=num_workers, step_timeout=30.0, wrappers=[MatmulWrapper])
+        env = make_env(counting_id, 2, num_workers=num_workers, step_timeout=30.0, wrappers=[MatmulWrapper])
         torch.set_num_threads(before)
         assert isinstance(env.vector, SubprocessVectorEnv)
         env.reset_arrays()
@@ -238,7 +240,7 @@ class TestFailures:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_workers_ignore_signals_to_the_process_group(self, number: signal.Signals) -> None:
-        vector = SubprocessVectorEnv([partial(make_env, "CartPole-v1")] * 2, 2)
+        vector = SubprocessVectorEnv([partial(make_gymnasium_env, "CartPole-v1")] * 2, 2)
         vector.reset()
         for worker in vector._workers:
             os.kill(worker._process.pid or 0, number)
@@ -278,8 +280,8 @@ class TestFailures:
 
     def test_a_parent_that_exits_without_close_ends_its_workers(self) -> None:
         program = (
-            "from torchppo.envs import make_vector_env\n"
-            "env = make_vector_env('CartPole-v1', 2, num_workers=2)\n"
+            "from torchppo.envs import make_env\n"
+            "env = make_env('CartPole-v1', 2, num_workers=2)\n"
             "env.reset()\n"
             "print([worker._process.pid for worker in env.vector._workers])\n"
         )
@@ -306,7 +308,7 @@ class TestFailures:
         capfd.readouterr()
 
     def test_a_single_worker_has_no_double_buffer_groups(self) -> None:
-        env = make_vector_env("CartPole-v1", 2, num_workers=1)
+        env = make_env("CartPole-v1", 2, num_workers=1)
         with pytest.raises(ConfigurationError, match=r"env\.num_workers=2"):
             env.double_buffer_groups()
         env.close()

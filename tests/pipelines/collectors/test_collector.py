@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import Compose, ExplorationType, GymEnv, RewardSum, StepCounter, TransformedEnv, set_exploration_type
 
-from torchppo.envs import ALL_ENVS, StepArrays, VectorEnv, make_vector_env
+from torchppo.envs import ALL_ENVS, StepArrays, VectorEnv, make_env
 from torchppo.envs.vector.serial import SerialVectorEnv
 from torchppo.errors import ConfigurationError, NumericalError
 from torchppo.modules.actor_critic import make_actor_critic
@@ -105,22 +105,22 @@ def make_collector(
 
 def torchrl_env(env_id: str, num_envs: int) -> TransformedEnv:
     """The same environment with a transform, which is stepped like any TorchRL environment."""
-    return TransformedEnv(make_vector_env(env_id, num_envs), Compose())
+    return TransformedEnv(make_env(env_id, num_envs), Compose())
 
 
 @pytest.fixture
 def rollouts() -> list[TensorDictBase]:
-    return list(make_collector(make_vector_env("CartPole-v1", 3)))
+    return list(make_collector(make_env("CartPole-v1", 3)))
 
 
 class TestContract:
     def test_collector_has_a_length_and_yields_that_many_rollouts(self) -> None:
-        collector = make_collector(make_vector_env("CartPole-v1", 3), frames_per_env=8, num_rollouts=5)
+        collector = make_collector(make_env("CartPole-v1", 3), frames_per_env=8, num_rollouts=5)
         assert len(collector) == 5
         assert [tuple(rollout.shape) for rollout in collector] == [(3, 8)] * 5
 
     def test_collector_does_not_exceed_total_frames(self) -> None:
-        env = make_vector_env("CartPole-v1", 3)
+        env = make_env("CartPole-v1", 3)
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
         assert len(Collector(env, actor, frames_per_env=8, total_frames=100)) == 4
 
@@ -159,7 +159,7 @@ class TestContract:
                 start = end + 1
 
     def test_policy_acts_with_its_newest_weights(self) -> None:
-        env = make_vector_env("CartPole-v1", 2)
+        env = make_env("CartPole-v1", 2)
         policy, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]))
         iterator = iter(Collector(env, policy, frames_per_env=40, total_frames=160))
         next(iterator)
@@ -172,7 +172,7 @@ class TestContract:
 
     @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
     def test_vector_and_torchrl_stepping_give_the_same_data(self, env_id: str) -> None:
-        ours = list(make_collector(make_vector_env(env_id, 2), frames_per_env=220))
+        ours = list(make_collector(make_env(env_id, 2), frames_per_env=220))
         theirs = list(make_collector(torchrl_env(env_id, 2), frames_per_env=220))
         for mine, other in zip(ours, theirs, strict=True):
             for key in mine.keys(include_nested=True, leaves_only=True):
@@ -180,7 +180,7 @@ class TestContract:
 
     def test_torchrl_transforms_write_the_same_episode_statistics(self) -> None:
         env = TransformedEnv(
-            make_vector_env("CartPole-v1", 2),
+            make_env("CartPole-v1", 2),
             Compose(RewardSum(in_keys=["reward"], out_keys=["sum"]), StepCounter(step_count_key="count")),
         )
         rollout = next(iter(make_collector(env)))
@@ -191,8 +191,8 @@ class TestContract:
 class TestWorkers:
     @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
     def test_rollouts_of_workers_are_bitwise_equal_to_serial_ones(self, env_id: str) -> None:
-        serial = list(make_collector(make_vector_env(env_id, 4), frames_per_env=220))
-        env = make_vector_env(env_id, 4, num_workers=2)
+        serial = list(make_collector(make_env(env_id, 4), frames_per_env=220))
+        env = make_env(env_id, 4, num_workers=2)
         for mine, other in zip(make_collector(env, frames_per_env=220), serial, strict=True):
             for key in other.keys(include_nested=True, leaves_only=True):
                 assert torch.equal(mine[key], other[key]), key
@@ -202,7 +202,7 @@ class TestWorkers:
     def test_double_buffered_rollouts_are_consistent(self, name: str, options: dict[str, Any]) -> None:
         if name.startswith("ALE/"):
             pytest.importorskip("ale_py")
-        env = make_vector_env(name, 4, **options)
+        env = make_env(name, 4, **options)
         env.set_seed(0)
         body = partial(mlp, num_cells=[8])
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=body)
@@ -218,7 +218,7 @@ class TestWorkers:
         assert set(collector.seconds) == {"collect", "policy", "waiting"}
         env.close()
 
-    @pytest.mark.parametrize("make", [make_vector_env, torchrl_env])
+    @pytest.mark.parametrize("make", [make_env, torchrl_env])
     def test_seconds_of_environment_and_policy_are_less_than_the_total(self, make: Callable[[str, int], Any]) -> None:
         env = make("CartPole-v1", 2)
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
@@ -230,14 +230,14 @@ class TestWorkers:
         env.close()
 
     def test_double_buffering_of_unsupported_environments_is_refused(self) -> None:
-        env = make_vector_env("CartPole-v1", 2)
+        env = make_env("CartPole-v1", 2)
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
         for each in (env, torchrl_env("CartPole-v1", 2)):
             with pytest.raises(ConfigurationError, match=r"collector\.double_buffer=true"):
                 Collector(each, actor, frames_per_env=8, total_frames=16, double_buffer=True)
 
     def test_double_buffering_of_unequal_halves_is_refused(self) -> None:
-        env = make_vector_env("CartPole-v1", 6, num_workers=3)
+        env = make_env("CartPole-v1", 6, num_workers=3)
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
         with pytest.raises(ConfigurationError, match=r"double_buffer=true.* 2 and 4 .*env.num_envs.*env.num_workers"):
             Collector(env, actor, frames_per_env=8, total_frames=48, double_buffer=True)
@@ -249,7 +249,7 @@ class TestRecurrentPolicy:
     @pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
     def test_vector_and_torchrl_stepping_give_the_same_data(self, name: str, shared: bool) -> None:
         policy = {"memory": MEMORIES[name], "shared": shared}
-        ours = list(make_collector(make_vector_env("CartPole-v1", 2), policy=policy))
+        ours = list(make_collector(make_env("CartPole-v1", 2), policy=policy))
         theirs = list(make_collector(torchrl_env("CartPole-v1", 2), policy=policy))
         for mine, other in zip(ours, theirs, strict=True):
             assert mine["next", "done"].any()
@@ -258,8 +258,8 @@ class TestRecurrentPolicy:
 
     def test_rollouts_of_workers_are_bitwise_equal_in_nested_spaces(self, name: str) -> None:
         policy = {"memory": MEMORIES[name]}
-        serial = list(make_collector(make_vector_env("NestedSpaces-v0", 4), policy=policy))
-        env = make_vector_env("NestedSpaces-v0", 4, num_workers=2)
+        serial = list(make_collector(make_env("NestedSpaces-v0", 4), policy=policy))
+        env = make_env("NestedSpaces-v0", 4, num_workers=2)
         for mine, other in zip(make_collector(env, policy=policy), serial, strict=True):
             assert ("action", "turn") in other.keys(include_nested=True)
             for key in other.keys(include_nested=True, leaves_only=True):
@@ -269,7 +269,7 @@ class TestRecurrentPolicy:
     @pytest.mark.parametrize("kind", ["double-buffered", "torchrl"])
     def test_whole_sequence_gives_the_probabilities_of_single_steps(self, name: str, kind: str) -> None:
         double = kind == "double-buffered"
-        env = make_vector_env("CartPole-v1", 4, num_workers=2 if double else 0)
+        env = make_env("CartPole-v1", 4, num_workers=2 if double else 0)
         options: dict[str, Any] = {"double_buffer": True} if double else {"rollouts": CollectedRollouts}
         torch.manual_seed(0)
         actor, _ = make_actor_critic(
@@ -286,11 +286,11 @@ class TestRecurrentPolicy:
 
 class TestCollectedRollouts:
     def test_rollouts_of_torchrls_collector_follow_the_contract(self) -> None:
-        env = make_vector_env("CartPole-v1", 3)
+        env = make_env("CartPole-v1", 3)
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]))
         options = {"frames_per_env": 40, "total_frames": 240}
         theirs = list(Collector(env, actor, rollouts=CollectedRollouts, **options))
-        mine = next(iter(Collector(make_vector_env("CartPole-v1", 3), actor, **options)))
+        mine = next(iter(Collector(make_env("CartPole-v1", 3), actor, **options)))
         assert [tuple(rollout.shape) for rollout in theirs] == [(3, 40)] * 2
         for rollout in theirs:
             for key in mine.keys(include_nested=True, leaves_only=True):
@@ -316,7 +316,7 @@ def test_environments_are_reset_after_an_interrupted_rollout(
     workers: dict[str, Any], transforms: list[Any], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C in a notebook does this, and the next cell trains again."""
-    vector_env = make_vector_env("NestedSpaces-v0", 2, **workers)
+    vector_env = make_env("NestedSpaces-v0", 2, **workers)
     env = TransformedEnv(vector_env, *transforms) if transforms else vector_env
     collector = make_collector(env, frames_per_env=10, num_rollouts=3, **options)
     assert len([*collector]) == 3
@@ -407,7 +407,7 @@ class TestErrors:
     @pytest.mark.parametrize("where", ["reward", "observation"])
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_non_finite_value_is_reported_with_its_place(self, where: str, value: float) -> None:
-        collector = make_collector(make_vector_env("NotFinite-v0", 2, where=where, value=value), frames_per_env=8)
+        collector = make_collector(make_env("NotFinite-v0", 2, where=where, value=value), frames_per_env=8)
         with pytest.raises(NumericalError, match=rf"{where} of environment 0 is {value} at step 4"):
             next(iter(collector))
 
@@ -415,7 +415,7 @@ class TestErrors:
         ("frames_per_env", "total_frames", "message"), [(0, 10, "frames_per_env=0"), (8, 0, "total_frames=0")]
     )
     def test_counts_below_one_are_refused(self, frames_per_env: int, total_frames: int, message: str) -> None:
-        env = make_vector_env("CartPole-v1", 1)
+        env = make_env("CartPole-v1", 1)
         actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
         with pytest.raises(ConfigurationError, match=message):
             Collector(env, actor, frames_per_env=frames_per_env, total_frames=total_frames)

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torchrl.envs import ExplorationType, set_exploration_type
 
-from torchppo.envs import make_vector_env
+from torchppo.envs import make_env
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.pipelines.collectors import rollout_buffer
@@ -126,7 +126,7 @@ class NestedObservations(gymnasium.Wrapper[Any, Any, Any, Any]):
 def test_rollouts_through_a_device_are_bitwise_equal(wrappers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def two_rollouts() -> list[Any]:
         torch.manual_seed(0)
-        env = make_vector_env("CartPole-v1", 3, wrappers=wrappers)
+        env = make_env("CartPole-v1", 3, wrappers=wrappers)
         env.set_seed(0)
         actor = make_actor_critic(env.observation_spec, env.action_spec, body=mlp).actor
         collect = VectorRollouts(env, actor, 30, compile="trace")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchrl.envs import ExplorationType, set_exploration_type
 
-from torchppo.envs import make_vector_env
+from torchppo.envs import make_env
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU, LSTM
@@ -81,7 +81,7 @@ class TestRecurrentContext:
 @pytest.mark.parametrize("name", MEMORIES)
 def test_states_continue_in_the_next_rollout_and_are_stored_once(name: str, shared: bool) -> None:
     torch.manual_seed(0)
-    env = make_vector_env("CartPole-v1", 3)
+    env = make_env("CartPole-v1", 3)
     actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp, memory=MEMORIES[name], shared=shared)
     rollouts = VectorRollouts(env, actor, 24)
     with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):

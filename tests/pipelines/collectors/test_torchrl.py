@@ -16,7 +16,7 @@ from torch import nn
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, ExplorationType, Transform, TransformedEnv, set_exploration_type
 
-from torchppo.envs import VectorEnv, make_vector_env
+from torchppo.envs import VectorEnv, make_env
 from torchppo.envs.vector.serial import SerialVectorEnv
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
@@ -140,7 +140,7 @@ class EverySecond(Transform):
 @pytest.mark.parametrize("mode", ["trace", True])
 @pytest.mark.parametrize("by_transform", [False, True], ids=["environment", "transform"])
 def test_graph_acts_the_same_for_any_strides_of_observations(by_transform: bool, mode: Compile) -> None:
-    cart_pole = make_vector_env("CartPole-v1", 4)
+    cart_pole = make_env("CartPole-v1", 4)
     env: Any = TransformedEnv(cart_pole, EverySecond()) if by_transform else ChangingStrides()
     env.set_seed(0)
     torch.manual_seed(0)

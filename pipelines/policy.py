@@ -1,0 +1,174 @@
+"""A trained policy as a function from observations to actions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
+
+from ..envs import VectorEnv
+from ..envs.spaces.conversion import SpaceConverter
+from ..errors import CheckpointError, ConfigurationError
+from ..modules.features.extractor import recurrent_state_shapes
+from .build import build_env
+from .checkpoint import load_actor, restore
+from .collectors.collector import as_array, is_action
+from .step_factory import device_of
+
+GymnasiumEnv = VectorEnv | gymnasium.Env[Any, Any] | GymnasiumVectorEnv[Any, Any, Any]
+
+
+class Policy:
+    """A trained policy for an own loop over a Gymnasium environment; see `load_policy`.
+
+    It keeps the recurrent state between calls. Networks run eagerly, without gradients.
+
+    Args:
+        actor: the policy as a TensorDict module, which is set to evaluation mode.
+        env: an environment with the spaces of the observations and actions. Without it, or with another TorchRL
+            environment than a `VectorEnv`, the policy cannot be called, but `actor` can.
+        config: configuration of the training, for `make_env`.
+
+    """
+
+    def __init__(self, actor: Any, env: GymnasiumEnv | None = None, config: DictConfig | None = None) -> None:
+        self.actor = actor.eval()
+        self._config = config
+        self._converter = make_converter(env)
+        self._state_shapes = recurrent_state_shapes(actor)
+        self._state: dict[str, Tensor] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Start new episodes with the next call."""
+        self._num_envs: int | None = None
+
+    def __call__(
+        self, observation: Any, *, is_init: NDArray[np.bool_] | bool | None = None, deterministic: bool = True
+    ) -> Any:
+        """Return the actions of one observation or a batch.
+
+        Args:
+            observation: an element of the environment's observation space, or a batch as `gymnasium.vector` returns it.
+            is_init: whether an episode begins with this observation, for a batch `[num_envs]`. `None` continues the
+                episodes. It matters only for policies with a memory. The first call always begins episodes.
+            deterministic: whether to use the `deterministic_sample` of the distribution; else sample an action.
+
+        Returns:
+            One action or a batch, ready for `env.step`: an element of the environment's action space.
+
+        Raises:
+            ConfigurationError: if the observation does not fit, or the number of observations changes in an episode.
+
+        """
+        if self._converter is None:
+            raise ConfigurationError(
+                "policy(observation) needs the spaces of a Gymnasium environment; pass load_policy(path, env=env), or "
+                "call policy.actor with TensorDicts (the spaces are unknown for TorchRL environments, transforms and "
+                "trainings from Python)"
+            )
+        arrays, is_single = self._converter.observations(observation)
+        num_envs = len(next(iter(arrays.values())))
+        is_init = self._begin_episodes(num_envs, is_init)
+        device = device_of(self.actor)
+        inputs = {key: torch.from_numpy(array).to(device) for key, array in arrays.items()}
+        inputs |= {"is_init": torch.from_numpy(is_init).unsqueeze(-1).to(device), **self._state}
+        exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+        with torch.no_grad(), set_exploration_type(exploration):
+            outputs = self.actor(TensorDict(inputs, [num_envs]))
+        self._state = {key: outputs["next", key] for key in self._state}
+        actions = {key: as_array(outputs[key]) for key in self.actor.out_keys if is_action(key)}
+        return self._converter.actions(actions, is_single=is_single)
+
+    def _begin_episodes(self, num_envs: int, is_init: NDArray[np.bool_] | bool | None) -> NDArray[np.bool_]:
+        """Return where episodes begin, `[num_envs]`; make the recurrent state if all of them do."""
+        given = np.asarray(False if is_init is None else is_init, np.bool_)
+        if given.shape not in ((), (num_envs,)):
+            raise ConfigurationError(
+                f"is_init has shape {given.shape}; expected ({num_envs},), one value for each observation"
+            )
+        mask = np.array(np.broadcast_to(given, num_envs))
+        if self._num_envs is None or mask.all():
+            mask[:] = True
+            self._num_envs = num_envs
+            shapes = self._state_shapes.items()
+            self._state = {key: torch.zeros(num_envs, *shape, device=device_of(self.actor)) for key, shape in shapes}
+        elif self._state and num_envs != self._num_envs:
+            raise ConfigurationError(
+                f"the policy has a memory of {self._num_envs} episodes, but received {num_envs} observations; call "
+                "policy.reset() to start new episodes"
+            )
+        return mask
+
+    def make_env(self, num_envs: int = 1, *, seed: int = 0, **changes: Any) -> EnvBase:
+        """Make the training environment, with its wrappers, transforms and keyword arguments.
+
+        `torchppo eval` evaluates `policy.actor` in `policy.make_env(num_envs=min(episodes, 20), seed=seed)`.
+
+        Args:
+            num_envs: number of environments; a TorchRL environment without this key ignores it.
+            seed: seed of the environments.
+            changes: other keyword arguments of the environment, such as `render_mode="human"`.
+
+        Returns:
+            The batched environment, without worker processes unless `num_workers` is given. Close it after use.
+
+        Raises:
+            CheckpointError: if the policy was loaded without a configuration.
+
+        """
+        if self._config is None:
+            raise CheckpointError(
+                "policy.make_env needs the configuration of a checkpoint of torchppo train, and load_policy without "
+                "actor; use torchppo.make_env(id, num_envs)"
+            )
+        new = {key: None for key in changes if key not in self._config.env}  # `build_env` replaces only existing keys
+        config = cast(DictConfig, OmegaConf.merge(self._config, {"env": new}))
+        return build_env(config, seed=seed, num_envs=num_envs, **{"num_workers": 0, **changes})
+
+
+def load_policy(path: Path | str, *, actor: Any = None, env: GymnasiumEnv | None = None) -> Policy:
+    """Load the policy of a checkpoint.
+
+    The configuration in a checkpoint names classes that are imported and called, so load only checkpoints that you
+    trust.
+
+    Args:
+        path: path of a `.ckpt` file.
+        actor: an actor that is built as in the training and receives the weights of the checkpoint. It is necessary
+            for a training from Python, whose checkpoint has no configuration.
+        env: a Gymnasium environment, a Gymnasium vector environment or a `VectorEnv` with the spaces of the
+            observations and actions. It is necessary for `policy(observation)` if `actor` is given, or if the training
+            used a TorchRL environment or transforms. `policy.actor` does not need it.
+
+    Raises:
+        CheckpointError: if the file is not a checkpoint, has no configuration and `actor` is missing, or does not fit
+            the actor.
+
+    """
+    if actor is not None:
+        load_actor(path, actor)
+        return Policy(actor, env)
+    ppo, config, training_env = restore(path, seed=0, num_envs=1)
+    training_env.close()
+    return Policy(ppo.actor, training_env if env is None else env, config)
+
+
+def make_converter(env: Any) -> SpaceConverter | None:
+    """Return the converter for the spaces of an environment, or `None` if these are unknown."""
+    if isinstance(env, VectorEnv):
+        env = env.vector
+    if isinstance(env, GymnasiumVectorEnv):
+        return SpaceConverter(env.single_observation_space, env.single_action_space)
+    if isinstance(env, gymnasium.Env):
+        return SpaceConverter(env.observation_space, env.action_space)
+    return None
