@@ -22,7 +22,7 @@ FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "hydra", "om
 LAYERS = (
     {"param_groups", "distributed"},
     {"step_factory", "updates", "advantages", "compiled"},
-    {"collectors", "ppo"},
+    {"collectors", "metrics", "ppo"},
     {"build", "episodes"},
     {"callbacks", "run_files", "checkpoint"},
     {"train", "evaluate"},
