@@ -21,7 +21,7 @@ from ..modules.schedules import Schedule, Schedules
 from . import param_groups
 from .advantages import EpisodeStatistics, RolloutBatch
 from .distributed import num_ranks, summed
-from .metrics import MetricsModule
+from .monitoring.module import MonitoredModule
 from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates.eager_step import clip_gradients
 from .updates.minibatch import MinibatchUpdate
@@ -29,7 +29,7 @@ from .updates.minibatch import MinibatchUpdate
 METRIC_NAMES = {"kl_approx": "approx_kl"}  # the names that PPO users know
 
 
-class PPO(MetricsModule):
+class PPO(MonitoredModule):
     """Proximal policy optimization. One Lightning batch is one rollout; optimization is manual.
 
     Args:

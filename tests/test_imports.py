@@ -22,7 +22,7 @@ FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "hydra", "om
 LAYERS = (
     {"param_groups", "distributed"},
     {"step_factory", "updates", "advantages", "compiled"},
-    {"collectors", "metrics", "ppo"},
+    {"collectors", "monitoring", "ppo"},
     {"build", "episodes"},
     {"callbacks", "run_files", "checkpoint"},
     {"train", "evaluate"},

@@ -22,7 +22,7 @@ from torchppo.errors import ConfigurationError
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.episodes import EvaluationEpisodes, evaluate
-from torchppo.pipelines.metrics import flattened
+from torchppo.pipelines.monitoring.module import flattened
 from torchppo.pipelines.ppo import PPO
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
@@ -230,7 +230,7 @@ def test_the_documented_callback_saves_checkpoints_by_frames(
     make: Make, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    guide = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    guide = (Path(__file__).parents[3] / "docs" / "extending.md").read_text()
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "class SaveEvery" in block)
     names: dict[str, Any] = {}
     exec(code, names)

@@ -12,7 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 
-from ..errors import ConfigurationError
+from ...errors import ConfigurationError
 
 EVALUATION_METRICS = ("eval/mean_reward", "eval/std_reward", "eval/mean_ep_len")
 DELAYED_METRICS = ("rollout/ep_rew_mean", "rollout/ep_len_mean", *EVALUATION_METRICS)
@@ -26,7 +26,7 @@ SCALARS = (bool, int, float, str)
 warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
 
 
-class MetricsModule(LightningModule):
+class MonitoredModule(LightningModule):
     """The part of the LightningModule that logs, evaluates, and serves callbacks that monitor a metric.
 
     `EarlyStopping` checks its metric whenever the metric has a new value. Every rollout is logged; the Trainer's
@@ -108,7 +108,7 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def attributes(component: Any) -> dict[str, Any]:
     """Return the public attributes of a component and its buffers of one element as numbers."""
-    found = {name: value for name, value in vars(component).items() if name != "training"} if component else {}
+    found = {name: value for name, value in getattr(component, "__dict__", {}).items() if name != "training"}
     if isinstance(component, nn.Module):
         buffers = component.named_buffers(recurse=False)
         # A float32 has 7 digits: 0.2, not 0.20000000298023224.
