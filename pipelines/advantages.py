@@ -27,9 +27,9 @@ class RolloutBatch:
         critic: the value function.
         estimator: writes `advantage` and `value_target`.
         critic_estimator: writes the `value_target` of the critic; `None` uses that of `estimator`.
+        reward_models: models whose rewards the rollout has, and whose advantages are added.
         normalize: whether to normalize advantages over the whole rollout and all ranks.
         sequence_length: frames of the sequences that recurrent policies are trained on.
-        reward_models: models whose rewards the rollout has, and whose advantages are added.
 
     Attributes:
         rows: the rollout as a TensorDict `[rows]`. A row is a frame, or for recurrent policies a sequence
@@ -46,10 +46,10 @@ class RolloutBatch:
         critic: TensorDictModuleBase,
         estimator: ValueEstimatorBase,
         critic_estimator: ValueEstimatorBase | None = None,
+        reward_models: Sequence[RewardModel] = (),
         *,
         normalize: bool,
         sequence_length: int,
-        reward_models: Sequence[RewardModel] = (),
     ) -> None:
         self.rollout = rollout
         self.actor = actor

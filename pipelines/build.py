@@ -14,6 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -102,8 +103,7 @@ def build_estimator(node: DictConfig, **changes: float) -> Any:
     discounts = {key: changes.get(key, node.get(key, 1.0)) for key in ("gamma", "lmbda")}
     for key, value in discounts.items():
         if not 0.0 <= value <= 1.0:
-            group = "critic" if key in changes else "estimator"
-            raise ConfigurationError(f"{group}.{key}={value} must be between 0 and 1")
+            raise ConfigurationError(f"{'critic' if key in changes else 'estimator'}.{key}={value} must be in [0, 1]")
     if math.prod(discounts.values()) <= 1e-7 and "vectorized" in node:
         changes["vectorized"] = False  # TorchRL's vectorized GAE fails if gamma * lambda is 0
     return call(node, **changes)
@@ -173,8 +173,9 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
     loggers: list[Logger] = [call(logger) for logger in cfg.logger.values()]
     own = [call(callback) for callback in options.get("callbacks") or []]
     others = OmegaConf.masked_copy(options, [key for key in options if key != "callbacks"])
+    saves = {"enable_checkpointing": True} if any(isinstance(callback, Checkpoint) for callback in own) else {}
     try:
-        trainer: Trainer = call(others, logger=loggers, callbacks=[*callbacks, *own])
+        trainer: Trainer = call(others, logger=loggers, callbacks=[*callbacks, *own], **saves)
     except (MisconfigurationException, ValueError) as error:
         raise ConfigurationError(f"trainer: {error}; change trainer.*") from error
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
@@ -249,9 +250,8 @@ def check_targets(node: Any, arguments: dict[str, Any]) -> None:
         raise ConfigurationError(f"_target_={node._target_} cannot be imported; fix it ({error})") from error
     except (TypeError, ValueError):  # it has no signature
         return
-    is_partial = node.get("_partial_", False) and not arguments
     try:
-        bind = parameters.bind_partial if is_partial else parameters.bind
+        bind = parameters.bind_partial if node.get("_partial_", False) and not arguments else parameters.bind
         bind(*node.get("_args_", []), **{**dict.fromkeys(map(str, keys)), **arguments})
     except TypeError as error:
         raise ConfigurationError(f"{node._target_}: {error}; fix its keys") from error

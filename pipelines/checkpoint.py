@@ -1,4 +1,4 @@
-"""Writes and reads checkpoint files, and rebuilds a policy from one."""
+"""Reads checkpoint files, and rebuilds a policy from one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchrl.envs import EnvBase
@@ -23,25 +22,6 @@ from .ppo import PPO
 
 CODE_HINT = "use the version of the code that wrote it"
 BUILD_HINT = "build it as in the training"
-
-
-def save_checkpoint(trainer: Trainer, path: Path) -> None:
-    """Write a checkpoint under a temporary name and rename it.
-
-    Lightning overwrites the file in place, so that a full disk would destroy the previous checkpoint too.
-
-    Raises:
-        OSError: if the file cannot be written; the error names `path`.
-
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        trainer.save_checkpoint(part)
-        if trainer.is_global_zero:
-            part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,13 +1,15 @@
-"""Checks of the options of `PPO`."""
+"""Checks of the options of `PPO` and of its metrics."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, NumericalError
 
 
 def check_options(objective: Any, frames: int, max_norm: float, normalize: str | None, pretraining: int) -> None:
@@ -42,3 +44,10 @@ def check_dtypes(ppo: Any) -> None:
             f"trainer.precision={ppo.trainer.precision} makes the weights {others.pop()}, but environments return "
             "float32; use 32-true, bf16-mixed or 16-mixed"
         )
+
+
+def require_finite_metrics(metrics: Mapping[str, float], frames: int) -> None:
+    """Raise a NumericalError for a metric that is not finite."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise NumericalError(f"{name}={value} after {frames} frames; lower optimizer.lr or scale rewards")

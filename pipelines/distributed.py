@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
@@ -63,6 +63,12 @@ def raise_on_all_ranks(work: Callable[[], T]) -> T:
         if other is not None:
             raise type(other)(f"on rank {rank}: {other}")
     return result
+
+
+def on_rank_zero(work: Callable[[], T]) -> T:
+    """Do `work` on rank 0 and return its result on every rank, or raise its error on every rank."""
+    is_zero = num_ranks() == 1 or distributed.get_rank() == 0
+    return gathered([raise_on_all_ranks(lambda: work() if is_zero else cast(T, None))])[0]
 
 
 def normalized(values: Tensor) -> Tensor:

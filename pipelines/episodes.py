@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
@@ -18,6 +19,7 @@ from ..errors import ConfigurationError, EnvironmentFailure
 from .collectors.collector import VectorRollouts
 from .collectors.rollout_buffer import require_finite
 from .collectors.torchrl import TensorDictStep, steps
+from .distributed import on_rank_zero
 from .step_factory import EVALUATION_STEPS, Compile
 
 MAX_ENVS = 20
@@ -40,6 +42,11 @@ class Evaluation(NamedTuple):
     @property
     def std(self) -> float:
         return float(np.std(self.returns))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        lengths = float(np.mean(self.lengths))
+        return {"eval/mean_reward": self.mean, "eval/std_reward": self.std, "eval/mean_ep_len": lengths}
 
 
 def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, compile: Compile = False) -> Evaluation:  # noqa: A002
@@ -83,6 +90,38 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, compil
                 "transforms=[{_target_: torchrl.envs.StepCounter, max_steps: 1000}]"
             )
     return Evaluation(returns, lengths)
+
+
+class EvaluationEpisodes:
+    """The dataloader of `trainer.validate`, `trainer.test` and `val_dataloaders`: one batch is one `Evaluation`.
+
+    Every evaluation has the same episodes, and does not change the random state of the training. Only rank 0 runs it.
+
+    Args:
+        env: a batched environment, which must not be that of the training. The caller closes it.
+        actor: the policy.
+        episodes: number of episodes.
+        seed: seed of the environment in every evaluation.
+
+    """
+
+    def __init__(self, env: EnvBase, actor: TensorDictModuleBase, episodes: int = 20, *, seed: int = 0) -> None:
+        self.env = env
+        self.actor = actor
+        self.episodes = episodes
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Evaluation]:
+        with isolate_rng():
+            evaluation = on_rank_zero(self._evaluate)
+        yield evaluation
+
+    def _evaluate(self) -> Evaluation:
+        self.env.set_seed(self.seed)
+        return evaluate(self.actor, self.env, self.episodes)
 
 
 def num_envs_for(episodes: int) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, cast
 
 import torch
-from lightning import LightningModule
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,9 +18,10 @@ from ..modules.intrinsic.reward_model import LossesWithRewardModels, RewardModel
 from ..modules.intrinsic.streams import write_rewards
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from .advantages import RolloutBatch
-from .checks import check_frames_left, check_options
-from .distributed import mean_over_ranks, num_ranks, summed
-from .metrics import EpisodeStatistics, log_metrics, require_finite_metrics
+from .checks import check_frames_left, check_options, require_finite_metrics
+from .distributed import num_ranks, summed
+from .monitoring.module import MonitoredModule
+from .monitoring.statistics import EpisodeStatistics
 from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates import param_groups
 from .updates.coefficients import Coefficients
@@ -32,7 +32,7 @@ METRIC_NAMES = {"kl_approx": "approx_kl"}  # the names that PPO users know
 CRITIC_LOSSES = ("loss_critic", "loss_value")  # of PPO losses, and of TorchRL's ReinforceLoss
 
 
-class PPO(LightningModule):
+class PPO(MonitoredModule):
     """Proximal policy optimization. One Lightning batch is one rollout; optimization is manual.
 
     Args:
@@ -169,9 +169,10 @@ class PPO(LightningModule):
         num_frames = rollout.numel() * num_ranks()
         self.frames += num_frames
         self.num_rollouts += 1
-        results |= self._move_coefficients(batch, results)
+        measured = self.coefficients.measure(batch, results) if self.num_rollouts > self.value_pretraining else {}
+        self.coefficients.move(self.progress, measured, self.optimizer)
         self._update_statistics(batch)
-        metrics |= {f"train/{METRIC_NAMES.get(name, name)}": value for name, value in results.items()}
+        metrics |= {f"train/{METRIC_NAMES.get(name, name)}": value for name, value in (results | measured).items()}
         self.seconds["estimate"] += estimated - start
         self.seconds["update"] += time.perf_counter() - estimated  # computing the metrics waits for the device
         self.episodes.update(rollout)
@@ -181,15 +182,10 @@ class PPO(LightningModule):
 
     def make_batch(self, rollout: TensorDictBase) -> RolloutBatch:
         """Return the batch of a rollout, without advantages."""
+        components = rollout, self.actor, self.critic, self.estimator, self.critic_estimator, self._models
+        normalize = self.normalize_advantage == "rollout"
         return RolloutBatch(
-            rollout,
-            self.actor,
-            self.critic,
-            self.estimator,
-            self.critic_estimator,
-            normalize=self.normalize_advantage == "rollout",
-            sequence_length=self.update.frames_per_sequence(rollout.shape[1]),
-            reward_models=self._models,
+            *components, normalize=normalize, sequence_length=self.update.frames_per_sequence(rollout.shape[1])
         )
 
     def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
@@ -214,16 +210,6 @@ class PPO(LightningModule):
         """Progress of the training, in [0, 1]."""
         return min(self.frames / self.total_frames, 1.0)
 
-    def _move_coefficients(self, batch: RolloutBatch, results: Mapping[str, float]) -> dict[str, float]:
-        """Call the controllers with the metrics that they read, averaged over all ranks; return the KL if one does."""
-        needed = self.coefficients.metrics
-        if self.num_rollouts <= self.value_pretraining:  # the policy has not been trained
-            needed = set()
-        kl = {"kl": batch.mean_kl()} if "kl" in needed else {}
-        others = {name: mean_over_ranks(results[name]) for name in needed - {"kl"} if name in results}
-        self.coefficients.move(self.progress, kl | others, self.optimizer)
-        return kl
-
     def _update_statistics(self, batch: RolloutBatch) -> None:
         """Update the statistics of the networks, which change once per rollout."""
         for module in self.modules():
@@ -237,7 +223,7 @@ class PPO(LightningModule):
         now = time.perf_counter()
         metrics["time/fps"] = num_frames / (now - self._logged_at)
         self._logged_at = now
-        log_metrics(self.trainer, metrics, self.frames)
+        self.publish(metrics)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.grad_norm = clip_gradients(self)

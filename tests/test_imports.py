@@ -21,7 +21,7 @@ FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "hydra", "om
 
 LAYERS = (
     {"distributed", "checks"},
-    {"step_factory", "updates", "advantages", "metrics", "compiled"},
+    {"step_factory", "updates", "advantages", "monitoring", "compiled"},
     {"collectors", "ppo"},
     {"build", "episodes"},
     {"callbacks", "run_files", "checkpoint"},

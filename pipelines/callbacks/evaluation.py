@@ -9,8 +9,7 @@ from typing import Any
 from lightning import Callback, Trainer
 
 from ...errors import ConfigurationError
-from ..checkpoint import save_checkpoint
-from ..distributed import raise_on_all_ranks
+from ..distributed import on_rank_zero
 from ..episodes import Evaluation
 from .stop_on_signal import StopOnSignal
 
@@ -75,17 +74,35 @@ class EvaluateAndSave(Callback):
         save_checkpoint(trainer, self.directory / "last.ckpt")
 
         def run() -> Evaluation | None:
-            return self.stop.interruptible(lambda: self.run_evaluation(ppo.actor)) if trainer.is_global_zero else None
+            return self.stop.interruptible(lambda: self.run_evaluation(ppo.actor))
 
-        self.last = evaluation = trainer.strategy.broadcast(raise_on_all_ranks(run))
+        self.last = evaluation = on_rank_zero(run)
         if evaluation is None:  # interrupted
             return
-        for logger in trainer.loggers:
-            logger.log_metrics(
-                {"eval/mean_reward": evaluation.mean, "eval/std_reward": evaluation.std}, step=ppo.frames
-            )
-            logger.save()
+        ppo.publish(evaluation.metrics)
+        for callback in trainer.checkpoint_callbacks:
+            if getattr(callback, "monitor", None) in evaluation.metrics:
+                callback.on_validation_end(trainer, ppo)
         if evaluation.mean > self.best:
             self.best = evaluation.mean
             save_checkpoint(trainer, self.directory / "best.ckpt")
             save_checkpoint(trainer, self.directory / "last.ckpt")  # with the new best return
+
+
+def save_checkpoint(trainer: Trainer, path: Path) -> None:
+    """Write a checkpoint under a temporary name and rename it.
+
+    Lightning overwrites the file in place, so that a full disk would destroy the previous checkpoint too.
+
+    Raises:
+        OSError: if the file cannot be written; the error names `path`.
+
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 
 from ...errors import ConfigurationError
 from ...modules.controllers import Controller
+from ..advantages import RolloutBatch
+from ..distributed import mean_over_ranks
 
 
 class Coefficients:
@@ -38,10 +40,17 @@ class Coefficients:
                     f"controller.{name}: {type(objective).__name__} has no coefficient {name}; remove this controller"
                 )
 
-    @property
-    def metrics(self) -> set[str]:
-        """Names of the metrics that the controllers read."""
-        return {name for controller in self._controllers.values() for name in controller.metrics}
+    def measure(self, batch: RolloutBatch, results: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics that the controllers read, averaged over all ranks.
+
+        Args:
+            batch: the rollout, after its update; `kl` is computed from it.
+            results: metrics of the update.
+
+        """
+        names = {name for controller in self._controllers.values() for name in controller.metrics}
+        kl = {"kl": batch.mean_kl()} if "kl" in names else {}
+        return {name: mean_over_ranks(results[name]) for name in names & results.keys()} | kl
 
     def move(self, progress: float, metrics: Mapping[str, float], optimizer: Optimizer) -> None:
         """Set every coefficient to the value of its controller; see `Controller` for the arguments."""

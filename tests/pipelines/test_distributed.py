@@ -61,6 +61,8 @@ def test_two_ranks_have_equal_weights_and_statistics_after_every_step(arguments:
     assert report["same_statistics"]
     assert report["same_beta"]
     assert report["same_episodes"]
+    assert report["same_evaluation"]
+    assert 1 <= report["evaluation"]["eval/mean_reward"] <= 15
     assert report["episodes"] == report["all_own_episodes"] > report["own_episodes"], (
         "episodes are counted over all ranks"
     )
@@ -94,12 +96,16 @@ def train_on_two_ranks(folder: Path, *overrides: str) -> subprocess.CompletedPro
     )
 
 
-def test_two_ranks_write_one_run_directory(tmp_path: Path) -> None:
-    short = ["total_frames=1024", "eval.episodes=1", "eval.video=false", "logger=csv"]
-    done = train_on_two_ranks(tmp_path, "experiment=cartpole", *short)
+def test_two_ranks_write_one_run_directory_and_stop_together(tmp_path: Path) -> None:
+    stop = (
+        "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: eval/mean_reward, min_delta: 1e9, patience: 1}"
+    )
+    words = ["total_frames=4096", "eval.every_frames=512", "eval.episodes=1", "eval.video=false"]
+    done = train_on_two_ranks(tmp_path, "experiment=cartpole", *words, f"+trainer.callbacks=[{stop}]")
     assert done.returncode == 0, done.stderr[-2000:]
     (run_dir,) = (tmp_path / "runs" / "cartpole").iterdir()
-    assert {"config.yaml", "overrides.yaml", "summary.json", "metrics.csv"} <= {path.name for path in run_dir.iterdir()}
+    files = {"config.yaml", "overrides.yaml", "hparams.yaml", "summary.json", "metrics.csv", "tensorboard"}
+    assert files <= {path.name for path in run_dir.iterdir()}
     assert json.loads((run_dir / "summary.json").read_text())["frames"] == 1024
 
 

@@ -183,7 +183,7 @@ class TestRunFiles:
     def test_are_the_documented_ones(self, finished: tuple[Path, str]) -> None:
         run_dir, _ = finished
         assert {path.name for path in run_dir.iterdir() if path.name != ".lock"} == {
-            *("config.yaml", "overrides.yaml", "metrics.csv", "tensorboard"),
+            *("config.yaml", "overrides.yaml", "hparams.yaml", "metrics.csv", "tensorboard"),
             *("checkpoints", "learning_curve.png", "summary.json"),
         }
         assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}

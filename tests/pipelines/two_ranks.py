@@ -20,6 +20,7 @@ from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
 from torchppo.pipelines.build import seed_for_rank
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.distributed import normalized, summed
+from torchppo.pipelines.episodes import EvaluationEpisodes
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 
@@ -87,6 +88,11 @@ estimator = GAE(gamma=0.99, lmbda=0.95, value_network=None)
 objective = KLPENPPOLoss(actor, critic)
 ppo = Comparing(objective, estimator, update, adam, total_frames=256, compile=sys.argv[1] == "compiled")
 trainer.fit(ppo, train_dataloaders=Collector(env, actor, frames_per_env=32, total_frames=256))
+episodes = EvaluationEpisodes(make_env("CartPole-v1", 2, max_episode_steps=15), actor, 2)
+(evaluation,) = trainer.validate(ppo, dataloaders=episodes, verbose=False)
+mine, other = from_both_ranks(torch.tensor([*evaluation.values(), *map(float, trainer.callback_metrics.values())]))
+report["evaluation"] = evaluation
+report["same_evaluation"] = bool(torch.equal(mine, other))
 values = torch.arange(4.0) + 10 * trainer.global_rank
 report["normalized"] = normalized(values.unsqueeze(0))[0].tolist()
 report["frames"] = ppo.frames

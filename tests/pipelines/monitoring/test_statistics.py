@@ -1,4 +1,4 @@
-"""Tests of the episode statistics and of logging."""
+"""Tests of the statistics of training episodes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
-from torchppo.pipelines.metrics import EpisodeStatistics
+from torchppo.pipelines.monitoring.statistics import EpisodeStatistics
 
 
 class TestEpisodeStatistics:

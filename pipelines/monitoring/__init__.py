@@ -1,0 +1,1 @@
+"""What the LightningModule offers to loggers, callbacks and evaluations of Lightning."""

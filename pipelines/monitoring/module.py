@@ -1,0 +1,153 @@
+"""Passes metrics and hyperparameters to Lightning's loggers and callbacks, with frames on the x-axis."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import nn
+
+from ...errors import ConfigurationError
+
+EVALUATION_METRICS = ("eval/mean_reward", "eval/std_reward", "eval/mean_ep_len")
+DELAYED_METRICS = ("rollout/ep_rew_mean", "rollout/ep_len_mean", *EVALUATION_METRICS)
+"""Metrics that have no value before an episode has ended, or before the first evaluation."""
+
+COMPONENTS = ("objective", "estimator", "critic_estimator", "update", "reward_normalizer")
+OPTIONS = ("total_frames", "max_grad_norm", "normalize_advantage", "value_pretraining")
+SCALARS = (bool, int, float, str)
+
+# Evaluating in the validation loop is optional.
+warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
+
+
+class MonitoredModule(LightningModule):
+    """The part of the LightningModule that logs, evaluates, and serves callbacks that monitor a metric.
+
+    `EarlyStopping` checks its metric whenever the metric has a new value. Every rollout is logged; the Trainer's
+    `log_every_n_steps` has no effect.
+
+    Attributes:
+        frames: environment steps of the training so far, summed over all ranks.
+        config: the configuration that the components were built from; empty in Python.
+
+    """
+
+    frames: int
+    config: dict[str, Any]
+    _has_logged_hyperparameters = False
+
+    def on_fit_start(self) -> None:
+        self._has_logged_hyperparameters = False
+        self.trainer.log_every_n_steps = 1  # type: ignore[attr-defined] # Lightning sets it in another class
+        wait_for_metrics(self.trainer, DELAYED_METRICS)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Set the x-axis; Lightning calls this hook before every step of training, validation and test."""
+        set_step(self.trainer, self.frames)
+        return batch
+
+    def publish(self, metrics: Mapping[str, float]) -> None:
+        """Pass new values to the callbacks and loggers, the hyperparameters first. All ranks must call it."""
+        if not self._has_logged_hyperparameters:
+            self._has_logged_hyperparameters = True
+            for logger in self.loggers:
+                logger.log_hyperparams(hyperparameters(self))
+        # `self.log` takes half a millisecond per metric, a third of the time of a small rollout.
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        for logger in self.loggers:
+            logger.log_metrics(dict(metrics), step=self.frames)
+            logger.save()
+        set_step(self.trainer, self.frames)
+        check_early_stopping(self.trainer, metrics.keys())
+
+    def validation_step(self, evaluation: Any) -> None:
+        """Log an `Evaluation`, which `EvaluationEpisodes` returns."""
+        metrics = getattr(evaluation, "metrics", None)
+        if not isinstance(metrics, dict):
+            raise ConfigurationError(
+                f"dataloaders of validations and tests return {type(evaluation).__name__}, not an Evaluation; use "
+                "torchppo.pipelines.episodes.EvaluationEpisodes(env, actor)"
+            )
+        self.log_dict(metrics, batch_size=1, sync_dist=True)
+
+    def test_step(self, evaluation: Any) -> None:
+        self.validation_step(evaluation)
+
+    def on_validation_end(self) -> None:
+        check_early_stopping(self.trainer, EVALUATION_METRICS)
+
+
+def hyperparameters(module: Any) -> dict[str, Any]:
+    """Return the configuration of a module as `{"optimizer.lr": 0.001}`, or else the scalars of its components."""
+    if module.config:
+        return flattened(module.config)
+    found = {name: getattr(module, name, None) for name in OPTIONS}
+    parts = {name: getattr(module, name, None) for name in COMPONENTS} | {"collector": module.trainer.train_dataloader}
+    for name, part in parts.items():
+        found |= {f"{name}.{key}": value for key, value in attributes(part).items()}
+    found |= {f"optimizer.{key}": value for key, value in module.optimizer.defaults.items()}
+    return {key: value for key, value in found.items() if isinstance(value, SCALARS)}
+
+
+def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested dictionaries and lists of dictionaries by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = {str(index): item for index, item in enumerate(value)}  # noqa: PLW2901
+        flat |= flattened(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def attributes(component: Any) -> dict[str, Any]:
+    """Return the public attributes of a component and its buffers of one element as numbers."""
+    found = {name: value for name, value in getattr(component, "__dict__", {}).items() if name != "training"}
+    if isinstance(component, nn.Module):
+        buffers = component.named_buffers(recurse=False)
+        # A float32 has 7 digits: 0.2, not 0.20000000298023224.
+        found |= {name: float(f"{buffer.item():.7g}") for name, buffer in buffers if buffer.numel() == 1}
+    return {name: value for name, value in found.items() if not name.startswith("_")}
+
+
+def set_step(trainer: Trainer, frames: int) -> None:
+    """Set the x-axis of callbacks such as `LearningRateMonitor` and of `self.log`. Tested with Lightning 2.6."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = frames
+
+
+def check_early_stopping(trainer: Trainer, names: Collection[str]) -> None:
+    """Let every `EarlyStopping` check its metric if it is one of `names`. Tested with Lightning 2.6."""
+    wait_for_metrics(trainer, names)
+    for callback in trainer.early_stopping_callbacks:
+        if callback.monitor in names and not EarlyStopping._should_skip_check(callback, trainer):
+            callback._run_early_stopping_check(trainer)
+
+
+def wait_for_metrics(trainer: Trainer, names: Collection[str]) -> None:
+    """Change when callbacks act that monitor one of `names`. Tested with Lightning 2.6.
+
+    Lightning lets `EarlyStopping` check after epochs or validations. An epoch is the whole training here, so
+    `check_early_stopping` lets it check instead. `ModelCheckpoint` saves as in Lightning, but not before the metric
+    exists, and for a metric of evaluations only after an evaluation.
+    """
+    for callback in (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks):
+        if getattr(callback, "monitor", None) not in names:
+            continue
+        if isinstance(callback, EarlyStopping):
+            vars(callback)["_should_skip_check"] = lambda _: True
+        elif isinstance(callback, ModelCheckpoint):
+            vars(callback)["_should_skip_saving_checkpoint"] = partial(skips_saving, callback)
+            if callback.monitor in EVALUATION_METRICS:
+                callback._save_on_train_epoch_end = False
+
+
+def skips_saving(callback: ModelCheckpoint, trainer: Trainer) -> bool:
+    """Return whether a `ModelCheckpoint` does not save now. Tested with Lightning 2.6."""
+    is_missing = callback.monitor not in trainer.callback_metrics
+    return is_missing or ModelCheckpoint._should_skip_saving_checkpoint(callback, trainer)
