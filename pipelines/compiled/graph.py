@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map_only
 from ...errors import GraphError
 from .graph_passes import lift_casts, lift_constants, run_operations
 from .inductor import CudaGraph, Kernel, compile_graph
+from .torchrl_tracing import torchrl_traceable
 
 
 class TracedFunction:
@@ -120,7 +121,8 @@ class TracedFunction:
             ]
 
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True) as mode, FakeConstants(mode) as constants:
+            mode = FakeTensorMode(allow_non_fake_inputs=True)
+            with torchrl_traceable(), mode, FakeConstants(mode) as constants:
                 return make_fx(flat_function)(*(mode.from_tensor(tensor) for tensor in inputs)), constants
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise GraphError(

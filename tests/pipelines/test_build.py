@@ -327,20 +327,20 @@ class TestEveryChoiceTrains:
         [("constant", 1.0, 1.0), ("linear", 0.5, 0.0), ("cosine", 0.5, 0.0), ("step", 0.25, 0.125)],
     )
     def test_controller(self, controller: str, factor: float, final: float) -> None:
-        """The second update is at half of the training, where the step schedule has halved the value twice."""
+        """After the first of two rollouts half of the training is over: the step schedule has halved the value twice."""
         names = ("lr", "clip_epsilon", "entropy_coeff")
         words = [f"controller@controller.{name}={controller}" for name in names]
         recorded = RecordLearningRates()
         ppo = fit_two_rollouts(small(*words, "objective.entropy_coeff=0.1"), recorded).ppo
-        assert recorded.learning_rates == pytest.approx([0.003, 0.003 * factor])
-        assert float(ppo.objective.clip_epsilon) == pytest.approx(0.2 * final)
-        assert float(ppo.objective.entropy_coeff) == pytest.approx(0.1 * final)
+        assert recorded.learning_rates == pytest.approx([0.003 * factor, 0.003 * final], abs=1e-12)
+        assert float(ppo.objective.clip_epsilon) == pytest.approx(0.2 * final, abs=1e-9)
+        assert float(ppo.objective.entropy_coeff) == pytest.approx(0.1 * final, abs=1e-9)
 
     def test_kl_adaptive_controller_moves_the_learning_rate_after_the_first_rollout(self) -> None:
         recorded = RecordLearningRates()
         words = ["controller@controller.lr=kl_adaptive", "controller.lr.target_kl=1000", "controller.lr.maximum=1.0"]
         fit_two_rollouts(small(*words), recorded)
-        assert recorded.learning_rates == pytest.approx([0.003, 0.0045])
+        assert recorded.learning_rates == pytest.approx([0.0045, 0.00675])
 
     @pytest.mark.parametrize(
         "override",
@@ -577,12 +577,19 @@ class TestTrainer:
             build_trainer(small("+trainer.logger=true"), [])
 
 
-class TestSchedules:
+class TestControllers:
     def test_are_built_for_the_coefficients_that_the_objective_has(self) -> None:
-        assert set(build_controllers(small())) == {"lr", "clip_epsilon", "entropy_coeff"}
-        assert set(build_controllers(small("objective=kl_penalty"))) == {"lr", "entropy_coeff"}
+        words = [f"controller@controller.{name}=linear" for name in ("lr", "clip_epsilon", "entropy_coeff")]
+        assert set(build_controllers(small(*words))) == {"lr", "clip_epsilon", "entropy_coeff"}
+        assert set(build_controllers(small(*words, "objective=kl_penalty"))) == {"lr", "entropy_coeff"}
+
+    def test_a_constant_coefficient_has_no_controller(self) -> None:
+        assert (
+            build_controllers(small(*(f"controller@controller.{name}=constant" for name in ("lr", "clip_epsilon"))))
+            == {}
+        )
 
     def test_take_their_own_options(self) -> None:
         cfg = small("controller@controller.lr=cosine", "controller.lr.final=0.2")
         quarter = 0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2
-        assert build_controllers(cfg)["lr"](0.25) == pytest.approx(quarter)
+        assert build_controllers(cfg)["lr"](0.25, {}, 1.0) == pytest.approx(quarter)
