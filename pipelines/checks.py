@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 from ..errors import ConfigurationError, NumericalError
+
+logger = logging.getLogger("torchppo")
 
 
 def check_options(objective: Any, frames: int, max_norm: float, normalize: str | None, pretraining: int) -> None:
@@ -51,3 +54,9 @@ def require_finite_metrics(metrics: Mapping[str, float], frames: int) -> None:
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise NumericalError(f"{name}={value} after {frames} frames; lower optimizer.lr or scale rewards")
+
+
+def warn_about_zero_gradient(metrics: Mapping[str, float], frames: int) -> None:
+    """Log a warning if the gradient was exactly 0 in every step of a rollout, so that nothing was learned."""
+    if metrics.get("train/grad_norm") == 0.0:
+        logger.warning("torchppo: the gradient was 0 in all steps after %d frames; nothing was learned there", frames)

@@ -18,7 +18,7 @@ from ..modules.intrinsic.reward_model import LossesWithRewardModels, RewardModel
 from ..modules.intrinsic.streams import write_rewards
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from .advantages import RolloutBatch
-from .checks import check_frames_left, check_options, require_finite_metrics
+from .checks import check_frames_left, check_options, require_finite_metrics, warn_about_zero_gradient
 from .distributed import num_ranks, summed
 from .monitoring.module import MonitoredModule
 from .monitoring.statistics import EpisodeStatistics
@@ -220,6 +220,7 @@ class PPO(MonitoredModule):
 
     def _log_metrics(self, metrics: dict[str, float], num_frames: int) -> None:
         require_finite_metrics(metrics, self.frames)
+        warn_about_zero_gradient(metrics, self.frames)
         now = time.perf_counter()
         metrics["time/fps"] = num_frames / (now - self._logged_at)
         self._logged_at = now

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad_and_value
 
 from ...errors import GraphError
 from ..distributed import num_ranks, raise_on_all_ranks, summed
-from ..updates.eager_step import LossWeights, StoppingRule, check_losses, scalars, total_loss
+from ..updates.eager_step import LossWeights, StoppingRule, check_connected, check_losses, scalars, total_loss
 from .flat_adam import FlatAdam
 from .graph import TracedFunction
 
@@ -95,10 +95,17 @@ class GraphStep:
         return values
 
     def _find_names(self, batch: TensorDictBase, indices: Tensor) -> list[str]:
-        """Run the objective once to find its metrics; keep the random state, because entropies may be sampled."""
-        with torch.random.fork_rng([indices.device] if indices.is_cuda else []):
+        """Run the losses once to find their metrics, and to check that their gradient is connected.
+
+        The random state is kept, because entropies may be sampled.
+        """
+        parameters = [param for param in self.losses.parameters() if param.requires_grad]
+        with torch.random.fork_rng([indices.device] if indices.is_cuda else []), torch.enable_grad():
             losses = self.losses(batch[indices])
-        check_losses(losses, self.rule)
+            check_losses(losses, self.rule)
+            total = total_loss(losses, self.ppo.loss_weights)
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        check_connected(self.ppo.objective, dict(zip(parameters, gradients, strict=True)))
         return [*losses.keys(), "grad_norm"]
 
     def _step_in_two_graphs(self, tensors: dict[Any, Tensor], indices: Tensor) -> Tensor | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Mapping
 from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from ...errors import ConfigurationError
 from ..distributed import num_ranks, summed
+from .param_groups import parameters_by_part
+
+logger = logging.getLogger("torchppo")
 
 
 class LossWeights(nn.Module):
@@ -35,6 +39,7 @@ class LossWeights(nn.Module):
 class StepOwner(Protocol):
     """The members of the LightningModule that a step uses."""
 
+    objective: nn.Module
     max_grad_norm: float
     grad_norm: Tensor
     loss_weights: LossWeights
@@ -80,6 +85,7 @@ class EagerStep:
         self.is_scaled = is_scaled
         self.losses = ppo.losses if losses is None else losses
         self._last_norm = torch.zeros(())
+        self._is_checked = False
 
     def __call__(self, batch: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
         """Take one step.
@@ -99,6 +105,9 @@ class EagerStep:
         optimizer = self.ppo.optimizers()
         optimizer.zero_grad()
         self.ppo.manual_backward(total_loss(losses, self.ppo.loss_weights))
+        if not self._is_checked:
+            self._is_checked = True
+            check_connected(self.ppo.objective, {param: param.grad for param in self.ppo.losses.parameters()})
         for group in self.ppo.optimizer.param_groups:
             if not group.get("trainable", True):
                 for param in group["params"]:
@@ -143,4 +152,31 @@ def check_losses(losses: TensorDictBase, rule: StoppingRule | None) -> None:
     if rule is not None and rule.metric not in losses.keys():  # noqa: SIM118
         raise ConfigurationError(
             f"update.target_kl needs an objective that returns {rule.metric}; set update.target_kl=null"
+        )
+
+
+def check_connected(objective: nn.Module, gradients: Mapping[nn.Parameter, Tensor | None]) -> None:
+    """Check that the losses depend on the parameters, and warn about those that they do not depend on.
+
+    Args:
+        objective: the objective.
+        gradients: the gradient of every parameter; `None` where the losses do not depend on it.
+
+    Raises:
+        ConfigurationError: if the losses depend on no parameter of the policy.
+
+    """
+    parts = parameters_by_part(objective)
+    policy = [param for part in ("policy", "shared") for param in parts.get(part, []) if param.requires_grad]
+    if policy and all(gradients.get(param) is None for param in policy):
+        raise ConfigurationError(
+            f"objective={type(objective).__name__} has no gradient with respect to the policy, which would not learn; "
+            "compute its losses from actor_network, without detach() or no_grad()"
+        )
+    parameters = {name: param for name, param in objective.named_parameters() if param.requires_grad}
+    unconnected = [name for name, param in parameters.items() if gradients.get(param) is None]
+    if unconnected:
+        logger.warning(
+            "torchppo: the losses do not depend on %d of %d parameters, such as %s, which will not learn",
+            *(len(unconnected), len(parameters), unconnected[0]),
         )

@@ -327,14 +327,14 @@ class TestEveryChoiceTrains:
         [("constant", 1.0, 1.0), ("linear", 0.5, 0.0), ("cosine", 0.5, 0.0), ("step", 0.25, 0.125)],
     )
     def test_controller(self, controller: str, factor: float, final: float) -> None:
-        """After the first of two rollouts half of the training is over: the step schedule has halved the value twice."""
+        """After the first of two rollouts, the step schedule has halved the value twice."""
         names = ("lr", "clip_epsilon", "entropy_coeff")
         words = [f"controller@controller.{name}={controller}" for name in names]
         recorded = RecordLearningRates()
         ppo = fit_two_rollouts(small(*words, "objective.entropy_coeff=0.1"), recorded).ppo
         assert recorded.learning_rates == pytest.approx([0.003 * factor, 0.003 * final], abs=1e-12)
-        assert float(ppo.objective.clip_epsilon) == pytest.approx(0.2 * final, abs=1e-9)
-        assert float(ppo.objective.entropy_coeff) == pytest.approx(0.1 * final, abs=1e-9)
+        assert float(ppo.objective.clip_epsilon) == pytest.approx(0.2 * final, abs=1e-7)
+        assert float(ppo.objective.entropy_coeff) == pytest.approx(0.1 * final, abs=1e-7)
 
     def test_kl_adaptive_controller_moves_the_learning_rate_after_the_first_rollout(self) -> None:
         recorded = RecordLearningRates()

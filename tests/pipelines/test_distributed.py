@@ -42,8 +42,8 @@ def test_equal_values_are_normalized_to_zero(value: float, count: int) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("eager", "0", "none"), ("compiled", "0.02", "none"), ("eager", "0", "gru")],
-    ids=["eager", "compiled", "recurrent"],
+    [("eager", "0", "none"), ("compiled", "0.02", "none"), ("eager", "0", "gru"), ("eager", "0", "count")],
+    ids=["eager", "compiled", "recurrent", "reward model and KL-adaptive learning rate"],
 )
 def test_two_ranks_have_equal_weights_and_statistics_after_every_step(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(
@@ -59,10 +59,14 @@ def test_two_ranks_have_equal_weights_and_statistics_after_every_step(arguments:
     assert report["largest_difference"] == 0.0
     assert report["same_data"] is False
     assert report["same_statistics"]
-    assert report["same_beta"]
+    assert report["same_coefficients"]
     assert report["same_episodes"]
     assert report["same_evaluation"]
-    assert 1 <= report["evaluation"]["eval/mean_reward"] <= 15
+    if arguments[-1] == "count":
+        assert report["visits"] == 256
+        assert report["lr"] > 3e-3
+    else:
+        assert 1 <= report["evaluation"]["eval/mean_reward"] <= 15
     assert report["episodes"] == report["all_own_episodes"] > report["own_episodes"], (
         "episodes are counted over all ranks"
     )

@@ -13,8 +13,10 @@ from torchrl.objectives.value import GAE
 
 from torchppo.envs import make_env
 from torchppo.modules.actor_critic import make_actor_critic
+from torchppo.modules.controllers import KLAdaptive
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU
+from torchppo.modules.intrinsic.count import CountBonus
 from torchppo.modules.normalizers import ObservationNormalizer
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
 from torchppo.pipelines.build import seed_for_rank
@@ -56,8 +58,13 @@ class Comparing(PPO):
             if isinstance(module, ObservationNormalizer):
                 mine, other = from_both_ranks(module.moments.mean)
                 report["same_statistics"] &= bool(torch.equal(mine, other))
-        mine, other = from_both_ranks(self.objective.beta)
-        report["same_beta"] &= bool(torch.equal(mine, other))
+        mine, other = from_both_ranks(torch.tensor([self.objective.beta, self.optimizer.param_groups[0]["lr"]]))
+        report["same_coefficients"] &= bool(torch.equal(mine, other))
+        report["lr"] = self.optimizer.param_groups[0]["lr"]
+        for model in self.reward_models.values():
+            mine, other = from_both_ranks(model.counts)
+            report["same_statistics"] &= bool(torch.equal(mine, other))
+            report["visits"] = int(model.counts.sum())
 
 
 report: dict[str, Any] = {
@@ -66,14 +73,16 @@ report: dict[str, Any] = {
     "largest_difference": 0.0,
     "same_data": False,
     "same_statistics": True,
-    "same_beta": True,
+    "same_coefficients": True,
     "same_episodes": True,
 }
 torch.set_num_threads(1)
 quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", log_every_n_steps=1, **quiet)
 seed_everything(seed_for_rank(0, trainer.global_rank), verbose=False)
-env = make_env("CartPole-v1", 2)
+has_bonus = sys.argv[3] == "count"
+env_id = "FrozenLake-v1" if has_bonus else "CartPole-v1"
+env = make_env(env_id, 2)
 env.set_seed(seed_for_rank(0, trainer.global_rank))
 actor, critic = make_actor_critic(
     env.observation_spec,
@@ -86,9 +95,13 @@ update = MinibatchUpdate(epochs=2, minibatch_size=16, sequence_length=8, target_
 adam = partial(torch.optim.Adam, lr=3e-3)
 estimator = GAE(gamma=0.99, lmbda=0.95, value_network=None)
 objective = KLPENPPOLoss(actor, critic)
-ppo = Comparing(objective, estimator, update, adam, total_frames=256, compile=sys.argv[1] == "compiled")
+options: dict[str, Any] = {"compile": sys.argv[1] == "compiled"}
+if has_bonus:
+    bonus = CountBonus(env.observation_spec, body=partial(mlp, num_cells=[16]))
+    options |= {"controllers": {"lr": KLAdaptive(target_kl=1.0)}, "reward_models": [bonus]}
+ppo = Comparing(objective, estimator, update, adam, total_frames=256, **options)
 trainer.fit(ppo, train_dataloaders=Collector(env, actor, frames_per_env=32, total_frames=256))
-episodes = EvaluationEpisodes(make_env("CartPole-v1", 2, max_episode_steps=15), actor, 2)
+episodes = EvaluationEpisodes(make_env(env_id, 2, max_episode_steps=15), actor, 2)
 (evaluation,) = trainer.validate(ppo, dataloaders=episodes, verbose=False)
 mine, other = from_both_ranks(torch.tensor([*evaluation.values(), *map(float, trainer.callback_metrics.values())]))
 report["evaluation"] = evaluation
