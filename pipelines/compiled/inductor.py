@@ -29,7 +29,22 @@ OPTIONS: dict[str, Any] = {
 
 
 def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Sequence[Tensor]]:
-    """Compile a graph; return its kernel and the outputs for `inputs`.
+    """Compile a graph; return its kernel and the outputs for `inputs`."""
+    from torch._inductor.exc import CppCompileError, InductorError
+
+    try:
+        return compile_with(OPTIONS, graph, inputs)
+    except InductorError as error:
+        if not isinstance(error.inner_exception, CppCompileError):
+            raise
+        # PyTorch 2.13 vectorizes some loops into invalid C++, such as the gradient of TorchRL's ClipPPOLoss.
+        return compile_with(OPTIONS | {"cpp.simdlen": 1}, graph, inputs)
+
+
+def compile_with(
+    options: dict[str, Any], graph: GraphModule, inputs: list[Tensor]
+) -> tuple[Kernel, Sequence[Tensor]]:
+    """Compile a graph with options of Inductor.
 
     The kernel is extracted from the first call, because Inductor's wrappers cost more time than a small network.
     """
@@ -53,7 +68,7 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Seq
         return recorded
 
     on_cuda = any(tensor.is_cuda for tensor in inputs)
-    patches = OPTIONS | {"cpp_wrapper": not on_cuda}  # on a CPU, kernels call each other in C++
+    patches = options | {"cpp_wrapper": not on_cuda}  # on a CPU, kernels call each other in C++
     table = CacheableDecompositions({**select_decomp_table(), **DECOMPOSITIONS})
     context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))  # without it the cache on disk is not used
     # The graph contains its casts. Ctrl-C must not reach the C++ compilers, which would make compilation fail.

@@ -80,7 +80,7 @@ def test_loss_of_a_model_is_the_squared_error_of_its_critic() -> None:
     model = CountBonus(spec, body=partial(mlp, num_cells=(4,)))
     rows = TensorDict({"observation": torch.arange(4), "value_target_count": torch.arange(4.0).unsqueeze(1)}, 4)
     objective = torch.nn.Identity()
-    objective.forward = lambda rows: TensorDict({"loss_objective": torch.zeros(())})  # type: ignore[method-assign]
+    objective.forward = lambda _: TensorDict({"loss_objective": torch.zeros(())})  # type: ignore[method-assign]
     losses = LossesWithRewardModels(objective, [model])(rows)
     error = model.critic(rows.copy())["state_value_count"].detach().numpy() - np.arange(4.0)[:, None]
     assert losses["loss_count"].item() == pytest.approx((error**2).mean(), rel=1e-5)
