@@ -13,6 +13,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.objectives.value import ValueEstimatorBase
 
+from ..errors import ConfigurationError
 from ..modules.features.extractor import memory_keys, recurrent_state_shapes
 from .distributed import gathered, normalized
 
@@ -164,6 +165,25 @@ class RolloutBatch:
         return rows
 
 
+WRITTEN_BY: dict[NestedKey, str] = {
+    "is_init": "InitTracker",
+    ("next", "episode_reward"): "RewardSum",
+    ("next", "step_count"): "StepCounter",
+}
+"""Transforms of TorchRL that write the entries which another collector may lack."""
+
+
+def require_entries(rollout: TensorDictBase, *keys: NestedKey) -> TensorDictBase:
+    """Return the rollout if it has the entries, else raise a ConfigurationError that names their transform."""
+    for key in keys:
+        if key not in rollout.keys(include_nested=True):
+            name = key if isinstance(key, str) else key[-1]
+            raise ConfigurationError(
+                f"the rollout has no {name}; add the transform torchrl.envs.{WRITTEN_BY[key]} to the environment"
+            )
+    return rollout
+
+
 class EpisodeStatistics:
     """Returns and lengths of the last 100 training episodes of all ranks.
 
@@ -179,6 +199,7 @@ class EpisodeStatistics:
 
     def update(self, rollout: TensorDictBase) -> None:
         """Add the episodes that ended in a rollout `[num_envs, time]`, in the order of time."""
+        require_entries(rollout, ("next", "episode_reward"), ("next", "step_count"))
         data = rollout["next"].select("done", "episode_reward", "step_count").transpose(0, 1)
         done = data["done"]
         columns = (done.nonzero()[:, 0], data["episode_reward"][done], data["step_count"][done])

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import EnvBase
 
 from ..errors import CheckpointError
-from .build import build_evaluation_env, build_ppo
+from .build import build_ppo
+from .components.instantiate import build_evaluation_env
 from .ppo import PPO
 
 

@@ -20,7 +20,7 @@ from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from ..modules.objectives.kl_penalty import Adaptive
 from ..modules.schedules import Schedule, Schedules
 from . import param_groups
-from .advantages import EpisodeStatistics, RolloutBatch
+from .advantages import EpisodeStatistics, RolloutBatch, require_entries
 from .distributed import num_ranks, summed
 from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates.eager_step import clip_gradients
@@ -149,7 +149,7 @@ class PPO(LightningModule):
         start = time.perf_counter()
         self._schedules.apply(min(self.frames / self.total_frames, 1.0), self.objective, self.optimizer)
         if self.reward_normalizer is not None:
-            reward = rollout["next", "reward"]
+            reward = require_entries(rollout, "is_init")["next", "reward"]
             self.reward_normalizer.update(reward, rollout["is_init"], summed)
             rollout["next", "reward"] = self.reward_normalizer(reward)
         batch = self.make_batch(rollout)
