@@ -4,7 +4,7 @@ import gymnasium
 
 from .make import make_env, make_gymnasium_env
 from .spaces.specs import ALL_ENVS, StepArrays, leaf_arrays
-from .torchrl import EPISODE_KEYS, batched
+from .torchrl import EPISODE_KEYS, batched, check_transforms
 from .vector.atari import SplitAtariVectorEnv
 from .vector.serial import SerialVectorEnv
 from .vector.subprocess import SubprocessVectorEnv
@@ -19,6 +19,7 @@ __all__ = [
     "SubprocessVectorEnv",
     "VectorEnv",
     "batched",
+    "check_transforms",
     "leaf_arrays",
     "make_env",
     "make_gymnasium_env",

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import torch
-from torchrl.envs import Compose, DoubleToFloat, EnvBase, RewardSum, SerialEnv, StepCounter, Transform, TransformedEnv
+from torchrl.envs import (
+    Compose,
+    DoubleToFloat,
+    EnvBase,
+    ObservationNorm,
+    RewardSum,
+    SerialEnv,
+    StepCounter,
+    Transform,
+    TransformedEnv,
+)
 
+from ..errors import ConfigurationError
 from .vector_env import VectorEnv
 
 EPISODE_KEYS = ("episode_reward", "step_count")
@@ -23,7 +34,11 @@ def batched(env: EnvBase) -> EnvBase:
     Returns:
         An environment with batch size `[num_envs]` that writes `episode_reward` and `step_count`.
 
+    Raises:
+        ConfigurationError: if an `ObservationNorm` of the environment has no statistics.
+
     """
+    check_transforms(env)
     if isinstance(env, VectorEnv):
         return env
     if not env.batch_size:
@@ -37,3 +52,15 @@ def batched(env: EnvBase) -> EnvBase:
     if any(spec.dtype == torch.float64 for spec in specs):
         transforms.append(DoubleToFloat())
     return TransformedEnv(env, Compose(*transforms), auto_unwrap=True) if transforms else env
+
+
+def check_transforms(env: EnvBase) -> None:
+    """Raise a ConfigurationError if an `ObservationNorm` of an environment has no statistics."""
+    while isinstance(env, TransformedEnv):
+        for module in env.transform.modules():
+            if isinstance(module, ObservationNorm) and not module.initialized:
+                raise ConfigurationError(
+                    "ObservationNorm has no loc and scale; set them, call its init_stats from Python, or use "
+                    "policy.normalize_observation=true"
+                )
+        env = env.base_env

@@ -1,34 +1,32 @@
-"""Builds objects from a configuration. No other file calls Hydra's `instantiate`."""
+"""Connects the components of a configuration."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
-import numpy as np
-from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
-from torchrl.envs import Compose, EnvBase, TransformedEnv, VecNorm, VecNormV2
+from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
+from torchrl.objectives.value import TD1Estimator, VTrace
 
-from ..envs import VectorEnv, batched
-from ..envs.failures import environment_failure
-from ..errors import ConfigurationError, EnvironmentFailure
+from ..errors import ConfigurationError
 from ..modules.controllers import Controller
 from ..modules.features.extractor import memory_keys
 from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
 from ..modules.objectives.ppo_loss import PPOLoss
+from .collectors.collector import length_of_rollout
+from .components.instantiate import build_env, call, call_with_accepted, parameter_names, seed_for_rank
+from .components.torchrl_collectors import build_torchrl_collector, num_envs_of_workers
 from .ppo import PPO
 from .step_factory import Compile, check_compile
 
@@ -37,19 +35,26 @@ REPLACED_TRAINER_OPTIONS = {
     "fast_dev_run": "total_frames=2048 makes a short run",
 }
 """Options of Lightning's Trainer that do not work with this command, and what to use instead."""
-logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # `call` reports its errors in one line
-HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
+NOT_OF_EVERY_ESTIMATOR = ("lmbda", "vectorized", "value_network")
+"""Keys of `estimator=gae` that stay in the configuration if only `estimator._target_` is changed."""
 EVALUATION_RANK = 1_000_000
 """The rank from which seeds of evaluations and videos are derived. No training process has it."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """The components of a training run. The caller must close the environment."""
+    """The components of a training run. The caller must close it."""
 
     env: EnvBase
     ppo: PPO
     collector: Iterable[TensorDictBase]
+
+    def close(self) -> None:
+        """End the worker processes of the collector and the environment."""
+        if shutdown := getattr(self.collector, "shutdown", None):
+            shutdown()
+        if not self.env.is_closed:
+            self.env.close()
 
 
 def build_training(cfg: DictConfig, rank: int) -> Training:
@@ -59,18 +64,29 @@ def build_training(cfg: DictConfig, rank: int) -> Training:
         TorchPPOError: if a setting cannot work; the message names the key, the value and what to do.
 
     """
-    if "frames_per_env" not in cfg.collector:
-        raise ConfigurationError("collector.frames_per_env is missing; set it to the length of a rollout")
     env = build_env(cfg, seed=seed_for_rank(cfg.seed, rank))
     try:
         ppo = build_ppo(cfg, env)
-        collector = call(cfg.collector, env=env, policy=ppo.actor, total_frames=cfg.total_frames, compile=cfg.compile)
-        is_recurrent = bool(memory_keys(ppo.actor))
-        ppo.update.check(env.batch_size.numel(), cfg.collector.frames_per_env, in_sequences=is_recurrent)
+        collector = build_collector(cfg, env, ppo, rank)
     except Exception:
         env.close()  # ends its worker processes
         raise
     return Training(env, ppo, collector)
+
+
+def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Iterable[TensorDictBase]:
+    """Build a collector. A target with the parameter `create_env_fn` has the interface of TorchRL's collectors."""
+    node = cfg.collector
+    is_torchrl = "create_env_fn" in parameter_names(node)
+    num_envs = num_envs_of_workers(cfg, env) if is_torchrl else int(env.batch_size.numel())
+    num_steps = length_of_rollout(node.get("frames_per_env"), node.get("frames_per_batch"), num_envs)
+    ppo.update.check(num_envs, num_steps, in_sequences=bool(memory_keys(ppo.actor)))
+    if is_torchrl:
+        return build_torchrl_collector(cfg, env, ppo.actor, rank, num_envs * num_steps)
+    collector: Iterable[TensorDictBase] = call_with_accepted(
+        node, env=env, policy=ppo.actor, total_frames=cfg.total_frames, compile=cfg.compile
+    )
+    return collector
 
 
 def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
@@ -86,8 +102,10 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     return call(
         cfg.ppo,
         objective=objective,
-        estimator=build_estimator(cfg.estimator),
-        critic_estimator=None if cfg.critic.lmbda is None else build_estimator(cfg.estimator, lmbda=cfg.critic.lmbda),
+        estimator=build_estimator(cfg.estimator, actor, critic),
+        critic_estimator=None
+        if cfg.critic.lmbda is None
+        else build_estimator(cfg.estimator, actor, critic, critic_lmbda=cfg.critic.lmbda),
         update=call(cfg["update"]),
         optimizer=call(cfg.optimizer),
         controllers=build_controllers(cfg),
@@ -98,15 +116,48 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     )
 
 
-def build_estimator(node: DictConfig, **changes: float) -> Any:
-    """Build an estimator with some of its keys changed, after checking gamma and lambda."""
-    discounts = {key: changes.get(key, node.get(key, 1.0)) for key in ("gamma", "lmbda")}
+def build_estimator(node: DictConfig, actor: Any, critic: Any, *, critic_lmbda: float | None = None) -> Any:
+    """Build an estimator.
+
+    It receives `actor_network` and `critic_network` if it has these parameters, and `value_network` as in `node`:
+    null, because the rollout already has the values.
+
+    Args:
+        node: its configuration.
+        actor: the policy.
+        critic: the value function.
+        critic_lmbda: replaces `lmbda`, for the targets of the critic.
+
+    Raises:
+        ConfigurationError: if gamma or lambda is out of range, or the estimator has no `critic_lmbda` or is defective.
+
+    """
+    names = parameter_names(node)
+    target = get_object(node._target_)
+    if target is VTrace:
+        raise ConfigurationError(
+            f"estimator._target_={node._target_} of TorchRL 0.14 weights with the probability of a new action instead "
+            "of the action taken; use estimator=vtrace"
+        )
+    if critic_lmbda is not None and "lmbda" not in names:
+        raise ConfigurationError(
+            f"critic.lmbda={critic_lmbda} needs an estimator with lambda, unlike {node._target_}; use estimator=gae or "
+            "td_lambda, or critic.lmbda=null"
+        )
+    arguments = {} if critic_lmbda is None else {"lmbda": critic_lmbda}
+    discounts = {key: arguments.get(key, node.get(key, 1.0)) for key in ("gamma", "lmbda")}
     for key, value in discounts.items():
         if not 0.0 <= value <= 1.0:
-            raise ConfigurationError(f"{'critic' if key in changes else 'estimator'}.{key}={value} must be in [0, 1]")
-    if math.prod(discounts.values()) <= 1e-7 and "vectorized" in node:
-        changes["vectorized"] = False  # TorchRL's vectorized GAE fails if gamma * lambda is 0
-    return call(node, **changes)
+            group = "critic" if key in arguments else "estimator"
+            raise ConfigurationError(f"{group}.{key}={value} must be between 0 and 1")
+    if math.prod(discounts.values()) <= 1e-7:
+        arguments["vectorized"] = False  # TorchRL's vectorized estimators fail if gamma * lambda is 0
+        if target is TD1Estimator:
+            raise ConfigurationError("estimator.gamma=0 does not work with TorchRL's TD1Estimator; use estimator=td0")
+    keys = [str(key) for key in node if key in names or key not in NOT_OF_EVERY_ESTIMATOR]
+    offered = {"value_network": None, "actor_network": actor, "critic_network": critic, **arguments}
+    offered = {key: value for key, value in offered.items() if key not in node or key in arguments}
+    return call_with_accepted(OmegaConf.masked_copy(node, keys), **offered)
 
 
 def build_controllers(cfg: DictConfig) -> dict[str, Controller]:
@@ -116,45 +167,6 @@ def build_controllers(cfg: DictConfig) -> dict[str, Controller]:
         for name, node in cfg.controller.items()
         if node and (name == "lr" or name in cfg.objective)
     }
-
-
-def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
-    """Build the batched environment with its transforms; `changes` replace keys that `cfg.env` has."""
-    transforms = [call(transform) for transform in cfg.transforms]
-    for place, transform in enumerate(transforms):
-        if isinstance(transform, VecNorm | VecNormV2):
-            raise ConfigurationError(
-                f"transforms[{place}]={type(transform).__name__} keeps statistics that evaluations and checkpoints "
-                "would lack; use policy.normalize_observation=true or reward=normalized"
-            )
-    env = make_environment(cfg.env, {key: value for key, value in changes.items() if key in cfg.env})
-    if not isinstance(env, VectorEnv):
-        env = batched(env)
-    if transforms:
-        env = TransformedEnv(env, Compose(*transforms), auto_unwrap=True)
-    env.set_seed(seed)
-    return env
-
-
-def make_environment(node: DictConfig, changes: dict[str, Any]) -> EnvBase:
-    """Make the environment of a configuration with some of its keys changed.
-
-    Raises:
-        EnvironmentFailure: if its code raises an error, or if it is not a TorchRL environment.
-
-    """
-    try:
-        env = call(node, **changes)
-    except Exception as error:  # noqa: BLE001 - an environment may raise anything
-        raise environment_failure(f"{node._target_} failed", error) from None
-    if not isinstance(env, EnvBase):
-        raise EnvironmentFailure(f"{node._target_} returned {type(env).__name__}, not an EnvBase; fix env._target_")
-    return env
-
-
-def build_evaluation_env(cfg: DictConfig, *, seed: int, num_envs: int, **changes: Any) -> EnvBase:
-    """Build the training environment for an evaluation, without worker processes."""
-    return build_env(cfg, seed=seed, num_envs=num_envs, num_workers=0, **changes)
 
 
 def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
@@ -188,13 +200,6 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
     return trainer
 
 
-def seed_for_rank(seed: int, rank: int) -> int:
-    """Return a seed that no other rank of this or another run uses."""
-    if seed < 0:
-        raise ConfigurationError(f"seed={seed} must not be negative")
-    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
-
-
 def env_name(cfg: DictConfig) -> str:
     return str(cfg.env.get("id", cfg.env._target_))
 
@@ -202,56 +207,3 @@ def env_name(cfg: DictConfig) -> str:
 def evaluation_compile(cfg: DictConfig) -> Compile:
     """Return the `compile` mode of evaluations: the policy step is traced if training compiles it."""
     return "trace" if cfg.compile is True else check_compile(cfg.compile)
-
-
-def call(node: DictConfig, **arguments: Any) -> Any:
-    """Instantiate a node with further arguments.
-
-    Raises:
-        TorchPPOError: if the target raises one, does not exist, or does not accept the keys.
-
-    """
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        raise ConfigurationError(f"{node!r} has no _target_; choose a component with group=choice")
-    check_targets(node, arguments)
-    try:
-        # Hydra would copy objects passed to `instantiate` into a configuration; a partial takes them as they are.
-        component = instantiate(node, _convert_="all", **({"_partial_": True} if arguments else {}))
-        return component(**arguments) if arguments else component
-    except InstantiationException as error:
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        is_wrong_key = isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause)
-        for package in ("wandb", "mlflow"):
-            if isinstance(cause, ModuleNotFoundError) and package in node._target_.lower():
-                raise ConfigurationError(f"{node._target_} needs pip install 'torchppo[{package}]'") from error
-        if cause is error or isinstance(cause, ImportError) or is_wrong_key:
-            raise ConfigurationError(f"{node._target_}: {error}; fix its keys") from error
-        raise cause from None
-
-
-def check_targets(node: Any, arguments: dict[str, Any]) -> None:
-    """Raise a ConfigurationError if a `_target_` does not exist, or does not accept its keys and `arguments`."""
-    if isinstance(node, ListConfig):
-        for child in node:
-            check_targets(child, {})
-    if not isinstance(node, DictConfig):
-        return
-    keys = [key for key in node if key not in HYDRA_KEYS]
-    for key in keys if node.get("_recursive_", True) else ():
-        check_targets(node[key], {})
-    if "_target_" not in node:
-        return
-    try:
-        target = get_object(node._target_)
-        parameters = signature(target)
-    except ImportError as error:
-        raise ConfigurationError(f"_target_={node._target_} cannot be imported; fix it ({error})") from error
-    except (TypeError, ValueError):  # it has no signature
-        return
-    try:
-        bind = parameters.bind_partial if node.get("_partial_", False) and not arguments else parameters.bind
-        bind(*node.get("_args_", []), **{**dict.fromkeys(map(str, keys)), **arguments})
-    except TypeError as error:
-        raise ConfigurationError(f"{node._target_}: {error}; fix its keys") from error

@@ -17,7 +17,8 @@ from torch import nn
 from torchrl.envs import EnvBase
 
 from ..errors import CheckpointError
-from .build import build_evaluation_env, build_ppo
+from .build import build_ppo
+from .components.instantiate import build_evaluation_env
 from .ppo import PPO
 
 CODE_HINT = "use the version of the code that wrote it"

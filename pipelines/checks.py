@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from tensordict import NestedKey, TensorDictBase
 from torch import nn
 
 from ..errors import ConfigurationError, NumericalError
@@ -60,3 +61,22 @@ def warn_about_zero_gradient(metrics: Mapping[str, float], frames: int) -> None:
     """Log a warning if the gradient was exactly 0 in every step of a rollout, so that nothing was learned."""
     if metrics.get("train/grad_norm") == 0.0:
         logger.warning("torchppo: the gradient was 0 in all steps after %d frames; nothing was learned there", frames)
+
+
+WRITTEN_BY: dict[NestedKey, str] = {
+    "is_init": "InitTracker",
+    ("next", "episode_reward"): "RewardSum",
+    ("next", "step_count"): "StepCounter",
+}
+"""Transforms of TorchRL that write the entries which another collector may lack."""
+
+
+def require_entries(rollout: TensorDictBase, *keys: NestedKey) -> TensorDictBase:
+    """Return the rollout if it has the entries, else raise a ConfigurationError that names their transform."""
+    for key in keys:
+        if key not in rollout.keys(include_nested=True):
+            name = key if isinstance(key, str) else key[-1]
+            raise ConfigurationError(
+                f"the rollout has no {name}; add the transform torchrl.envs.{WRITTEN_BY[key]} to the environment"
+            )
+    return rollout

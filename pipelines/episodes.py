@@ -16,9 +16,9 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from ..envs import VectorEnv
 from ..errors import ConfigurationError, EnvironmentFailure
-from .collectors.collector import VectorRollouts
 from .collectors.rollout_buffer import require_finite
 from .collectors.torchrl import TensorDictStep, steps
+from .collectors.vector import VectorRollouts
 from .distributed import on_rank_zero
 from .step_factory import EVALUATION_STEPS, Compile
 

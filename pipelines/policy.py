@@ -19,9 +19,9 @@ from ..envs import VectorEnv
 from ..envs.spaces.conversion import SpaceConverter
 from ..errors import CheckpointError, ConfigurationError
 from ..modules.features.extractor import recurrent_state_shapes
-from .build import build_env
 from .checkpoint import load_actor, restore
-from .collectors.collector import as_array, is_action
+from .collectors.vector import as_array, is_action
+from .components.instantiate import build_env
 from .step_factory import device_of
 
 GymnasiumEnv = VectorEnv | gymnasium.Env[Any, Any] | GymnasiumVectorEnv[Any, Any, Any]

@@ -18,7 +18,7 @@ from ..modules.intrinsic.reward_model import LossesWithRewardModels, RewardModel
 from ..modules.intrinsic.streams import write_rewards
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from .advantages import RolloutBatch
-from .checks import check_frames_left, check_options, require_finite_metrics, warn_about_zero_gradient
+from .checks import check_frames_left, check_options, require_entries, require_finite_metrics, warn_about_zero_gradient
 from .distributed import num_ranks, summed
 from .monitoring.module import MonitoredModule
 from .monitoring.statistics import EpisodeStatistics
@@ -158,7 +158,7 @@ class PPO(MonitoredModule):
         start = time.perf_counter()
         metrics = write_rewards(rollout, self._models, summed)
         if self.reward_normalizer is not None:
-            reward = rollout["next", "reward"]
+            reward = require_entries(rollout, "is_init")["next", "reward"]
             self.reward_normalizer.update(reward, rollout["is_init"], summed)
             rollout["next", "reward"] = self.reward_normalizer(reward)
         batch = self.make_batch(rollout)

@@ -18,20 +18,12 @@ from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
 from ..errors import ConfigurationError, RunLockedError
-from .build import (
-    EVALUATION_RANK,
-    Training,
-    build_evaluation_env,
-    build_trainer,
-    build_training,
-    env_name,
-    evaluation_compile,
-    seed_for_rank,
-)
+from .build import EVALUATION_RANK, Training, build_trainer, build_training, env_name, evaluation_compile
 from .callbacks.evaluation import EvaluateAndSave
 from .callbacks.progress import ProgressBar, Stopwatch
 from .callbacks.stop_on_signal import StopOnSignal
 from .collectors.collector import seconds_of
+from .components.instantiate import build_evaluation_env, seed_for_rank
 from .episodes import Evaluation, evaluate, num_envs_for
 from .run_files.summary import Summary, make_summary, plot_learning_curve, print_files, print_summary, write_summary
 from .run_files.video import try_to_record_video
@@ -69,7 +61,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
         )
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
     training = build_training(cfg, trainer.global_rank)
-    with closing(training.env), locked(run_dir) if trainer.is_global_zero else nullcontext():
+    with closing(training), locked(run_dir) if trainer.is_global_zero else nullcontext():
         fit(trainer, training)
         if trainer.is_global_zero:
             summary = make_summary(

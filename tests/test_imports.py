@@ -23,7 +23,7 @@ LAYERS = (
     {"distributed", "checks"},
     {"step_factory", "updates", "advantages", "monitoring", "compiled"},
     {"collectors", "ppo"},
-    {"build", "episodes"},
+    {"build", "components", "episodes"},
     {"callbacks", "run_files", "checkpoint"},
     {"train", "evaluate", "policy"},
     {"cli"},
@@ -186,9 +186,9 @@ def test_torchppo_is_imported_relatively() -> None:
     assert [str(one) for one in IMPORTS if one.name.split(".")[0] == "torchppo"] == []
 
 
-def test_only_build_instantiates() -> None:
+def test_only_call_instantiates() -> None:
     imports = [one for one in IMPORTS if one.name.split(".")[-1] == "instantiate"]
-    assert [str(one) for one in imports if one.file != "pipelines/build.py"] == []
+    assert [str(one) for one in imports if one.file != "pipelines/components/instantiate.py"] == []
 
 
 def test_errors_import_only_the_standard_library() -> None:

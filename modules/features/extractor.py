@@ -22,6 +22,8 @@ Body = Callable[[torch.Size], nn.Module]
 """A function from the shape of one observation to a module `[*, *shape] -> [*, features]`."""
 
 ACTION_MASK = "action_mask"
+EPISODE_ENTRIES = ("episode_reward", "step_count", "is_init", "collector")
+"""Entries of an environment that describe the episode. A policy does not read them."""
 
 
 class ObservationEntries(NamedTuple):
@@ -38,28 +40,42 @@ class ObservationEntries(NamedTuple):
 
 
 def split_observation_spec(spec: Composite) -> ObservationEntries:
-    """Separate the entries of `observation`, a tensor or nested, from the action mask.
+    """Separate the observation from the action mask.
+
+    The observation is the entry `observation`, a tensor or nested, if there is one. Otherwise it is all entries, such
+    as `pixels`, except those that only describe the episode (`EPISODE_ENTRIES`) and recurrent states. The mask is an
+    entry `action_mask` in the observation or next to it.
 
     Raises:
-        ConfigurationError: If there is no entry `observation`, or more than one action mask.
+        ConfigurationError: If there is no observation, or more than one action mask.
 
     """
-    if "observation" not in spec.keys():  # noqa: SIM118 - Composite does not implement `in`
+    # `keys()`, because Composite does not implement `in`.
+    is_named = "observation" in spec.keys()  # noqa: SIM118
+    leaves = [(key,) if isinstance(key, str) else key for key in spec.keys(include_nested=True, leaves_only=True)]
+    observed = [
+        path
+        for path in leaves
+        if path[-1] != ACTION_MASK and (path[0] == "observation" if is_named else not is_bookkeeping(path[0]))
+    ]
+    if not observed:
         raise ConfigurationError(
-            f"the environment has no entry 'observation', only {', '.join(map(str, spec.keys()))}; "
-            "create one with transforms=[...] (torchrl.envs.CatTensors)"
+            f"the environment has no observation, only {', '.join(map(str, spec.keys()))}; create an entry "
+            "'observation' with transforms=[...] (torchrl.envs.CatTensors)"
         )
-    observation = spec["observation"]
-    if not isinstance(observation, Composite):
-        return ObservationEntries({"observation": observation}, None)
-    keys = [("observation", *((key,) if isinstance(key, str) else key)) for key in observation.keys(True, True)]
-    masks = [key for key in keys if key[-1] == ACTION_MASK]
+    masks = [path for path in leaves if path[-1] == ACTION_MASK and path[0] in (ACTION_MASK, "observation")]
     if len(masks) > 1:
         raise ConfigurationError(
             f"the observation has several masks, {' and '.join(map(entry_name, masks))}; use one {ACTION_MASK} that "
             "concatenates the choices of all parts of the action"
         )
-    return ObservationEntries({key: spec[key] for key in keys if key not in masks}, masks[0] if masks else None)
+    keys = [path[0] if len(path) == 1 else path for path in (*observed, *masks)]
+    return ObservationEntries({key: spec[key] for key in keys[: len(observed)]}, keys[-1] if masks else None)
+
+
+def is_bookkeeping(name: str) -> bool:
+    """Return whether an entry beside the observations describes the episode or is a recurrent state of TorchRL."""
+    return name in EPISODE_ENTRIES or name.startswith(("_", "recurrent_state"))
 
 
 def make_normalizers(specs: Mapping[NestedKey, TensorSpec], num_batch: int) -> dict[NestedKey, ObservationNormalizer]:
@@ -73,7 +89,8 @@ def make_normalizers(specs: Mapping[NestedKey, TensorSpec], num_batch: int) -> d
 
 def entry_name(key: NestedKey) -> str:
     """Return the name of an entry in the configuration: `left/image` for `("observation", "left", "image")`."""
-    return key if isinstance(key, str) else "/".join(key[1:])
+    path = (key,) if isinstance(key, str) else key
+    return "/".join(path[1:] if path[0] == "observation" and len(path) > 1 else path)
 
 
 class FeatureExtractor(NamedTuple):
@@ -130,7 +147,7 @@ class FeatureExtractorBuilder:
         network = self.body(shape)
         with torch.no_grad():
             num_features = network(torch.zeros(1, *shape)).shape[-1]
-        modules.append(TensorDictModule(network, modules[-1].out_keys if modules else ["observation"], [key]))
+        modules.append(TensorDictModule(network, modules[-1].out_keys if modules else list(self.specs), [key]))
         if self.memory is None:
             return FeatureExtractor(modules, key, num_features)
         memory = MemoryModule(self.memory(num_features), f"{name}_memory")
@@ -141,12 +158,13 @@ class FeatureExtractorBuilder:
         """Make the normalizers and encoders before the body, and return them with the shape of the body's input."""
         specs = list(self.specs.values())
         shape = specs[0].shape[self.num_batch :]
-        is_box = list(self.specs) == ["observation"] and isinstance(specs[0], Bounded | Unbounded) and len(shape)
+        is_single = len(specs) == 1 and isinstance(next(iter(self.specs)), str)
+        is_box = is_single and isinstance(specs[0], Bounded | Unbounded) and len(shape)
         # Image bodies scale bytes themselves; other integers need an encoder, because bodies do not know the bounds.
         is_body_input = specs[0].dtype.is_floating_point or (specs[0].dtype == torch.uint8 and len(shape) == 3)
         if is_box and is_body_input and not self.encoders:
             normalizers = self.normalizers.values()
-            return [TensorDictModule(normalizer, ["observation"], [key]) for normalizer in normalizers], shape
+            return [TensorDictModule(normalizer, list(self.specs), [key]) for normalizer in normalizers], shape
         encoders = ConcatEncoders(self._make_encoder(entry, spec) for entry, spec in self.specs.items())
         with torch.no_grad():
             shape = encoders(*(spec.zero() for spec in specs)).shape[self.num_batch :]

@@ -3,25 +3,87 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from tensordict import NestedKey, TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import nn
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
-from ...envs import ALL_ENVS, EPISODE_KEYS, VectorEnv
+from ...envs import EPISODE_KEYS, VectorEnv
 from ...errors import ConfigurationError
 from ..distributed import num_ranks, raise_on_all_ranks
-from ..step_factory import Compile, PolicyFunction
-from .recurrent_context import RecurrentContext
-from .rollout_buffer import EpisodeCounters, RolloutBuffer, require_finite
+from ..step_factory import Compile
+from .rollout_buffer import require_finite
 from .torchrl import TorchRLRollouts
+from .vector import VectorRollouts
+
+
+class SizedRollouts(ABC):
+    """A sized iterable of rollouts `[num_envs, time]`, each collected with the current weights.
+
+    It is the `train_dataloaders` of a Trainer. Lightning does not prefetch from a sized iterable, so every rollout sees
+    the last update. In a plain loop, the iteration ends by itself after `total_frames`.
+
+    Args:
+        frames_per_batch: environment steps in one rollout of this rank, over all its environments.
+        total_frames: environment steps of the whole training, over all environments and ranks.
+
+    """
+
+    def __init__(self, frames_per_batch: int, total_frames: int) -> None:
+        self.frames_per_batch = frames_per_batch
+        self.total_frames = total_frames
+        self._acting_context: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._seconds = 0.0
+        self._frames = 0
+        self._is_resumed = False
+
+    @abstractmethod
+    def _collect(self) -> TensorDictBase:
+        """Collect the next rollout."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in `collect`, and in its parts if they are measured."""
+        return {"collect": self._seconds}
+
+    def act_under(self, context: Callable[[], AbstractContextManager[Any]]) -> None:
+        """Set the context in which the policy acts, such as the precision of a Trainer."""
+        self._acting_context = context
+
+    def __len__(self) -> int:
+        """Return the number of rollouts of each rank that fit into `total_frames`, at least one."""
+        return max(1, self.total_frames // (self.frames_per_batch * num_ranks()))
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        frames_per_rollout = self.frames_per_batch * num_ranks()
+        if not self._is_resumed:
+            self._frames = 0
+        self._is_resumed = False
+        for _ in range(len(self) - self._frames // frames_per_rollout):
+            start = time.perf_counter()
+            with torch.no_grad(), self._acting_context(), set_exploration_type(ExplorationType.RANDOM):
+                rollout = raise_on_all_ranks(self._collect)
+            self._seconds += time.perf_counter() - start
+            self._frames += frames_per_rollout
+            yield rollout
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of frames collected so far, over all ranks.
+
+        Weights belong to the policy. Environments are not saved: after a restart they begin with new episodes.
+        """
+        return {"frames": self._frames}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next iteration collect only the frames that are missing to `total_frames`."""
+        self._frames = int(state_dict["frames"])
+        self._is_resumed = True
 
 
 class Rollouts(Protocol):
@@ -34,11 +96,11 @@ class Rollouts(Protocol):
     def __call__(self) -> TensorDictBase: ...
 
 
-class Collector:
+class Collector(SizedRollouts):
     """A sized iterable of rollouts `[num_envs, frames_per_env]`, each collected with the current weights.
 
-    It is the `train_dataloaders` of a Trainer. Lightning does not prefetch from a sized iterable, so every rollout sees
-    the last update. Episodes continue from one rollout to the next.
+    It is the `train_dataloaders` of a Trainer, and it has the interface of `torchrl.collectors.Collector` for plain
+    training loops. Episodes continue from one rollout to the next.
 
     A rollout has `observation`, `is_init`, the policy's outputs (`action`, `action_log_prob`, the parameters of the
     distribution), and under `next` the true next `observation` (the final one where an episode ends), `reward`,
@@ -49,6 +111,7 @@ class Collector:
             TorchRL.
         policy: reads observations, writes `action` and `action_log_prob`.
         frames_per_env: length of a rollout.
+        frames_per_batch: frames of a rollout over all environments of this rank, instead of `frames_per_env`.
         total_frames: environment steps of the whole training, over all environments and ranks.
         compile: how the policy step runs (see `step_factory.Compile`).
         double_buffer: let the policy act for one half of the environments while the other half steps in worker
@@ -67,7 +130,8 @@ class Collector:
         env: EnvBase,
         policy: TensorDictModuleBase,
         *,
-        frames_per_env: int,
+        frames_per_env: int | None = None,
+        frames_per_batch: int | None = None,
         total_frames: int,
         compile: Compile = False,  # noqa: A002
         double_buffer: bool = False,
@@ -78,21 +142,20 @@ class Collector:
                 "a collector's environment needs a batch dimension, episode_reward and step_count; "
                 "torchppo.envs.batched(env) adds them"
             )
-        for name, value in (("collector.frames_per_env", frames_per_env), ("total_frames", total_frames)):
-            if value < 1:
-                raise ConfigurationError(f"{name}={value} must be at least 1")
+        num_envs = int(env.batch_size.numel())
+        self.frames_per_env = length_of_rollout(frames_per_env, frames_per_batch, num_envs)
+        if total_frames < 1:
+            raise ConfigurationError(f"total_frames={total_frames} must be at least 1")
+        super().__init__(num_envs * self.frames_per_env, total_frames)
         self.env = env
-        self.frames_per_env = frames_per_env
-        self.total_frames = total_frames
-        self._acting_context: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self._seconds = 0.0
-        steps: Any = {"compile": compile, "num_policy_steps": total_frames / self.frames_per_batch * frames_per_env}
+        self.policy = policy
+        steps: Any = {"compile": compile, "num_policy_steps": total_frames / num_envs}
         if rollouts is not None:
-            self._rollouts = rollouts(env, policy, frames_per_env)
+            self._rollouts = rollouts(env, policy, self.frames_per_env)
         elif isinstance(env, VectorEnv):
-            self._rollouts = VectorRollouts(env, policy, frames_per_env, double_buffer=double_buffer, **steps)
+            self._rollouts = VectorRollouts(env, policy, self.frames_per_env, double_buffer=double_buffer, **steps)
         else:
-            self._rollouts = TorchRLRollouts(env, policy, frames_per_env, **steps)
+            self._rollouts = TorchRLRollouts(env, policy, self.frames_per_env, **steps)
         if double_buffer and not isinstance(self._rollouts, VectorRollouts):
             raise ConfigurationError(
                 "collector.double_buffer=true does not work with transforms or collector.rollouts; remove them, or set "
@@ -100,141 +163,80 @@ class Collector:
             )
 
     @property
-    def frames_per_batch(self) -> int:
-        """Environment steps in one rollout of this rank."""
-        return int(self.env.batch_size.numel()) * self.frames_per_env
-
-    @property
     def seconds(self) -> dict[str, float]:
         """Seconds spent in `collect`, and in its parts if they are measured.
 
         The parts are `policy` and `environment`, or with a double buffer `waiting` for the environment.
         """
-        return {"collect": self._seconds, **self._rollouts.seconds}
+        return {**super().seconds, **self._rollouts.seconds}
 
-    def act_under(self, context: Callable[[], AbstractContextManager[Any]]) -> None:
-        """Set the context in which the policy acts, such as the precision of a Trainer."""
-        self._acting_context = context
+    def update_policy_weights_(
+        self,
+        policy_or_weights: nn.Module | TensorDictBase | dict[str, Any] | None = None,
+        *,
+        weights: TensorDictBase | dict[str, Any] | None = None,
+        policy: nn.Module | None = None,
+    ) -> None:
+        """Copy weights into the policy. Without arguments there is nothing to copy: the policy is in this process.
 
-    def __len__(self) -> int:
-        """Return the number of rollouts of each rank that fit into `total_frames`, at least one."""
-        return max(1, self.total_frames // (self.frames_per_batch * num_ranks()))
+        Every rollout reads the current weights; cached casts of a compiled policy are refreshed at its start.
 
-    def __iter__(self) -> Iterator[TensorDictBase]:
-        for _ in range(len(self)):
-            start = time.perf_counter()
-            with torch.no_grad(), self._acting_context(), set_exploration_type(ExplorationType.RANDOM):
-                rollout = raise_on_all_ranks(lambda: require_finite(self._rollouts()))
-            self._seconds += time.perf_counter() - start
-            yield rollout
+        Args:
+            policy_or_weights: a module like the policy, or its weights as `TensorDict.from_module` returns them.
+            weights: TorchRL's other name for weights.
+            policy: TorchRL's other name for a module.
+
+        """
+        given = [source for source in (policy_or_weights, weights, policy) if source is not None]
+        if len(given) > 1:
+            raise ConfigurationError("update_policy_weights_ got several sources of weights; pass one of them")
+        for source in given:
+            new = TensorDict.from_module(source) if isinstance(source, nn.Module) else TensorDict(source)
+            TensorDict.from_module(self.policy).data.update_(new.data)
+
+    def set_seed(self, seed: int, static_seed: bool = False) -> int:
+        """Seed the environment for its next reset of all episodes; return the seed to use for another environment."""
+        next_seed: int = self.env.set_seed(seed, static_seed=static_seed)
+        return next_seed
+
+    def shutdown(self, timeout: float | None = None, close_env: bool = True, raise_on_error: bool = True) -> None:
+        """Close the environment, unless `close_env` is false. `timeout` has no effect, as in TorchRL's Collector."""
+        if close_env and not self.env.is_closed:
+            try:
+                self.env.close()
+            except Exception:
+                if raise_on_error:
+                    raise
+
+    def _collect(self) -> TensorDictBase:
+        return require_finite(self._rollouts())
 
 
-class VectorRollouts:
-    """Steps a vector environment on NumPy arrays and returns each rollout as one TensorDict.
-
-    Args:
-        num_steps: length of a rollout.
-        compile: how the policy step runs.
-        num_policy_steps: expected number of policy steps, for `compile="auto"`.
-        double_buffer: let the policy act for one half of the environments while the other half steps.
+def length_of_rollout(frames_per_env: int | None, frames_per_batch: int | None, num_envs: int) -> int:
+    """Return the steps of each environment in a rollout, given either them or their sum over all environments.
 
     Raises:
-        ConfigurationError: if `double_buffer` is true and the environments cannot be stepped in halves.
+        ConfigurationError: if not exactly one is given, it is below 1, or the sum is not a multiple of `num_envs`.
 
     """
-
-    def __init__(
-        self,
-        env: VectorEnv,
-        policy: TensorDictModuleBase,
-        num_steps: int,
-        *,
-        compile: Compile = False,  # noqa: A002
-        num_policy_steps: float = 0,
-        double_buffer: bool = False,
-    ) -> None:
-        self.env = env
-        self.num_steps = num_steps
-        self.policy = PolicyFunction(policy, compile, num_policy_steps)
-        # With two halves, only the waiting time can be measured, not the time of the environment.
-        self._stepping = "waiting" if double_buffer else "environment"
-        self.seconds = {self._stepping: 0.0, "policy": 0.0}
-        self._groups = env.double_buffer_groups() if double_buffer else [ALL_ENVS]
-        self._action_indices = {key: i for i, key in enumerate(self.policy.output_keys) if is_action(key)}
-        self._observation: NDArray[Any] | None = None  # `None`: the next rollout begins with a reset
-        self._context: RecurrentContext | None = None
-
-    def __call__(self) -> TensorDictBase:
-        """Collect the next rollout, `[num_envs, time]`."""
-        if self._observation is None:
-            self._observation = self.env.reset_arrays()
-            self._is_init = np.ones(self.env.num_envs, np.bool_)
-            self._counters = EpisodeCounters(self.env.num_envs)
-        first, self._observation = self._observation, None  # stays `None` if this rollout is interrupted
-        self.policy.refresh()
-        device, states = self.policy.device, self.policy.state_shapes
-        if states:
-            self._context = RecurrentContext(states, self.num_steps, self.env.num_envs, device, self._context)
-        buffer = RolloutBuffer(first, self._is_init, self.num_steps, device, len(self._groups))
-        try:
-            self._collect(buffer)
-        except Exception:  # the cause may be an observation that is not finite; report that first
-            buffer.check_finite()
-            raise
-        self._observation = buffer.observations.array[-1].copy()
-        self._is_init = buffer.is_init[-1].copy()
-        windows = self._context.windows() if self._context else {}
-        return buffer.as_tensordict(self.policy.output_keys, windows, self._counters)
-
-    def _collect(self, buffer: RolloutBuffer) -> None:
-        for step in range(self.num_steps):
-            for group, env_slice in enumerate(self._groups):
-                if step > 0:
-                    self._receive(buffer, step - 1, env_slice)
-                self._act(buffer, step, group, env_slice)
-        for env_slice in self._groups:
-            self._receive(buffer, self.num_steps - 1, env_slice)
-
-    def _act(self, buffer: RolloutBuffer, step: int, group: int, env_slice: slice) -> None:
-        start = time.perf_counter()
-        inputs = buffer.observations.read(step, env_slice)
-        if self._context is not None:
-            inputs |= self._context.read(step, env_slice, buffer.is_init[step, env_slice])
-        outputs = self.policy(inputs)
-        if self._context is not None:
-            num_outputs = len(self.policy.output_keys)
-            self._context.write(step, env_slice, outputs[num_outputs:])
-            outputs = outputs[:num_outputs]
-        buffer.add_outputs(group, outputs)
-        actions = {key: as_array(outputs[index]) for key, index in self._action_indices.items()}
-        acted = time.perf_counter()
-        self.env.send(actions.get("action", actions), env_slice)
-        self.seconds["policy"] += acted - start
-        self.seconds[self._stepping] += time.perf_counter() - acted
-
-    def _receive(self, buffer: RolloutBuffer, step: int, env_slice: slice) -> None:
-        start = time.perf_counter()
-        arrays = self.env.receive(env_slice)
-        self.seconds[self._stepping] += time.perf_counter() - start
-        ended = buffer.write(step, env_slice, arrays)
-        if ended is not None:
-            mask = np.zeros(self.env.num_envs, np.bool_)
-            mask[ended] = True
-            start = time.perf_counter()
-            observation = self.env.reset_arrays(mask)
-            self.seconds[self._stepping] += time.perf_counter() - start
-            buffer.observations.array[step + 1, env_slice] = observation[env_slice]
-
-
-def is_action(key: NestedKey) -> bool:
-    """Return whether `key` is the action or a leaf of a nested action."""
-    return key == "action" or (isinstance(key, tuple) and key[0] == "action")
-
-
-def as_array(tensor: Tensor) -> NDArray[Any]:
-    """Return a tensor as a NumPy array on the CPU."""
-    array: NDArray[Any] = tensor.cpu().numpy()
-    return array
+    if (frames_per_env is None) == (frames_per_batch is None):
+        problem = "is missing" if frames_per_env is None else "and collector.frames_per_batch are both set"
+        raise ConfigurationError(f"collector.frames_per_env {problem}; set one of collector.frames_per_{{env,batch}}")
+    name = "frames_per_batch" if frames_per_env is None else "frames_per_env"
+    value = frames_per_batch if frames_per_env is None else frames_per_env
+    assert value is not None
+    if value < 1:
+        raise ConfigurationError(f"collector.{name}={value} must be at least 1")
+    if frames_per_env is not None:
+        return frames_per_env
+    if value % num_envs:
+        below = value // num_envs * num_envs
+        nearest = [str(frames) for frames in (below, below + num_envs) if frames > 0]
+        raise ConfigurationError(
+            f"collector.frames_per_batch={value} is not a multiple of the number of environments ({num_envs}); use "
+            f"{' or '.join(nearest)}"
+        )
+    return value // num_envs
 
 
 def seconds_of(collector: Any) -> dict[str, float]:

@@ -220,7 +220,9 @@ def require_finite(data: TensorDictBase, *, name: str = "rollout", first_step: i
         NumericalError: if a value is not finite; the message names its environment, step and key.
 
     """
-    observation = data.select("observation")
+    observation = data.select("observation", strict=False)
+    if observation.is_empty():  # then every entry is checked that is there before and after a step
+        observation = data["next"].select(*data.keys(include_nested=True, leaves_only=True), strict=False)
     for key in observation.keys(include_nested=True, leaves_only=True):
         raise_if_not_finite(key, data["next"][key], name, first_step)
         raise_if_not_finite(key, data[key], name, first_step - 1)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.data import Unbounded
-from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, TransformedEnv
+from torchrl.envs import EnvBase
 
 from ...modules.features.extractor import recurrent_state_shapes
 from ..step_factory import Compile, device_of, make_policy_step
@@ -134,39 +132,3 @@ class TorchRLRollouts:
         self._steps = iterator
         self._seconds += time.perf_counter() - start
         return torch.stack(rollout, dim=-1)
-
-
-class CollectedRollouts:
-    """Collects rollouts with `torchrl.collectors.Collector`, in this process.
-
-    Args:
-        env: a batched environment.
-        policy: the policy.
-        num_steps: length of a rollout.
-        options: further keyword arguments of TorchRL's collector.
-
-    """
-
-    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, num_steps: int, **options: Any) -> None:
-        from torchrl.collectors import Collector
-
-        self.seconds: dict[str, float] = {}
-        frames = env.batch_size.numel() * num_steps
-        shapes = recurrent_state_shapes(policy)
-        states = {key: Unbounded((*env.batch_size, *shape)) for key, shape in shapes.items()}
-        primers = [TensorDictPrimer(primers=states, expand_specs=False)] if states else []
-        tracked = TransformedEnv(env, Compose(InitTracker(), *primers))
-        self._collector = Collector(
-            tracked, policy, frames_per_batch=frames, total_frames=-1, trust_policy=True, **options
-        )
-        self._rollouts: Iterator[TensorDictBase] | None = iter(self._collector)
-
-    def __call__(self) -> TensorDictBase:
-        """Return the next rollout, `[num_envs, time]`."""
-        iterator, self._rollouts = self._rollouts, None
-        if iterator is None:  # the last rollout was interrupted
-            self._collector.reset()
-            iterator = iter(self._collector)
-        rollout = next(iterator)
-        self._rollouts = iterator
-        return rollout

@@ -41,9 +41,7 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Seq
         return compile_with(OPTIONS | {"cpp.simdlen": 1}, graph, inputs)
 
 
-def compile_with(
-    options: dict[str, Any], graph: GraphModule, inputs: list[Tensor]
-) -> tuple[Kernel, Sequence[Tensor]]:
+def compile_with(options: dict[str, Any], graph: GraphModule, inputs: list[Tensor]) -> tuple[Kernel, Sequence[Tensor]]:
     """Compile a graph with options of Inductor.
 
     The kernel is extracted from the first call, because Inductor's wrappers cost more time than a small network.

@@ -8,6 +8,7 @@ from typing import Any
 
 from tensordict import TensorDictBase
 
+from ..checks import require_entries
 from ..distributed import gathered
 
 
@@ -26,6 +27,7 @@ class EpisodeStatistics:
 
     def update(self, rollout: TensorDictBase) -> None:
         """Add the episodes that ended in a rollout `[num_envs, time]`, in the order of time."""
+        require_entries(rollout, ("next", "episode_reward"), ("next", "step_count"))
         data = rollout["next"].select("done", "episode_reward", "step_count").transpose(0, 1)
         done = data["done"]
         columns = (done.nonzero()[:, 0], data["episode_reward"][done], data["step_count"][done])

@@ -22,7 +22,8 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from ...errors import EnvironmentFailure
-from ..build import build_evaluation_env, evaluation_compile
+from ..build import evaluation_compile
+from ..components.instantiate import build_evaluation_env
 from ..episodes import rollout_episodes
 from ..step_factory import Compile
 

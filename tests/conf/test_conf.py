@@ -76,7 +76,10 @@ def parameters(target: Any) -> set[str]:
 class TestEveryFile:
     def test_composes_with_keys_that_its_target_accepts(self, path: Path) -> None:
         for component in components(composed(name_of(path))):
-            unknown = set(component) - HYDRA_KEYS - parameters(get_object(component["_target_"]))
+            known = parameters(get_object(component["_target_"]))
+            if "frames_per_batch" in known:
+                known.add("frames_per_env")  # `build_collector` multiplies it by the number of environments
+            unknown = set(component) - HYDRA_KEYS - known
             assert not unknown, component["_target_"]
 
     def test_starts_with_a_description(self, path: Path) -> None:
@@ -96,6 +99,7 @@ def test_numbers_equal_the_python_defaults(name: str) -> None:
     for component in components(composed(name)):
         known = defaults(get_object(component["_target_"]))
         known.pop("num_envs", None)  # in Python 1, or the number of a given vector environment
+        known.pop("frames_per_env", None)  # in Python, it has no value of its own beside `frames_per_batch`
         numbers = {key: value for key, value in component.items() if key in known and isinstance(value, int | float)}
         assert numbers == {key: known[key] for key in numbers}, component["_target_"]
 

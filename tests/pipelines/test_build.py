@@ -33,15 +33,13 @@ from torchppo.pipelines.build import (
     EVALUATION_RANK,
     Training,
     build_controllers,
-    build_env,
     build_trainer,
     build_training,
-    call,
     env_name,
-    seed_for_rank,
 )
 from torchppo.pipelines.cli.config import compose
 from torchppo.pipelines.collectors.collector import seconds_of
+from torchppo.pipelines.components.instantiate import build_env, call, seed_for_rank
 from torchppo.pipelines.step_factory import Compile
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -205,7 +203,7 @@ def fit_two_rollouts(cfg: DictConfig, *callbacks: Callback) -> Training:
     training = build_training(cfg, rank=0)
     before = [param.detach().clone() for param in training.ppo.parameters()]
     build_trainer(cfg, list(callbacks)).fit(training.ppo, train_dataloaders=training.collector)
-    training.env.close()  # otherwise TorchRL's changes the number of threads when it is garbage-collected
+    training.close()  # otherwise TorchRL's changes the number of threads when it is garbage-collected
     after = list(training.ppo.parameters())
     assert training.ppo.num_rollouts == 2
     assert training.ppo.frames == cfg.total_frames

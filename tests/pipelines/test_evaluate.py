@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from torchppo.errors import ConfigurationError
-from torchppo.pipelines.build import EVALUATION_RANK, seed_for_rank
+from torchppo.pipelines.build import EVALUATION_RANK
 from torchppo.pipelines.checkpoint import load_checkpoint
 from torchppo.pipelines.cli.main import main
+from torchppo.pipelines.components.instantiate import seed_for_rank
 from torchppo.pipelines.evaluate import evaluate_checkpoint
 
 

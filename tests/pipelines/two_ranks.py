@@ -19,8 +19,8 @@ from torchppo.modules.features.recurrent import GRU
 from torchppo.modules.intrinsic.count import CountBonus
 from torchppo.modules.normalizers import ObservationNormalizer
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
-from torchppo.pipelines.build import seed_for_rank
 from torchppo.pipelines.collectors.collector import Collector
+from torchppo.pipelines.components.instantiate import seed_for_rank
 from torchppo.pipelines.distributed import normalized, summed
 from torchppo.pipelines.episodes import EvaluationEpisodes
 from torchppo.pipelines.ppo import PPO

@@ -88,8 +88,8 @@ class TestObservationEntries:
             split_observation_spec(spec_of(Composite(left=MASKED, right=MASKED)))
 
     def test_rejects_a_spec_without_observation(self) -> None:
-        with pytest.raises(ConfigurationError, match=r"no entry 'observation', only pixels, state; .*CatTensors"):
-            split_observation_spec(Composite(pixels=Unbounded((3,)), state=Unbounded((2,))))
+        with pytest.raises(ConfigurationError, match=r"no observation, only step_count; .*CatTensors"):
+            split_observation_spec(Composite(step_count=Unbounded((3,))))
 
     def test_only_floats_have_normalizers(self) -> None:
         normalizers = make_normalizers(split_observation_spec(spec_of(NESTED)).specs, 1)

@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+import torchrl.collectors
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,12 +22,14 @@ from torchppo.envs.vector.serial import SerialVectorEnv
 from torchppo.errors import ConfigurationError, NumericalError
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
-from torchppo.modules.features.extractor import memory_keys
+from torchppo.modules.features.extractor import memory_keys, recurrent_state_shapes
 from torchppo.modules.features.recurrent import GRU, LSTM, Memory
 from torchppo.modules.features.transformer import Transformer
 from torchppo.modules.objectives.clip import ClipPPOLoss
-from torchppo.pipelines.collectors.collector import Collector, VectorRollouts
-from torchppo.pipelines.collectors.torchrl import CollectedRollouts
+from torchppo.pipelines.collectors.collector import Collector
+from torchppo.pipelines.collectors.rollout_loader import RolloutLoader
+from torchppo.pipelines.collectors.vector import VectorRollouts
+from torchppo.pipelines.components.torchrl_collectors import with_recurrent_states
 from torchppo.pipelines.step_factory import Compile
 
 
@@ -270,12 +273,17 @@ class TestRecurrentPolicy:
     def test_whole_sequence_gives_the_probabilities_of_single_steps(self, name: str, kind: str) -> None:
         double = kind == "double-buffered"
         env = make_env("CartPole-v1", 4, num_workers=2 if double else 0)
-        options: dict[str, Any] = {"double_buffer": True} if double else {"rollouts": CollectedRollouts}
         torch.manual_seed(0)
         actor, _ = make_actor_critic(
             env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]), memory=MEMORIES[name]
         )
-        for rollout in Collector(env, actor, frames_per_env=40, total_frames=320, **options):
+        frames: dict[str, int] = {"frames_per_batch": 160, "total_frames": 320}
+        tracked = with_recurrent_states(env, recurrent_state_shapes(actor))
+        for rollout in (
+            Collector(env, actor, double_buffer=True, **frames)
+            if double
+            else RolloutLoader(torchrl.collectors.Collector(tracked, actor, trust_policy=True, **frames))
+        ):
             assert rollout["next", "done"].any()
             states = {key: rollout[key][:, 0] for key in memory_keys(actor)}
             sequence = TensorDict({key: rollout[key] for key in ("observation", "is_init")} | states, [4])
@@ -284,30 +292,11 @@ class TestRecurrentPolicy:
         env.close()
 
 
-class TestCollectedRollouts:
-    def test_rollouts_of_torchrls_collector_follow_the_contract(self) -> None:
-        env = make_env("CartPole-v1", 3)
-        actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]))
-        options = {"frames_per_env": 40, "total_frames": 240}
-        theirs = list(Collector(env, actor, rollouts=CollectedRollouts, **options))
-        mine = next(iter(Collector(make_env("CartPole-v1", 3), actor, **options)))
-        assert [tuple(rollout.shape) for rollout in theirs] == [(3, 40)] * 2
-        for rollout in theirs:
-            for key in mine.keys(include_nested=True, leaves_only=True):
-                assert rollout[key].shape == mine[key].shape, key
-            done, following = rollout["next", "done"][:, :-1, 0], rollout["observation"][:, 1:]
-            assert done.any()
-            assert torch.equal(following[~done], rollout["next", "observation"][:, :-1][~done])
-            again = actor.get_dist(rollout.copy()).log_prob(rollout["action"])
-            torch.testing.assert_close(again, rollout["action_log_prob"])
-
-
 KINDS: list[tuple[dict[str, Any], list[Any], dict[str, Any]]] = [
     ({}, [], {}),
     ({"num_workers": 2}, [], {}),
     ({"num_workers": 2}, [], {"double_buffer": True}),
     ({"num_workers": 2}, [Compose()], {}),
-    ({"num_workers": 2}, [], {"rollouts": CollectedRollouts}),
 ]
 
 
@@ -401,6 +390,77 @@ def test_actions_are_inside_any_space_and_learning_sees_their_probabilities(
         again = actor.get_dist(data.copy()).log_prob(data[actor.dist_sample_keys[0]])
     torch.testing.assert_close(again, rollout["action_log_prob"], rtol=1e-5, atol=1e-5)
     assert losses["kl_approx"].item() == pytest.approx(0, abs=1e-5)
+
+
+class TestInterfaceOfTorchRL:
+    def test_frames_per_batch_is_the_sum_over_the_environments(self) -> None:
+        env = make_env("CartPole-v1", 3)
+        actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
+        collector = Collector(env, actor, frames_per_batch=24, total_frames=50)
+        assert (collector.frames_per_env, collector.frames_per_batch, len(collector)) == (8, 24, 2)
+        assert [tuple(rollout.shape) for rollout in collector] == [(3, 8)] * 2
+
+    @pytest.mark.parametrize(
+        ("frames", "message"),
+        [
+            ({"frames_per_batch": 25}, r"frames_per_batch=25 .*\(3\); use 24 or 27"),
+            ({"frames_per_batch": 2}, r"frames_per_batch=2 .*; use 3$"),
+            ({"frames_per_batch": 0}, r"frames_per_batch=0"),
+            ({"frames_per_batch": 24, "frames_per_env": 8}, r"frames_per_env and .*frames_per_batch are both set"),
+            ({}, r"frames_per_env is missing"),
+        ],
+    )
+    def test_length_of_a_rollout_must_be_clear(self, frames: dict[str, int], message: str) -> None:
+        env = make_env("CartPole-v1", 3)
+        actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=mlp)
+        with pytest.raises(ConfigurationError, match=message):
+            Collector(env, actor, total_frames=100, **frames)
+
+    @pytest.mark.parametrize("mode", [False, "trace"])
+    def test_rollout_uses_weights_that_were_passed_to_update_policy_weights(self, mode: Compile) -> None:
+        collector = make_collector(make_env("CartPole-v1", 2), num_rollouts=4, compile=mode)
+        other = make_collector(make_env("CartPole-v1", 2), seed=1).policy
+        iterator = iter(collector)
+        next(iterator)
+        collector.update_policy_weights_()
+        for weights in (other, TensorDict.from_module(other)):
+            with torch.no_grad():
+                collector.policy.apply(lambda module: [param.zero_() for param in module.parameters()] and None)
+            collector.update_policy_weights_(weights)
+            rollout = next(iterator)
+            expected = other.get_dist(rollout.copy()).log_prob(rollout["action"])
+            torch.testing.assert_close(rollout["action_log_prob"], expected, rtol=0, atol=1e-6)
+        with pytest.raises(ConfigurationError, match="several sources"):
+            collector.update_policy_weights_(other, weights=TensorDict.from_module(other))
+
+    def test_set_seed_determines_the_first_episodes_and_returns_the_next_seed(self) -> None:
+        first = []
+        for seed in (3, 3, 4):
+            collector = make_collector(make_env("CartPole-v1", 2))
+            assert collector.set_seed(seed) != seed
+            first.append(next(iter(collector))["observation"][:, 0])
+            assert collector.set_seed(seed, static_seed=True) == seed
+        assert torch.equal(first[0], first[1])
+        assert not torch.equal(first[0], first[2])
+
+    def test_state_of_an_interrupted_iteration_leaves_the_remaining_rollouts(self) -> None:
+        collector = make_collector(make_env("CartPole-v1", 2), frames_per_env=8, num_rollouts=5)
+        for _, _rollout in zip(range(2), collector, strict=False):
+            state = collector.state_dict()
+        assert state == {"frames": 32}
+        resumed = make_collector(make_env("CartPole-v1", 2), frames_per_env=8, num_rollouts=5)
+        resumed.load_state_dict(state)
+        assert len(list(resumed)) == 3
+        assert resumed.state_dict() == {"frames": 80}
+        assert len(list(resumed)) == 5, "the next iteration starts anew"
+
+    @pytest.mark.parametrize("close_env", [True, False])
+    def test_shutdown_closes_the_environment(self, close_env: bool) -> None:
+        env = make_env("CartPole-v1", 2)
+        collector = make_collector(env)
+        for _ in range(2):
+            collector.shutdown(timeout=1.0, close_env=close_env)
+        assert env.is_closed == close_env
 
 
 class TestErrors:

@@ -16,8 +16,8 @@ from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU, LSTM
 from torchppo.modules.features.transformer import Transformer
-from torchppo.pipelines.collectors.collector import VectorRollouts
 from torchppo.pipelines.collectors.recurrent_context import RecurrentContext
+from torchppo.pipelines.collectors.vector import VectorRollouts
 
 CPU = torch.device("cpu")
 NUM_ENVS, NUM_STEPS, LENGTH = 3, 4, 2

@@ -21,8 +21,8 @@ from torchppo.envs.vector.serial import SerialVectorEnv
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU
-from torchppo.pipelines.collectors.collector import VectorRollouts
 from torchppo.pipelines.collectors.torchrl import TensorDictStep, TorchRLRollouts
+from torchppo.pipelines.collectors.vector import VectorRollouts
 from torchppo.pipelines.step_factory import Compile
 
 

@@ -1,0 +1,1 @@
+"""Estimators of advantages and value targets that TorchRL lacks."""

@@ -1,0 +1,90 @@
+"""Makes TorchRL's collectors train dataloaders."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from tensordict import TensorDictBase
+from torchrl.collectors import BaseCollector
+
+from ...errors import ConfigurationError
+from .collector import SizedRollouts
+from .rollout_buffer import require_finite
+
+
+class RolloutLoader(SizedRollouts):
+    """Makes a TorchRL collector the `train_dataloaders` of a Trainer.
+
+    TorchRL's `Collector` and `MultiSyncCollector` are supported, with any options that return whole rollouts. The
+    collector receives the current weights before each rollout. It is shut down, with its worker processes, when the
+    iteration ends, also after an error or Ctrl-C, and at the latest when Python exits.
+
+    Its environments write `episode_reward` and `step_count` (`torchppo.envs.batched` adds them), and `is_init` for
+    recurrent policies and normalized rewards (`torchrl.envs.InitTracker` adds it).
+
+    Args:
+        collector: the collector.
+        total_frames: environment steps of the training over all ranks; `None` uses the collector's own.
+
+    Raises:
+        ConfigurationError: if the number of frames is unlimited, or, while iterating, if the collector is shut down,
+            ends too early, or returns something else than a rollout.
+
+    """
+
+    def __init__(self, collector: BaseCollector, total_frames: int | None = None) -> None:
+        frames = collector.total_frames if total_frames is None else total_frames
+        if not 0 < frames < float("inf"):
+            raise ConfigurationError(f"total_frames={frames} must be at least 1; set it in the collector or its loader")
+        super().__init__(collector.requested_frames_per_batch, int(frames))
+        self.collector = collector
+        self._iterator: Iterator[TensorDictBase | None] = iter(())
+        self.shutdown = weakref.finalize(self, _shut_down, collector)
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        if not self.shutdown.alive:
+            raise ConfigurationError("TorchRL's collector has been shut down; make a new one for another training")
+        self._iterator = iter(self.collector)
+        try:
+            yield from super().__iter__()
+        finally:
+            self.shutdown()
+
+    def _collect(self) -> TensorDictBase:
+        self.collector.update_policy_weights_()
+        try:
+            return require_finite(as_rollout(next(self._iterator)))
+        except StopIteration:
+            raise ConfigurationError(
+                f"TorchRL's collector ended after its total_frames={self.collector.total_frames}, before those of the "
+                f"training ({self.total_frames}); increase them"
+            ) from None
+        except KeyError as error:
+            if "is_init" not in str(error):
+                raise
+            raise ConfigurationError(
+                "the policy reads is_init, which the environment does not write; add the transform "
+                "torchrl.envs.InitTracker to it"
+            ) from error
+
+
+def as_rollout(data: TensorDictBase | None) -> TensorDictBase:
+    """Return what a collector yields as a rollout `[num_envs, time]`.
+
+    Args:
+        data: `[time]`, `[num_envs, time]` or `[num_workers, num_envs, time]`.
+
+    """
+    if data is None or ("collector", "mask") in data.keys(include_nested=True):
+        problem = "nothing, because it fills a replay buffer" if data is None else "trajectories with padding"
+        raise ConfigurationError(
+            f"TorchRL's collector returned {problem}; remove its options replay_buffer, split_trajs, trajs_per_batch "
+            "and preemptive_threshold"
+        )
+    return data.reshape(-1, data.shape[-1])
+
+
+def _shut_down(collector: Any) -> None:
+    collector.shutdown(raise_on_error=False)

@@ -1,0 +1,125 @@
+"""Collects rollouts of a vector environment, which is stepped on NumPy arrays."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+from ...envs import ALL_ENVS, VectorEnv
+from ..step_factory import Compile, PolicyFunction
+from .recurrent_context import RecurrentContext
+from .rollout_buffer import EpisodeCounters, RolloutBuffer
+
+
+class VectorRollouts:
+    """Steps a vector environment on NumPy arrays and returns each rollout as one TensorDict.
+
+    Args:
+        num_steps: length of a rollout.
+        compile: how the policy step runs.
+        num_policy_steps: expected number of policy steps, for `compile="auto"`.
+        double_buffer: let the policy act for one half of the environments while the other half steps.
+
+    Raises:
+        ConfigurationError: if `double_buffer` is true and the environments cannot be stepped in halves.
+
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        policy: TensorDictModuleBase,
+        num_steps: int,
+        *,
+        compile: Compile = False,  # noqa: A002
+        num_policy_steps: float = 0,
+        double_buffer: bool = False,
+    ) -> None:
+        self.env = env
+        self.num_steps = num_steps
+        self.policy = PolicyFunction(policy, compile, num_policy_steps)
+        # With two halves, only the waiting time can be measured, not the time of the environment.
+        self._stepping = "waiting" if double_buffer else "environment"
+        self.seconds = {self._stepping: 0.0, "policy": 0.0}
+        self._groups = env.double_buffer_groups() if double_buffer else [ALL_ENVS]
+        self._action_indices = {key: i for i, key in enumerate(self.policy.output_keys) if is_action(key)}
+        self._observation: NDArray[Any] | None = None  # `None`: the next rollout begins with a reset
+        self._context: RecurrentContext | None = None
+
+    def __call__(self) -> TensorDictBase:
+        """Collect the next rollout, `[num_envs, time]`."""
+        if self._observation is None:
+            self._observation = self.env.reset_arrays()
+            self._is_init = np.ones(self.env.num_envs, np.bool_)
+            self._counters = EpisodeCounters(self.env.num_envs)
+        first, self._observation = self._observation, None  # stays `None` if this rollout is interrupted
+        self.policy.refresh()
+        device, states = self.policy.device, self.policy.state_shapes
+        if states:
+            self._context = RecurrentContext(states, self.num_steps, self.env.num_envs, device, self._context)
+        buffer = RolloutBuffer(first, self._is_init, self.num_steps, device, len(self._groups))
+        try:
+            self._collect(buffer)
+        except Exception:  # the cause may be an observation that is not finite; report that first
+            buffer.check_finite()
+            raise
+        self._observation = buffer.observations.array[-1].copy()
+        self._is_init = buffer.is_init[-1].copy()
+        windows = self._context.windows() if self._context else {}
+        return buffer.as_tensordict(self.policy.output_keys, windows, self._counters)
+
+    def _collect(self, buffer: RolloutBuffer) -> None:
+        for step in range(self.num_steps):
+            for group, env_slice in enumerate(self._groups):
+                if step > 0:
+                    self._receive(buffer, step - 1, env_slice)
+                self._act(buffer, step, group, env_slice)
+        for env_slice in self._groups:
+            self._receive(buffer, self.num_steps - 1, env_slice)
+
+    def _act(self, buffer: RolloutBuffer, step: int, group: int, env_slice: slice) -> None:
+        start = time.perf_counter()
+        inputs = buffer.observations.read(step, env_slice)
+        if self._context is not None:
+            inputs |= self._context.read(step, env_slice, buffer.is_init[step, env_slice])
+        outputs = self.policy(inputs)
+        if self._context is not None:
+            num_outputs = len(self.policy.output_keys)
+            self._context.write(step, env_slice, outputs[num_outputs:])
+            outputs = outputs[:num_outputs]
+        buffer.add_outputs(group, outputs)
+        actions = {key: as_array(outputs[index]) for key, index in self._action_indices.items()}
+        acted = time.perf_counter()
+        self.env.send(actions.get("action", actions), env_slice)
+        self.seconds["policy"] += acted - start
+        self.seconds[self._stepping] += time.perf_counter() - acted
+
+    def _receive(self, buffer: RolloutBuffer, step: int, env_slice: slice) -> None:
+        start = time.perf_counter()
+        arrays = self.env.receive(env_slice)
+        self.seconds[self._stepping] += time.perf_counter() - start
+        ended = buffer.write(step, env_slice, arrays)
+        if ended is not None:
+            mask = np.zeros(self.env.num_envs, np.bool_)
+            mask[ended] = True
+            start = time.perf_counter()
+            observation = self.env.reset_arrays(mask)
+            self.seconds[self._stepping] += time.perf_counter() - start
+            buffer.observations.array[step + 1, env_slice] = observation[env_slice]
+
+
+def is_action(key: NestedKey) -> bool:
+    """Return whether `key` is the action or a leaf of a nested action."""
+    return key == "action" or (isinstance(key, tuple) and key[0] == "action")
+
+
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor as a NumPy array on the CPU."""
+    array: NDArray[Any] = tensor.cpu().numpy()
+    return array

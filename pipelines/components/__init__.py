@@ -1,0 +1,1 @@
+"""Builds the components of a configuration; `build.py` connects them."""

@@ -1,0 +1,148 @@
+"""Calls what a configuration names, and builds environments from it. No other file calls Hydra's `instantiate`."""
+
+from __future__ import annotations
+
+import logging
+from inspect import Parameter, signature
+from typing import Any
+
+import numpy as np
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig
+from torchrl.envs import Compose, EnvBase, TransformedEnv, VecNorm, VecNormV2
+
+from ...envs import VectorEnv, batched, check_transforms
+from ...envs.failures import environment_failure
+from ...errors import ConfigurationError, EnvironmentFailure
+
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # `call` reports its errors in one line
+HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
+
+
+def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
+    """Build the batched environment with its transforms; `changes` replace keys that `cfg.env` has."""
+    transforms = [call(transform) for transform in cfg.transforms]
+    for place, transform in enumerate(transforms):
+        if isinstance(transform, VecNorm | VecNormV2):
+            raise ConfigurationError(
+                f"transforms[{place}]={type(transform).__name__} keeps statistics that evaluations and checkpoints "
+                "would lack; use policy.normalize_observation=true or reward=normalized"
+            )
+    env = make_environment(cfg.env, {key: value for key, value in changes.items() if key in cfg.env})
+    if not isinstance(env, VectorEnv):
+        env = batched(env)
+    if transforms:
+        env = TransformedEnv(env, Compose(*transforms), auto_unwrap=True)
+        check_transforms(env)
+    env.set_seed(seed)
+    return env
+
+
+def make_environment(node: DictConfig, changes: dict[str, Any]) -> EnvBase:
+    """Make the environment of a configuration with some of its keys changed.
+
+    Raises:
+        EnvironmentFailure: if its code raises an error, or if it is not a TorchRL environment.
+
+    """
+    try:
+        env = call(node, **changes)
+    except Exception as error:  # noqa: BLE001 - an environment may raise anything
+        raise environment_failure(f"{node._target_} failed", error) from None
+    if not isinstance(env, EnvBase):
+        raise EnvironmentFailure(f"{node._target_} returned {type(env).__name__}, not an EnvBase; fix env._target_")
+    return env
+
+
+def build_evaluation_env(cfg: DictConfig, *, seed: int, num_envs: int, **changes: Any) -> EnvBase:
+    """Build the training environment for an evaluation, without worker processes."""
+    return build_env(cfg, seed=seed, num_envs=num_envs, num_workers=0, **changes)
+
+
+def seed_for_rank(seed: int, rank: int) -> int:
+    """Return a seed that no other rank of this or another run uses."""
+    if seed < 0:
+        raise ConfigurationError(f"seed={seed} must not be negative")
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+
+
+def call(node: DictConfig, **arguments: Any) -> Any:
+    """Instantiate a node with further arguments.
+
+    Raises:
+        TorchPPOError: if the target raises one, does not exist, or does not accept the keys.
+
+    """
+    require_target(node)
+    check_targets(node, arguments)
+    try:
+        # Hydra would copy objects passed to `instantiate` into a configuration; a partial takes them as they are.
+        component = instantiate(node, _convert_="all", **({"_partial_": True} if arguments else {}))
+        return component(**arguments) if arguments else component
+    except InstantiationException as error:
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        is_wrong_key = isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause)
+        for package in ("wandb", "mlflow"):
+            if isinstance(cause, ModuleNotFoundError) and package in node._target_.lower():
+                raise ConfigurationError(f"{node._target_} needs pip install 'torchppo[{package}]'") from error
+        if cause is error or isinstance(cause, ImportError) or is_wrong_key:
+            raise ConfigurationError(f"{node._target_}: {error}; fix its keys") from error
+        raise cause from None
+
+
+def require_target(node: Any) -> None:
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ConfigurationError(f"{node!r} has no _target_; choose a component with group=choice")
+
+
+def check_targets(node: Any, arguments: dict[str, Any]) -> None:
+    """Raise a ConfigurationError if a `_target_` does not exist, or does not accept its keys and `arguments`."""
+    if isinstance(node, ListConfig):
+        for child in node:
+            check_targets(child, {})
+    if not isinstance(node, DictConfig):
+        return
+    keys = [key for key in node if key not in HYDRA_KEYS]
+    for key in keys if node.get("_recursive_", True) else ():
+        check_targets(node[key], {})
+    if "_target_" not in node:
+        return
+    try:
+        target = get_object(node._target_)
+        parameters = signature(target)
+    except ImportError as error:
+        raise ConfigurationError(f"_target_={node._target_} cannot be imported; fix it ({error})") from error
+    except (TypeError, ValueError):  # it has no signature
+        return
+    is_partial = node.get("_partial_", False) and not arguments
+    try:
+        bind = parameters.bind_partial if is_partial else parameters.bind
+        bind(*node.get("_args_", []), **{**dict.fromkeys(map(str, keys)), **arguments})
+    except TypeError as error:
+        raise ConfigurationError(f"{node._target_}: {error}; fix its keys") from error
+
+
+def call_with_accepted(node: DictConfig, **offered: Any) -> Any:
+    """Instantiate a node with those of the offered arguments that its target names as parameters."""
+    names = parameter_names(node)
+    return call(node, **{name: value for name, value in offered.items() if name in names})
+
+
+def parameter_names(node: DictConfig) -> set[str]:
+    """Return the names of the parameters of a node's target; for a class, of its bases too if it passes `**kwargs`."""
+    require_target(node)
+    check_targets(DictConfig({"_target_": node._target_, "_partial_": True}), {})
+    target = get_object(node._target_)
+    functions = [target]
+    if isinstance(target, type):
+        functions = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
+    names: set[str] = set()
+    for function in functions:
+        parameters = signature(function).parameters.values()
+        names |= {parameter.name for parameter in parameters}
+        if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names

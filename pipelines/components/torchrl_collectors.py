@@ -1,0 +1,91 @@
+"""Builds TorchRL's collectors, in this process or with worker processes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torchrl.data import Unbounded
+from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, TransformedEnv
+
+from ...errors import ConfigurationError
+from ...modules.features.extractor import recurrent_state_shapes
+from ..collectors.rollout_loader import RolloutLoader
+from .instantiate import build_env, call, parameter_names, seed_for_rank
+
+
+def with_recurrent_states(env: EnvBase, shapes: Mapping[str, tuple[int, int]]) -> EnvBase:
+    """Let a TorchRL collector write `is_init` and the initial recurrent states of a policy, which are 0.
+
+    Args:
+        env: a batched environment.
+        shapes: `(context_length, state_size)` of every recurrent state, by key.
+
+    """
+    states = {key: Unbounded((*env.batch_size, *shape)) for key, shape in shapes.items()}
+    primers = [TensorDictPrimer(primers=states, expand_specs=False)] if states else []
+    return TransformedEnv(env, Compose(InitTracker(), *primers))
+
+
+def build_worker_env(
+    cfg: DictConfig, shapes: Mapping[str, tuple[int, int]], *, seed: int, changes: dict[str, Any]
+) -> EnvBase:
+    """Build the environment of a worker process of a TorchRL collector, and seed the process.
+
+    Ctrl-C reaches all processes of a terminal; only the training process handles it and ends its workers.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.manual_seed(seed)
+    return with_recurrent_states(build_env(cfg, seed=seed, **changes), shapes)
+
+
+def build_torchrl_collector(
+    cfg: DictConfig, env: EnvBase, policy: Any, rank: int, frames_per_batch: int
+) -> RolloutLoader:
+    """Build a collector of TorchRL, which steps `env` itself or makes an environment in each of its workers."""
+    shapes, workers = recurrent_state_shapes(policy), num_workers(cfg)
+    if workers is None:
+        create_env_fn: Any = with_recurrent_states(env, shapes)
+    else:
+        changes = {"num_envs": env.batch_size.numel() // workers}
+        seeds = [seed_for_rank(seed_for_rank(cfg.seed, rank), worker) for worker in range(workers)]
+        create_env_fn = [partial(build_worker_env, cfg, shapes, seed=seed, changes=changes) for seed in seeds]
+    own_keys = [str(key) for key in cfg.collector if key not in ("frames_per_env", "frames_per_batch")]
+    collector = call(
+        OmegaConf.masked_copy(cfg.collector, own_keys),
+        create_env_fn=create_env_fn,
+        policy=policy,
+        frames_per_batch=frames_per_batch,
+        total_frames=-1,  # `RolloutLoader` counts those of all ranks
+    )
+    return RolloutLoader(collector, cfg.total_frames)
+
+
+def num_workers(cfg: DictConfig) -> int | None:
+    """Return the number of worker processes of a TorchRL collector; `None` collects in this process."""
+    default = 1 if "num_workers" in parameter_names(cfg.collector) else None
+    workers: int | None = cfg.collector.get("num_workers", cfg.collector.get("num_collectors", default))
+    return workers
+
+
+def num_envs_of_workers(cfg: DictConfig, env: EnvBase) -> int:
+    """Return the number of environments that all workers step.
+
+    They share the `env.num_envs` environments. Without this key, each worker makes the whole environment.
+
+    Raises:
+        ConfigurationError: if the workers cannot share the environments equally.
+
+    """
+    num_envs, workers = int(env.batch_size.numel()), num_workers(cfg) or 1
+    if "num_envs" not in cfg.env:
+        return num_envs * workers
+    if workers < 1 or num_envs % workers:
+        raise ConfigurationError(
+            f"collector.num_workers={workers} does not divide env.num_envs={num_envs}; use a number that does"
+        )
+    return num_envs
