@@ -25,7 +25,7 @@ from ..modules.features.extractor import memory_keys
 from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
 from ..modules.objectives.ppo_loss import PPOLoss
 from .collectors.collector import length_of_rollout
-from .components.instantiate import build_env, call, call_with_accepted, parameter_names, seed_for_rank
+from .components.instantiate import HYDRA_KEYS, build_env, call, call_with_accepted, parameter_names, seed_for_rank
 from .components.torchrl_collectors import build_torchrl_collector, num_envs_of_workers
 from .ppo import PPO
 from .step_factory import Compile, check_compile
@@ -92,13 +92,7 @@ def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Itera
 def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     """Build the LightningModule for an environment's specs."""
     actor, critic = call(cfg.policy, observation_spec=env.observation_spec, action_spec=env.full_action_spec["action"])
-    objective = call(cfg.objective, actor_network=actor, critic_network=critic)
-    heads = {type(module) for module in critic.modules() if isinstance(module, ValueHead)} - {SquaredErrorValue}
-    if isinstance(objective, LossModule) and not isinstance(objective, PPOLoss) and heads:
-        raise ConfigurationError(
-            f"objective={cfg.objective._target_} does not use the loss of {heads.pop().__name__}; use critic=mse, or "
-            "objective=clip or kl_penalty"
-        )
+    objective = build_objective(cfg.objective, actor, critic)
     return call(
         cfg.ppo,
         objective=objective,
@@ -114,6 +108,28 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
         compile=cfg.compile,
         config=OmegaConf.to_container(cfg, resolve=True),
     )
+
+
+def build_objective(node: DictConfig, actor: Any, critic: Any) -> Any:
+    """Build an objective. TorchRL's losses are not functional unless `node` says so.
+
+    Raises:
+        ConfigurationError: if a key is unknown, which TorchRL's losses would ignore, or the value head is not used.
+
+    """
+    names = parameter_names(node)
+    for key in node:
+        if key not in names and key not in HYDRA_KEYS and isinstance(get_object(node._target_), type):
+            raise ConfigurationError(f"objective.{key!s} is not an option of {node._target_}; remove it")
+    functional = {"functional": False} if "functional" in names and "functional" not in node else {}
+    objective = call(node, actor_network=actor, critic_network=critic, **functional)
+    heads = {type(module) for module in critic.modules() if isinstance(module, ValueHead)} - {SquaredErrorValue}
+    if isinstance(objective, LossModule) and not isinstance(objective, PPOLoss) and heads:
+        raise ConfigurationError(
+            f"objective={node._target_} does not use the loss of {heads.pop().__name__}; use critic=mse, or "
+            "objective=clip or kl_penalty"
+        )
+    return objective
 
 
 def build_estimator(node: DictConfig, actor: Any, critic: Any, *, critic_lmbda: float | None = None) -> Any:
