@@ -9,9 +9,11 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torchrl.modules import set_recurrent_mode
 from torchrl.objectives.value import ValueEstimatorBase
 
-from ..modules.features.extractor import memory_keys, recurrent_state_shapes
+from ..errors import ConfigurationError
+from ..modules.features.extractor import is_recurrent, memory_keys, recurrent_state_shapes
 from ..modules.intrinsic.reward_model import RewardModel
 from ..modules.intrinsic.streams import add_advantages
 from ..modules.objectives.ppo_loss import policy_kl
@@ -60,6 +62,7 @@ class RolloutBatch:
         self.sequence_length = sequence_length
         self.reward_models = reward_models
         self.memory_keys = memory_keys(actor)
+        self.in_sequences = is_recurrent(actor)
 
     @torch.no_grad()
     def estimate(self) -> None:
@@ -89,6 +92,10 @@ class RolloutBatch:
 
         """
         rows = self.rows
+        if burn_in and self.in_sequences and not self.memory_keys:
+            raise ConfigurationError(
+                "update.burn_in is not supported by TorchRL's LSTMModule and GRUModule; set it to 0"
+            )
         if burn_in and self.memory_keys:
             rows = self._with_burned_in_states(rows, burn_in)
         return self._with_recomputed_advantages(rows) if recompute_advantage else rows
@@ -98,7 +105,7 @@ class RolloutBatch:
         """Recompute all values with the current critic. Sequences start from the recurrent states in `rows`."""
         values = self.critic(rows.copy())["state_value"]
         shape = self.rollout.shape
-        values = values.reshape(*shape, 1) if self.memory_keys else values.reshape(*shape[::-1], 1).transpose(0, 1)
+        values = values.reshape(*shape, 1) if self.in_sequences else values.reshape(*shape[::-1], 1).transpose(0, 1)
         self._estimate_from(values)
         return rows.copy().update(self._as_rows(("advantage", *self._target_keys)))
 
@@ -139,7 +146,8 @@ class RolloutBatch:
         is_final[:, -1] = True
         next_data["is_init"] = torch.zeros_like(next_data["done"])
         next_values = values.roll(-1, dims=1)
-        next_values[is_final] = self.critic(next_data.select(*self.critic.in_keys)[is_final])["state_value"]
+        with set_recurrent_mode(False):  # single steps
+            next_values[is_final] = self.critic(next_data.select(*self.critic.in_keys)[is_final])["state_value"]
         rollout["state_value"], next_data["state_value"] = values, next_values
         self.estimator(rollout)
         if self.critic_estimator is not None:
@@ -153,6 +161,7 @@ class RolloutBatch:
         return ["value_target", *(f"value_target_{model.name}" for model in self.reward_models)]
 
     @torch.no_grad()
+    @set_recurrent_mode(True)  # type: ignore[untyped-decorator]
     def mean_kl(self) -> float:
         """Return the mean KL(old || new) over all states of all ranks, where old is the policy at collection."""
         data = self.rows.copy()
@@ -177,9 +186,10 @@ class RolloutBatch:
     def _as_rows(self, keys: Iterable[NestedKey]) -> TensorDictBase:
         """Return entries of the rollout as frames `[time * num_envs]`, or as sequences for recurrent policies."""
         selected = self.rollout.select(*keys)
-        if not self.memory_keys:
+        if not self.in_sequences:
             return selected.transpose(0, 1).flatten().contiguous()
         num_sequences = self.rollout.shape[1] // self.sequence_length
         rows = selected.unflatten(1, (num_sequences, self.sequence_length)).flatten(0, 1).contiguous()
-        rows.batch_size = rows.batch_size[:1]
+        if self.memory_keys:  # the state before a sequence has no dimension for time
+            rows.batch_size = rows.batch_size[:1]
         return rows

@@ -21,7 +21,7 @@ from torchrl.objectives.value import TD1Estimator, VTrace
 
 from ..errors import ConfigurationError
 from ..modules.controllers import Controller
-from ..modules.features.extractor import memory_keys
+from ..modules.features.extractor import is_recurrent
 from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
 from ..modules.objectives.ppo_loss import PPOLoss
 from .collectors.collector import length_of_rollout
@@ -80,7 +80,7 @@ def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Itera
     is_torchrl = "create_env_fn" in parameter_names(node)
     num_envs = num_envs_of_workers(cfg, env) if is_torchrl else int(env.batch_size.numel())
     num_steps = length_of_rollout(node.get("frames_per_env"), node.get("frames_per_batch"), num_envs)
-    ppo.update.check(num_envs, num_steps, in_sequences=bool(memory_keys(ppo.actor)))
+    ppo.update.check(num_envs, num_steps, in_sequences=is_recurrent(ppo.actor))
     if is_torchrl:
         return build_torchrl_collector(cfg, env, ppo.actor, rank, num_envs * num_steps)
     collector: Iterable[TensorDictBase] = call_with_accepted(

@@ -17,7 +17,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError, GraphError
-from ..modules.features.extractor import memory_keys, recurrent_state_shapes
+from ..modules.features.extractor import is_recurrent, recurrent_state_shapes
 from .checks import check_dtypes
 from .updates.eager_step import EagerStep, StoppingRule
 
@@ -141,7 +141,7 @@ def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
     eager = EagerStep(ppo, rule, is_scaled=is_scaled)
     chosen = choose(check_compile(compile), num_steps, OPTIMIZER_STEPS_TO_COMPILE)
     # Lightning owns a loss scale. A graph of whole sequences takes minutes to compile, so `auto` does not build one.
-    if chosen is False or is_scaled or (compile == "auto" and memory_keys(ppo.actor)):
+    if chosen is False or is_scaled or (compile == "auto" and is_recurrent(ppo.actor)):
         return eager
 
     def make_graph() -> Step:

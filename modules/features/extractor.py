@@ -12,6 +12,7 @@ from tensordict import NestedKey
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
+from torchrl.modules import GRUModule, LSTMModule
 
 from ...errors import ConfigurationError
 from ..normalizers import ObservationNormalizer
@@ -234,3 +235,8 @@ def recurrent_state_shapes(policy: nn.Module) -> dict[str, tuple[int, int]]:
 def memory_keys(policy: nn.Module) -> list[str]:
     """Return the keys of the memories of a policy: the recurrent states that learning needs too."""
     return [module.key for module in policy.modules() if isinstance(module, MemoryModule)]
+
+
+def is_recurrent(policy: nn.Module) -> bool:
+    """Return whether a policy is trained on sequences, because it has a memory of ours or of TorchRL."""
+    return any(isinstance(module, MemoryModule | LSTMModule | GRUModule) for module in policy.modules())

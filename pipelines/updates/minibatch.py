@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.modules import set_recurrent_mode
 
 from ...errors import ConfigurationError
 from ..advantages import RolloutBatch
@@ -68,6 +69,7 @@ class MinibatchUpdate(Update):
         self.stop_above = None if target_kl is None else 1.5 * target_kl
         self.freezes = self.critic_epochs != epochs
 
+    @set_recurrent_mode(True)  # type: ignore[untyped-decorator] # of TorchRL's LSTMModule and GRUModule
     def __call__(self, batch: RolloutBatch) -> dict[str, float]:
         """Train on one rollout.
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 import torchrl.objectives as torchrl_objectives
 from lightning import Trainer, seed_everything
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 from torchrl.modules import (
     ActorValueOperator,
+    GRUModule,
+    LSTMModule,
     NormalParamExtractor,
     OneHotCategorical,
     ProbabilisticActor,
@@ -89,12 +91,31 @@ def shared() -> Modules:
     return env, both.get_policy_operator(), both.get_value_operator()
 
 
+def recurrent(module: type[LSTMModule | GRUModule]) -> Modules:
+    from torchrl.envs import Compose, GymEnv, InitTracker, SerialEnv, TransformedEnv
+
+    memory = module(input_size=4, hidden_size=8, in_key="observation", out_key="features")
+    steps = Compose(InitTracker(), memory.make_tensordict_primer())
+    env = TransformedEnv(torchppo.batched(SerialEnv(2, lambda: GymEnv("CartPole-v1"))), steps, auto_unwrap=True)
+    network = TensorDictSequential(memory, TensorDictModule(nn.Linear(8, 2), ["features"], ["logits"]))
+    actor = ProbabilisticActor(
+        network,
+        in_keys=["logits"],
+        distribution_class=torch.distributions.Categorical,
+        return_log_prob=True,
+        log_prob_key="action_log_prob",
+    )
+    return env, actor, TensorDictSequential(memory, ValueOperator(nn.Linear(8, 1), ["features"]))
+
+
 ACTORS: dict[str, Callable[[], Modules]] = {
     "Categorical": categorical,
     "OneHotCategorical": one_hot,
     "TanhNormal": partial(gaussian, TanhNormal),
     "TruncatedNormal": partial(gaussian, TruncatedNormal),
     "ActorValueOperator": shared,
+    "LSTMModule": partial(recurrent, LSTMModule),
+    "GRUModule": partial(recurrent, GRUModule),
 }
 LOSSES: dict[str, tuple[type, dict[str, Any]]] = {
     "torchppo ClipPPOLoss": (torchppo.ClipPPOLoss, {"clip_epsilon": (0.2, 0.28)}),
@@ -109,11 +130,13 @@ LOSSES: dict[str, tuple[type, dict[str, Any]]] = {
 }
 REFUSED_LOSSES = {"KLPENPPOLoss", "functional ClipPPOLoss"}
 """In a graph: TorchRL 0.14.1's KLPENPPOLoss branches on the KL divergence; functional losses hide their parameters."""
-REFUSED_ACTORS = {"TruncatedNormal"}
-"""In a graph: TorchRL 0.14.1's TruncatedNormal checks the values of its parameters."""
+REFUSED_ACTORS = {"TruncatedNormal", "LSTMModule", "GRUModule"}
+"""In a graph: TorchRL 0.14.1's TruncatedNormal, LSTMModule and GRUModule branch on the values of tensors."""
 
 
-def train(loss: str, actor: str, compile_: Any) -> tuple[list[torch.Tensor], list[torch.Tensor], Trainer]:
+def train(
+    loss: str, actor: str, compile_: Any, epochs: int = 2, minibatch_size: int = 16
+) -> tuple[list[torch.Tensor], list[torch.Tensor], Trainer]:
     """Train for three rollouts; return the weights before and after."""
     seed_everything(0, verbose=False)
     env, policy, critic = ACTORS[actor]()
@@ -125,7 +148,7 @@ def train(loss: str, actor: str, compile_: Any) -> tuple[list[torch.Tensor], lis
     ppo = torchppo.PPO(
         cls(policy, critic, **options),
         GAE(gamma=0.98, lmbda=0.8, value_network=None),
-        torchppo.MinibatchUpdate(2, 16),
+        torchppo.MinibatchUpdate(epochs, minibatch_size),
         partial(torch.optim.Adam, lr=1e-3),
         total_frames=96,
         compile=compile_,
@@ -140,7 +163,7 @@ def train(loss: str, actor: str, compile_: Any) -> tuple[list[torch.Tensor], lis
 @pytest.mark.parametrize(
     ("loss", "actor"),
     [*((loss, "Categorical") for loss in LOSSES), *((loss, "TanhNormal") for loss in LOSSES)]
-    + [("torchppo ClipPPOLoss", actor) for actor in ("OneHotCategorical", "TruncatedNormal", "ActorValueOperator")]
+    + [("torchppo ClipPPOLoss", actor) for actor in ACTORS if actor not in ("Categorical", "TanhNormal")]
     + [("ClipPPOLoss", actor) for actor in ("OneHotCategorical", "TruncatedNormal", "ActorValueOperator")],
 )
 @pytest.mark.filterwarnings("ignore:No analytic entropy", "ignore:No analytic KL")
@@ -155,6 +178,13 @@ def test_traced_weights_equal_eager_ones_or_a_graph_is_refused(loss: str, actor:
     _, traced, _ = train(loss, actor, "trace")
     for one, other in zip(traced, eager, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("actor", ["LSTMModule", "GRUModule"])
+def test_sequences_of_torchrls_memories_reproduce_the_policy_at_collection(actor: str) -> None:
+    _, _, trainer = train("torchppo ClipPPOLoss", actor, False, epochs=1, minibatch_size=32)
+    assert abs(float(trainer.callback_metrics["train/approx_kl"])) < 1e-7
+    assert float(trainer.callback_metrics["train/max_ratio"]) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["torchrl_clip", "torchrl_ppo", "torchrl_kl_penalty"])
