@@ -160,3 +160,12 @@ class TestUsePolicy:
         quick = ["update.minibatch_size=32", "update.epochs=1", "compile=false", "logger=[]", "eval.episodes=1"]
         assert main(["train", *short, *quick, policy, "eval.video=false", "run_dir=run"]) == 0
         assert -2000 < episode_reward(Path("run/checkpoints/last.ckpt")) < 0
+
+
+@pytest.mark.filterwarnings("ignore:The env passed to Collector is missing transforms:FutureWarning")
+@pytest.mark.parametrize("torchrl_only", [False, True], ids=["torchppo", "torchrl"])
+def test_torchrl_script_runs_with_either_library(torchrl_only: bool) -> None:
+    num_threads = torch.get_num_threads()
+    script = importlib.import_module("torchrl_script")
+    assert 8 <= script.main(torchrl_only=torchrl_only, total_frames=1024) < 100
+    torch.set_num_threads(num_threads)
