@@ -174,3 +174,12 @@ class TestReadme:
         exec(programs[1].replace("runs/cartpole/<run>/checkpoints/best.ckpt", str(checkpoint)), names)
         assert names["action"] in (0, 1)
         assert float(capsys.readouterr().out) >= 8
+
+
+@pytest.mark.filterwarnings("ignore:The env passed to Collector is missing transforms:FutureWarning")
+@pytest.mark.parametrize("torchrl_only", [False, True], ids=["torchppo", "torchrl"])
+def test_torchrl_script_runs_with_either_library(torchrl_only: bool) -> None:
+    num_threads = torch.get_num_threads()
+    script = importlib.import_module("torchrl_script")
+    assert 8 <= script.main(torchrl_only=torchrl_only, total_frames=1024) < 100
+    torch.set_num_threads(num_threads)

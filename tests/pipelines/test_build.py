@@ -191,6 +191,19 @@ class PlainCollector:
             yield rollout
 
 
+class SavedRollouts:
+    """A sized iterable of rollouts."""
+
+    def __init__(self, rollouts: list[TensorDictBase]) -> None:
+        self.rollouts = rollouts
+
+    def __len__(self) -> int:
+        return len(self.rollouts)
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        return iter(self.rollouts)
+
+
 def small(*overrides: str) -> DictConfig:
     """Compose a small training with its own run directory; TorchRL's environments have no `num_envs`."""
     defaults = [word for word in SMALL if "env=torchrl" not in overrides or not word.startswith("env.")]
@@ -270,7 +283,7 @@ class TestEveryChoiceTrains:
         assert [type(head) for head in heads] == [get_object(cfg.critic.head._target_)]
 
     @pytest.mark.parametrize("memory", ["none", "gru"])
-    @pytest.mark.parametrize("collector", choices("collector"))
+    @pytest.mark.parametrize("collector", ["vector", "torchrl"])  # test_torchrl_environments.py has `torchrl_multi`
     def test_collector(self, collector: str, memory: str) -> None:
         assert {"collect"} <= {
             *seconds_of(fit_two_rollouts(small(f"collector={collector}", f"memory={memory}")).collector)
@@ -287,6 +300,67 @@ class TestEveryChoiceTrains:
         trained = fit_two_rollouts(cfg).ppo.estimator
         assert type(trained) is get_object(cfg.estimator._target_)
         assert float(trained.gamma) == 0.5
+
+    @pytest.mark.parametrize("name", ["TD0Estimator", "TD1Estimator", "TDLambdaEstimator", "GAE"])
+    def test_an_estimator_of_torchrl_receives_only_the_keys_that_it_accepts(self, name: str) -> None:
+        cfg = small(f"estimator._target_=torchrl.objectives.value.{name}", "+estimator.differentiable=false")
+        assert type(fit_two_rollouts(cfg).ppo.estimator).__name__ == name
+
+    def test_an_estimator_receives_the_actor(self) -> None:
+        ppo = fit_two_rollouts(small("estimator=vtrace")).ppo
+        assert ppo.estimator.actor_network is ppo.actor
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["estimator._target_=torchrl.objectives.value.VTrace"], r"VTrace .*new action.*; use estimator=vtrace"),
+            (["estimator=td0", "critic.lmbda=0.9"], r"critic.lmbda=0.9 needs .*; use estimator=gae or td_lambda"),
+            (["estimator=td1", "estimator.gamma=0"], r"estimator.gamma=0 .*; use estimator=td0"),
+            (["+estimator.lambda=0.9"], r"lambda"),
+        ],
+    )
+    def test_an_estimator_that_cannot_work_is_refused(self, words: list[str], message: str) -> None:
+        with pytest.raises(ConfigurationError, match=message) as raised:
+            build_training(small(*words), rank=0)
+        assert "\n" not in str(raised.value)
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["collector=torchrl_multi", "collector.num_workers=3"], r"num_workers=3 does not divide env.num_envs=2"),
+            (["+collector.frames_per_batch=32"], r"frames_per_env and .*frames_per_batch are both set"),
+        ],
+    )
+    def test_a_collector_that_cannot_work_is_refused(self, words: list[str], message: str) -> None:
+        with pytest.raises(ConfigurationError, match=message):
+            build_training(small(*words), rank=0)
+
+    @pytest.mark.parametrize("collector", ["vector", "torchrl"])
+    def test_frames_per_batch_replaces_frames_per_env(self, collector: str) -> None:
+        cfg = small(f"collector={collector}", "+collector.frames_per_batch=32")
+        del cfg.collector.frames_per_env
+        assert fit_two_rollouts(cfg).collector.frames_per_batch == 32  # type: ignore[attr-defined]
+        cfg.collector.frames_per_batch = 33
+        with pytest.raises(ConfigurationError, match=r"\(2\); use 32 or 34"):
+            build_training(cfg, rank=0)
+
+    @pytest.mark.parametrize(
+        ("missing", "transform", "words"),
+        [
+            (("next", "episode_reward"), "RewardSum", ()),
+            (("next", "step_count"), "StepCounter", ()),
+            ("is_init", "InitTracker", ("reward=normalized",)),
+        ],
+    )
+    def test_a_rollout_without_an_entry_names_its_transform(
+        self, missing: str | tuple[str, ...], transform: str, words: tuple[str, ...]
+    ) -> None:
+        cfg = small(*words)
+        training = build_training(cfg, rank=0)
+        collected = [rollout.exclude(missing) for rollout in training.collector]
+        name = missing if isinstance(missing, str) else missing[-1]
+        with pytest.raises(ConfigurationError, match=rf"no {name}; .*torchrl.envs.{transform} "):
+            build_trainer(cfg, []).fit(training.ppo, train_dataloaders=SavedRollouts(collected))
 
     @pytest.mark.parametrize("words", [("estimator.lmbda=0",), ("estimator.gamma=0",), ("critic.lmbda=0",)])
     def test_gamma_or_lambda_of_zero_gives_one_step_targets(self, words: tuple[str, ...]) -> None:
@@ -433,10 +507,12 @@ class TestTorchRLEnvironments:
         )
         assert {length for _, length in training.ppo.episodes.episodes} == {5}
 
-    def test_a_missing_observation_is_reported_with_the_keys_that_exist(self) -> None:
-        with pytest.raises(ConfigurationError, match=r"observation.*thdot") as raised:
-            build_training(small("env=torchrl", "env._target_=torchrl.envs.PendulumEnv"), rank=0)
-        assert "\n" not in str(raised.value)
+    def test_all_entries_are_observed_if_none_is_named_observation(self) -> None:
+        pendulum = ("env=torchrl", "env._target_=torchrl.envs.PendulumEnv")
+        transforms = "transforms=[{_target_: torchrl.envs.StepCounter, max_steps: 5}]"
+        actor = fit_two_rollouts(small(*pendulum, transforms, "total_frames=32")).ppo.actor
+        keys = {key if isinstance(key, str) else key[0] for key in actor.in_keys}
+        assert keys == {"th", "thdot", "params"}
 
     def test_the_name_is_the_class(self) -> None:
         assert env_name(small("env=torchrl", "env._target_=ours.Walk")) == "ours.Walk"
