@@ -138,9 +138,9 @@ def flat(parameters: list[torch.nn.Parameter]) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in parameters])
 
 
-def requires_same_training(*overrides: str) -> None:
-    """Train eagerly and with traced graphs; the weights must be equal and must have changed."""
-    (start, eager), (_, traced) = (train(*overrides, f"compile={mode}") for mode in ("false", "trace"))
+def requires_same_training(graph: Any, *overrides: str) -> None:
+    """Train eagerly and with graphs; the weights must be equal and must have changed."""
+    (start, eager), (_, traced) = (train(*overrides, f"compile={mode}") for mode in (False, graph))
     assert (eager - start).abs().max() > 1e-4
     assert eager.isfinite().all()
     torch.testing.assert_close(traced, eager, rtol=0, atol=1e-6)
@@ -171,33 +171,33 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_transform(name: str) -> None:
+def test_transform(name: str, graph: Any) -> None:
     words = [word for word in TRANSFORMS[name] if not word.startswith("{")]
     transforms = f"transforms=[{','.join(word for word in TRANSFORMS[name] if word.startswith('{'))}]"
     if name == "Resize" and find_spec("torchvision") is None:
         with pytest.raises(ConfigurationError, match="torchvision"):
             build_training(configuration(*words, transforms), rank=0)
     else:
-        requires_same_training(*words, transforms)
+        requires_same_training(graph, *words, transforms)
 
 
 @pytest.mark.parametrize("name", ["serial", "parallel", "transformed", "Pictures"])
-def test_environment(name: str) -> None:
-    requires_same_training("env=torchrl", f"env._target_=torchrl_parts.{name}")
+def test_environment(name: str, graph: Any) -> None:
+    requires_same_training(graph, "env=torchrl", f"env._target_=torchrl_parts.{name}")
 
 
 @pytest.mark.parametrize("collector", ["torchrl", "torchrl_multi"])
-def test_collector(collector: str) -> None:
-    requires_same_training(*CARTPOLE, f"collector={collector}")
+def test_collector(collector: str, graph: Any) -> None:
+    requires_same_training(graph, *CARTPOLE, f"collector={collector}")
 
 
 @pytest.mark.parametrize("estimator", ["gae", "td_lambda", "td0", "td1", "vtrace"])
-def test_estimator(estimator: str) -> None:
-    requires_same_training(*CARTPOLE, f"estimator={estimator}", "update.recompute_advantage=true")
+def test_estimator(estimator: str, graph: Any) -> None:
+    requires_same_training(graph, *CARTPOLE, f"estimator={estimator}", "update.recompute_advantage=true")
 
 
-def test_v_trace_of_a_recurrent_policy() -> None:
-    requires_same_training(*CARTPOLE, "estimator=vtrace", "update.recompute_advantage=true", "memory=gru")
+def test_v_trace_of_a_recurrent_policy(graph: Any) -> None:
+    requires_same_training(graph, *CARTPOLE, "estimator=vtrace", "update.recompute_advantage=true", "memory=gru")
 
 
 def test_several_entries_and_a_mask_are_read_if_none_is_named_observation() -> None:

@@ -167,15 +167,15 @@ def train(
     + [("ClipPPOLoss", actor) for actor in ("OneHotCategorical", "TruncatedNormal", "ActorValueOperator")],
 )
 @pytest.mark.filterwarnings("ignore:No analytic entropy", "ignore:No analytic KL")
-def test_traced_weights_equal_eager_ones_or_a_graph_is_refused(loss: str, actor: str) -> None:
+def test_traced_weights_equal_eager_ones_or_a_graph_is_refused(loss: str, actor: str, graph: Any) -> None:
     before, eager, trainer = train(loss, actor, False)
     assert all(not torch.equal(new, old) for new, old in zip(eager, before, strict=True))
     assert float(trainer.callback_metrics["train/grad_norm"]) > 0
     if loss in REFUSED_LOSSES or actor in REFUSED_ACTORS:
         with pytest.raises(GraphError, match="compile=false"):
-            train(loss, actor, "trace")
+            train(loss, actor, graph)
         return
-    _, traced, _ = train(loss, actor, "trace")
+    _, traced, _ = train(loss, actor, graph)
     for one, other in zip(traced, eager, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
