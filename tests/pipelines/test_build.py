@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -667,3 +667,47 @@ class TestControllers:
         cfg = small("controller@controller.lr=cosine", "controller.lr.final=0.2")
         quarter = 0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2
         assert build_controllers(cfg)["lr"](0.25, {}, 1.0) == pytest.approx(quarter)
+
+
+class DivideLearningRates(Callback):
+    """Divides the learning rate by 1.5 after every rollout, and records the rates that were used."""
+
+    used: ClassVar[list[float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.used.append(float(trainer.callback_metrics["train/lr"]))
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] /= 1.5
+
+
+class TestSeams:
+    def test_a_callback_may_set_the_learning_rate_of_eager_and_traced_steps(self) -> None:
+        weights = []
+        for mode in ("false", "trace"):
+            DivideLearningRates.used.clear()
+            callbacks = "+trainer.callbacks=[{_target_: ours.DivideLearningRates}]"
+            training = fit_two_rollouts(small(f"compile={mode}", "controller@controller.lr=constant", callbacks))
+            assert DivideLearningRates.used == pytest.approx([0.003, 0.002])
+            weights.append(list(training.ppo.parameters()))
+        for eager, traced in zip(*weights, strict=True):
+            torch.testing.assert_close(traced, eager, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("mode", ["false", "trace"])
+    def test_count_bonus_and_kl_adaptive_learning_rate_continue_from_a_checkpoint(
+        self, mode: str, tmp_path: Path
+    ) -> None:
+        words = ["env.id=FrozenLake-v1", "intrinsic=count", "controller@controller.lr=kl_adaptive", f"compile={mode}"]
+        words += ["controller.lr.target_kl=1000", "controller.lr.maximum=1.0"]
+        cfg = small(*words)
+        training, trainer = build_training(cfg, rank=0), build_trainer(cfg, [])
+        trainer.fit(training.ppo, train_dataloaders=training.collector)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        training.close()
+        cfg = small(*words, f"total_frames={2 * cfg.total_frames}")
+        resumed, trainer = build_training(cfg, rank=0), build_trainer(cfg, [])
+        trainer.fit(resumed.ppo, train_dataloaders=resumed.collector, ckpt_path=tmp_path / "last.ckpt")
+        resumed.close()
+        bonus = resumed.ppo.reward_models["count"]
+        assert int(bonus.counts.sum()) == resumed.ppo.frames == cfg.total_frames
+        assert resumed.ppo.optimizer.param_groups[0]["lr"] == pytest.approx(0.003 * 1.5**4)
+        assert {"train/kl", "train/loss_count", "rollout/reward_count"} <= set(trainer.callback_metrics)
