@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
+from lightning import Trainer
 from tensordict import TensorDict
 from torchrl.collectors import Collector as TorchRLCollector
 from torchrl.envs import Compose, InitTracker, TransformedEnv
@@ -17,6 +19,9 @@ from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.collectors.rollout_loader import RolloutLoader, as_rollout
+from torchppo.pipelines.ppo import PPO
+
+Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
 
 
 def make_loader(total_frames: int | None = None, *, frames_in_total: int = 240) -> RolloutLoader:
@@ -108,3 +113,13 @@ def test_any_batch_becomes_environments_by_time(shape: tuple[int, ...]) -> None:
 def test_data_that_is_not_a_rollout_is_refused(data: TensorDict | None) -> None:
     with pytest.raises(ConfigurationError, match=r"remove its options replay_buffer, split_trajs"):
         as_rollout(data)
+
+
+def test_a_collector_of_torchrl_trains_from_python(make: Make, fit: Fit) -> None:
+    ppo, collector = make(num_envs=2, frames_per_env=16, rollouts=3)
+    env = TransformedEnv(collector.env, Compose(InitTracker()))
+    theirs = TorchRLCollector(env, ppo.actor, frames_per_batch=32, total_frames=96, trust_policy=True)
+    before = [param.detach().clone() for param in ppo.parameters()]
+    fit(ppo, RolloutLoader(theirs))
+    assert (ppo.frames, theirs.closed) == (96, True)
+    assert not any(torch.equal(new, old) for new, old in zip(ppo.parameters(), before, strict=True))
