@@ -68,7 +68,7 @@ def run(name: str, mode: str, overrides: list[str]) -> dict[str, float | str]:
     cfg = configuration(work, (f"compile={mode}", frames, "collector.double_buffer=false", *overrides))
     trainer, training = build_trainer(cfg, []), build_training(cfg, 0)
     rollout = next(iter(training.collector))
-    training.env.close()
+    training.close()
     rollouts = Rollouts(rollout, training.ppo.seconds)
     trainer.fit(training.ppo, train_dataloaders=rollouts)
     device = trainer.strategy.root_device
