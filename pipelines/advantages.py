@@ -144,7 +144,8 @@ class RolloutBatch:
         self.estimator(rollout)
         if self.critic_estimator is not None:
             rollout["value_target"] = self.critic_estimator(rollout.copy())["value_target"]
-        add_advantages(rollout, self.reward_models)
+        if self.reward_models:
+            add_advantages(rollout, self.reward_models)
         if self.normalize:
             rollout["advantage"] = normalized(rollout["advantage"].unsqueeze(0)).squeeze(0)
 

@@ -156,7 +156,7 @@ class PPO(MonitoredModule):
     def training_step(self, rollout: TensorDictBase) -> None:
         """Learn from one rollout `[num_envs, time]`."""
         start = time.perf_counter()
-        metrics = write_rewards(rollout, self._models, summed)
+        metrics = write_rewards(rollout, self._models, summed) if self._models else {}
         if self.reward_normalizer is not None:
             reward = require_entries(rollout, "is_init")["next", "reward"]
             self.reward_normalizer.update(reward, rollout["is_init"], summed)
