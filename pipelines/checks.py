@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import nn
 
-from ..errors import ConfigurationError, NumericalError
-
-logger = logging.getLogger("torchppo")
+from ..errors import ConfigurationError
 
 
 def check_options(objective: Any, frames: int, max_norm: float, normalize: str | None, pretraining: int) -> None:
@@ -48,19 +43,6 @@ def check_dtypes(ppo: Any) -> None:
             f"trainer.precision={ppo.trainer.precision} makes the weights {others.pop()}, but environments return "
             "float32; use 32-true, bf16-mixed or 16-mixed"
         )
-
-
-def require_finite_metrics(metrics: Mapping[str, float], frames: int) -> None:
-    """Raise a NumericalError for a metric that is not finite."""
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise NumericalError(f"{name}={value} after {frames} frames; lower optimizer.lr or scale rewards")
-
-
-def warn_about_zero_gradient(metrics: Mapping[str, float], frames: int) -> None:
-    """Log a warning if the gradient was exactly 0 in every step of a rollout, so that nothing was learned."""
-    if metrics.get("train/grad_norm") == 0.0:
-        logger.warning("torchppo: the gradient was 0 in all steps after %d frames; nothing was learned there", frames)
 
 
 WRITTEN_BY: dict[NestedKey, str] = {

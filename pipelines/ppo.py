@@ -18,10 +18,9 @@ from ..modules.intrinsic.reward_model import LossesWithRewardModels, RewardModel
 from ..modules.intrinsic.streams import write_rewards
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from .advantages import RolloutBatch
-from .checks import check_frames_left, check_options, require_entries, require_finite_metrics, warn_about_zero_gradient
+from .checks import check_frames_left, check_options, require_entries
 from .distributed import num_ranks, summed
-from .monitoring.module import MonitoredModule
-from .monitoring.statistics import EpisodeStatistics
+from .monitoring import EpisodeStatistics, MonitoredModule
 from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates import param_groups
 from .updates.coefficients import Coefficients
@@ -151,7 +150,7 @@ class PPO(MonitoredModule):
         self._step = make_optimizer_step(self, self.compile_mode)
         self.update.setup(self)
         self.coefficients.move(self.progress, {}, self.optimizer)
-        self._logged_at = time.perf_counter()
+        self._published_at = time.perf_counter()
 
     def training_step(self, rollout: TensorDictBase) -> None:
         """Learn from one rollout `[num_envs, time]`."""
@@ -176,7 +175,7 @@ class PPO(MonitoredModule):
         self.seconds["estimate"] += estimated - start
         self.seconds["update"] += time.perf_counter() - estimated  # computing the metrics waits for the device
         self.episodes.update(rollout)
-        self._log_metrics(metrics | self.episodes.metrics, num_frames)
+        self.publish_rollout(metrics | self.episodes.metrics, num_frames)
         if self.frames + num_frames > self.total_frames:
             self.trainer.should_stop = True
 
@@ -217,14 +216,6 @@ class PPO(MonitoredModule):
                 module.update(batch.rollout[module.key], summed)
             elif isinstance(module, ValueHead):
                 module.update(batch.rollout["value_target"], summed)
-
-    def _log_metrics(self, metrics: dict[str, float], num_frames: int) -> None:
-        require_finite_metrics(metrics, self.frames)
-        warn_about_zero_gradient(metrics, self.frames)
-        now = time.perf_counter()
-        metrics["time/fps"] = num_frames / (now - self._logged_at)
-        self._logged_at = now
-        self.publish(metrics)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.grad_norm = clip_gradients(self)
