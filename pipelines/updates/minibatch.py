@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -9,10 +12,10 @@ from torch import Tensor
 from ...errors import ConfigurationError
 from ..advantages import RolloutBatch
 from ..distributed import normalized
-from .update import Update
+from .update import Learner
 
 
-class MinibatchUpdate(Update):
+class MinibatchUpdate:
     """Epochs of shuffled minibatches with one optimizer step each (Schulman et al. 2017, algorithm 1).
 
     Args:
@@ -68,6 +71,10 @@ class MinibatchUpdate(Update):
         self.stop_above = None if target_kl is None else 1.5 * target_kl
         self.freezes = self.critic_epochs != epochs
 
+    def setup(self, learner: Learner) -> None:
+        """Remember who takes the steps; called when training starts."""
+        self.learner = learner
+
     def __call__(self, batch: RolloutBatch) -> dict[str, float]:
         """Train on one rollout.
 
@@ -107,6 +114,13 @@ class MinibatchUpdate(Update):
                 return False
             metrics.append(result)
         return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return an empty dictionary: no rollout depends on an earlier one."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Do nothing; see `state_dict`."""
 
     def num_steps(self, frames: int) -> int:
         """Return the number of optimizer steps for a rollout of `frames` without early stopping."""
