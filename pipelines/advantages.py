@@ -11,11 +11,19 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.objectives.value import ValueEstimatorBase
 
+from ..errors import ConfigurationError
 from ..modules.features.extractor import memory_keys, recurrent_state_shapes
 from ..modules.intrinsic.reward_model import RewardModel
 from ..modules.intrinsic.streams import add_advantages
 from ..modules.objectives.ppo_loss import policy_kl
 from .distributed import normalized, summed
+
+WRITTEN_BY: dict[NestedKey, str] = {
+    "is_init": "InitTracker",
+    ("next", "episode_reward"): "RewardSum",
+    ("next", "step_count"): "StepCounter",
+}
+"""Transforms of TorchRL that write the entries which another collector may lack."""
 
 
 class RolloutBatch:
@@ -184,3 +192,14 @@ class RolloutBatch:
         rows = selected.unflatten(1, (num_sequences, self.sequence_length)).flatten(0, 1).contiguous()
         rows.batch_size = rows.batch_size[:1]
         return rows
+
+
+def require_entries(rollout: TensorDictBase, *keys: NestedKey) -> TensorDictBase:
+    """Return the rollout if it has the entries, else raise a ConfigurationError that names their transform."""
+    for key in keys:
+        if key not in rollout.keys(include_nested=True):
+            name = key if isinstance(key, str) else key[-1]
+            raise ConfigurationError(
+                f"the rollout has no {name}; add the transform torchrl.envs.{WRITTEN_BY[key]} to the environment"
+            )
+    return rollout

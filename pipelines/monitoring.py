@@ -19,7 +19,7 @@ from tensordict import TensorDictBase
 from torch import nn
 
 from ..errors import ConfigurationError, NumericalError
-from .checks import require_entries
+from .advantages import require_entries
 from .distributed import gathered
 
 logger = logging.getLogger("torchppo")

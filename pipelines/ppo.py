@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchrl.objectives.value import ValueEstimatorBase
 
+from ..errors import ConfigurationError
 from ..modules.controllers import Controller
 from ..modules.heads.value_heads import ValueHead
 from ..modules.intrinsic.reward_model import LossesWithRewardModels, RewardModel
 from ..modules.intrinsic.streams import write_rewards
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
-from .advantages import RolloutBatch
-from .checks import check_frames_left, check_options, require_entries
+from .advantages import RolloutBatch, require_entries
 from .distributed import num_ranks, summed
 from .monitoring import EpisodeStatistics, MonitoredModule
 from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates import param_groups
 from .updates.coefficients import Coefficients
-from .updates.eager_step import LossWeights, clip_gradients
+from .updates.eager_step import LossWeights, check_options, clip_gradients
 from .updates.update import Update
 
 METRIC_NAMES = {"kl_approx": "approx_kl"}  # the names that PPO users know
@@ -139,12 +139,23 @@ class PPO(MonitoredModule):
         params: list[Any] = list(self.objective.parameters())
         if self._uses_param_groups:
             params = param_groups.make_param_groups(self.objective, self.critic_optimizer, self.reward_models)
-        return param_groups.make_optimizer(self._make_optimizer, params, self.critic_optimizer)
+        try:
+            optimizer = self._make_optimizer(params)
+        except ValueError as error:
+            raise ConfigurationError(f"optimizer: {error}; change optimizer.*") from error
+        if self._uses_param_groups:
+            param_groups.check_param_groups(optimizer, self.critic_optimizer)
+        return optimizer
 
     def on_train_start(self) -> None:
         """Choose how a step runs, now that devices, precision and optimizer are known."""
         collector = self.trainer.train_dataloader
-        check_frames_left(self.frames, self.total_frames, getattr(collector, "frames_per_batch", 1) * num_ranks())
+        next_frames = getattr(collector, "frames_per_batch", 1) * num_ranks()
+        if self.frames and self.frames + next_frames > self.total_frames:
+            raise ConfigurationError(
+                f"total_frames={self.total_frames} leaves no room for a rollout of {next_frames} after {self.frames} "
+                "trained frames; increase it"
+            )
         if act_under := getattr(collector, "act_under", None):
             act_under(self.trainer.precision_plugin.forward_context)
         self._step = make_optimizer_step(self, self.compile_mode)
@@ -182,10 +193,8 @@ class PPO(MonitoredModule):
     def make_batch(self, rollout: TensorDictBase) -> RolloutBatch:
         """Return the batch of a rollout, without advantages."""
         components = rollout, self.actor, self.critic, self.estimator, self.critic_estimator, self._models
-        normalize = self.normalize_advantage == "rollout"
-        return RolloutBatch(
-            *components, normalize=normalize, sequence_length=self.update.frames_per_sequence(rollout.shape[1])
-        )
+        length = self.update.frames_per_sequence(rollout.shape[1])
+        return RolloutBatch(*components, normalize=self.normalize_advantage == "rollout", sequence_length=length)
 
     def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
         """Take one optimizer step; see `EagerStep`."""
