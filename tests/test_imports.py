@@ -24,7 +24,7 @@ LAYERS = (
     {"step_factory", "updates", "advantages", "monitoring", "compiled"},
     {"collectors", "ppo"},
     {"build", "components", "episodes"},
-    {"callbacks", "run_files", "checkpoint"},
+    {"run_files", "checkpoint"},
     {"train", "evaluate", "policy"},
     {"cli"},
 )
