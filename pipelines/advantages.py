@@ -19,6 +19,13 @@ from ..modules.intrinsic.streams import add_advantages
 from ..modules.objectives.ppo_loss import policy_kl
 from .distributed import normalized, summed
 
+WRITTEN_BY: dict[NestedKey, str] = {
+    "is_init": "InitTracker",
+    ("next", "episode_reward"): "RewardSum",
+    ("next", "step_count"): "StepCounter",
+}
+"""Transforms of TorchRL that write the entries which another collector may lack."""
+
 
 class RolloutBatch:
     """One rollout with its advantages and value targets.
@@ -152,7 +159,8 @@ class RolloutBatch:
         self.estimator(rollout)
         if self.critic_estimator is not None:
             rollout["value_target"] = self.critic_estimator(rollout.copy())["value_target"]
-        add_advantages(rollout, self.reward_models)
+        if self.reward_models:
+            add_advantages(rollout, self.reward_models)
         if self.normalize:
             rollout["advantage"] = normalized(rollout["advantage"].unsqueeze(0)).squeeze(0)
 
@@ -193,3 +201,14 @@ class RolloutBatch:
         if self.memory_keys:  # the state before a sequence has no dimension for time
             rows.batch_size = rows.batch_size[:1]
         return rows
+
+
+def require_entries(rollout: TensorDictBase, *keys: NestedKey) -> TensorDictBase:
+    """Return the rollout if it has the entries, else raise a ConfigurationError that names their transform."""
+    for key in keys:
+        if key not in rollout.keys(include_nested=True):
+            name = key if isinstance(key, str) else key[-1]
+            raise ConfigurationError(
+                f"the rollout has no {name}; add the transform torchrl.envs.{WRITTEN_BY[key]} to the environment"
+            )
+    return rollout

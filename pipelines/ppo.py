@@ -12,20 +12,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchrl.objectives.value import ValueEstimatorBase
 
+from ..errors import ConfigurationError
 from ..modules.controllers import Controller
 from ..modules.heads.value_heads import ValueHead
 from ..modules.intrinsic.reward_model import LossesWithRewardModels, RewardModel
 from ..modules.intrinsic.streams import write_rewards
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
-from .advantages import RolloutBatch
-from .checks import check_frames_left, check_options, require_entries, require_finite_metrics, warn_about_zero_gradient
+from .advantages import RolloutBatch, require_entries
 from .distributed import num_ranks, summed
-from .monitoring.module import MonitoredModule
-from .monitoring.statistics import EpisodeStatistics
+from .monitoring import EpisodeStatistics, MonitoredModule
 from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates import param_groups
 from .updates.coefficients import Coefficients
-from .updates.eager_step import LossWeights, clip_gradients
+from .updates.eager_step import LossWeights, check_options, clip_gradients
 from .updates.update import Update
 
 METRIC_NAMES = {"kl_approx": "approx_kl"}  # the names that PPO users know
@@ -140,23 +139,34 @@ class PPO(MonitoredModule):
         params: list[Any] = list(self.objective.parameters())
         if self._uses_param_groups:
             params = param_groups.make_param_groups(self.objective, self.critic_optimizer, self.reward_models)
-        return param_groups.make_optimizer(self._make_optimizer, params, self.critic_optimizer)
+        try:
+            optimizer = self._make_optimizer(params)
+        except ValueError as error:
+            raise ConfigurationError(f"optimizer: {error}; change optimizer.*") from error
+        if self._uses_param_groups:
+            param_groups.check_param_groups(optimizer, self.critic_optimizer)
+        return optimizer
 
     def on_train_start(self) -> None:
         """Choose how a step runs, now that devices, precision and optimizer are known."""
         collector = self.trainer.train_dataloader
-        check_frames_left(self.frames, self.total_frames, getattr(collector, "frames_per_batch", 1) * num_ranks())
+        next_frames = getattr(collector, "frames_per_batch", 1) * num_ranks()
+        if self.frames and self.frames + next_frames > self.total_frames:
+            raise ConfigurationError(
+                f"total_frames={self.total_frames} leaves no room for a rollout of {next_frames} after {self.frames} "
+                "trained frames; increase it"
+            )
         if act_under := getattr(collector, "act_under", None):
             act_under(self.trainer.precision_plugin.forward_context)
         self._step = make_optimizer_step(self, self.compile_mode)
         self.update.setup(self)
         self.coefficients.move(self.progress, {}, self.optimizer)
-        self._logged_at = time.perf_counter()
+        self._published_at = time.perf_counter()
 
     def training_step(self, rollout: TensorDictBase) -> None:
         """Learn from one rollout `[num_envs, time]`."""
         start = time.perf_counter()
-        metrics = write_rewards(rollout, self._models, summed)
+        metrics = write_rewards(rollout, self._models, summed) if self._models else {}
         if self.reward_normalizer is not None:
             reward = require_entries(rollout, "is_init")["next", "reward"]
             self.reward_normalizer.update(reward, rollout["is_init"], summed)
@@ -176,17 +186,15 @@ class PPO(MonitoredModule):
         self.seconds["estimate"] += estimated - start
         self.seconds["update"] += time.perf_counter() - estimated  # computing the metrics waits for the device
         self.episodes.update(rollout)
-        self._log_metrics(metrics | self.episodes.metrics, num_frames)
+        self.publish_rollout(metrics | self.episodes.metrics, num_frames)
         if self.frames + num_frames > self.total_frames:
             self.trainer.should_stop = True
 
     def make_batch(self, rollout: TensorDictBase) -> RolloutBatch:
         """Return the batch of a rollout, without advantages."""
         components = rollout, self.actor, self.critic, self.estimator, self.critic_estimator, self._models
-        normalize = self.normalize_advantage == "rollout"
-        return RolloutBatch(
-            *components, normalize=normalize, sequence_length=self.update.frames_per_sequence(rollout.shape[1])
-        )
+        length = self.update.frames_per_sequence(rollout.shape[1])
+        return RolloutBatch(*components, normalize=self.normalize_advantage == "rollout", sequence_length=length)
 
     def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
         """Take one optimizer step; see `EagerStep`."""
@@ -217,14 +225,6 @@ class PPO(MonitoredModule):
                 module.update(batch.rollout[module.key], summed)
             elif isinstance(module, ValueHead):
                 module.update(batch.rollout["value_target"], summed)
-
-    def _log_metrics(self, metrics: dict[str, float], num_frames: int) -> None:
-        require_finite_metrics(metrics, self.frames)
-        warn_about_zero_gradient(metrics, self.frames)
-        now = time.perf_counter()
-        metrics["time/fps"] = num_frames / (now - self._logged_at)
-        self._logged_at = now
-        self.publish(metrics)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.grad_norm = clip_gradients(self)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ..errors import ConfigurationError, GraphError
 from ..modules.features.extractor import is_recurrent, recurrent_state_shapes
-from .checks import check_dtypes
 from .updates.eager_step import EagerStep, StoppingRule
 
 Compile = bool | Literal["auto", "trace"]
@@ -42,8 +41,7 @@ def check_compile(value: Any) -> Compile:
     """Return `value` if it is a valid `Compile`, else raise a ConfigurationError."""
     if value is not True and value is not False and value not in ("auto", "trace"):
         raise ConfigurationError(f"compile={value} is not valid; use auto, true, trace or false")
-    choice: Compile = value
-    return choice
+    return value
 
 
 def choose(compile: Compile, num_steps: float, steps_to_compile: int) -> Compile:  # noqa: A002
@@ -156,6 +154,16 @@ def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
     if compile != "auto":
         return make_graph()
     return FirstThatWorks("the optimizer step", make_graph, torch_compile, eager, num_steps)
+
+
+def check_dtypes(ppo: Any) -> None:
+    """Raise a ConfigurationError if a trainable weight has another type than the environments' float32."""
+    others = {param.dtype for param in ppo.parameters() if param.requires_grad} - {torch.float32}
+    if others:
+        raise ConfigurationError(
+            f"trainer.precision={ppo.trainer.precision} makes the weights {others.pop()}, but environments return "
+            "float32; use 32-true, bf16-mixed or 16-mixed"
+        )
 
 
 class FirstThatWorks:

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from lightning import Trainer, seed_everything
+from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
 from ..errors import ConfigurationError, RunLockedError
 from .build import EVALUATION_RANK, Training, build_trainer, build_training, env_name, evaluation_compile
-from .callbacks.evaluation import EvaluateAndSave
-from .callbacks.progress import ProgressBar, Stopwatch
-from .callbacks.stop_on_signal import StopOnSignal
 from .collectors.collector import seconds_of
 from .components.instantiate import build_evaluation_env, seed_for_rank
-from .episodes import Evaluation, evaluate, num_envs_for
-from .run_files.summary import Summary, make_summary, plot_learning_curve, print_files, print_summary, write_summary
+from .episodes import EvaluateAndSave, Evaluation, evaluate, num_envs_for
+from .run_files.summary import (
+    ProgressBar,
+    Stopwatch,
+    Summary,
+    make_summary,
+    plot_learning_curve,
+    print_files,
+    print_summary,
+    write_summary,
+)
 from .run_files.video import try_to_record_video
+
+T = TypeVar("T")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def train(cfg: DictConfig, overrides: list[str]) -> int:
@@ -51,7 +64,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
     stop, stopwatch = StopOnSignal(), Stopwatch()
     save_config = LambdaCallback(on_train_batch_start=lambda trainer, *_: save_configuration(trainer, cfg, overrides))
     evaluation = EvaluateAndSave(
-        make_evaluation(cfg), run_dir / "checkpoints", cfg.eval.every_frames, cfg.eval.stop_at, stop
+        make_evaluation(cfg, stop), run_dir / "checkpoints", cfg.eval.every_frames, cfg.eval.stop_at
     )
     trainer = build_trainer(cfg, [save_config, stopwatch, ProgressBar(), evaluation, stop])
     if trainer.precision in ("64-true", "bf16-true", "16-true"):  # refused here, before the run directory exists
@@ -132,8 +145,11 @@ def locked(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def make_evaluation(cfg: DictConfig) -> Callable[[Any], Evaluation]:
-    """Return a function that evaluates a policy on new environments, with the same seed each time."""
+def make_evaluation(cfg: DictConfig, stop: StopOnSignal) -> Callable[[Any], Evaluation | None]:
+    """Return a function that evaluates a policy on new environments, with the same seed each time.
+
+    It returns `None` if `stop` receives a signal.
+    """
     if cfg.eval.episodes < 1:
         raise ConfigurationError(f"eval.episodes={cfg.eval.episodes} must be at least 1")
 
@@ -144,7 +160,7 @@ def make_evaluation(cfg: DictConfig) -> Callable[[Any], Evaluation]:
         torch.set_num_threads(cfg.num_threads)  # closing TorchRL's SerialEnv changes it
         return result
 
-    return run
+    return lambda actor: stop.interruptible(lambda: run(actor))
 
 
 def write_results(cfg: DictConfig, training: Training, summary: Summary) -> None:
@@ -162,3 +178,55 @@ def write_results(cfg: DictConfig, training: Training, summary: Summary) -> None
         video = try_to_record_video(cfg, training.ppo.actor, run_dir / "videos" / "last.mp4", seed)
         files |= {"video": video} if video else {}
     print_files(files)
+
+
+class StopOnSignal(Callback):
+    """Ends the training on every rank after the current rollout; a second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._is_stopping = False  # True after a signal has reached any rank
+        self._previous: dict[int, Any] = {}
+        self._interrupts = self._prints = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remember the handlers before Lightning replaces them."""
+        self._prints = trainer.is_global_zero
+        self._previous = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace Lightning's handlers, which would exit with code 0 or 1."""
+        for number in self._previous:
+            signal.signal(number, self._receive)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop all ranks after the same rollout."""
+        self._is_stopping = trainer.strategy.reduce_boolean_decision(self._is_stopping, all=False)
+        trainer.should_stop = trainer.should_stop or self._is_stopping
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def interruptible(self, work: Callable[[], T]) -> T | None:
+        """Return the result of `work`, or `None` if a signal arrived earlier or interrupts it."""
+        self._interrupts = True
+        try:
+            return None if self._is_stopping else work()
+        except _Interrupted:
+            return None
+        finally:
+            self._interrupts = False
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received, self._is_stopping = number, True
+        signal.signal(number, signal.SIG_DFL)
+        if self._prints:  # not with `print`, which the signal may have interrupted
+            os.write(2, b"\ntorchppo: stopping after this rollout; press again to stop at once\n")
+        if self._interrupts:
+            raise _Interrupted
+
+
+class _Interrupted(BaseException):
+    """Raised by a signal inside `StopOnSignal.interruptible`."""

@@ -20,11 +20,11 @@ FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "hydra", "om
 """Packages that only `pipelines` may import."""
 
 LAYERS = (
-    {"distributed", "checks"},
+    {"distributed"},
     {"step_factory", "updates", "advantages", "monitoring", "compiled"},
     {"collectors", "ppo"},
     {"build", "components", "episodes"},
-    {"callbacks", "run_files", "checkpoint"},
+    {"run_files", "checkpoint"},
     {"train", "evaluate", "policy"},
     {"cli"},
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch import distributions as D  # noqa: N812
 
 from ...errors import ConfigurationError
-from .critic_error import get_value_error, unshared_critic
+from ..actor_critic import get_value_error, unshared_critic
 
 LOSS_PREFIX = "loss_"
 

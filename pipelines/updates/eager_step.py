@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ...errors import ConfigurationError
 from ..distributed import num_ranks, summed
-from .param_groups import parameters_by_part
 
 logger = logging.getLogger("torchppo")
 
@@ -155,7 +154,7 @@ def check_losses(losses: TensorDictBase, rule: StoppingRule | None) -> None:
         )
 
 
-def check_connected(objective: nn.Module, gradients: Mapping[nn.Parameter, Tensor | None]) -> None:
+def check_connected(objective: Any, gradients: Mapping[nn.Parameter, Tensor | None]) -> None:
     """Check that the losses depend on the parameters, and warn about those that they do not depend on.
 
     Args:
@@ -163,11 +162,11 @@ def check_connected(objective: nn.Module, gradients: Mapping[nn.Parameter, Tenso
         gradients: the gradient of every parameter; `None` where the losses do not depend on it.
 
     Raises:
-        ConfigurationError: if the losses depend on no parameter of the policy.
+        ConfigurationError: if the losses depend on no parameter that only the policy has.
 
     """
-    parts = parameters_by_part(objective)
-    policy = [param for part in ("policy", "shared") for param in parts.get(part, []) if param.requires_grad]
+    critic = {*objective.critic_network.parameters()}  # a recurrent actor runs them too
+    policy = [param for param in objective.actor_network.parameters() if param.requires_grad and param not in critic]
     if policy and all(gradients.get(param) is None for param in policy):
         raise ConfigurationError(
             f"objective={type(objective).__name__} has no gradient with respect to the policy, which would not learn; "
@@ -180,3 +179,18 @@ def check_connected(objective: nn.Module, gradients: Mapping[nn.Parameter, Tenso
             "torchppo: the losses do not depend on %d of %d parameters, such as %s, which will not learn",
             *(len(unconnected), len(parameters), unconnected[0]),
         )
+
+
+def check_options(objective: Any, frames: int, max_norm: float, normalize: str | None, pretraining: int) -> None:
+    """Raise a ConfigurationError for an option of `PPO` that cannot work."""
+    for name in ("actor_network", "critic_network"):
+        if not isinstance(getattr(objective, name, None), nn.Module):
+            raise ConfigurationError(f"objective={type(objective).__name__} needs an nn.Module in its attribute {name}")
+    if frames < 1:
+        raise ConfigurationError(f"total_frames={frames} must be at least 1")
+    if not max_norm > 0:
+        raise ConfigurationError(f"ppo.max_grad_norm={max_norm} must be positive; use inf for no limit")
+    if normalize not in ("rollout", "minibatch", None):
+        raise ConfigurationError(f"ppo.normalize_advantage={normalize} must be rollout, minibatch or null")
+    if pretraining < 0:
+        raise ConfigurationError(f"ppo.value_pretraining={pretraining} must not be negative")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -10,10 +13,10 @@ from torchrl.modules import set_recurrent_mode
 from ...errors import ConfigurationError
 from ..advantages import RolloutBatch
 from ..distributed import normalized
-from .update import Update
+from .update import Learner
 
 
-class MinibatchUpdate(Update):
+class MinibatchUpdate:
     """Epochs of shuffled minibatches with one optimizer step each (Schulman et al. 2017, algorithm 1).
 
     Args:
@@ -69,6 +72,10 @@ class MinibatchUpdate(Update):
         self.stop_above = None if target_kl is None else 1.5 * target_kl
         self.freezes = self.critic_epochs != epochs
 
+    def setup(self, learner: Learner) -> None:
+        """Keep the LightningModule, which takes the steps; called when training starts."""
+        self.learner = learner
+
     @set_recurrent_mode(True)  # type: ignore[untyped-decorator] # of TorchRL's LSTMModule and GRUModule
     def __call__(self, batch: RolloutBatch) -> dict[str, float]:
         """Train on one rollout.
@@ -109,6 +116,13 @@ class MinibatchUpdate(Update):
                 return False
             metrics.append(result)
         return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return an empty dictionary: no rollout depends on an earlier one."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Do nothing; see `state_dict`."""
 
     def num_steps(self, frames: int) -> int:
         """Return the number of optimizer steps for a rollout of `frames` without early stopping."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase, TensorDictSequential
@@ -26,27 +26,6 @@ def make_param_groups(objective: Any, critic_options: Mapping[str, Any], models:
         {"params": params, "part": part, "trainable": True, **(critic_options if part == "critic" else {})}
         for part, params in parts.items()
     ]
-
-
-def make_optimizer(factory: Callable[[Any], Optimizer], params: Any, critic_options: Mapping[str, Any]) -> Optimizer:
-    """Call the factory of an optimizer and check its result.
-
-    Args:
-        factory: makes the optimizer from parameters or parameter groups.
-        params: a list of parameters, or the result of `make_param_groups`.
-        critic_options: optimizer options of the group `critic`.
-
-    Raises:
-        ConfigurationError: if an option of the optimizer is out of range or unknown, or it replaces the groups.
-
-    """
-    try:
-        optimizer = factory(params)
-    except ValueError as error:
-        raise ConfigurationError(f"optimizer: {error}; change optimizer.*") from error
-    if isinstance(params[0], dict):
-        check_param_groups(optimizer, critic_options)
-    return optimizer
 
 
 def check_param_groups(optimizer: Optimizer, critic_options: Mapping[str, Any]) -> None:

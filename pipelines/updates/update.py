@@ -1,8 +1,7 @@
-"""The contract between an update rule and the LightningModule."""
+"""The contracts of update rules and of the LightningModule that they train."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
@@ -37,45 +36,38 @@ class Learner(Protocol):
         """Freeze policy or critic; return whether any parameter is still trainable."""
 
 
-class Update(ABC):
-    """Base class of update rules: how the networks learn from one rollout.
+class Update(Protocol):
+    """An update rule: how the networks learn from one rollout.
 
     `RolloutBatch.refreshed` recomputes values, advantages or recurrent states with the current weights.
 
     Attributes:
-        learner: the LightningModule, from `setup`.
         stop_above: limit of the objective's `stopping_metric` (by default `kl_approx`). A step whose minibatch exceeds
             it is not taken. `None` means no limit.
         freezes: whether the update calls `set_trainable`, which needs separate parameter groups.
 
     """
 
-    learner: Learner
-    stop_above: float | None = None
-    freezes: bool = False
+    stop_above: float | None
+    freezes: bool
 
     def setup(self, learner: Learner) -> None:
         """Prepare the first update; called when training starts, with the optimizer in place."""
-        self.learner = learner
 
-    @abstractmethod
     def __call__(self, batch: RolloutBatch) -> dict[str, float]:
         """Learn from one rollout and return metrics."""
 
     def num_steps(self, frames: int) -> int:
         """Return the number of calls of `Learner.step` for a rollout of `frames`, which `compile="auto"` needs."""
-        return 0
 
     def frames_per_sequence(self, frames_per_env: int) -> int:
         """Return the length of the sequences that recurrent policies are trained on."""
-        return frames_per_env
 
-    def check(self, num_envs: int, frames_per_env: int, *, in_sequences: bool) -> None:  # noqa: B027
+    def check(self, num_envs: int, frames_per_env: int, *, in_sequences: bool) -> None:
         """Raise a ConfigurationError if the update does not fit a rollout of this size."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to continue; empty by default."""
-        return {}
+        """Return what a checkpoint needs to continue."""
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the result of `state_dict`."""

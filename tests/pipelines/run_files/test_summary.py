@@ -1,16 +1,24 @@
-"""The summary is valid JSON, the tables show figures and complete paths, and the learning curve is drawn."""
+"""The summary is valid JSON, the tables and the progress bar show figures, and the learning curve is drawn."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
+from lightning import Callback, Trainer
 
+from torchppo.pipelines.collectors.collector import Collector
+from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.run_files.summary import (
+    ProgressBar,
+    Stopwatch,
     null_if_not_finite,
     plot_learning_curve,
     print_evaluation,
@@ -19,6 +27,8 @@ from torchppo.pipelines.run_files.summary import (
     read_curve,
     write_summary,
 )
+
+Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
 
 SUMMARY: dict[str, Any] = {
     "env": "CartPole-v1",
@@ -151,3 +161,35 @@ class TestLearningCurve:
     def test_does_not_leave_a_figure_open(self, metrics: Path, tmp_path: Path) -> None:
         plot_learning_curve(metrics, tmp_path / "curve.png", "a title")
         assert plt.get_fignums() == []
+
+
+class Fail(Callback):
+    """Raises after the first rollout."""
+
+    def on_train_batch_end(self, *_: object) -> None:
+        raise ZeroDivisionError
+
+
+class TestProgressBar:
+    def test_shows_frames_metrics_and_time_shares(
+        self, make: Make, fit: Fit, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        fit(*make(rollouts=2), callbacks=[ProgressBar()])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "64/64" in shown
+        for pattern in (r"frames/s \d", r"KL \S*\d", r"collect \d+%", r"environment \d+%", r"update \d+%"):
+            assert re.search(pattern, shown), pattern
+
+    def test_stops_after_an_exception(self, make: Make, fit: Fit) -> None:
+        bar = ProgressBar()
+        with pytest.raises(ZeroDivisionError):
+            fit(*make(rollouts=2), callbacks=[bar, Fail()])
+        assert bar._progress.live.is_started is False
+
+
+def test_stopwatch_measures_the_training(make: Make, fit: Fit) -> None:
+    stopwatch = Stopwatch()
+    ppo, collector = make(rollouts=2)
+    start = time.perf_counter()
+    fit(ppo, collector, callbacks=[stopwatch])
+    assert sum(ppo.seconds.values()) < stopwatch.seconds < time.perf_counter() - start

@@ -1,18 +1,28 @@
-"""Passes metrics and hyperparameters to Lightning's loggers and callbacks, with frames on the x-axis."""
+"""Collects metrics of a training and passes them to Lightning's loggers and callbacks, with frames on the x-axis."""
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 import warnings
+from collections import deque
 from collections.abc import Collection, Mapping
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from tensordict import TensorDictBase
 from torch import nn
 
-from ...errors import ConfigurationError
+from ..errors import ConfigurationError, NumericalError
+from .advantages import require_entries
+from .distributed import gathered
+
+logger = logging.getLogger("torchppo")
 
 EVALUATION_METRICS = ("eval/mean_reward", "eval/std_reward", "eval/mean_ep_len")
 DELAYED_METRICS = ("rollout/ep_rew_mean", "rollout/ep_len_mean", *EVALUATION_METRICS)
@@ -41,6 +51,7 @@ class MonitoredModule(LightningModule):
     frames: int
     config: dict[str, Any]
     _has_logged_hyperparameters = False
+    _published_at: float  # set when the training starts
 
     def on_fit_start(self) -> None:
         self._has_logged_hyperparameters = False
@@ -51,6 +62,20 @@ class MonitoredModule(LightningModule):
         """Set the x-axis; Lightning calls this hook before every step of training, validation and test."""
         set_step(self.trainer, self.frames)
         return batch
+
+    def publish_rollout(self, metrics: dict[str, float], num_frames: int) -> None:
+        """Check the metrics of a rollout of `num_frames` and publish them, with the speed since the previous rollout.
+
+        Raises:
+            NumericalError: if a metric is not finite.
+
+        """
+        require_finite_metrics(metrics, self.frames)
+        warn_about_zero_gradient(metrics, self.frames)
+        now = time.perf_counter()
+        metrics["time/fps"] = num_frames / (now - self._published_at)
+        self._published_at = now
+        self.publish(metrics)
 
     def publish(self, metrics: Mapping[str, float]) -> None:
         """Pass new values to the callbacks and loggers, the hyperparameters first. All ranks must call it."""
@@ -81,6 +106,19 @@ class MonitoredModule(LightningModule):
 
     def on_validation_end(self) -> None:
         check_early_stopping(self.trainer, EVALUATION_METRICS)
+
+
+def require_finite_metrics(metrics: Mapping[str, float], frames: int) -> None:
+    """Raise a NumericalError for a metric that is not finite."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise NumericalError(f"{name}={value} after {frames} frames; lower optimizer.lr or scale rewards")
+
+
+def warn_about_zero_gradient(metrics: Mapping[str, float], frames: int) -> None:
+    """Log a warning if the gradient was exactly 0 in every step of a rollout, so that nothing was learned."""
+    if metrics.get("train/grad_norm") == 0.0:
+        logger.warning("torchppo: the gradient was 0 in all steps after %d frames; nothing was learned there", frames)
 
 
 def hyperparameters(module: Any) -> dict[str, Any]:
@@ -151,3 +189,46 @@ def skips_saving(callback: ModelCheckpoint, trainer: Trainer) -> bool:
     """Return whether a `ModelCheckpoint` does not save now. Tested with Lightning 2.6."""
     is_missing = callback.monitor not in trainer.callback_metrics
     return is_missing or ModelCheckpoint._should_skip_saving_checkpoint(callback, trainer)
+
+
+class EpisodeStatistics:
+    """Returns and lengths of the last 100 training episodes of all ranks.
+
+    Attributes:
+        episodes: `(return, length)` of each episode, oldest first.
+        num_episodes: number of episodes that have ended since training began.
+
+    """
+
+    def __init__(self) -> None:
+        self.episodes: deque[tuple[float, int]] = deque(maxlen=100)
+        self.num_episodes = 0
+
+    def update(self, rollout: TensorDictBase) -> None:
+        """Add the episodes that ended in a rollout `[num_envs, time]`, in the order of time."""
+        require_entries(rollout, ("next", "episode_reward"), ("next", "step_count"))
+        data = rollout["next"].select("done", "episode_reward", "step_count").transpose(0, 1)
+        done = data["done"]
+        columns = (done.nonzero()[:, 0], data["episode_reward"][done], data["step_count"][done])
+        ended = gathered([*zip(*(column.tolist() for column in columns), strict=True)])
+        self.episodes.extend((reward, length) for _, reward, length in sorted(ended, key=itemgetter(0)))
+        self.num_episodes += len(ended)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Mean return and length; empty before the first episode has ended."""
+        if not self.episodes:
+            return {}
+        rewards, lengths = zip(*self.episodes, strict=True)
+        return {
+            "rollout/ep_rew_mean": sum(rewards) / len(rewards),
+            "rollout/ep_len_mean": sum(lengths) / len(lengths),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_episodes": self.num_episodes, "episodes": list(self.episodes)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_episodes = state["num_episodes"]
+        self.episodes.clear()
+        self.episodes.extend(tuple(episode) for episode in state["episodes"])

@@ -1,1 +1,0 @@
-"""Lightning callbacks: evaluation, progress and signals."""

@@ -1,1 +1,0 @@
-"""What the LightningModule offers to loggers, callbacks and evaluations of Lightning."""
