@@ -19,7 +19,7 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 from torchrl.objectives.value import TD1Estimator, VTrace
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, did_you_mean
 from ..modules.controllers import Controller
 from ..modules.features.extractor import is_recurrent
 from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
@@ -37,6 +37,8 @@ REPLACED_TRAINER_OPTIONS = {
 """Options of Lightning's Trainer that do not work with this command, and what to use instead."""
 NOT_OF_EVERY_ESTIMATOR = ("lmbda", "vectorized", "value_network")
 """Keys of `estimator=gae` that stay in the configuration if only `estimator._target_` is changed."""
+PRESET_COEFFICIENTS = ("clip_epsilon", "entropy_coeff")
+"""Coefficients that presets control, although another objective may lack them."""
 EVALUATION_RANK = 1_000_000
 """The rank from which seeds of evaluations and videos are derived. No training process has it."""
 
@@ -120,7 +122,10 @@ def build_objective(node: DictConfig, actor: Any, critic: Any) -> Any:
     names = parameter_names(node)
     for key in node:
         if key not in names and key not in HYDRA_KEYS and isinstance(get_object(node._target_), type):
-            raise ConfigurationError(f"objective.{key!s} is not an option of {node._target_}; remove it")
+            hint = did_you_mean(str(key), names)
+            raise ConfigurationError(
+                f"objective.{key!s} is not an option of {node._target_}{hint}; rename or remove it"
+            )
     functional = {"functional": False} if "functional" in names and "functional" not in node else {}
     objective = call(node, actor_network=actor, critic_network=critic, **functional)
     heads = {type(module) for module in critic.modules() if isinstance(module, ValueHead)} - {SquaredErrorValue}
@@ -177,11 +182,11 @@ def build_estimator(node: DictConfig, actor: Any, critic: Any, *, critic_lmbda: 
 
 
 def build_controllers(cfg: DictConfig) -> dict[str, Controller]:
-    """Build the controllers of the learning rate and of those coefficients that the objective has."""
+    """Build the controllers. Those of presets are left out if the objective lacks the coefficient."""
     return {
         str(name): call(node)
         for name, node in cfg.controller.items()
-        if node and (name == "lr" or name in cfg.objective)
+        if node and (name in cfg.objective or name not in PRESET_COEFFICIENTS)
     }
 
 

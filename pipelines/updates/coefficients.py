@@ -33,11 +33,14 @@ class Coefficients:
         for name, controller in self._controllers.items():
             if not isinstance(controller, Controller):
                 raise ConfigurationError(
-                    f"controller.{name}={controller!r} is not a Controller; use one of torchppo.modules.controllers"
+                    f"controller.{name}={controller!r} is not a Controller object; pass one of "
+                    "torchppo.modules.controllers, such as Linear(), or of your own subclass of Controller"
                 )
             if name != "lr" and not isinstance(getattr(objective, name, None), Tensor):
+                names = ["lr", *(buffer for buffer, _ in objective.named_buffers(recurse=False))]
                 raise ConfigurationError(
-                    f"controller.{name}: {type(objective).__name__} has no coefficient {name}; remove this controller"
+                    f"controller.{name}: {type(objective).__name__} has no coefficient {name}; use one of "
+                    f"{', '.join(names)}"
                 )
 
     def measure(self, batch: RolloutBatch, results: Mapping[str, float]) -> dict[str, float]:
