@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchrl.envs import EnvBase
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigurationError
 from .build import build_ppo
 from .components.instantiate import build_evaluation_env
 from .ppo import PPO
@@ -78,6 +78,9 @@ def restore(path: Path | str, *, seed: int, num_envs: int) -> tuple[PPO, DictCon
 
 def load_module(make: Callable[..., PPO], path: Path | str, components: dict[str, Any]) -> PPO:
     """Return the trained module, from its configuration or from the arguments of `make`; see `restore`."""
+    for name in ("map_location", "strict", "weights_only", "hparams_file"):
+        if name in components:
+            raise ConfigurationError(f"PPO.load_from_checkpoint does not support {name}; remove it")
     if not components:
         ppo, _, env = restore(path, seed=0, num_envs=1)
         env.close()

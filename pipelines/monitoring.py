@@ -59,6 +59,12 @@ class MonitoredModule(LightningModule):
         self.trainer.log_every_n_steps = 1  # type: ignore[attr-defined] # Lightning sets it in another class
         wait_for_metrics(self.trainer, DELAYED_METRICS)
 
+    def teardown(self, stage: str) -> None:
+        """Restore the callbacks that `wait_for_metrics` has changed."""
+        for callback in (*self.trainer.early_stopping_callbacks, *self.trainer.checkpoint_callbacks):
+            for name in ("_should_skip_check", "_should_skip_saving_checkpoint"):
+                vars(callback).pop(name, None)
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Set the x-axis; Lightning calls this hook before every step of training, validation and test."""
         set_step(self.trainer, self.frames)
@@ -71,8 +77,11 @@ class MonitoredModule(LightningModule):
             NumericalError: if a metric is not finite.
 
         """
-        require_finite_metrics(metrics, self.frames)
-        warn_about_zero_gradient(metrics, self.frames)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise NumericalError(f"{name}={value} after {self.frames} frames; lower optimizer.lr or scale rewards")
+        if metrics.get("train/grad_norm") == 0.0:
+            logger.warning("torchppo: the gradient was 0 after %d frames; this rollout taught nothing", self.frames)
         now = time.perf_counter()
         metrics["time/fps"] = num_frames / (now - self._published_at)
         self._published_at = now
@@ -108,19 +117,6 @@ class MonitoredModule(LightningModule):
 
     def on_validation_end(self) -> None:
         check_early_stopping(self.trainer, EVALUATION_METRICS)
-
-
-def require_finite_metrics(metrics: Mapping[str, float], frames: int) -> None:
-    """Raise a NumericalError for a metric that is not finite."""
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise NumericalError(f"{name}={value} after {frames} frames; lower optimizer.lr or scale rewards")
-
-
-def warn_about_zero_gradient(metrics: Mapping[str, float], frames: int) -> None:
-    """Log a warning if the gradient was exactly 0 in every step of a rollout, so that nothing was learned."""
-    if metrics.get("train/grad_norm") == 0.0:
-        logger.warning("torchppo: the gradient was 0 in all steps after %d frames; nothing was learned there", frames)
 
 
 def hyperparameters(module: Any) -> dict[str, Any]:
@@ -192,11 +188,16 @@ def wait_for_metrics(trainer: Trainer, names: Collection[str]) -> None:
         if getattr(callback, "monitor", None) not in names:
             continue
         if isinstance(callback, EarlyStopping):
-            vars(callback)["_should_skip_check"] = lambda _: True
+            vars(callback)["_should_skip_check"] = always
         elif isinstance(callback, ModelCheckpoint):
             vars(callback)["_should_skip_saving_checkpoint"] = partial(skips_saving, callback)
             if callback.monitor in EVALUATION_METRICS:
                 callback._save_on_train_epoch_end = False
+
+
+def always(_: Trainer) -> bool:
+    """Let `EarlyStopping` skip Lightning's own checks."""
+    return True
 
 
 def skips_saving(callback: ModelCheckpoint, trainer: Trainer) -> bool:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
+from torchrl.modules import GRUModule, LSTMModule
 
 from ..envs import VectorEnv
 from ..envs.spaces.conversion import SpaceConverter
@@ -41,6 +42,11 @@ class Policy:
     """
 
     def __init__(self, actor: Any, env: GymnasiumEnv | None = None, config: DictConfig | None = None) -> None:
+        if any(isinstance(module, LSTMModule | GRUModule) for module in actor.modules()):
+            raise ConfigurationError(
+                "load_policy does not keep the states of TorchRL's LSTMModule and GRUModule; use "
+                "torchppo.evaluate(actor, env, episodes) with a TorchRL environment"
+            )
         self.actor = actor.eval()
         self._config = config
         self._converter = make_converter(env)
@@ -73,8 +79,7 @@ class Policy:
         if self._converter is None:
             raise ConfigurationError(
                 "policy(observation) needs the spaces of a Gymnasium environment; pass load_policy(path, env=env), or "
-                "call policy.actor with TensorDicts (the spaces are unknown for TorchRL environments, transforms and "
-                "trainings from Python)"
+                "after a training with transforms call policy.actor with TensorDicts"
             )
         arrays, is_single = self._converter.observations(observation)
         num_envs = len(next(iter(arrays.values())))
@@ -148,7 +153,7 @@ def load_policy(path: Path | str, *, actor: Any = None, env: GymnasiumEnv | None
             for a training from Python, whose checkpoint has no configuration.
         env: a Gymnasium environment, a Gymnasium vector environment or a `VectorEnv` with the spaces of the
             observations and actions. It is necessary for `policy(observation)` if `actor` is given, or if the training
-            used a TorchRL environment or transforms. `policy.actor` does not need it.
+            used a TorchRL environment. `policy.actor` does not need it. It cannot replace the transforms of a training.
 
     Raises:
         CheckpointError: if the file is not a checkpoint, has no configuration and `actor` is missing, or does not fit
@@ -160,6 +165,11 @@ def load_policy(path: Path | str, *, actor: Any = None, env: GymnasiumEnv | None
         return Policy(actor, env)
     ppo, config, training_env = restore(path, seed=0, num_envs=1)
     training_env.close()
+    if env is not None and config.transforms:
+        raise ConfigurationError(
+            "the training had transforms, which policy(observation) would not apply; use policy.actor in "
+            "policy.make_env()"
+        )
     return Policy(ppo.actor, training_env if env is None else env, config)
 
 

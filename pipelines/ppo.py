@@ -15,7 +15,7 @@ from torchrl.objectives.value import ValueEstimatorBase
 from ..errors import ConfigurationError
 from ..modules.controllers import Controller
 from ..modules.heads.value_heads import ValueHead
-from ..modules.intrinsic.reward_model import LossesWithRewardModels, RewardModel
+from ..modules.intrinsic.reward_model import LossesWithRewardModels, RewardModel, check_names
 from ..modules.intrinsic.streams import write_rewards
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from .advantages import RolloutBatch, require_entries
@@ -85,7 +85,7 @@ class PPO(MonitoredModule):
         self.objective = objective
         self.estimator = estimator
         self.update = update
-        self._models = list(reward_models)
+        self._models = check_names(reward_models)
         self.reward_models = nn.ModuleDict({model.name: model for model in self._models})
         self.total_frames = total_frames
         self.reward_normalizer = reward_normalizer

@@ -239,4 +239,9 @@ def memory_keys(policy: nn.Module) -> list[str]:
 
 def is_recurrent(policy: nn.Module) -> bool:
     """Return whether a policy is trained on sequences, because it has a memory of ours or of TorchRL."""
-    return any(isinstance(module, MemoryModule | LSTMModule | GRUModule) for module in policy.modules())
+    return len(recurrent_modules(policy)) > 0
+
+
+def recurrent_modules(network: nn.Module) -> list[nn.Module]:
+    """Return the memories of a network, ours or TorchRL's."""
+    return [module for module in network.modules() if isinstance(module, MemoryModule | LSTMModule | GRUModule)]

@@ -7,7 +7,7 @@ import math
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import Categorical, Composite, MultiCategorical, TensorSpec
+from torchrl.data import Binary, Categorical, Composite, MultiCategorical, TensorSpec
 
 from ...errors import ConfigurationError
 from ..features.extractor import Body
@@ -50,7 +50,7 @@ class CountBonus(RewardModel):
         lmbda: float = 0.95,
         is_episodic: bool = False,
     ) -> None:
-        sizes = discrete_sizes(observation_spec["observation"])
+        sizes = discrete_sizes(observation_spec["observation"], len(observation_spec.shape))
         critic = make_stream_critic("count", observation_spec, body)
         super().__init__("count", critic, weight=weight, gamma=gamma, lmbda=lmbda, is_episodic=is_episodic)
         self.register_buffer("counts", torch.zeros(math.prod(sizes), dtype=torch.int64))
@@ -74,7 +74,7 @@ class CountBonus(RewardModel):
         return (observation * self._strides).sum(-1)
 
 
-def discrete_sizes(spec: TensorSpec) -> list[int]:
+def discrete_sizes(spec: TensorSpec, num_batch: int) -> list[int]:
     """Return the number of values of every component of a discrete observation.
 
     Raises:
@@ -83,7 +83,7 @@ def discrete_sizes(spec: TensorSpec) -> list[int]:
     """
     if isinstance(spec, MultiCategorical):
         sizes = [int(size) for size in spec.nvec.reshape(-1, spec.nvec.shape[-1])[0]]
-    elif isinstance(spec, Categorical):
+    elif isinstance(spec, Categorical) and not isinstance(spec, Binary) and len(spec.shape) == num_batch:
         sizes = [int(spec.space.n)]
     else:
         raise ConfigurationError(

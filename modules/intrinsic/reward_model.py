@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
@@ -87,6 +88,16 @@ class RewardModel(nn.Module, ABC):
         return list(self.critic.in_keys)
 
 
+def check_names(models: Iterable[RewardModel]) -> list[RewardModel]:
+    """Return the models as a list; raise a ConfigurationError if two have the same name."""
+    models = list(models)
+    names = [model.name for model in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(f"intrinsic: two reward models have the name {name}; remove one")
+    return models
+
+
 class LossesWithRewardModels(nn.Module):
     """Adds the losses of reward models to those of an objective.
 
@@ -106,6 +117,10 @@ class LossesWithRewardModels(nn.Module):
         losses: TensorDictBase = self.objective(tensordict)
         for model in self.models:
             assert isinstance(model, RewardModel)
+            if f"loss_{model.name}" in losses.keys():  # noqa: SIM118 - a TensorDict iterates over rows
+                raise ConfigurationError(
+                    f"intrinsic: the objective has a loss of the name {model.name}; rename the model"
+                )
             losses[f"loss_{model.name}"] = model.loss(tensordict)
         return losses
 

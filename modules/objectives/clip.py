@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torchrl.objectives as torchrl_objectives
@@ -30,6 +30,7 @@ class ClipPPOLoss(PPOLoss, torchrl_objectives.ClipPPOLoss):
 
     """
 
+    metric_keys: ClassVar[tuple[str, ...]] = ("clip_fraction", "ESS", "max_ratio", "mean_ratio")
     clip_epsilon: Tensor
     clip_epsilon_low: Tensor
     clip_epsilon_high: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torchrl.objectives as torchrl_objectives
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase
@@ -38,6 +38,7 @@ class KLPENPPOLoss(PPOLoss, torchrl_objectives.KLPENPPOLoss):
 
     """
 
+    metric_keys: ClassVar[tuple[str, ...]] = ("beta",)
     beta: Tensor
     controllers: dict[str, Controller]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torchrl.objectives as torchrl_objectives
@@ -23,6 +23,7 @@ MAX_LOG_RATIO = 80.0
 
 UNSUPPORTED_OPTIONS = {
     "samples_mc_kl": "the estimate uses the actions taken",
+    "advantage_norm": "use the option normalize_advantage of PPO",
     "delay_actor": "use torchrl.objectives.ClipPPOLoss",
     "log_explained_variance": "PPO logs train/explained_variance of every rollout",
     **dict.fromkeys(("actor", "critic"), "pass actor_network and critic_network"),
@@ -59,7 +60,7 @@ class PPOLoss(torchrl_objectives.PPOLoss):
         loss_critic_type: `l2`, `l1` or `smooth_l1` for a critic without a `ValueHead`.
         functional: Must be false: the networks are modules of the loss, as DDP and compiled steps need.
         options: Further options of TorchRL's class, with its defaults: `entropy_bonus`, `samples_mc_entropy`,
-            `normalize_advantage`, `normalize_advantage_exclude_dims`, `advantage_norm`, `separate_losses`,
+            `normalize_advantage`, `normalize_advantage_exclude_dims`, `separate_losses`,
             `reduction`, `max_importance_ratio`, `device`.
 
     Raises:
@@ -73,7 +74,7 @@ class PPOLoss(torchrl_objectives.PPOLoss):
         critic_network: TensorDictModuleBase,
         *,
         entropy_coeff: float | Mapping[NestedKey, float] = 0.0,
-        critic_coeff: float = 0.5,
+        critic_coeff: float | None = 0.5,
         clip_value: float | None = None,
         loss_critic_type: Literal["l2", "l1", "smooth_l1"] = "l2",
         functional: bool = False,
@@ -84,7 +85,7 @@ class PPOLoss(torchrl_objectives.PPOLoss):
             actor_network,
             critic_network,
             entropy_coeff=entropy_coeff if isinstance(entropy_coeff, Mapping) else float(entropy_coeff),
-            critic_coeff=float(critic_coeff),
+            critic_coeff=0.5 if critic_coeff is None else float(critic_coeff),
             clip_value=clip_value,
             loss_critic_type=loss_critic_type,
             functional=False,
@@ -96,6 +97,16 @@ class PPOLoss(torchrl_objectives.PPOLoss):
         self._value_error = get_value_error(critic_network, clip_value, loss_critic_type)
         # In a tuple, so that its parameters are not registered twice.
         self._unshared_critic = (unshared_critic(actor_network, critic_network),)
+        if self.separate_losses and "state_value" in actor_network.out_keys:
+            raise ConfigurationError(
+                "objective.separate_losses=true does not work with an actor that writes state_value, because it shares "
+                "layers with the critic or has a memory; remove it"
+            )
+        names = [LOSS_PREFIX + "objective", *([LOSS_PREFIX + "critic"] if self._has_critic else [])]
+        names += [LOSS_PREFIX + "entropy", "entropy"] if self.entropy_bonus else []
+        self._out_keys = [*names, "kl_approx", *self.metric_keys]
+
+    metric_keys: ClassVar[tuple[str, ...]] = ()
 
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
         """Compute the loss of the policy for every sample.
@@ -112,7 +123,7 @@ class PPOLoss(torchrl_objectives.PPOLoss):
         return -probability_ratio(log_ratio) * advantage
 
     def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
-        """Return additional scalar metrics of a minibatch from the log-ratios `[batch, 1]`."""
+        """Return the additional metrics `metric_keys` of a minibatch, scalars, from the log-ratios `[batch, 1]`."""
         return {}
 
     @dispatch  # type: ignore[untyped-decorator]
@@ -129,6 +140,8 @@ class PPOLoss(torchrl_objectives.PPOLoss):
             losses[LOSS_PREFIX + "critic"] = self.critic_coeff * self._critic_error(data, old_value)
         if self.entropy_bonus:
             entropy = self._get_entropy(distribution, advantage.shape[:-1])
+            if self._entropy_coeff_map is not None and isinstance(entropy, Tensor):
+                raise ConfigurationError("objective.entropy_coeff must be a number for an action of one distribution")
             losses[LOSS_PREFIX + "entropy"] = self._weighted_loss_entropy(entropy)
             total = entropy if isinstance(entropy, Tensor) else sum(entropy.values(True, True))
             metrics["entropy"] = total.detach().mean()
@@ -154,10 +167,8 @@ class PPOLoss(torchrl_objectives.PPOLoss):
             that `max_importance_ratio` puts on each sample, or `None`. The tensors are `[batch, 1]`.
 
         """
-        try:
-            old = self.actor_network.build_dist_from_params(tensordict)
-        except KeyError:  # the collector has not kept the parameters
-            old = None
+        has_old = all(key in tensordict.keys(True) for key in self.actor_network.dist_params_keys)
+        old = self.actor_network.build_dist_from_params(tensordict) if has_old else None
         log_ratio, new, _, log_cap = super()._log_weight(tensordict, adv_shape)
         kl = kl_estimate(log_ratio) if old is None else policy_kl(old, new, log_ratio.squeeze(-1)).unsqueeze(-1)
         return log_ratio, new, kl, log_cap
@@ -192,6 +203,8 @@ def check_options(loss: type, options: Mapping[str, Any], clip_value: float | No
             f"objective.functional=true is not supported by {loss.__name__}; remove it, or use "
             f"torchrl.objectives.{loss.__name__}"
         )
+    if options.get("reduction", "mean") not in (None, "mean", "sum"):
+        raise ConfigurationError(f"objective.reduction={options['reduction']} must be mean or sum")
     if clip_value is not None and clip_value <= 0:
         raise ConfigurationError(f"objective.clip_value={clip_value} must be positive; null disables clipping")
     theirs = [one for one in loss.__mro__ if one.__module__.startswith("torchrl.objectives")]

@@ -34,10 +34,10 @@ TYPE_NAMES = {
     DictConfig: "a group of keys",
     ListConfig: "a list, such as [a,b]",
 }
-
 ALLOW_AUTO = ("env.num_workers", "trainer.devices")
 """Whole numbers that may also be `auto`."""
-
+ALLOW_PAIR = ("objective.clip_epsilon",)
+"""Numbers that may also be a pair."""
 ALLOW_NULL = ("eval.every_frames", "eval.stop_at", "update.sequence_length")
 """Numbers that may also be null."""
 
@@ -205,9 +205,9 @@ def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> No
         before, after = OmegaConf.select(default, key), OmegaConf.select(cfg, key)
         if before is None or type(after) is type(before):
             continue
-        if after is None and (key in ALLOW_NULL or type(before) not in (bool, int, float)):
-            continue
-        if after == "auto" and key in ALLOW_AUTO:
+        is_null = after is None and (key in ALLOW_NULL or type(before) not in (bool, int, float))
+        is_pair = isinstance(after, ListConfig) and key in ALLOW_PAIR
+        if is_null or is_pair or (after == "auto" and key in ALLOW_AUTO):
             continue
         if type(before) is int and isinstance(after, float) and after.is_integer():
             OmegaConf.update(cfg, key, int(after))

@@ -38,6 +38,11 @@ class RolloutLoader(SizedRollouts):
         frames = collector.total_frames if total_frames is None else total_frames
         if not 0 < frames < float("inf"):
             raise ConfigurationError(f"total_frames={frames} must be at least 1; set it in the collector or its loader")
+        if getattr(collector, "cat_results", None) not in (None, "stack"):
+            raise ConfigurationError(
+                f"cat_results={collector.cat_results} joins the rollouts of workers; make the collector with "
+                'cat_results="stack"'
+            )
         super().__init__(collector.requested_frames_per_batch, int(frames))
         self.collector = collector
         self._iterator: Iterator[TensorDictBase | None] = iter(())

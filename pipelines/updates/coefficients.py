@@ -30,6 +30,8 @@ class Coefficients:
     def __init__(self, controllers: Mapping[str, Controller], objective: nn.Module) -> None:
         self._controllers: dict[str, Controller] = {**getattr(objective, "controllers", {}), **controllers}
         self._objective = objective
+        if len({*map(id, self._controllers.values())}) < len(self._controllers):
+            raise ConfigurationError("controllers: one object controls two coefficients; make one for each of them")
         for name, controller in self._controllers.items():
             if not isinstance(controller, Controller):
                 raise ConfigurationError(

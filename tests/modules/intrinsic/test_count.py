@@ -9,11 +9,12 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
+from torchrl.data import Binary, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.intrinsic.count import CountBonus
+from torchppo.modules.intrinsic.reward_model import check_names
 
 BODY = partial(mlp, num_cells=(4,))
 
@@ -66,3 +67,15 @@ def test_rejects_observations_that_cannot_be_counted(spec: TensorSpec) -> None:
 def test_rejects_options_out_of_range(options: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match=rf"intrinsic\.count\.{next(iter(options))}="):
         make_bonus(Categorical(3, (2,)), **options)
+
+
+@pytest.mark.parametrize("spec", [Binary(4, (2, 4)), Categorical(3, (2, 2))])
+def test_rejects_several_values_without_their_own_sizes(spec: TensorSpec) -> None:
+    with pytest.raises(ConfigurationError, match="intrinsic=none"):
+        make_bonus(spec)
+
+
+def test_two_models_of_one_name_are_refused() -> None:
+    bonuses = [make_bonus(Categorical(3, (2,))) for _ in range(2)]
+    with pytest.raises(ConfigurationError, match="count"):
+        check_names(bonuses)

@@ -609,3 +609,58 @@ class TestEveryObjective:
         objective(*case.networks_with_hidden_layers(*bodies), **options)(case.data())
         assert len(calls) == len(bodies)
         assert set(calls) == set(bodies)
+
+
+class TestOptionsOfTorchRL:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"functional": True},
+            {"delay_actor": True},
+            {"advantage_norm": None},
+            {"gamma": 0.9},
+            {"reduction": "none"},
+            {"clip_epsilonn": 0.1},
+            {"clip_epsilon": (0.1, -0.1)},
+            {"loss_critic_type": "l1"},
+        ],
+    )
+    def test_what_has_no_effect_is_refused(self, options: dict[str, Any]) -> None:
+        networks, _ = make_networks_and_batch()
+        with pytest.raises(ConfigurationError, match=rf"objective\.{next(iter(options))}"):
+            ClipPPOLoss(*networks, **options)
+
+    def test_separate_losses_are_refused_if_the_actor_writes_the_value(self) -> None:
+        networks, _ = make_networks_and_batch(shared=True)
+        with pytest.raises(ConfigurationError, match="separate_losses"):
+            ClipPPOLoss(*networks, separate_losses=True)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"max_importance_ratio": 1.0},
+            {"reduction": "sum"},
+            {"normalize_advantage": True},
+            {"entropy_bonus": False},
+            {"clip_epsilon": (0.1, 0.3)},
+            {"separate_losses": True},
+        ],
+        ids=str,
+    )
+    def test_options_have_the_effect_of_torchrl(self, case: Case, options: dict[str, Any]) -> None:
+        theirs = {"functional": False, "loss_critic_type": "l2", "entropy_coeff": 0.0, "critic_coeff": 0.5}
+        ours = ClipPPOLoss(*case.networks(), **options)(case.data())
+        other = TorchRLClipPPOLoss(*case.networks(), **{**theirs, **options})(case.data())
+        for key in ("loss_objective", "loss_critic", "loss_entropy", "clip_fraction"):
+            assert (key in ours.keys()) == (key in other.keys())  # noqa: SIM118
+            if key in ours.keys():  # noqa: SIM118
+                torch.testing.assert_close(ours[key].double(), other[key].double(), rtol=1e-6, atol=1e-9)
+
+    @pytest.mark.parametrize("objective", [ClipPPOLoss, KLPENPPOLoss])
+    def test_outputs_are_the_declared_ones_also_without_old_parameters(
+        self, case: Case, objective: type[PPOLoss]
+    ) -> None:
+        loss = objective(*case.networks())
+        data = case.data().exclude(*loss.actor_network.dist_params_keys)
+        assert set(loss(data).keys()) == set(loss.out_keys)
+        assert loss(data)["kl_approx"] >= 0

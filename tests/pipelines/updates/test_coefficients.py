@@ -79,3 +79,9 @@ def test_controllers_of_the_objective_apply_unless_they_are_replaced() -> None:
 def test_rejects_an_unknown_coefficient_or_a_plain_function(name: str, controller: Controller) -> None:
     with pytest.raises(ConfigurationError, match=rf"controller\.{name}"):
         Coefficients({name: controller}, Objective())
+
+
+def test_rejects_one_object_for_two_coefficients() -> None:
+    schedule = Linear()
+    with pytest.raises(ConfigurationError, match="two coefficients"):
+        Coefficients({"lr": schedule, "clip_epsilon": schedule}, Objective())
