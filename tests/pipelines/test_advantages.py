@@ -181,6 +181,7 @@ class TestRows:
             TensorDict(data, [2, 6]), actor, critic, cast(Any, fake_estimator), normalize=False, sequence_length=3
         )
         batch.memory_keys = ["memory"] if states is not None else []
+        batch.in_sequences = states is not None
         return batch
 
     def test_frames_are_in_the_order_of_time(self) -> None:

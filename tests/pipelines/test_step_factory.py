@@ -232,7 +232,7 @@ class TestAuto:
 
         monkeypatch.setattr("torchppo.pipelines.ppo.make_optimizer_step", recorded)
         train(make, fit, "auto", {})
-        monkeypatch.setattr(step_factory, "memory_keys", lambda _: ["actor_memory"])
+        monkeypatch.setattr(step_factory, "is_recurrent", lambda _: True)
         train(make, fit, "auto", {})
         monkeypatch.undo()
         monkeypatch.setattr("torchppo.pipelines.ppo.make_optimizer_step", recorded)

@@ -419,7 +419,7 @@ class TestBadInput:
             (["+policy.foo=1"], 2, ["foo", "make_actor_critic"]),
             (["+policy.body.foo=1"], 2, ["foo", "mlp"]),
             (["+optimizer.foo=1"], 2, ["foo", "Adam"]),
-            (["+controller.lr.foo=1"], 2, ["foo", "linear"]),
+            (["+controller.lr.foo=1"], 2, ["foo", "Linear"]),
             (["+trainer.foo=1"], 2, ["foo", "Trainer"]),
             (["trainer.precision=8"], 2, ["precision", "8"]),
             (["trainer.accelerator=abacus"], 2, ["abacus", "cpu"]),
