@@ -85,7 +85,7 @@ class PPO(MonitoredModule):
         self.objective = objective
         self.estimator = estimator
         self.update = update
-        self._models = check_names(reward_models)
+        self._models = check_names(reward_models) if reward_models else []
         self.reward_models = nn.ModuleDict({model.name: model for model in self._models})
         self.total_frames = total_frames
         self.reward_normalizer = reward_normalizer
