@@ -24,7 +24,7 @@ from .monitoring import EpisodeStatistics, MonitoredModule
 from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates import param_groups
 from .updates.coefficients import Coefficients
-from .updates.eager_step import LossWeights, check_options, clip_gradients
+from .updates.eager_step import LossWeights, check_collector, check_options, clip_gradients
 from .updates.update import Update
 
 METRIC_NAMES = {"kl_approx": "approx_kl"}  # the names that PPO users know
@@ -81,7 +81,7 @@ class PPO(MonitoredModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        check_options(objective, total_frames, max_grad_norm, normalize_advantage, value_pretraining)
+        check_options(objective, estimator, total_frames, max_grad_norm, normalize_advantage, value_pretraining)
         self.objective = objective
         self.estimator = estimator
         self.update = update
@@ -150,12 +150,7 @@ class PPO(MonitoredModule):
     def on_train_start(self) -> None:
         """Choose how a step runs, now that devices, precision and optimizer are known."""
         collector = self.trainer.train_dataloader
-        next_frames = getattr(collector, "frames_per_batch", 1) * num_ranks()
-        if self.frames and self.frames + next_frames > self.total_frames:
-            raise ConfigurationError(
-                f"total_frames={self.total_frames} leaves no room for a rollout of {next_frames} after {self.frames} "
-                "trained frames; increase it"
-            )
+        check_collector(collector, self.frames, self.total_frames)
         if act_under := getattr(collector, "act_under", None):
             act_under(self.trainer.precision_plugin.forward_context)
         self._step = make_optimizer_step(self, self.compile_mode)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
+from torchrl.objectives.value import VTrace
 
 from ...errors import ConfigurationError
 from ..distributed import num_ranks, summed
@@ -181,8 +182,30 @@ def check_connected(objective: Any, gradients: Mapping[nn.Parameter, Tensor | No
         )
 
 
-def check_options(objective: Any, frames: int, max_norm: float, normalize: str | None, pretraining: int) -> None:
+def check_collector(collector: Any, frames: int, total_frames: int) -> None:
+    """Raise a ConfigurationError if Lightning would prefetch, or no rollout fits after `frames` trained frames."""
+    if not hasattr(collector, "__len__"):
+        raise ConfigurationError(
+            f"train_dataloaders={type(collector).__name__} has no length, so Lightning would collect the next rollout "
+            "with old weights; add __len__, the number of rollouts"
+        )
+    next_frames = getattr(collector, "frames_per_batch", 1) * num_ranks()
+    if frames and frames + next_frames > total_frames:
+        raise ConfigurationError(
+            f"total_frames={total_frames} leaves no room for a rollout of {next_frames} after {frames} trained frames; "
+            "increase it"
+        )
+
+
+def check_options(
+    objective: Any, estimator: Any, frames: int, max_norm: float, normalize: str | None, pretraining: int
+) -> None:
     """Raise a ConfigurationError for an option of `PPO` that cannot work."""
+    if type(estimator) is VTrace:
+        raise ConfigurationError(
+            "TorchRL 0.14's VTrace weights with the probability of a new action instead of the action taken; use "
+            "torchppo.modules.estimators.vtrace.VTrace"
+        )
     for name in ("actor_network", "critic_network"):
         if not isinstance(getattr(objective, name, None), nn.Module):
             raise ConfigurationError(f"objective={type(objective).__name__} needs an nn.Module in its attribute {name}")

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.plugins import MixedPrecision
 from tensordict import TensorDictBase
 from torch import nn
+from torchrl.objectives.value import VTrace
 
 from torchppo.errors import ConfigurationError, GraphError, NumericalError
 from torchppo.modules.controllers import Linear
@@ -439,3 +440,16 @@ class TestCheckpoint:
         assert all(torch.equal(value, weights(ppo)[name]) for name, value in weights(other).items())
         assert (other.frames, other.num_rollouts) == (ppo.frames, ppo.num_rollouts)
         assert other.episodes.state_dict() == ppo.episodes.state_dict()
+
+
+class TestCollectorAndEstimator:
+    def test_rollouts_without_a_length_are_refused(self, make: Make, fit: Fit) -> None:
+        ppo, collector = make(rollouts=1)
+        with pytest.raises(ConfigurationError, match="no length"):
+            fit(ppo, (rollout for rollout in collector))
+
+    def test_torchrls_v_trace_is_refused(self, make: Make) -> None:
+        ppo, _ = make()
+        v_trace = VTrace(gamma=0.9, actor_network=ppo.actor, value_network=None)
+        with pytest.raises(ConfigurationError, match="VTrace"):
+            PPO(ppo.objective, v_trace, ppo.update, torch.optim.Adam, total_frames=64)
