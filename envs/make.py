@@ -44,15 +44,15 @@ def make_env(
     """Make a batch of Gymnasium environments.
 
     Args:
-        id: a registered id, or `module:id` to import the module that registers it; `ALE/<Game>-v5` uses ale-py's
-            native vector environment (see `make_atari_vector`). Or a class or function that makes one environment, or
-            a vector environment in `AutoresetMode.DISABLED`, which accepts no other argument.
-        num_envs: number of environments; `None` means 1, or the number of a given vector environment.
+        id: a registered id, a class or function that makes one environment, or a vector environment in
+            `AutoresetMode.DISABLED`, which accepts no other argument. `module:id` imports the module that registers
+            the id. `ALE/<Game>-v5` uses ale-py's native vector environment (see `make_atari_vector`).
+        num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
         num_workers: number of worker processes. 0 steps the environments in this process, `auto` measures which is
             faster. The data do not depend on it.
         step_timeout: seconds after which a step of a worker fails.
         wrappers: applied to each environment, the first one innermost.
-        render_mode: passed on like `kwargs`. Ignored for Atari games, whose videos show the observations.
+        render_mode: passed in the same way as `kwargs`. Ignored for Atari games, whose videos show the observations.
         kwargs: passed to `gymnasium.make`, or to the class or function.
 
     Raises:
@@ -119,7 +119,7 @@ def make_gymnasium_env(
     """Make one Gymnasium environment.
 
     Args:
-        id: a registered id, or `module:id` to import the module that registers it; or a class or function.
+        id: a registered id, `module:id` to import the module that registers it, or a class or function.
         wrappers: applied in order, the first one innermost.
         kwargs: passed to `gymnasium.make`, or to the class or function.
 
@@ -146,7 +146,7 @@ def make_gymnasium_env(
 def _call_factory(factory: EnvFactory, name: str, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
     if not callable(factory):
         raise ConfigurationError(
-            f"env.id={name} is neither an id, a class, a function that makes an environment, nor a gymnasium.vector "
+            f"env.id={name} is not an id, a class, a function that makes an environment or a gymnasium.vector "
             "environment; pass a function that returns it"
         )
     try:
@@ -154,7 +154,7 @@ def _call_factory(factory: EnvFactory, name: str, kwargs: dict[str, Any]) -> gym
     except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
         raise environment_failure(f"environment {name} cannot be made", error) from None
     if not isinstance(env, gymnasium.Env):
-        raise EnvironmentFailure(f"{name} returned {type(env).__name__}, not a gymnasium.Env; fix it")
+        raise EnvironmentFailure(f"{name} returned {type(env).__name__}, not a gymnasium.Env; return an environment")
     return env
 
 

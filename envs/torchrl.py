@@ -29,7 +29,7 @@ def batched(env: EnvBase) -> EnvBase:
     `RewardSum`, `StepCounter` and, where a spec is float64 (as in MuJoCo), `DoubleToFloat`.
 
     Args:
-        env: any TorchRL environment. One without a batch size becomes a batch of one.
+        env: any TorchRL environment. An environment without a batch size becomes a batch of one.
 
     Returns:
         An environment with batch size `[num_envs]` that writes `episode_reward` and `step_count`.

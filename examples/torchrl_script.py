@@ -1,7 +1,7 @@
-"""Train in a plain TorchRL script, without Lightning, with our collector and loss or with TorchRL's.
+"""Train in a plain TorchRL script without Lightning.
 
-python examples/torchrl_script.py             # torchppo's Collector and ClipPPOLoss
-python examples/torchrl_script.py --torchrl   # TorchRL's
+python examples/torchrl_script.py             # Collector and ClipPPOLoss of torchppo
+python examples/torchrl_script.py --torchrl   # Collector and ClipPPOLoss of TorchRL
 """
 
 import sys

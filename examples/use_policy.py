@@ -13,7 +13,7 @@ policy = torchppo.load_policy(sys.argv[1])
 evaluation = torchppo.evaluate(policy.actor, policy.make_env(num_envs=5, seed=0), episodes=5)
 print(f"return {evaluation.mean:.1f} +- {evaluation.std:.1f}")
 
-env = gymnasium.make(sys.argv[2])  # with the observations and actions of the training
+env = gymnasium.make(sys.argv[2])  # the spaces must equal those of the training
 observation, _ = env.reset(seed=0)
 policy.reset()  # a new episode, for policies with a memory
 episode_reward, done = 0.0, False

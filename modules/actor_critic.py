@@ -1,4 +1,4 @@
-"""Builds an actor and a critic from the specs of an environment, and tells objectives how to run a critic."""
+"""Builds an actor and a critic from the specs of an environment, and provides the value error for objectives."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _make_head_module(head: Head, feature_key: str, mask_key: NestedKey | None) 
 
 
 def unshared_critic(actor: ProbabilisticTensorDictSequential, critic: TensorDictModuleBase) -> TensorDictModuleBase:
-    """Return the part of the critic that the actor does not run."""
+    """Return the critic without the modules that it shares with the actor."""
     if not isinstance(critic, TensorDictSequential):
         return critic
     actor_modules = set(actor.modules())

@@ -1,4 +1,4 @@
-"""Controllers: they move one coefficient once per rollout, such as the learning rate or the clip range."""
+"""Controllers, which set a coefficient once per rollout, such as the learning rate or the clip range."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Controller(ABC):
     def __call__(self, progress: float, metrics: Mapping[str, float], value: float) -> float:
         """Return the value for the next rollout.
 
-        It is called before the first rollout and after every rollout.
+        `PPO` calls it before the first rollout and after every rollout.
 
         Args:
             progress: Progress of the training, in [0, 1].
-            metrics: The metrics of the last rollout, averaged over all ranks. It is empty before the first rollout,
-                and after a rollout that did not train the policy.
+            metrics: The metrics of the last rollout, averaged over all ranks. Empty before the first rollout, and after
+                a rollout that did not train the policy.
             value: The current value.
 
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs beside the value; empty by default."""
+        """Return the state that a checkpoint saves in addition to the value; empty by default."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
@@ -44,7 +44,7 @@ class Controller(ABC):
 
 
 class Schedule(Controller):
-    """Base class of controllers that multiply the initial value by a factor of the progress."""
+    """Base class of controllers that multiply the initial value by a factor that depends on the progress."""
 
     def __init__(self) -> None:
         self._initial: float | None = None
@@ -91,7 +91,7 @@ class Cosine(Schedule):
 
 
 class Step(Schedule):
-    """Divides the training into `num_steps` equal parts and multiplies by `gamma` after each of them.
+    """Divides the training into `num_steps` equal parts and multiplies by `gamma` after each part but the last.
 
     Raises:
         ConfigurationError: If `num_steps` is less than 1.
@@ -101,7 +101,7 @@ class Step(Schedule):
     def __init__(self, gamma: float = 0.5, num_steps: int = 4) -> None:
         super().__init__()
         if num_steps < 1:
-            raise ConfigurationError(f"num_steps={num_steps} of a step schedule must be at least 1")
+            raise ConfigurationError(f"num_steps={num_steps} of a step schedule is too small; use 1 or more")
         self.gamma = gamma
         self.num_steps = num_steps
 
@@ -111,17 +111,17 @@ class Step(Schedule):
 
 
 class KLAdaptive(Controller):
-    """Moves the learning rate so that the KL divergence of an update stays near a target.
+    """Sets the learning rate so that the KL divergence of an update stays near a target.
 
-    It divides the value by `factor` if the KL is above 2 x `target_kl`, and multiplies it if the KL is below
-    `target_kl` / 2 but not 0. TorchRL's `KLAdaptiveLR` has the same rule, but sets the learning rates of an optimizer
-    itself.
+    It divides the value by `factor` if the KL divergence is above 2 x `target_kl`. It multiplies the value by `factor`
+    if the KL divergence is below `target_kl` / 2 but not 0. TorchRL's `KLAdaptiveLR` has the same rule, but sets the
+    learning rates of an optimizer directly.
 
     Source: Rudin et al. 2022, "Learning to Walk in Minutes", as in rsl_rl.
 
     Args:
         target_kl: Target of the mean KL divergence per rollout, in nats.
-        factor: Factor of a change.
+        factor: Factor of a change, above 1.
         minimum: Smallest value.
         maximum: Largest value.
 
@@ -136,9 +136,9 @@ class KLAdaptive(Controller):
         self, target_kl: float = 0.01, *, factor: float = 1.5, minimum: float = 1e-5, maximum: float = 1e-2
     ) -> None:
         if not target_kl > 0:
-            raise ConfigurationError(f"target_kl={target_kl} of a KL-adaptive controller must be positive")
+            raise ConfigurationError(f"target_kl={target_kl} of a KLAdaptive must be positive; 0.01 is usual")
         if not factor > 1:
-            raise ConfigurationError(f"factor={factor} of a KL-adaptive controller must be above 1")
+            raise ConfigurationError(f"factor={factor} of a KLAdaptive must be above 1; 1.5 is usual")
         require_bounds(minimum, maximum)
         self.target_kl = target_kl
         self.factor = factor
@@ -157,7 +157,7 @@ class KLAdaptive(Controller):
 
 
 class AdaptiveBeta(Controller):
-    """Moves the weight of a KL penalty.
+    """Adapts the weight of a KL penalty.
 
     It multiplies the value by `increment` if the KL divergence is above 1.5 x `dtarg`, and by `decrement` if it is
     below `dtarg` / 1.5.
@@ -191,7 +191,8 @@ class AdaptiveBeta(Controller):
             raise ConfigurationError(f"objective.dtarg={dtarg} must be positive; 0.01 is usual")
         if not 0 < decrement <= 1 <= increment:
             raise ConfigurationError(
-                f"objective.increment={increment} and decrement={decrement} must be at least 1 and at most 1"
+                f"objective.increment={increment} must be at least 1, and decrement={decrement} between 0 and 1; "
+                "2 and 0.5 are usual"
             )
         require_bounds(minimum, maximum)
         self.dtarg = dtarg
@@ -213,4 +214,4 @@ class AdaptiveBeta(Controller):
 def require_bounds(minimum: float, maximum: float) -> None:
     """Raise a ConfigurationError unless 0 < minimum <= maximum."""
     if not 0 < minimum <= maximum:
-        raise ConfigurationError(f"minimum={minimum} and maximum={maximum} of a controller must satisfy 0 < min <= max")
+        raise ConfigurationError(f"controller bounds minimum={minimum}, maximum={maximum} need 0 < minimum <= maximum")

@@ -24,7 +24,7 @@ WRITTEN_BY: dict[NestedKey, str] = {
     ("next", "episode_reward"): "RewardSum",
     ("next", "step_count"): "StepCounter",
 }
-"""Transforms of TorchRL that write the entries which another collector may lack."""
+"""TorchRL transforms by the entries that they write. Rollouts of other collectors may lack these entries."""
 
 
 class RolloutBatch:
@@ -36,7 +36,7 @@ class RolloutBatch:
         critic: the value function.
         estimator: writes `advantage` and `value_target`.
         critic_estimator: writes the `value_target` of the critic; `None` uses that of `estimator`.
-        reward_models: models whose rewards the rollout has, and whose advantages are added.
+        reward_models: models whose rewards are in the rollout and whose advantages are added.
         normalize: whether to normalize advantages over the whole rollout and all ranks.
         sequence_length: frames of the sequences that recurrent policies are trained on.
 
@@ -73,7 +73,7 @@ class RolloutBatch:
         if is_recurrent(critic) and not {*recurrent_modules(critic)} <= {*actor.modules()}:
             raise ConfigurationError(
                 "the critic has an LSTMModule or GRUModule that the actor does not run, so its state is not collected; "
-                "let both share it"
+                "share the module between both"
             )
 
     @torch.no_grad()
@@ -184,7 +184,7 @@ class RolloutBatch:
         new = self.actor.get_dist(data)
         if isinstance(new, CompositeDistribution):
             raise ConfigurationError(
-                "the KL divergence of a CompositeDistribution is not supported; remove controllers of it"
+                "the KL divergence of a CompositeDistribution is not supported; remove controllers that read kl"
             )
         log_ratio = new.log_prob(data[self.actor.dist_sample_keys[0]]) - data[self.actor.log_prob_keys[0]]
         kl = kl_estimate(log_ratio) if old is None else policy_kl(old, new, log_ratio)
@@ -209,13 +209,13 @@ class RolloutBatch:
             return selected.transpose(0, 1).flatten().contiguous()
         num_sequences = self.rollout.shape[1] // self.sequence_length
         rows = selected.unflatten(1, (num_sequences, self.sequence_length)).flatten(0, 1).contiguous()
-        if self.memory_keys:  # the state before a sequence has no dimension for time
+        if self.memory_keys:  # the state before a sequence has no time dimension
             rows.batch_size = rows.batch_size[:1]
         return rows
 
 
 def require_entries(rollout: TensorDictBase, *keys: NestedKey) -> TensorDictBase:
-    """Return the rollout if it has the entries, else raise a ConfigurationError that names their transform."""
+    """Return the rollout. Raise a ConfigurationError that names a transform if an entry is missing."""
     for key in keys:
         if key not in rollout.keys(include_nested=True):
             name = key if isinstance(key, str) else key[-1]

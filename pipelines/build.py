@@ -36,9 +36,9 @@ REPLACED_TRAINER_OPTIONS = {
 }
 """Options of Lightning's Trainer that do not work with this command, and what to use instead."""
 NOT_OF_EVERY_ESTIMATOR = ("lmbda", "vectorized", "value_network")
-"""Keys of `estimator=gae` that stay in the configuration if only `estimator._target_` is changed."""
+"""Keys of `estimator=gae` that remain in the configuration if a user changes only `estimator._target_`."""
 PRESET_COEFFICIENTS = ("clip_epsilon", "entropy_coeff")
-"""Coefficients that presets control, although another objective may lack them."""
+"""Coefficients that presets control. Some objectives do not have them."""
 EVALUATION_RANK = 1_000_000
 """The rank from which seeds of evaluations and videos are derived. No training process has it."""
 
@@ -52,7 +52,7 @@ class Training:
     collector: Iterable[TensorDictBase]
 
     def close(self) -> None:
-        """End the worker processes of the collector and the environment."""
+        """Shut down the collector and the environment with their worker processes."""
         if shutdown := getattr(self.collector, "shutdown", None):
             shutdown()
         if not self.env.is_closed:
@@ -113,10 +113,10 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
 
 
 def build_objective(node: DictConfig, actor: Any, critic: Any) -> Any:
-    """Build an objective. TorchRL's losses are not functional unless `node` says so.
+    """Build an objective. `functional` is false unless `node` sets it.
 
     Raises:
-        ConfigurationError: if a key is unknown, which TorchRL's losses would ignore, or the value head is not used.
+        ConfigurationError: if a key is unknown (TorchRL's losses ignore it), or the objective ignores the value head.
 
     """
     names = parameter_names(node)
@@ -140,29 +140,29 @@ def build_objective(node: DictConfig, actor: Any, critic: Any) -> Any:
 def build_estimator(node: DictConfig, actor: Any, critic: Any, *, critic_lmbda: float | None = None) -> Any:
     """Build an estimator.
 
-    It receives `actor_network` and `critic_network` if it has these parameters, and `value_network` as in `node`:
-    null, because the rollout already has the values.
+    The estimator receives `actor_network` and `critic_network` if it has these parameters. `value_network` comes from
+    `node`; it is null, because the rollout already contains the values.
 
     Args:
-        node: its configuration.
+        node: configuration of the estimator.
         actor: the policy.
         critic: the value function.
-        critic_lmbda: replaces `lmbda`, for the targets of the critic.
+        critic_lmbda: replaces `lmbda` for the value targets of the critic.
 
     Raises:
-        ConfigurationError: if gamma or lambda is out of range, or the estimator has no `critic_lmbda` or is defective.
+        ConfigurationError: if gamma or lambda is out of range, or the estimator has no lambda or is not supported.
 
     """
     names = parameter_names(node)
     target = get_object(node._target_)
     if target is VTrace:
         raise ConfigurationError(
-            f"estimator._target_={node._target_} of TorchRL 0.14 weights with the probability of a new action instead "
-            "of the action taken; use estimator=vtrace"
+            f"estimator._target_={node._target_} of TorchRL 0.14 uses the probability of a new action, not that of the "
+            "action taken; use estimator=vtrace"
         )
     if critic_lmbda is not None and "lmbda" not in names:
         raise ConfigurationError(
-            f"critic.lmbda={critic_lmbda} needs an estimator with lambda, unlike {node._target_}; use estimator=gae or "
+            f"critic.lmbda={critic_lmbda} needs an estimator with lambda, not {node._target_}; use estimator=gae or "
             "td_lambda, or critic.lmbda=null"
         )
     arguments = {} if critic_lmbda is None else {"lmbda": critic_lmbda}
@@ -182,7 +182,7 @@ def build_estimator(node: DictConfig, actor: Any, critic: Any, *, critic_lmbda: 
 
 
 def build_controllers(cfg: DictConfig) -> dict[str, Controller]:
-    """Build the controllers. Those of presets are left out if the objective lacks the coefficient."""
+    """Build the controllers. Omit those of presets whose coefficient the objective does not have."""
     return {
         str(name): call(node)
         for name, node in cfg.controller.items()

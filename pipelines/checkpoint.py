@@ -64,8 +64,8 @@ def restore(path: Path | str, *, seed: int, num_envs: int) -> tuple[PPO, DictCon
     config = checkpoint["torchppo"]["config"]
     if not config:
         raise CheckpointError(
-            f"{path} has no configuration, because it was trained from Python; pass load_policy(path, actor=...), or "
-            "the components to PPO.load_from_checkpoint(path, objective=..., ...)"
+            f"{path} has no configuration, because it was trained from Python; use load_policy(path, actor=...) or "
+            "PPO.load_from_checkpoint(path, objective=..., ...)"
         )
     cfg = OmegaConf.create(config)
     sys.path += [folder for folder in cfg.get("code_dirs", []) if folder not in sys.path]
@@ -77,7 +77,7 @@ def restore(path: Path | str, *, seed: int, num_envs: int) -> tuple[PPO, DictCon
 
 
 def load_module(make: Callable[..., PPO], path: Path | str, components: dict[str, Any]) -> PPO:
-    """Return the trained module, from its configuration or from the arguments of `make`; see `restore`."""
+    """Return the trained module, built from its configuration or from the arguments of `make`; see `restore`."""
     for name in ("map_location", "strict", "weights_only", "hparams_file"):
         if name in components:
             raise ConfigurationError(f"PPO.load_from_checkpoint does not support {name}; remove it")
@@ -100,7 +100,7 @@ def load_actor(path: Path | str, actor: nn.Module) -> None:
 
     """
     state = load_checkpoint(Path(path))["state_dict"]
-    prefixes = ("objective.actor_network.", "objective.actor_network_params.")  # the latter if functional=True
+    prefixes = ("objective.actor_network.", "objective.actor_network_params.")  # the second one if functional=True
     weights = {
         name.removeprefix(prefix): value
         for prefix in prefixes
@@ -111,7 +111,7 @@ def load_actor(path: Path | str, actor: nn.Module) -> None:
 
 
 def load_weights(module: nn.Module, weights: dict[str, Any], problem: str, hint: str) -> None:
-    """Load a state dict; raise a CheckpointError with `problem`, the reason and `hint` if it does not fit."""
+    """Load a state dict. Raise a CheckpointError with `problem`, the reason and `hint` if it does not fit."""
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:

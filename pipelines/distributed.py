@@ -27,7 +27,7 @@ def summed(tensor: Tensor) -> Tensor:
 
 
 def mean_over_ranks(value: float) -> float:
-    """Average a number over all ranks; every rank gets the same result."""
+    """Return the average of a number over all ranks."""
     return summed(torch.tensor(value, dtype=torch.float64)).item() / num_ranks() if num_ranks() > 1 else value
 
 

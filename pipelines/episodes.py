@@ -95,12 +95,12 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, compil
 
 
 class EvaluationEpisodes:
-    """The dataloader of `trainer.validate`, `trainer.test` and `val_dataloaders`: one batch is one `Evaluation`.
+    """A dataloader for `trainer.validate`, `trainer.test` and `val_dataloaders`. Its only batch is an `Evaluation`.
 
-    Every evaluation has the same episodes, and does not change the random state of the training. Only rank 0 runs it.
+    Every evaluation has the same episodes and does not change the random state of the training. Only rank 0 runs it.
 
     Args:
-        env: a batched environment, which must not be that of the training. The caller closes it.
+        env: a batched environment, separate from the training environment. The caller closes it.
         actor: the policy.
         episodes: number of episodes.
         seed: seed of the environment in every evaluation.
@@ -164,7 +164,7 @@ class EvaluateAndSave(Callback):
     Args:
         run_evaluation: function that evaluates a policy, or returns `None` if a signal interrupts it.
         directory: folder of `best.ckpt` and `last.ckpt`.
-        every_frames: frames between evaluations; `None` evaluates only at the end.
+        every_frames: frames between evaluations. `None` evaluates only at the end.
         stop_at: mean return of an evaluation that ends the training; `None` trains to the last frame.
 
     Raises:

@@ -38,7 +38,7 @@ warnings.filterwarnings("ignore", message="You defined a `validation_step` but h
 
 
 class MonitoredModule(LightningModule):
-    """The part of the LightningModule that logs, evaluates, and serves callbacks that monitor a metric.
+    """Base class of the LightningModule: logs, evaluates, and runs callbacks that monitor a metric.
 
     `EarlyStopping` checks its metric whenever the metric has a new value. Every rollout is logged; the Trainer's
     `log_every_n_steps` has no effect.
@@ -60,7 +60,7 @@ class MonitoredModule(LightningModule):
         wait_for_metrics(self.trainer, DELAYED_METRICS)
 
     def teardown(self, stage: str) -> None:
-        """Restore the callbacks that `wait_for_metrics` has changed."""
+        """Restore the callbacks that `wait_for_metrics` changed."""
         for callback in (*self.trainer.early_stopping_callbacks, *self.trainer.checkpoint_callbacks):
             for name in ("_should_skip_check", "_should_skip_saving_checkpoint"):
                 vars(callback).pop(name, None)
@@ -71,7 +71,7 @@ class MonitoredModule(LightningModule):
         return batch
 
     def publish_rollout(self, metrics: dict[str, float], num_frames: int) -> None:
-        """Check the metrics of a rollout of `num_frames` and publish them, with the speed since the previous rollout.
+        """Check the metrics of a rollout of `num_frames`, add the speed since the previous rollout, and publish them.
 
         Raises:
             NumericalError: if a metric is not finite.
@@ -81,7 +81,7 @@ class MonitoredModule(LightningModule):
             if not math.isfinite(value):
                 raise NumericalError(f"{name}={value} after {self.frames} frames; lower optimizer.lr or scale rewards")
         if metrics.get("train/grad_norm") == 0.0:
-            logger.warning("torchppo: the gradient was 0 after %d frames; this rollout taught nothing", self.frames)
+            logger.warning("torchppo: the gradient was 0 after %d frames; this rollout changed no weights", self.frames)
         now = time.perf_counter()
         metrics["time/fps"] = num_frames / (now - self._published_at)
         self._published_at = now
@@ -103,11 +103,11 @@ class MonitoredModule(LightningModule):
         check_early_stopping(self.trainer, metrics.keys())
 
     def validation_step(self, evaluation: Any) -> None:
-        """Log an `Evaluation`, which `EvaluationEpisodes` returns."""
+        """Log the `Evaluation` that `EvaluationEpisodes` returns."""
         metrics = getattr(evaluation, "metrics", None)
         if not isinstance(metrics, dict):
             raise ConfigurationError(
-                f"dataloaders of validations and tests return {type(evaluation).__name__}, not an Evaluation; use "
+                f"the dataloader of an evaluation returned {type(evaluation).__name__}, not an Evaluation; use "
                 "torchppo.pipelines.episodes.EvaluationEpisodes(env, actor)"
             )
         self.log_dict(metrics, batch_size=1, sync_dist=True)
@@ -120,7 +120,7 @@ class MonitoredModule(LightningModule):
 
 
 def hyperparameters(module: Any) -> dict[str, Any]:
-    """Return the configuration of a module as `{"optimizer.lr": 0.001}`, or else the scalars of its components."""
+    """Return a module's configuration as `{"optimizer.lr": 0.001}`, or without one, the scalars of its components."""
     if module.config:
         return flattened(module.config)
     found = {name: getattr(module, name, None) for name in OPTIONS}
@@ -132,7 +132,7 @@ def hyperparameters(module: Any) -> dict[str, Any]:
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of nested dictionaries and lists of dictionaries by their dotted keys."""
+    """Return the values of nested dictionaries and lists of dictionaries by dotted key."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         key = f"{prefix}{name}"
@@ -158,7 +158,7 @@ def set_step(trainer: Trainer, frames: int) -> None:
 
 
 def check_early_stopping(trainer: Trainer, names: Collection[str]) -> None:
-    """Let every `EarlyStopping` check its metric if it is one of `names`. Tested with Lightning 2.6."""
+    """Make every `EarlyStopping` that monitors one of `names` check its metric. Tested with Lightning 2.6."""
     wait_for_metrics(trainer, names)
     for callback in trainer.early_stopping_callbacks:
         if callback.monitor in names and not EarlyStopping._should_skip_check(callback, trainer):
@@ -166,7 +166,7 @@ def check_early_stopping(trainer: Trainer, names: Collection[str]) -> None:
 
 
 def check_monitors(trainer: Trainer) -> None:
-    """Raise a ConfigurationError if a callback monitors a metric of ours that does not exist."""
+    """Raise a ConfigurationError if a callback monitors a torchppo metric that does not exist."""
     names = {*trainer.callback_metrics, *DELAYED_METRICS}
     for callback in (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks):
         monitor = getattr(callback, "monitor", None) or ""
@@ -178,11 +178,11 @@ def check_monitors(trainer: Trainer) -> None:
 
 
 def wait_for_metrics(trainer: Trainer, names: Collection[str]) -> None:
-    """Change when callbacks act that monitor one of `names`. Tested with Lightning 2.6.
+    """Change the times at which callbacks that monitor one of `names` act. Tested with Lightning 2.6.
 
-    Lightning lets `EarlyStopping` check after epochs or validations. An epoch is the whole training here, so
-    `check_early_stopping` lets it check instead. `ModelCheckpoint` saves as in Lightning, but not before the metric
-    exists, and for a metric of evaluations only after an evaluation.
+    In Lightning, `EarlyStopping` checks after epochs or validations. In torchppo, an epoch is the whole training, so
+    `check_early_stopping` runs the check. `ModelCheckpoint` saves as in Lightning, but not before the metric exists.
+    If it monitors a metric of evaluations, it saves only after an evaluation.
     """
     for callback in (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks):
         if getattr(callback, "monitor", None) not in names:
@@ -196,12 +196,12 @@ def wait_for_metrics(trainer: Trainer, names: Collection[str]) -> None:
 
 
 def always(_: Trainer) -> bool:
-    """Let `EarlyStopping` skip Lightning's own checks."""
+    """Return True, so that `EarlyStopping` skips Lightning's own checks."""
     return True
 
 
 def skips_saving(callback: ModelCheckpoint, trainer: Trainer) -> bool:
-    """Return whether a `ModelCheckpoint` does not save now. Tested with Lightning 2.6."""
+    """Return whether a `ModelCheckpoint` skips saving. Tested with Lightning 2.6."""
     is_missing = callback.monitor not in trainer.callback_metrics
     return is_missing or ModelCheckpoint._should_skip_saving_checkpoint(callback, trainer)
 
@@ -211,7 +211,7 @@ class EpisodeStatistics:
 
     Attributes:
         episodes: `(return, length)` of each episode, oldest first.
-        num_episodes: number of episodes that have ended since training began.
+        num_episodes: number of episodes that have ended since training started.
 
     """
 
@@ -231,7 +231,7 @@ class EpisodeStatistics:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Mean return and length; empty before the first episode has ended."""
+        """Mean return and length. Empty before the first episode has ended."""
         if not self.episodes:
             return {}
         rewards, lengths = zip(*self.episodes, strict=True)

@@ -29,14 +29,14 @@ GymnasiumEnv = VectorEnv | gymnasium.Env[Any, Any] | GymnasiumVectorEnv[Any, Any
 
 
 class Policy:
-    """A trained policy for an own loop over a Gymnasium environment; see `load_policy`.
+    """A trained policy for your own loop over a Gymnasium environment; see `load_policy`.
 
     It keeps the recurrent state between calls. Networks run eagerly, without gradients.
 
     Args:
         actor: the policy as a TensorDict module, which is set to evaluation mode.
-        env: an environment with the spaces of the observations and actions. Without it, or with another TorchRL
-            environment than a `VectorEnv`, the policy cannot be called, but `actor` can.
+        env: an environment with the spaces of the observations and actions. Without it, or with a TorchRL environment
+            that is not a `VectorEnv`, only `actor` can be called.
         config: configuration of the training, for `make_env`.
 
     """
@@ -66,8 +66,8 @@ class Policy:
         Args:
             observation: an element of the environment's observation space, or a batch as `gymnasium.vector` returns it.
             is_init: whether an episode begins with this observation, for a batch `[num_envs]`. `None` continues the
-                episodes. It matters only for policies with a memory. The first call always begins episodes.
-            deterministic: whether to use the `deterministic_sample` of the distribution; else sample an action.
+                episodes. It affects only policies with a memory. The first call always begins episodes.
+            deterministic: whether to use the `deterministic_sample` of the distribution instead of a random sample.
 
         Returns:
             One action or a batch, ready for `env.step`: an element of the environment's action space.
@@ -78,8 +78,8 @@ class Policy:
         """
         if self._converter is None:
             raise ConfigurationError(
-                "policy(observation) needs the spaces of a Gymnasium environment; pass load_policy(path, env=env), or "
-                "after a training with transforms call policy.actor with TensorDicts"
+                "policy(observation) needs the spaces of a Gymnasium environment; use load_policy(path, env=env), or "
+                "call policy.actor with TensorDicts after a training with transforms"
             )
         arrays, is_single = self._converter.observations(observation)
         num_envs = len(next(iter(arrays.values())))
@@ -95,7 +95,7 @@ class Policy:
         return self._converter.actions(actions, is_single=is_single)
 
     def _begin_episodes(self, num_envs: int, is_init: NDArray[np.bool_] | bool | None) -> NDArray[np.bool_]:
-        """Return where episodes begin, `[num_envs]`; make the recurrent state if all of them do."""
+        """Return where episodes begin, `[num_envs]`. Create the recurrent state if all episodes begin."""
         given = np.asarray(False if is_init is None else is_init, np.bool_)
         if given.shape not in ((), (num_envs,)):
             raise ConfigurationError(
@@ -133,8 +133,8 @@ class Policy:
         """
         if self._config is None:
             raise CheckpointError(
-                "policy.make_env needs the configuration of a checkpoint of torchppo train, and load_policy without "
-                "actor; use torchppo.make_env(id, num_envs)"
+                "policy.make_env needs a checkpoint of torchppo train that is loaded without actor; use "
+                "torchppo.make_env(id, num_envs)"
             )
         new = {key: None for key in changes if key not in self._config.env}  # `build_env` replaces only existing keys
         config = cast(DictConfig, OmegaConf.merge(self._config, {"env": new}))
@@ -149,11 +149,11 @@ def load_policy(path: Path | str, *, actor: Any = None, env: GymnasiumEnv | None
 
     Args:
         path: path of a `.ckpt` file.
-        actor: an actor that is built as in the training and receives the weights of the checkpoint. It is necessary
-            for a training from Python, whose checkpoint has no configuration.
+        actor: an actor that is built as in the training and receives the weights of the checkpoint. Required
+            after a training from Python, whose checkpoint has no configuration.
         env: a Gymnasium environment, a Gymnasium vector environment or a `VectorEnv` with the spaces of the
-            observations and actions. It is necessary for `policy(observation)` if `actor` is given, or if the training
-            used a TorchRL environment. `policy.actor` does not need it. It cannot replace the transforms of a training.
+            observations and actions. Required for `policy(observation)` if `actor` is given or if the training used a
+            TorchRL environment. `policy.actor` does not need it. It cannot replace the transforms of a training.
 
     Raises:
         CheckpointError: if the file is not a checkpoint, has no configuration and `actor` is missing, or does not fit
@@ -167,14 +167,14 @@ def load_policy(path: Path | str, *, actor: Any = None, env: GymnasiumEnv | None
     training_env.close()
     if env is not None and config.transforms:
         raise ConfigurationError(
-            "the training had transforms, which policy(observation) would not apply; use policy.actor in "
+            "the training used transforms, which policy(observation) does not apply; use policy.actor in "
             "policy.make_env()"
         )
     return Policy(ppo.actor, training_env if env is None else env, config)
 
 
 def make_converter(env: Any) -> SpaceConverter | None:
-    """Return the converter for the spaces of an environment, or `None` if these are unknown."""
+    """Return the converter for the spaces of an environment, or `None` if the spaces are unknown."""
     if isinstance(env, VectorEnv):
         env = env.vector
     if isinstance(env, GymnasiumVectorEnv):

@@ -39,10 +39,10 @@ class PPO(MonitoredModule):
         estimator: `td -> td`, writes `advantage` and `value_target`.
         update: learns from a rollout, such as `MinibatchUpdate`.
         optimizer: makes the optimizer from parameters or parameter groups.
-        total_frames: environment steps of the training over all ranks; it ends when no further rollout fits.
-        controllers: move `lr`, or a buffer of the objective such as `clip_epsilon`, once per rollout. A coefficient
-            without a controller is not changed, so that callbacks may set it.
-        reward_models: add rewards, each with its own critic.
+        total_frames: environment steps of the training over all ranks. Training ends when no further rollout fits.
+        controllers: controllers by coefficient: `lr`, or a buffer of the objective such as `clip_epsilon`. They set it
+            once per rollout. Callbacks may set coefficients without a controller.
+        reward_models: models of additional rewards, each with its own critic.
         reward_normalizer: transforms rewards before learning; `None` keeps them.
         max_grad_norm: limit of the global gradient norm; infinity disables clipping.
         normalize_advantage: normalize to mean 0 and standard deviation 1 over each `rollout` or each `minibatch` of

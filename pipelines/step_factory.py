@@ -157,7 +157,7 @@ def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
 
 
 def check_dtypes(ppo: Any) -> None:
-    """Raise a ConfigurationError if a trainable weight has another type than the environments' float32."""
+    """Raise a ConfigurationError if a trainable weight is not float32, the type of the observations."""
     others = {param.dtype for param in ppo.parameters() if param.requires_grad} - {torch.float32}
     if others:
         raise ConfigurationError(

@@ -190,12 +190,12 @@ class StopOnSignal(Callback):
         self._interrupts = self._prints = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remember the handlers before Lightning replaces them."""
+        """Save the handlers before Lightning replaces them."""
         self._prints = trainer.is_global_zero
         self._previous = {number: signal.getsignal(number) for number in SIGNALS}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace Lightning's handlers, which would exit with code 0 or 1."""
+        """Replace Lightning's handlers, which exit with code 0 or 1."""
         for number in self._previous:
             signal.signal(number, self._receive)
 
@@ -222,7 +222,7 @@ class StopOnSignal(Callback):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received, self._is_stopping = number, True
         signal.signal(number, signal.SIG_DFL)
-        if self._prints:  # not with `print`, which the signal may have interrupted
+        if self._prints:  # `print` is not safe here: the signal may have interrupted another call of it
             os.write(2, b"\ntorchppo: stopping after this rollout; press again to stop at once\n")
         if self._interrupts:
             raise _Interrupted

@@ -1,4 +1,4 @@
-"""Converts observations and actions of a user's own loop, single ones and batches."""
+"""Converts single observations and actions, and batches of them, for a policy in a user's own loop."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class SpaceConverter:
         """Convert one observation, or a batch as `gymnasium.vector` returns it.
 
         Returns:
-            The leaves of the observation `[num, ...]` by key, and whether `observation` is a single one.
+            The leaves of the observation `[num, ...]` by key, and whether `observation` is a single observation.
 
         Raises:
-            ConfigurationError: if it does not fit the space.
+            ConfigurationError: if the observation does not fit the space.
 
         """
         elements = batch_elements(self.observation_space, observation)
@@ -65,12 +65,12 @@ def batch_elements(space: spaces.Space[Any], observation: Any) -> list[Any] | No
     """
     try:
         return _split(space, observation) if _is_batch(space, observation) else None
-    except (IndexError, KeyError, TypeError, ValueError):  # its structure is not that of the space
+    except (IndexError, KeyError, TypeError, ValueError):  # the structure differs from that of the space
         return None
 
 
 def _is_batch(space: spaces.Space[Any], observation: Any) -> bool:
-    """Whether the first leaf has one dimension more than its space."""
+    """Return whether the first leaf has one dimension more than its space."""
     if items := subspaces(space):
         key, subspace = items[0]
         return _is_batch(subspace, observation[key])

@@ -1,4 +1,4 @@
-"""V-trace with the log-probability of the action taken."""
+"""V-trace with the log-probabilities of the actions taken."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ..features.extractor import memory_keys
 class VTrace(value.VTrace):
     """V-trace (Espeholt et al. 2018, equations 1 and 2), with the arguments of TorchRL's `VTrace`.
 
-    TorchRL 0.14.1 takes pi of a new action for the importance weights pi / mu. This class takes pi of the action taken:
+    The importance weights are pi / mu. TorchRL 0.14.1 samples a new action for pi; this class uses the action taken:
 
         v(t) - V(t) = delta(t) + gamma c(t) (v(t+1) - V(t+1)),  delta(t) = rho(t) (r(t) + gamma V(t+1) - V(t))
         advantage(t) = rho(t) (r(t) + gamma v(t+1) - V(t)),  rho = min(rho_thresh, pi / mu),  c = min(c_thresh, pi / mu)
 
-    In the first epoch of an update, pi = mu, and the targets are those of TD(1). They differ afterwards with
+    In the first epoch of an update, pi = mu and the targets equal those of TD(1). In later epochs, they differ with
     `update.recompute_advantage=true`. The recurrent states of a policy with memory are recomputed from the first step
     of the rollout.
 
     Args:
         gamma: discount factor.
-        actor_network: the policy; reads the rollout and gives a distribution by `get_dist`.
+        actor_network: the policy; its `get_dist` returns a distribution for a rollout.
         value_network: writes `state_value`; `None` reads the values in the rollout.
         rho_thresh: limit of the weights of the errors.
         c_thresh: limit of the weights of the traces.
@@ -79,7 +79,7 @@ class VTrace(value.VTrace):
 
 @contextmanager
 def log_prob_in_torchrl(log_prob: Tensor) -> Iterator[None]:
-    """Let TorchRL's `VTrace` use a log-probability instead of that of a new action (private in TorchRL 0.14.1)."""
+    """Make TorchRL's `VTrace` use `log_prob`. Replaces a private function of TorchRL 0.14.1."""
     original = advantages._call_actor_net
     advantages._call_actor_net = lambda **_: log_prob
     try:

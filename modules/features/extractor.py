@@ -48,7 +48,7 @@ def split_observation_spec(spec: Composite) -> ObservationEntries:
     entry `action_mask` in the observation or next to it.
 
     Raises:
-        ConfigurationError: If there is no observation, or more than one action mask.
+        ConfigurationError: If there is no observation or more than one action mask.
 
     """
     # `keys()`, because Composite does not implement `in`.
@@ -61,7 +61,7 @@ def split_observation_spec(spec: Composite) -> ObservationEntries:
     ]
     if not observed:
         raise ConfigurationError(
-            f"the environment has no observation, only {', '.join(map(str, spec.keys()))}; create an entry "
+            f"the environment has no observation, only {', '.join(map(str, spec.keys()))}; add an entry "
             "'observation' with transforms=[...] (torchrl.envs.CatTensors)"
         )
     masks = [path for path in leaves if path[-1] == ACTION_MASK and path[0] in (ACTION_MASK, "observation")]
@@ -75,7 +75,7 @@ def split_observation_spec(spec: Composite) -> ObservationEntries:
 
 
 def is_bookkeeping(name: str) -> bool:
-    """Return whether an entry beside the observations describes the episode or is a recurrent state of TorchRL."""
+    """Return whether an entry is not an observation: it describes the episode or is a recurrent state of TorchRL."""
     return name in EPISODE_ENTRIES or name.startswith(("_", "recurrent_state"))
 
 
@@ -238,10 +238,10 @@ def memory_keys(policy: nn.Module) -> list[str]:
 
 
 def is_recurrent(policy: nn.Module) -> bool:
-    """Return whether a policy is trained on sequences, because it has a memory of ours or of TorchRL."""
+    """Return whether a policy is trained on sequences, because it has a memory of torchppo or TorchRL."""
     return len(recurrent_modules(policy)) > 0
 
 
 def recurrent_modules(network: nn.Module) -> list[nn.Module]:
-    """Return the memories of a network, ours or TorchRL's."""
+    """Return the memory modules of a network, including `LSTMModule` and `GRUModule` of TorchRL."""
     return [module for module in network.modules() if isinstance(module, MemoryModule | LSTMModule | GRUModule)]

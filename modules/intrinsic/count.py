@@ -15,7 +15,7 @@ from ..normalizers import Reduce
 from .reward_model import RewardModel, make_stream_critic
 
 MAX_STATES = 10_000_000
-"""Largest number of observations with a counter."""
+"""Largest number of different observations."""
 
 
 class CountBonus(RewardModel):
@@ -23,7 +23,7 @@ class CountBonus(RewardModel):
 
     N counts all visits up to the end of the rollout, over all ranks. It is saved in the state dict.
 
-    Source: Strehl and Littman 2008, section 3; Bellemare et al. 2016, eq. 4, without their 0.01.
+    Source: Strehl and Littman 2008, section 3; Bellemare et al. 2016, eq. 4, without the constant 0.01.
 
     Args:
         observation_spec: Batched spec whose `observation` is Discrete or MultiDiscrete.
@@ -34,7 +34,7 @@ class CountBonus(RewardModel):
         is_episodic: See `RewardModel`.
 
     Raises:
-        ConfigurationError: If the observation is not discrete, or has too many values; see also `RewardModel`.
+        ConfigurationError: If the observation is not discrete or has too many values; see also `RewardModel`.
 
     """
 
@@ -78,7 +78,7 @@ def discrete_sizes(spec: TensorSpec, num_batch: int) -> list[int]:
     """Return the number of values of every component of a discrete observation.
 
     Raises:
-        ConfigurationError: If the observation is not discrete, or has too many values.
+        ConfigurationError: If the observation is not discrete or has too many values.
 
     """
     if isinstance(spec, MultiCategorical):

@@ -20,7 +20,7 @@ class RewardModel(nn.Module, ABC):
     """Base class of reward models.
 
     A model writes a reward for every step. The advantages of this stream are estimated with the model's own critic,
-    discount and lambda, and are added to those of the environment with a weight. The objective only sees the sum.
+    discount and lambda, and are added to those of the environment with a weight. The objective uses only the sum.
 
     Args:
         name: Name of the stream. Its entries are `reward_<name>`, `state_value_<name>`, `value_target_<name>` and
@@ -30,7 +30,7 @@ class RewardModel(nn.Module, ABC):
         gamma: Discount factor of the stream.
         lmbda: Lambda of the stream's advantages.
         is_episodic: Whether the stream ends with an episode. A non-episodic stream continues in the next episode, so
-            that an episode's end does not limit exploration (Burda et al. 2019, section 2.3).
+            that the end of an episode does not limit exploration (Burda et al. 2019, section 2.3).
 
     Raises:
         ConfigurationError: If a number is out of range.
@@ -49,7 +49,7 @@ class RewardModel(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if weight < 0:
-            raise ConfigurationError(f"intrinsic.{name}.weight={weight} must not be negative")
+            raise ConfigurationError(f"intrinsic.{name}.weight={weight} must not be negative; 0.1 is usual")
         for key, value in (("gamma", gamma), ("lmbda", lmbda)):
             if not 0 <= value <= 1:
                 raise ConfigurationError(f"intrinsic.{name}.{key}={value} must be between 0 and 1")
@@ -77,24 +77,29 @@ class RewardModel(nn.Module, ABC):
     def loss(self, rows: TensorDictBase) -> Tensor:
         """Return the loss of a minibatch, a scalar: the squared error of the critic.
 
-        A model with networks of its own adds their loss. It may use a part of the rows for it.
+        A model with other networks overrides this method and adds their losses. It may use only a part of the rows.
         """
         value: Tensor = self.critic(rows.copy())[f"state_value_{self.name}"]
         return (value - rows[f"value_target_{self.name}"]).square().mean()
 
     @property
     def in_keys(self) -> list[str]:
-        """Keys of the rollout that `loss` reads beside `value_target_<name>`."""
+        """Keys of the rollout that `loss` reads in addition to `value_target_<name>`."""
         return list(self.critic.in_keys)
 
 
 def check_names(models: Iterable[RewardModel]) -> list[RewardModel]:
-    """Return the models as a list; raise a ConfigurationError if two have the same name."""
+    """Return the models as a list.
+
+    Raises:
+        ConfigurationError: If two models have the same name.
+
+    """
     models = list(models)
     names = [model.name for model in models]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigurationError(f"intrinsic: two reward models have the name {name}; remove one")
+            raise ConfigurationError(f"intrinsic.{name}: two reward models have this name; remove or rename one")
     return models
 
 
@@ -119,7 +124,7 @@ class LossesWithRewardModels(nn.Module):
             assert isinstance(model, RewardModel)
             if f"loss_{model.name}" in losses.keys():  # noqa: SIM118 - a TensorDict iterates over rows
                 raise ConfigurationError(
-                    f"intrinsic: the objective has a loss of the name {model.name}; rename the model"
+                    f"intrinsic.{model.name}: the objective already has a loss_{model.name}; rename the reward model"
                 )
             losses[f"loss_{model.name}"] = model.loss(tensordict)
         return losses

@@ -1,4 +1,4 @@
-"""The reward streams of reward models: their rewards, and their advantages in the sum."""
+"""Writes the rewards of reward models, and adds their advantages to those of the environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .reward_model import RewardModel
 
 @torch.no_grad()
 def write_rewards(rollout: TensorDictBase, models: Collection[RewardModel], reduce: Reduce) -> dict[str, float]:
-    """Write `("next", "reward_<name>")` of every model; return the mean rewards as metrics.
+    """Write `("next", "reward_<name>")` of every model, and return the mean rewards as metrics.
 
     Args:
         rollout: `[num_envs, time]`.
@@ -53,7 +53,7 @@ def add_advantages(rollout: TensorDictBase, models: Collection[RewardModel]) -> 
 
 
 def write_values(rollout: TensorDictBase, model: RewardModel) -> None:
-    """Write the values of a stream in every state and next state, and where the stream ends.
+    """Write the values of all states and next states of a stream, and the steps at which the stream ends.
 
     In a non-episodic stream, the next state of a final step is the first state of the next episode.
     """

@@ -21,12 +21,13 @@ class ClipPPOLoss(PPOLoss, torchrl_objectives.ClipPPOLoss):
     Args:
         actor_network: See `PPOLoss`.
         critic_network: See `PPOLoss`.
-        clip_epsilon: Distance of the probability ratio from 1 at which it is clipped, or a pair of distances below
-            and above 1 (Yu et al. 2025, eq. 10), which are the buffers `clip_epsilon_low` and `clip_epsilon_high`.
+        clip_epsilon: Distance of the probability ratio from 1 at which it is clipped. A pair contains the
+            distances below and above 1 (Yu et al. 2025, eq. 10), stored in the buffers `clip_epsilon_low` and
+            `clip_epsilon_high`.
         options: See `PPOLoss`.
 
     Raises:
-        ConfigurationError: If `clip_epsilon` is not positive, or the lower one is not below 1; see also `PPOLoss`.
+        ConfigurationError: If `clip_epsilon` is not positive, or the lower distance is not below 1; see also `PPOLoss`.
 
     """
 
@@ -67,7 +68,7 @@ class ClipPPOLoss(PPOLoss, torchrl_objectives.ClipPPOLoss):
         low, high = self._epsilons()
         difference, ratio = log_ratio.expm1(), probability_ratio(log_ratio)
         is_clipped = difference.abs() > high if low is high else (difference > high) | (difference < -low)
-        scaled = ratio / ratio.max()  # a square of a ratio may be infinite
+        scaled = ratio / ratio.max()  # the square of a large ratio is infinite
         return {
             "clip_fraction": is_clipped.float().mean(),
             "ESS": scaled.mean().square() / scaled.square().mean(),

@@ -16,8 +16,8 @@ from .ppo_loss import PPOLoss, probability_ratio
 class KLPENPPOLoss(PPOLoss, torchrl_objectives.KLPENPPOLoss):
     """The objective with an adaptive KL penalty, a subclass of `torchrl.objectives.KLPENPPOLoss`.
 
-    `beta` is a buffer that the loss only reads. TorchRL's class changes it in every forward pass, so that it depends on
-    the number of minibatches. Here the controller `controllers["beta"]` moves it once per rollout; `PPO` calls it.
+    `beta` is a buffer that the loss only reads. `PPO` calls the controller `controllers["beta"]`, which changes `beta`
+    once per rollout. TorchRL's class changes it in every forward pass, so that it depends on the number of minibatches.
 
     Source: Schulman et al. 2017, eq. 8.
 
@@ -27,14 +27,13 @@ class KLPENPPOLoss(PPOLoss, torchrl_objectives.KLPENPPOLoss):
         beta: Initial weight of the penalty.
         dtarg: Target of the KL divergence per rollout, in nats.
         increment: Factor of `beta` if the KL divergence is above 1.5 x `dtarg`.
-        decrement: Factor of `beta` if it is below `dtarg` / 1.5.
+        decrement: Factor of `beta` if the KL divergence is below `dtarg` / 1.5.
         beta_min: Smallest weight.
         beta_max: Largest weight.
         options: See `PPOLoss`.
 
     Raises:
-        ConfigurationError: If `beta` is outside its bounds, or a bound, `dtarg` or a factor is out of range; see also
-            `PPOLoss`.
+        ConfigurationError: If `beta` is outside its bounds, or another argument is out of range; see also `PPOLoss`.
 
     """
 
@@ -70,7 +69,7 @@ class KLPENPPOLoss(PPOLoss, torchrl_objectives.KLPENPPOLoss):
             decrement=decrement,
             **options,
         )
-        self.register_buffer("beta", self.beta)  # saved, because it is not configuration after the first rollout
+        self.register_buffer("beta", self.beta)  # saved, because the controller changes it
         self.controllers = {"beta": controller}
 
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:

@@ -33,16 +33,16 @@ UNSUPPORTED_OPTIONS = {
 
 
 class PPOLoss(torchrl_objectives.PPOLoss):
-    """The unclipped objective, and the base class of the others, which replace `policy_loss`.
+    """The unclipped objective, and the base class of the other objectives, which override `policy_loss`.
 
-    A subclass of `torchrl.objectives.PPOLoss` with the same options, keys and outputs. It differs where TorchRL's
-    class is inexact or limited:
+    This is a subclass of `torchrl.objectives.PPOLoss` with the same keys and most of the same options. It differs
+    from TorchRL's class in these points (see also docs/torchrl.md):
 
-    - `kl_approx` is the exact KL(old || new) where it has a closed form, and else the estimate k3, which is never
-      negative. TorchRL's k1 has a high variance.
-    - The error of the value is that of the critic's `ValueHead`, if it has one.
-    - Ratios are limited to finite values, so that a far policy has finite gradients.
-    - If actor and critic share layers, these run once, and `clip_value` compares with the value at collection.
+    - `kl_approx` is the exact KL(old || new) where it has a closed form. Otherwise it is the estimate k3, which
+      is never negative. TorchRL's k1 has a high variance.
+    - The critic's `ValueHead`, if there is one, defines the value loss.
+    - Ratios are limited to finite values, so that gradients are finite when the policy has changed much.
+    - Layers that actor and critic share run once. `clip_value` compares with the value at collection.
 
     `forward` reads the action, `action_log_prob`, `advantage`, `value_target`, `state_value`, the distribution
     parameters and the inputs of the networks, all `[batch, ...]`, or `[batch, time, ...]` for sequences. It returns
@@ -58,10 +58,10 @@ class PPOLoss(torchrl_objectives.PPOLoss):
         critic_coeff: Weight of the value loss (c1).
         clip_value: Largest change of a value that is not clipped, in units of the value. `None` disables clipping.
         loss_critic_type: `l2`, `l1` or `smooth_l1` for a critic without a `ValueHead`.
-        functional: Must be false: the networks are modules of the loss, as DDP and compiled steps need.
+        functional: Must be false, because DDP and compiled steps need the networks as modules of the loss.
         options: Further options of TorchRL's class, with its defaults: `entropy_bonus`, `samples_mc_entropy`,
-            `normalize_advantage`, `normalize_advantage_exclude_dims`, `separate_losses`,
-            `reduction`, `max_importance_ratio`, `device`.
+            `normalize_advantage`, `normalize_advantage_exclude_dims`, `separate_losses`, `reduction`,
+            `max_importance_ratio`, `device`.
 
     Raises:
         ConfigurationError: If an option is unknown or out of range, or the value head does not support it.
@@ -132,7 +132,7 @@ class PPOLoss(torchrl_objectives.PPOLoss):
         data = tensordict.copy()
         advantage, old_value = self._advantage(data), data.get(self.tensor_keys.value, None)
         log_ratio, distribution, kl, log_cap = self._log_weight(data, advantage.shape[:-1])
-        if log_cap is not None:  # `max_importance_ratio` reduces the weight of a sample
+        if log_cap is not None:  # `max_importance_ratio` limits the weight of a sample
             advantage = advantage * log_cap.exp()
         losses = {LOSS_PREFIX + "objective": self.policy_loss(log_ratio, advantage, kl)}
         metrics: dict[str, Any] = {"kl_approx": kl.detach().mean()}
@@ -141,7 +141,7 @@ class PPOLoss(torchrl_objectives.PPOLoss):
         if self.entropy_bonus:
             entropy = self._get_entropy(distribution, advantage.shape[:-1])
             if self._entropy_coeff_map is not None and isinstance(entropy, Tensor):
-                raise ConfigurationError("objective.entropy_coeff must be a number for an action of one distribution")
+                raise ConfigurationError("objective.entropy_coeff must be a number if the action has one distribution")
             losses[LOSS_PREFIX + "entropy"] = self._weighted_loss_entropy(entropy)
             total = entropy if isinstance(entropy, Tensor) else sum(entropy.values(True, True))
             metrics["entropy"] = total.detach().mean()
@@ -160,11 +160,11 @@ class PPOLoss(torchrl_objectives.PPOLoss):
     def _log_weight(
         self, tensordict: TensorDictBase, adv_shape: torch.Size
     ) -> tuple[Tensor, D.Distribution, Tensor, Tensor | None]:
-        """Run the policy, which writes its outputs, and compare it with the policy at collection.
+        """Run the policy, write its outputs, and compare it with the policy at collection.
 
         Returns:
             log(new / old) of the actions taken, the new distribution, KL(old || new), and the logarithm of the factor
-            that `max_importance_ratio` puts on each sample, or `None`. The tensors are `[batch, 1]`.
+            by which `max_importance_ratio` multiplies each sample, or `None`. The tensors are `[batch, 1]`.
 
         """
         has_old = all(key in tensordict.keys(True) for key in self.actor_network.dist_params_keys)
@@ -176,7 +176,7 @@ class PPOLoss(torchrl_objectives.PPOLoss):
     def _get_entropy(self, dist: D.Distribution, adv_shape: torch.Size) -> Tensor | TensorDictBase:
         """Return the entropy, `[batch, 1]`.
 
-        Unlike TorchRL's, it does not look at the values of the entropy, which a graph cannot.
+        Unlike TorchRL's method, it does not branch on the values of the entropy, which a graph does not support.
         """
         if isinstance(dist, CompositeDistribution):
             entropies: Tensor | TensorDictBase = super()._get_entropy(dist, adv_shape)

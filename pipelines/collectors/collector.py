@@ -26,8 +26,8 @@ from .vector import VectorRollouts
 class SizedRollouts(ABC):
     """A sized iterable of rollouts `[num_envs, time]`, each collected with the current weights.
 
-    It is the `train_dataloaders` of a Trainer. Lightning does not prefetch from a sized iterable, so every rollout sees
-    the last update. In a plain loop, the iteration ends by itself after `total_frames`.
+    It is the `train_dataloaders` of a Trainer. Lightning does not prefetch from a sized iterable, so every rollout uses
+    the weights of the last update. The iteration ends after `total_frames`.
 
     Args:
         frames_per_batch: environment steps in one rollout of this rank, over all its environments.
@@ -45,7 +45,7 @@ class SizedRollouts(ABC):
 
     @abstractmethod
     def _collect(self) -> TensorDictBase:
-        """Collect the next rollout."""
+        """Collect the next rollout, `[num_envs, time]`."""
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -76,12 +76,12 @@ class SizedRollouts(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return the number of frames collected so far, over all ranks.
 
-        Weights belong to the policy. Environments are not saved: after a restart they begin with new episodes.
+        The policy saves its weights itself. Environments are not saved: they start new episodes after a restart.
         """
         return {"frames": self._frames}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the next iteration collect only the frames that are missing to `total_frames`."""
+        """Restore the number of frames, so that the next iteration collects only the remaining frames."""
         self._frames = int(state_dict["frames"])
         self._is_resumed = True
 
@@ -107,8 +107,8 @@ class Collector(SizedRollouts):
     `terminated`, `truncated`, `done`, `episode_reward` (raw) and `step_count`.
 
     Args:
-        env: a batched environment (see `envs.batched`). A `VectorEnv` is stepped on NumPy arrays, any other through
-            TorchRL.
+        env: a batched environment (see `envs.batched`). A `VectorEnv` is stepped on NumPy arrays, and any other
+            environment through TorchRL.
         policy: reads observations, writes `action` and `action_log_prob`.
         frames_per_env: length of a rollout.
         frames_per_batch: frames of a rollout over all environments of this rank, instead of `frames_per_env`.
@@ -116,8 +116,8 @@ class Collector(SizedRollouts):
         compile: how the policy step runs (see `step_factory.Compile`).
         double_buffer: let the policy act for one half of the environments while the other half steps in worker
             processes or Atari threads.
-        rollouts: factory of another way to collect rollouts, called with the environment, the policy and
-            `frames_per_env`; `compile` does not apply to it. `None` chooses the fastest way.
+        rollouts: factory of a `Rollouts` object. It receives the environment, the policy and `frames_per_env`;
+            `compile` does not apply to it. `None` chooses the fastest implementation.
 
     Raises:
         ConfigurationError: if a number is out of range or the environment lacks an entry of the rollout.
@@ -177,9 +177,9 @@ class Collector(SizedRollouts):
         weights: TensorDictBase | dict[str, Any] | None = None,
         policy: nn.Module | None = None,
     ) -> None:
-        """Copy weights into the policy. Without arguments there is nothing to copy: the policy is in this process.
+        """Copy weights into the policy. Does nothing without arguments, because the policy is in this process.
 
-        Every rollout reads the current weights; cached casts of a compiled policy are refreshed at its start.
+        Every rollout uses the current weights and refreshes the cached casts of a compiled policy at its start.
 
         Args:
             policy_or_weights: a module like the policy, or its weights as `TensorDict.from_module` returns them.
@@ -189,13 +189,13 @@ class Collector(SizedRollouts):
         """
         given = [source for source in (policy_or_weights, weights, policy) if source is not None]
         if len(given) > 1:
-            raise ConfigurationError("update_policy_weights_ got several sources of weights; pass one of them")
+            raise ConfigurationError("update_policy_weights_ received several sources of weights; pass one of them")
         for source in given:
             new = TensorDict.from_module(source) if isinstance(source, nn.Module) else TensorDict(source)
             TensorDict.from_module(self.policy).data.update_(new.data)
 
     def set_seed(self, seed: int, static_seed: bool = False) -> int:
-        """Seed the environment for its next reset of all episodes; return the seed to use for another environment."""
+        """Seed the next reset of all environments; return a seed for another environment."""
         next_seed: int = self.env.set_seed(seed, static_seed=static_seed)
         return next_seed
 
@@ -213,10 +213,11 @@ class Collector(SizedRollouts):
 
 
 def length_of_rollout(frames_per_env: int | None, frames_per_batch: int | None, num_envs: int) -> int:
-    """Return the steps of each environment in a rollout, given either them or their sum over all environments.
+    """Return the steps of each environment in a rollout, from either of the two arguments.
 
     Raises:
-        ConfigurationError: if not exactly one is given, it is below 1, or the sum is not a multiple of `num_envs`.
+        ConfigurationError: if not exactly one is given, it is below 1, or `frames_per_batch` is not a multiple of
+            `num_envs`.
 
     """
     if (frames_per_env is None) == (frames_per_batch is None):

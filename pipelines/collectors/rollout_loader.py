@@ -1,4 +1,4 @@
-"""Makes TorchRL's collectors train dataloaders."""
+"""Wraps TorchRL's collectors as dataloaders for training."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from .rollout_buffer import require_finite
 
 
 class RolloutLoader(SizedRollouts):
-    """Makes a TorchRL collector the `train_dataloaders` of a Trainer.
+    """Wraps a TorchRL collector as the `train_dataloaders` of a Trainer.
 
     TorchRL's `Collector` and `MultiSyncCollector` are supported, with any options that return whole rollouts. The
-    collector receives the current weights before each rollout. It is shut down, with its worker processes, when the
-    iteration ends, also after an error or Ctrl-C, and at the latest when Python exits.
+    collector receives the current weights before each rollout. It is shut down with its worker processes when the
+    iteration ends, after an error or Ctrl-C, and at the latest when Python exits.
 
-    Its environments write `episode_reward` and `step_count` (`torchppo.envs.batched` adds them), and `is_init` for
-    recurrent policies and normalized rewards (`torchrl.envs.InitTracker` adds it).
+    The environments must write `episode_reward` and `step_count`, which `torchppo.batched` adds. Recurrent policies and
+    normalized rewards also need `is_init`, which `torchrl.envs.InitTracker` adds.
 
     Args:
-        collector: the collector.
+        collector: a `Collector` or `MultiSyncCollector` of TorchRL.
         total_frames: environment steps of the training over all ranks; `None` uses the collector's own.
 
     Raises:
         ConfigurationError: if the number of frames is unlimited, or, while iterating, if the collector is shut down,
-            ends too early, or returns something else than a rollout.
+            ends too early, or does not return a rollout.
 
     """
 
     def __init__(self, collector: BaseCollector, total_frames: int | None = None) -> None:
         frames = collector.total_frames if total_frames is None else total_frames
         if not 0 < frames < float("inf"):
-            raise ConfigurationError(f"total_frames={frames} must be at least 1; set it in the collector or its loader")
+            raise ConfigurationError(f"total_frames={frames} must be at least 1; set it in the collector or loader")
         if getattr(collector, "cat_results", None) not in (None, "stack"):
             raise ConfigurationError(
-                f"cat_results={collector.cat_results} joins the rollouts of workers; make the collector with "
+                f"cat_results={collector.cat_results} joins the rollouts of workers; create the collector with "
                 'cat_results="stack"'
             )
         super().__init__(collector.requested_frames_per_batch, int(frames))
@@ -63,20 +63,20 @@ class RolloutLoader(SizedRollouts):
             return require_finite(as_rollout(next(self._iterator)))
         except StopIteration:
             raise ConfigurationError(
-                f"TorchRL's collector ended after its total_frames={self.collector.total_frames}, before those of the "
-                f"training ({self.total_frames}); increase them"
+                f"TorchRL's collector ended after its total_frames={self.collector.total_frames}, before the "
+                f"training ({self.total_frames}); increase the total_frames of the collector"
             ) from None
         except KeyError as error:
             if "is_init" not in str(error):
                 raise
             raise ConfigurationError(
                 "the policy reads is_init, which the environment does not write; add the transform "
-                "torchrl.envs.InitTracker to it"
+                "torchrl.envs.InitTracker to the environment"
             ) from error
 
 
 def as_rollout(data: TensorDictBase | None) -> TensorDictBase:
-    """Return what a collector yields as a rollout `[num_envs, time]`.
+    """Convert the output of a TorchRL collector to a rollout `[num_envs, time]`.
 
     Args:
         data: `[time]`, `[num_envs, time]` or `[num_workers, num_envs, time]`.

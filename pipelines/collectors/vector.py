@@ -27,7 +27,7 @@ class VectorRollouts:
         double_buffer: let the policy act for one half of the environments while the other half steps.
 
     Raises:
-        ConfigurationError: if `double_buffer` is true and the environments cannot be stepped in halves.
+        ConfigurationError: if `double_buffer` is true and the environment does not support it.
 
     """
 
@@ -44,7 +44,7 @@ class VectorRollouts:
         self.env = env
         self.num_steps = num_steps
         self.policy = PolicyFunction(policy, compile, num_policy_steps)
-        # With two halves, only the waiting time can be measured, not the time of the environment.
+        # With double buffering, only the waiting time can be measured, not the time of the environment.
         self._stepping = "waiting" if double_buffer else "environment"
         self.seconds = {self._stepping: 0.0, "policy": 0.0}
         self._groups = env.double_buffer_groups() if double_buffer else [ALL_ENVS]
@@ -66,7 +66,7 @@ class VectorRollouts:
         buffer = RolloutBuffer(first, self._is_init, self.num_steps, device, len(self._groups))
         try:
             self._collect(buffer)
-        except Exception:  # the cause may be an observation that is not finite; report that first
+        except Exception:  # the cause may be an observation that is not finite; report it first
             buffer.check_finite()
             raise
         self._observation = buffer.observations.array[-1].copy()

@@ -27,8 +27,8 @@ HOOKS = (
 class GraphStep:
     """The same step as `EagerStep`, without the autograd engine, Lightning's hooks, or Python between operations.
 
-    `torch.func` computes the gradients, and `FlatAdam` takes the step. The step is one graph, or two graphs if ranks
-    average their gradients or the KL divergence can forbid the step.
+    `torch.func` computes the gradients, and `FlatAdam` takes the step. The step is one graph. It is two graphs if ranks
+    average their gradients or the stopping rule can skip the step.
 
     Args:
         ppo: the LightningModule.
@@ -95,9 +95,9 @@ class GraphStep:
         return values
 
     def _find_names(self, batch: TensorDictBase, indices: Tensor) -> list[str]:
-        """Run the losses once to find their metrics, and to check that their gradient is connected.
+        """Run the losses once to find their metrics and to check that they depend on the parameters.
 
-        The random state is kept, because entropies may be sampled.
+        The random state is restored afterwards, because the losses may sample.
         """
         parameters = [param for param in self.losses.parameters() if param.requires_grad]
         with torch.random.fork_rng([indices.device] if indices.is_cuda else []), torch.enable_grad():
@@ -150,7 +150,7 @@ class Gradient:
         for module in losses.modules():
             if getattr(module, "functional", False) is True:
                 raise GraphError(
-                    f"objective={type(module).__name__}: a graph does not reach the parameters of a functional loss; "
+                    f"objective={type(module).__name__}: a graph cannot train the parameters of a functional loss; "
                     "set objective.functional=false, or compile=false"
                 )
         self.losses = losses

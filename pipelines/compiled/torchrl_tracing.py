@@ -1,4 +1,4 @@
-"""Lets TorchRL's losses and distributions be traced.
+"""Makes TorchRL's losses and distributions traceable.
 
 Uses private names, tested with PyTorch 2.13 and TorchRL 0.14.1: `torch.compiler._is_compiling_flag` and
 `PPOLoss._get_entropy`.
@@ -19,8 +19,8 @@ from torchrl.objectives import PPOLoss
 def torchrl_traceable() -> Iterator[None]:
     """Make TorchRL skip checks of the values of tensors, as it does under `torch.compile`.
 
-    Its distributions ask `torch.compiler.is_compiling()`. Its PPO losses ask `torch._dynamo` instead, and would then
-    also sample an entropy; here the closed form is used alone, as in an eager step.
+    TorchRL's distributions call `torch.compiler.is_compiling()`. Its PPO losses call `torch._dynamo` instead, and would
+    then also sample an entropy. This context uses only the closed form, as an eager step does.
     """
     was_compiling, get_entropy = torch.compiler._is_compiling_flag, PPOLoss._get_entropy
 

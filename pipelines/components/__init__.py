@@ -1,1 +1,1 @@
-"""Builds the components of a configuration; `build.py` connects them."""
+"""Builds the components of a configuration, which `build.py` connects."""

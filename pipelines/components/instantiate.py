@@ -1,4 +1,4 @@
-"""Calls what a configuration names, and builds environments from it. No other file calls Hydra's `instantiate`."""
+"""Instantiates components and environments of a configuration. No other file calls Hydra's `instantiate`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 
 def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
-    """Build the batched environment with its transforms; `changes` replace keys that `cfg.env` has."""
+    """Build the batched environment with its transforms. `changes` replace existing keys of `cfg.env`."""
     transforms = [call(transform) for transform in cfg.transforms]
     for place, transform in enumerate(transforms):
         if isinstance(transform, VecNorm | VecNormV2):
             raise ConfigurationError(
                 f"transforms[{place}]={type(transform).__name__} keeps statistics that evaluations and checkpoints "
-                "would lack; use policy.normalize_observation=true or reward=normalized"
+                "do not receive; use policy.normalize_observation=true or reward=normalized"
             )
     env = make_environment(cfg.env, {key: value for key, value in changes.items() if key in cfg.env})
     if not isinstance(env, VectorEnv):
@@ -43,7 +43,7 @@ def make_environment(node: DictConfig, changes: dict[str, Any]) -> EnvBase:
     """Make the environment of a configuration with some of its keys changed.
 
     Raises:
-        EnvironmentFailure: if its code raises an error, or if it is not a TorchRL environment.
+        EnvironmentFailure: if the environment raises an error or is not a TorchRL environment.
 
     """
     try:
@@ -77,7 +77,7 @@ def call(node: DictConfig, **arguments: Any) -> Any:
     require_target(node)
     check_targets(node, arguments)
     try:
-        # Hydra would copy objects passed to `instantiate` into a configuration; a partial takes them as they are.
+        # Hydra copies objects passed to `instantiate` into a configuration. A partial receives the objects themselves.
         component = instantiate(node, _convert_="all", **({"_partial_": True} if arguments else {}))
         return component(**arguments) if arguments else component
     except InstantiationException as error:
@@ -115,7 +115,7 @@ def check_targets(node: Any, arguments: dict[str, Any]) -> None:
         parameters = signature(target)
     except ImportError as error:
         raise ConfigurationError(f"_target_={node._target_} cannot be imported; fix it ({error})") from error
-    except (TypeError, ValueError):  # it has no signature
+    except (TypeError, ValueError):  # the target has no signature
         return
     is_partial = node.get("_partial_", False) and not arguments
     try:
@@ -126,13 +126,13 @@ def check_targets(node: Any, arguments: dict[str, Any]) -> None:
 
 
 def call_with_accepted(node: DictConfig, **offered: Any) -> Any:
-    """Instantiate a node with those of the offered arguments that its target names as parameters."""
+    """Instantiate a node with the offered arguments that are parameters of its target."""
     names = parameter_names(node)
     return call(node, **{name: value for name, value in offered.items() if name in names})
 
 
 def parameter_names(node: DictConfig) -> set[str]:
-    """Return the names of the parameters of a node's target; for a class, of its bases too if it passes `**kwargs`."""
+    """Return the parameter names of a node's target, including those of base classes if it passes `**kwargs`."""
     require_target(node)
     check_targets(DictConfig({"_target_": node._target_, "_partial_": True}), {})
     target = get_object(node._target_)

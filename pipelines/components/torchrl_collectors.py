@@ -1,4 +1,4 @@
-"""Builds TorchRL's collectors, in this process or with worker processes."""
+"""Builds TorchRL's collectors, with or without worker processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .instantiate import build_env, call, parameter_names, seed_for_rank
 
 
 def with_recurrent_states(env: EnvBase, shapes: Mapping[str, tuple[int, int]]) -> EnvBase:
-    """Let a TorchRL collector write `is_init` and the initial recurrent states of a policy, which are 0.
+    """Add transforms that write `is_init` and the initial recurrent states of a policy, which are 0.
 
     Args:
         env: a batched environment.
@@ -36,7 +36,7 @@ def build_worker_env(
 ) -> EnvBase:
     """Build the environment of a worker process of a TorchRL collector, and seed the process.
 
-    Ctrl-C reaches all processes of a terminal; only the training process handles it and ends its workers.
+    A terminal sends Ctrl-C to all processes. Only the training process handles it and ends its workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.manual_seed(seed)
@@ -46,7 +46,7 @@ def build_worker_env(
 def build_torchrl_collector(
     cfg: DictConfig, env: EnvBase, policy: Any, rank: int, frames_per_batch: int
 ) -> RolloutLoader:
-    """Build a collector of TorchRL, which steps `env` itself or makes an environment in each of its workers."""
+    """Build a TorchRL collector. It steps `env` or makes an environment in each worker process."""
     shapes, workers = recurrent_state_shapes(policy), num_workers(cfg)
     if workers is None:
         create_env_fn: Any = with_recurrent_states(env, shapes)
@@ -60,13 +60,13 @@ def build_torchrl_collector(
         create_env_fn=create_env_fn,
         policy=policy,
         frames_per_batch=frames_per_batch,
-        total_frames=-1,  # `RolloutLoader` counts those of all ranks
+        total_frames=-1,  # `RolloutLoader` counts the frames of all ranks
     )
     return RolloutLoader(collector, cfg.total_frames)
 
 
 def num_workers(cfg: DictConfig) -> int | None:
-    """Return the number of worker processes of a TorchRL collector; `None` collects in this process."""
+    """Return the number of worker processes of a TorchRL collector, or `None` if it has none."""
     default = 1 if "num_workers" in parameter_names(cfg.collector) else None
     workers: int | None = cfg.collector.get("num_workers", cfg.collector.get("num_collectors", default))
     return workers
@@ -75,7 +75,7 @@ def num_workers(cfg: DictConfig) -> int | None:
 def num_envs_of_workers(cfg: DictConfig, env: EnvBase) -> int:
     """Return the number of environments that all workers step.
 
-    They share the `env.num_envs` environments. Without this key, each worker makes the whole environment.
+    The workers share `env.num_envs` environments. Without this key, each worker makes the whole environment.
 
     Raises:
         ConfigurationError: if the workers cannot share the environments equally.
@@ -86,6 +86,6 @@ def num_envs_of_workers(cfg: DictConfig, env: EnvBase) -> int:
         return num_envs * workers
     if workers < 1 or num_envs % workers:
         raise ConfigurationError(
-            f"collector.num_workers={workers} does not divide env.num_envs={num_envs}; use a number that does"
+            f"collector.num_workers={workers} does not divide env.num_envs={num_envs}; use a divisor"
         )
     return num_envs

@@ -1,4 +1,4 @@
-"""What a run shows: progress bar and wall time, and at the end its summary, tables and the learning curve."""
+"""Progress bar, wall time, summary, tables and learning curve of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The coefficients that controllers move: the learning rate, and buffers of the objective."""
+"""Applies controllers to the learning rate and to buffers of the objective."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Coefficients:
     """Applies one controller to each coefficient. Coefficients without a controller are not changed.
 
     Args:
-        controllers: a controller of `lr`, or of a buffer of the objective such as `clip_epsilon`, by name.
-        objective: holds the coefficients as buffers, so that compiled steps see them change. Its own `controllers`,
-            if it has this attribute, apply to coefficients that `controllers` does not name.
+        controllers: controllers by coefficient: `lr`, or a buffer of the objective such as `clip_epsilon`.
+        objective: holds the coefficients as buffers, so that compiled steps use the new values. Its attribute
+            `controllers`, if it exists, applies to coefficients that `controllers` does not name.
 
     Raises:
         ConfigurationError: if the objective has no such buffer, or a controller is not a `Controller`.
@@ -31,7 +31,7 @@ class Coefficients:
         self._controllers: dict[str, Controller] = {**getattr(objective, "controllers", {}), **controllers}
         self._objective = objective
         if len({*map(id, self._controllers.values())}) < len(self._controllers):
-            raise ConfigurationError("controllers: one object controls two coefficients; make one for each of them")
+            raise ConfigurationError("controllers: one object controls two coefficients; create one for each of them")
         for name, controller in self._controllers.items():
             if not isinstance(controller, Controller):
                 raise ConfigurationError(
@@ -67,7 +67,7 @@ class Coefficients:
                 buffer.fill_(controller(progress, metrics, buffer.item()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every controller and its value; the optimizer's state has the learning rate."""
+        """Return the controllers' states and values. The optimizer saves the learning rate."""
         return {
             name: {
                 "value": None if name == "lr" else getattr(self._objective, name).item(),
@@ -77,7 +77,7 @@ class Coefficients:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore controllers and values; a coefficient that had no controller keeps its value."""
+        """Restore controllers and values. A coefficient without a saved controller keeps its value."""
         for name, saved in state.items():
             if name in self._controllers:
                 self._controllers[name].load_state_dict(saved["controller"])
@@ -86,7 +86,7 @@ class Coefficients:
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Set the learning rate of the first group; the others keep their initial ratio to it."""
+    """Set the learning rate of the first group. The other groups keep their initial ratio to it."""
     groups = optimizer.param_groups
     for group in groups:
         group.setdefault("initial_lr", group["lr"])

@@ -19,10 +19,10 @@ logger = logging.getLogger("torchppo")
 
 
 class LossWeights(nn.Module):
-    """Weights of the losses of the policy and of the critic, which are 0 while one of them is frozen.
+    """Weights of the policy losses and the critic losses. A weight is 0 while its network is frozen.
 
     Args:
-        critic_losses: names of the losses of the critic; all other losses are those of the policy.
+        critic_losses: names of the critic losses. All other losses are policy losses.
 
     """
 
@@ -67,13 +67,13 @@ class StoppingRule(NamedTuple):
 
 
 class EagerStep:
-    """An optimizer step that goes through Lightning, so that its strategy, precision plugin and hooks apply.
+    """An optimizer step through Lightning, so that its strategy, precision plugin and hooks apply.
 
     Args:
         ppo: the LightningModule.
-        rule: skips a step; `None` takes every step.
+        rule: decides whether a step is skipped. `None` takes every step.
         is_scaled: whether the precision plugin scales the loss, as float16 needs.
-        losses: called instead of `ppo.losses`, such as its compiled version.
+        losses: replacement for `ppo.losses`, such as a compiled version.
 
     """
 
@@ -156,17 +156,17 @@ def check_losses(losses: TensorDictBase, rule: StoppingRule | None) -> None:
 
 
 def check_connected(objective: Any, gradients: Mapping[nn.Parameter, Tensor | None]) -> None:
-    """Check that the losses depend on the parameters, and warn about those that they do not depend on.
+    """Check that the losses depend on the parameters, and warn about parameters without a gradient.
 
     Args:
         objective: the objective.
         gradients: the gradient of every parameter; `None` where the losses do not depend on it.
 
     Raises:
-        ConfigurationError: if the losses depend on no parameter that only the policy has.
+        ConfigurationError: if the losses do not depend on any parameter of the policy outside the critic.
 
     """
-    critic = {*objective.critic_network.parameters()}  # a recurrent actor runs them too
+    critic = {*objective.critic_network.parameters()}  # a recurrent actor also runs the critic
     policy = [param for param in objective.actor_network.parameters() if param.requires_grad and param not in critic]
     if policy and all(gradients.get(param) is None for param in policy):
         raise ConfigurationError(
@@ -208,11 +208,11 @@ def check_options(
         )
     for name in ("actor_network", "critic_network"):
         if not isinstance(getattr(objective, name, None), nn.Module):
-            raise ConfigurationError(f"objective={type(objective).__name__} needs an nn.Module in its attribute {name}")
+            raise ConfigurationError(f"objective={type(objective).__name__} needs an nn.Module as its attribute {name}")
     if frames < 1:
         raise ConfigurationError(f"total_frames={frames} must be at least 1")
     if not max_norm > 0:
-        raise ConfigurationError(f"ppo.max_grad_norm={max_norm} must be positive; use inf for no limit")
+        raise ConfigurationError(f"ppo.max_grad_norm={max_norm} must be positive; inf disables clipping")
     if normalize not in ("rollout", "minibatch", None):
         raise ConfigurationError(f"ppo.normalize_advantage={normalize} must be rollout, minibatch or null")
     if pretraining < 0:

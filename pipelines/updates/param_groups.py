@@ -13,7 +13,7 @@ from ...errors import ConfigurationError
 
 
 def make_param_groups(objective: Any, critic_options: Mapping[str, Any], models: nn.ModuleDict) -> list[dict[str, Any]]:
-    """Split parameters into groups for `policy`, `critic`, what both use (`shared`), and each reward model.
+    """Split parameters into the groups `policy`, `critic`, `shared` (used by both), and one for each reward model.
 
     Args:
         objective: has an `actor_network` and a `critic_network`.
@@ -50,7 +50,7 @@ def set_trainable(optimizer: Optimizer, *, policy: bool, critic: bool) -> None:
     Reward models are trained with the critic.
     """
     for group in optimizer.param_groups:
-        if "part" in group:  # else the user has added it
+        if "part" in group:  # groups without `part` were added by the user
             group["trainable"] = {"policy": policy, "shared": True}.get(group["part"], critic)
 
 

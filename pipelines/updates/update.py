@@ -1,4 +1,4 @@
-"""The contracts of update rules and of the LightningModule that they train."""
+"""Protocols of update rules and of the LightningModule that they train."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Learner(Protocol):
     Attributes:
         objective: the objective, with its `actor_network` and `critic_network`.
         normalize_advantage: whether the update normalizes the advantages of each minibatch.
-        after_step: functions that are called after every optimizer step, such as an average of the weights.
+        after_step: functions that run after every optimizer step, for example to average the weights.
 
     """
 
@@ -30,20 +30,20 @@ class Learner(Protocol):
     def optimizer(self) -> Optimizer: ...
 
     def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
-        """Take an optimizer step on the rows `indices`; return metrics, or `None` if the stopping rule forbids it."""
+        """Take an optimizer step on the rows `indices`. Return metrics, or `None` if the step is skipped."""
 
     def set_trainable(self, *, policy: bool, critic: bool) -> bool:
-        """Freeze policy or critic; return whether any parameter is still trainable."""
+        """Freeze or unfreeze policy and critic. Return whether any parameter is trainable."""
 
 
 class Update(Protocol):
-    """An update rule: how the networks learn from one rollout.
+    """Update rule that trains the networks on one rollout.
 
     `RolloutBatch.refreshed` recomputes values, advantages or recurrent states with the current weights.
 
     Attributes:
-        stop_above: limit of the objective's `stopping_metric` (by default `kl_approx`). A step whose minibatch exceeds
-            it is not taken. `None` means no limit.
+        stop_above: limit of the objective's `stopping_metric` (by default `kl_approx`). A step is skipped if its
+            minibatch exceeds the limit. `None` means no limit.
         freezes: whether the update calls `set_trainable`, which needs separate parameter groups.
 
     """
@@ -52,13 +52,13 @@ class Update(Protocol):
     freezes: bool
 
     def setup(self, learner: Learner) -> None:
-        """Prepare the first update; called when training starts, with the optimizer in place."""
+        """Prepare the first update. Called when training starts, after the optimizer has been created."""
 
     def __call__(self, batch: RolloutBatch) -> dict[str, float]:
-        """Learn from one rollout and return metrics."""
+        """Train on one rollout and return metrics."""
 
     def num_steps(self, frames: int) -> int:
-        """Return the number of calls of `Learner.step` for a rollout of `frames`, which `compile="auto"` needs."""
+        """Return the number of `Learner.step` calls for a rollout of `frames`. `compile="auto"` uses it."""
 
     def frames_per_sequence(self, frames_per_env: int) -> int:
         """Return the length of the sequences that recurrent policies are trained on."""
@@ -67,7 +67,7 @@ class Update(Protocol):
         """Raise a ConfigurationError if the update does not fit a rollout of this size."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to continue."""
+        """Return the state that a checkpoint saves."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the result of `state_dict`."""

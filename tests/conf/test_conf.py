@@ -98,8 +98,8 @@ def defaults(target: Any) -> dict[str, Any]:
 def test_numbers_equal_the_python_defaults(name: str) -> None:
     for component in components(composed(name)):
         known = defaults(get_object(component["_target_"]))
-        known.pop("num_envs", None)  # in Python 1, or the number of a given vector environment
-        known.pop("frames_per_env", None)  # in Python, it has no value of its own beside `frames_per_batch`
+        known.pop("num_envs", None)  # in Python, the default is 1 or the number in a vector environment
+        known.pop("frames_per_env", None)  # in Python, it has no default, because `frames_per_batch` may replace it
         numbers = {key: value for key, value in component.items() if key in known and isinstance(value, int | float)}
         assert numbers == {key: known[key] for key in numbers}, component["_target_"]
 

@@ -1,4 +1,4 @@
-"""Ids, classes and functions become environments with their wrappers, or errors that say why not."""
+"""Ids, classes and functions are made into environments with wrappers, or raise errors that name the reason."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def new_actor(env: VectorEnv, **options: Any) -> Any:
 
 
 def returns_of_own_loop(policy: Policy, env: gymnasium.Env[Any, Any], episodes: int, seed: int) -> list[float]:
-    """Play episodes as a user does; the first one starts with the seed that a `VectorEnv` derives from `seed`."""
+    """Run episodes as a user does; the first one starts with the seed that a `VectorEnv` derives from `seed`."""
     returns = []
     derived: int | None = int(np.random.SeedSequence(seed).generate_state(1)[0] >> 2)
     for _ in range(episodes):

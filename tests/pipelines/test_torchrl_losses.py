@@ -129,7 +129,7 @@ LOSSES: dict[str, tuple[type, dict[str, Any]]] = {
     "functional ClipPPOLoss": (torchrl_objectives.ClipPPOLoss, THEIRS | {"functional": True}),
 }
 REFUSED_LOSSES = {"KLPENPPOLoss", "functional ClipPPOLoss"}
-"""In a graph: TorchRL 0.14.1's KLPENPPOLoss branches on the KL divergence; functional losses hide their parameters."""
+"""In a graph: TorchRL 0.14.1's KLPENPPOLoss branches on the KL divergence; a graph cannot train functional losses."""
 REFUSED_ACTORS = {"TruncatedNormal", "LSTMModule", "GRUModule"}
 """In a graph: TorchRL 0.14.1's TruncatedNormal, LSTMModule and GRUModule branch on the values of tensors."""
 

@@ -1,4 +1,4 @@
-"""V-trace against a loop in float64."""
+"""V-trace equals a loop in float64."""
 
 from __future__ import annotations
 

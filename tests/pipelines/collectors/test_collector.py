@@ -452,7 +452,7 @@ class TestInterfaceOfTorchRL:
         resumed.load_state_dict(state)
         assert len(list(resumed)) == 3
         assert resumed.state_dict() == {"frames": 80}
-        assert len(list(resumed)) == 5, "the next iteration starts anew"
+        assert len(list(resumed)) == 5, "the next iteration starts from 0 frames"
 
     @pytest.mark.parametrize("close_env", [True, False])
     def test_shutdown_closes_the_environment(self, close_env: bool) -> None:

@@ -1,4 +1,4 @@
-"""TorchRL's collectors as train dataloaders."""
+"""Tests of TorchRL's collectors as dataloaders for training."""
 
 from __future__ import annotations
 

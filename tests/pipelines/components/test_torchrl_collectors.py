@@ -1,4 +1,4 @@
-"""Worker processes of TorchRL's collectors."""
+"""Tests of the worker processes of TorchRL's collectors."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def test_workers_share_the_environments_act_with_new_weights_and_end(tmp_path: P
         assert rollout.shape == (4, 16)
         assert rollout["is_init"].shape == (4, 16, 1)
         assert len(rollout["action"][:, 0].unique()) == 4, "workers draw different noise"
-        assert len(rollout["observation"][:, 0, 0].unique()) == 4, "and start in different states"
+        assert len(rollout["observation"][:, 0, 0].unique()) == 4, "workers start in different states"
         again = actor.get_dist(rollout.copy()).log_prob(rollout[actor.dist_sample_keys[0]])
         torch.testing.assert_close(again, rollout["action_log_prob"], rtol=1e-5, atol=1e-5)
         with torch.no_grad():
             for param in actor.parameters():
                 param.mul_(1.5).add_(0.1)
-            for module in actor.modules():  # the statistics of the normalizer reach the workers too
+            for module in actor.modules():  # the workers also receive the statistics of the normalizer
                 if hasattr(module, "mean"):
                     module.mean.add_(0.5)
     assert not any(process.is_alive() for process in processes)
@@ -61,7 +61,7 @@ def is_running(pid: int) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("number", "group", "code"), [(signal.SIGINT, True, 130), (signal.SIGKILL, False, -9)])
 def test_no_worker_outlives_the_training(number: signal.Signals, group: bool, code: int, tmp_path: Path) -> None:
-    """Ctrl-C reaches the workers too; SIGKILL leaves the training no time to end them."""
+    """Ctrl-C also reaches the workers. After SIGKILL, the training cannot end them."""
     command = [sys.executable, "-m", "torchppo", "train", *SMALL, "total_frames=10_000_000", f"run_dir={tmp_path}/run"]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
