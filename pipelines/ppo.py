@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, cast
@@ -156,6 +157,7 @@ class PPO(MonitoredModule):
         self._step = make_optimizer_step(self, self.compile_mode)
         self.update.setup(self)
         self.coefficients.move(self.progress, {}, self.optimizer)
+        self._has_frozen_objects = False
         self._published_at = time.perf_counter()
 
     def training_step(self, rollout: TensorDictBase) -> None:
@@ -184,6 +186,9 @@ class PPO(MonitoredModule):
         self.publish_rollout(metrics | self.episodes.metrics, num_frames)
         if self.frames + num_frames > self.total_frames:
             self.trainer.should_stop = True
+        if not self._has_frozen_objects:
+            self._has_frozen_objects = True
+            gc.freeze()  # a full collection of all modules and graphs takes 0.3 s, as long as a rollout of HalfCheetah
 
     def make_batch(self, rollout: TensorDictBase) -> RolloutBatch:
         """Return the batch of a rollout, without advantages."""
@@ -193,11 +198,10 @@ class PPO(MonitoredModule):
 
     def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
         """Take one optimizer step; see `EagerStep`."""
-        metrics: dict[str, Tensor] | None = self._step(rows, indices)
-        if metrics is not None:
+        if (metrics := self._step(rows, indices)) is not None:
             for hook in self.after_step:
                 hook()
-        return metrics
+        return metrics  # type: ignore[no-any-return]
 
     def set_trainable(self, *, policy: bool, critic: bool) -> bool:
         """Freeze policy or critic; a frozen part keeps its optimizer state. Return whether anything is trainable."""
@@ -214,7 +218,7 @@ class PPO(MonitoredModule):
         return min(self.frames / self.total_frames, 1.0)
 
     def _update_statistics(self, batch: RolloutBatch) -> None:
-        """Update the statistics of the networks, which change once per rollout."""
+        """Update the statistics of the networks."""
         for module in self.modules():
             if isinstance(module, ObservationNormalizer):
                 module.update(batch.rollout[module.key], summed)
@@ -226,6 +230,7 @@ class PPO(MonitoredModule):
 
     def on_train_end(self) -> None:
         self._step = None  # graphs hold the memory of their inputs and outputs
+        gc.unfreeze()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["torchppo"] = {
