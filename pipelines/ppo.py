@@ -201,7 +201,7 @@ class PPO(MonitoredModule):
         if (metrics := self._step(rows, indices)) is not None:
             for hook in self.after_step:
                 hook()
-        return metrics  # type: ignore[no-any-return]
+        return metrics
 
     def set_trainable(self, *, policy: bool, critic: bool) -> bool:
         """Freeze policy or critic; a frozen part keeps its optimizer state. Return whether anything is trainable."""
