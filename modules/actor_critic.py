@@ -16,7 +16,7 @@ from tensordict.nn import (
     TensorDictSequential,
     set_composite_lp_aggregate,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.data import Composite, TensorSpec
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives.utils import distance_loss
@@ -27,6 +27,7 @@ from .features.extractor import (
     FeatureExtractor,
     FeatureExtractorBuilder,
     make_normalizers,
+    recurrent_modules,
     split_observation_spec,
 )
 from .features.recurrent import Memory
@@ -132,6 +133,15 @@ def _make_head_module(head: Head, feature_key: str, mask_key: NestedKey | None) 
     return TensorDictModule(
         network, [feature_key, "is_init", network.key, *mask_keys], [*head.param_keys, ("next", network.key)]
     )
+
+
+def check_critic_memory(actor: nn.Module, critic: nn.Module) -> None:
+    """Raise a ConfigurationError if the critic has a memory that the actor does not run during collection."""
+    if not {*recurrent_modules(critic)} <= {*actor.modules()}:
+        raise ConfigurationError(
+            "the critic has an LSTMModule or GRUModule that the actor does not run, so its state is not collected; "
+            "share the module between both"
+        )
 
 
 def unshared_critic(actor: ProbabilisticTensorDictSequential, critic: TensorDictModuleBase) -> TensorDictModuleBase:

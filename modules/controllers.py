@@ -110,7 +110,39 @@ class Step(Schedule):
         return self.gamma ** min(num_completed, self.num_steps - 1)
 
 
-class KLAdaptive(Controller):
+class KLController(Controller):
+    """Base class of controllers that change a value after a rollout that trained the policy, within bounds.
+
+    Args:
+        minimum: Smallest value.
+        maximum: Largest value.
+
+    Raises:
+        ConfigurationError: Unless 0 < `minimum` <= `maximum`.
+
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = ("kl",)
+
+    def __init__(self, minimum: float, maximum: float) -> None:
+        if not 0 < minimum <= maximum:
+            raise ConfigurationError(
+                f"controller bounds minimum={minimum}, maximum={maximum} need 0 < minimum <= maximum"
+            )
+        self.minimum = minimum
+        self.maximum = maximum
+
+    @abstractmethod
+    def adapted(self, kl: float, value: float) -> float:
+        """Return the value for the next rollout, before it is limited to the bounds."""
+
+    def __call__(self, progress: float, metrics: Mapping[str, float], value: float) -> float:
+        if "kl" not in metrics:
+            return value
+        return min(max(self.adapted(metrics["kl"], value), self.minimum), self.maximum)
+
+
+class KLAdaptive(KLController):
     """Sets the learning rate so that the KL divergence of an update stays near a target.
 
     It divides the value by `factor` if the KL divergence is above 2 x `target_kl`. It multiplies the value by `factor`
@@ -122,15 +154,13 @@ class KLAdaptive(Controller):
     Args:
         target_kl: Target of the mean KL divergence per rollout, in nats.
         factor: Factor of a change, above 1.
-        minimum: Smallest value.
-        maximum: Largest value.
+        minimum: See `KLController`.
+        maximum: See `KLController`.
 
     Raises:
         ConfigurationError: If an argument is out of range.
 
     """
-
-    metrics: ClassVar[tuple[str, ...]] = ("kl",)
 
     def __init__(
         self, target_kl: float = 0.01, *, factor: float = 1.5, minimum: float = 1e-5, maximum: float = 1e-2
@@ -139,24 +169,17 @@ class KLAdaptive(Controller):
             raise ConfigurationError(f"target_kl={target_kl} of a KLAdaptive must be positive; 0.01 is usual")
         if not factor > 1:
             raise ConfigurationError(f"factor={factor} of a KLAdaptive must be above 1; 1.5 is usual")
-        require_bounds(minimum, maximum)
+        super().__init__(minimum, maximum)
         self.target_kl = target_kl
         self.factor = factor
-        self.minimum = minimum
-        self.maximum = maximum
 
-    def __call__(self, progress: float, metrics: Mapping[str, float], value: float) -> float:
-        kl = metrics.get("kl", 0.0)
+    def adapted(self, kl: float, value: float) -> float:
         if kl > 2 * self.target_kl:
-            value /= self.factor
-        elif 0 < kl < self.target_kl / 2:
-            value *= self.factor
-        elif "kl" not in metrics:
-            return value
-        return min(max(value, self.minimum), self.maximum)
+            return value / self.factor
+        return value * self.factor if 0 < kl < self.target_kl / 2 else value
 
 
-class AdaptiveBeta(Controller):
+class AdaptiveBeta(KLController):
     """Adapts the weight of a KL penalty.
 
     It multiplies the value by `increment` if the KL divergence is above 1.5 x `dtarg`, and by `decrement` if it is
@@ -168,15 +191,13 @@ class AdaptiveBeta(Controller):
         dtarg: Target of the mean KL divergence per rollout, in nats.
         increment: Factor of an increase, at least 1.
         decrement: Factor of a decrease, at most 1.
-        minimum: Smallest value.
-        maximum: Largest value.
+        minimum: See `KLController`.
+        maximum: See `KLController`.
 
     Raises:
         ConfigurationError: If an argument is out of range.
 
     """
-
-    metrics: ClassVar[tuple[str, ...]] = ("kl",)
 
     def __init__(
         self,
@@ -194,24 +215,12 @@ class AdaptiveBeta(Controller):
                 f"objective.increment={increment} must be at least 1, and decrement={decrement} between 0 and 1; "
                 "2 and 0.5 are usual"
             )
-        require_bounds(minimum, maximum)
+        super().__init__(minimum, maximum)
         self.dtarg = dtarg
         self.increment = increment
         self.decrement = decrement
-        self.minimum = minimum
-        self.maximum = maximum
 
-    def __call__(self, progress: float, metrics: Mapping[str, float], value: float) -> float:
-        if "kl" not in metrics:
-            return value
-        if metrics["kl"] > 1.5 * self.dtarg:
-            value *= self.increment
-        elif metrics["kl"] < self.dtarg / 1.5:
-            value *= self.decrement
-        return min(max(value, self.minimum), self.maximum)
-
-
-def require_bounds(minimum: float, maximum: float) -> None:
-    """Raise a ConfigurationError unless 0 < minimum <= maximum."""
-    if not 0 < minimum <= maximum:
-        raise ConfigurationError(f"controller bounds minimum={minimum}, maximum={maximum} need 0 < minimum <= maximum")
+    def adapted(self, kl: float, value: float) -> float:
+        if kl > 1.5 * self.dtarg:
+            return value * self.increment
+        return value * self.decrement if kl < self.dtarg / 1.5 else value

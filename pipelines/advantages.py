@@ -13,10 +13,10 @@ from torchrl.modules import set_recurrent_mode
 from torchrl.objectives.value import ValueEstimatorBase
 
 from ..errors import ConfigurationError
-from ..modules.features.extractor import is_recurrent, memory_keys, recurrent_modules, recurrent_state_shapes
+from ..modules.features.extractor import is_recurrent, memory_keys, recurrent_state_shapes
 from ..modules.intrinsic.reward_model import RewardModel
 from ..modules.intrinsic.streams import add_advantages
-from ..modules.objectives.ppo_loss import kl_estimate, policy_kl
+from ..modules.objectives.ppo_loss import old_distribution, policy_kl
 from .distributed import normalized, summed
 
 WRITTEN_BY: dict[NestedKey, str] = {
@@ -70,11 +70,6 @@ class RolloutBatch:
         self.reward_models = reward_models
         self.memory_keys = memory_keys(actor)
         self.in_sequences = is_recurrent(actor)
-        if is_recurrent(critic) and not {*recurrent_modules(critic)} <= {*actor.modules()}:
-            raise ConfigurationError(
-                "the critic has an LSTMModule or GRUModule that the actor does not run, so its state is not collected; "
-                "share the module between both"
-            )
 
     @torch.no_grad()
     def estimate(self) -> None:
@@ -178,16 +173,14 @@ class RolloutBatch:
     def mean_kl(self) -> float:
         """Return the mean KL(old || new) over all states of all ranks, where old is the policy at collection."""
         data = self.rows.copy()
-        keys = data.keys(include_nested=True)
-        has_old = all(key in keys for key in self.actor.dist_params_keys)
-        old = self.actor.build_dist_from_params(data) if has_old else None
+        old = old_distribution(self.actor, data)
         new = self.actor.get_dist(data)
         if isinstance(new, CompositeDistribution):
             raise ConfigurationError(
                 "the KL divergence of a CompositeDistribution is not supported; remove controllers that read kl"
             )
         log_ratio = new.log_prob(data[self.actor.dist_sample_keys[0]]) - data[self.actor.log_prob_keys[0]]
-        kl = kl_estimate(log_ratio) if old is None else policy_kl(old, new, log_ratio)
+        kl = policy_kl(old, new, log_ratio)
         total, count = summed(torch.stack([kl.sum(), kl.new_tensor(float(kl.numel()))])).tolist()
         return float(total / count)
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
-from torchrl.objectives.value import TD1Estimator, VTrace
+from torchrl.objectives.value import TD1Estimator
 
 from ..errors import ConfigurationError, did_you_mean
 from ..modules.controllers import Controller
@@ -150,16 +150,11 @@ def build_estimator(node: DictConfig, actor: Any, critic: Any, *, critic_lmbda: 
         critic_lmbda: replaces `lmbda` for the value targets of the critic.
 
     Raises:
-        ConfigurationError: if gamma or lambda is out of range, or the estimator has no lambda or is not supported.
+        ConfigurationError: if gamma or lambda is out of range, or the estimator has no lambda.
 
     """
     names = parameter_names(node)
     target = get_object(node._target_)
-    if target is VTrace:
-        raise ConfigurationError(
-            f"estimator._target_={node._target_} of TorchRL 0.14 uses the probability of a new action, not that of the "
-            "action taken; use estimator=vtrace"
-        )
     if critic_lmbda is not None and "lmbda" not in names:
         raise ConfigurationError(
             f"critic.lmbda={critic_lmbda} needs an estimator with lambda, not {node._target_}; use estimator=gae or "

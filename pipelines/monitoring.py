@@ -89,13 +89,13 @@ class MonitoredModule(LightningModule):
 
     def publish(self, metrics: Mapping[str, float]) -> None:
         """Pass new values to the callbacks and loggers, the hyperparameters first. All ranks must call it."""
-        if not self._has_logged_hyperparameters:
-            self._has_logged_hyperparameters = True
-            for logger in self.loggers:
-                logger.log_hyperparams(hyperparameters(self))
         # `self.log` takes half a millisecond per metric, a third of the time of a small rollout.
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        check_monitors(self.trainer)
+        if not self._has_logged_hyperparameters:
+            self._has_logged_hyperparameters = True
+            check_monitors(self.trainer)
+            for logger in self.loggers:
+                logger.log_hyperparams(hyperparameters(self))
         for logger in self.loggers:
             logger.log_metrics(dict(metrics), step=self.frames)
             logger.save()

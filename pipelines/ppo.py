@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
@@ -16,7 +17,7 @@ from torchrl.objectives.value import ValueEstimatorBase
 from ..errors import ConfigurationError
 from ..modules.controllers import Controller
 from ..modules.heads.value_heads import ValueHead
-from ..modules.intrinsic.reward_model import LossesWithRewardModels, RewardModel, check_names
+from ..modules.intrinsic.reward_model import LossesWithRewardModels, RewardModel
 from ..modules.intrinsic.streams import write_rewards
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from .advantages import RolloutBatch, require_entries
@@ -82,12 +83,13 @@ class PPO(MonitoredModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        check_options(objective, estimator, total_frames, max_grad_norm, normalize_advantage, value_pretraining)
+        check_options(
+            objective, estimator, reward_models, total_frames, max_grad_norm, normalize_advantage, value_pretraining
+        )
         self.objective = objective
         self.estimator = estimator
         self.update = update
-        self._models = check_names(reward_models) if reward_models else []
-        self.reward_models = nn.ModuleDict({model.name: model for model in self._models})
+        self.reward_models = nn.ModuleDict({model.name: model for model in reward_models})
         self.total_frames = total_frames
         self.reward_normalizer = reward_normalizer
         self.max_grad_norm = max_grad_norm
@@ -122,10 +124,14 @@ class PPO(MonitoredModule):
     def critic(self) -> Any:
         return self.objective.critic_network
 
-    @property
+    @cached_property  # a plain attribute would register the parameters twice
     def losses(self) -> nn.Module:
         """The module that computes the losses of a minibatch: the objective, and the reward models if there are any."""
-        return LossesWithRewardModels(self.objective, self._models) if self._models else self.objective
+        return LossesWithRewardModels(self.objective, self._models) if self.reward_models else self.objective
+
+    @property
+    def _models(self) -> list[RewardModel]:
+        return cast(list[RewardModel], [*self.reward_models.values()])
 
     @property
     def optimizer(self) -> Optimizer:
@@ -133,8 +139,7 @@ class PPO(MonitoredModule):
 
     @property
     def _uses_param_groups(self) -> bool:
-        freezes = self.value_pretraining > 0 or self.update.freezes
-        return freezes or bool(self.critic_optimizer) or len(self.reward_models) > 0
+        return bool(self.value_pretraining or self.update.freezes or self.critic_optimizer or self.reward_models)
 
     def configure_optimizers(self) -> Optimizer:
         params: list[Any] = list(self.objective.parameters())
@@ -156,14 +161,14 @@ class PPO(MonitoredModule):
             act_under(self.trainer.precision_plugin.forward_context)
         self._step = make_optimizer_step(self, self.compile_mode)
         self.update.setup(self)
-        self.coefficients.move(self.progress, {}, self.optimizer)
+        self.coefficients.move(self.frames / self.total_frames, {}, self.optimizer)
         self._has_frozen_objects = False
         self._published_at = time.perf_counter()
 
     def training_step(self, rollout: TensorDictBase) -> None:
         """Learn from one rollout `[num_envs, time]`."""
         start = time.perf_counter()
-        metrics = write_rewards(rollout, self._models, summed) if self._models else {}
+        metrics = write_rewards(rollout, self._models, summed) if self.reward_models else {}
         if self.reward_normalizer is not None:
             reward = require_entries(rollout, "is_init")["next", "reward"]
             self.reward_normalizer.update(reward, rollout["is_init"], summed)
@@ -177,7 +182,7 @@ class PPO(MonitoredModule):
         self.frames += num_frames
         self.num_rollouts += 1
         measured = self.coefficients.measure(batch, results) if self.num_rollouts > self.value_pretraining else {}
-        self.coefficients.move(self.progress, measured, self.optimizer)
+        self.coefficients.move(self.frames / self.total_frames, measured, self.optimizer)
         self._update_statistics(batch)
         metrics |= {f"train/{METRIC_NAMES.get(name, name)}": value for name, value in (results | measured).items()}
         self.seconds["estimate"] += estimated - start
@@ -211,11 +216,6 @@ class PPO(MonitoredModule):
             self.loss_weights.critic.fill_(float(critic))
             param_groups.set_trainable(self.optimizer, policy=policy, critic=critic)
         return policy or critic
-
-    @property
-    def progress(self) -> float:
-        """Progress of the training, in [0, 1]."""
-        return min(self.frames / self.total_frames, 1.0)
 
     def _update_statistics(self, batch: RolloutBatch) -> None:
         """Update the statistics of the networks."""

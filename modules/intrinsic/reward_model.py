@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
@@ -86,21 +85,6 @@ class RewardModel(nn.Module, ABC):
     def in_keys(self) -> list[str]:
         """Keys of the rollout that `loss` reads in addition to `value_target_<name>`."""
         return list(self.critic.in_keys)
-
-
-def check_names(models: Iterable[RewardModel]) -> list[RewardModel]:
-    """Return the models as a list.
-
-    Raises:
-        ConfigurationError: If two models have the same name.
-
-    """
-    models = list(models)
-    names = [model.name for model in models]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigurationError(f"intrinsic.{name}: two reward models have this name; remove or rename one")
-    return models
 
 
 class LossesWithRewardModels(nn.Module):

@@ -68,6 +68,8 @@ class PPOLoss(torchrl_objectives.PPOLoss):
 
     """
 
+    metric_keys: ClassVar[tuple[str, ...]] = ()
+
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
@@ -105,8 +107,6 @@ class PPOLoss(torchrl_objectives.PPOLoss):
         names = [LOSS_PREFIX + "objective", *([LOSS_PREFIX + "critic"] if self._has_critic else [])]
         names += [LOSS_PREFIX + "entropy", "entropy"] if self.entropy_bonus else []
         self._out_keys = [*names, "kl_approx", *self.metric_keys]
-
-    metric_keys: ClassVar[tuple[str, ...]] = ()
 
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
         """Compute the loss of the policy for every sample.
@@ -150,8 +150,7 @@ class PPOLoss(torchrl_objectives.PPOLoss):
 
     def _advantage(self, data: TensorDictBase) -> Tensor:
         """Return the advantage, computed with the loss's own estimator if `data` has none, as in TorchRL."""
-        is_missing = data.get(self.tensor_keys.advantage, None) is None
-        if is_missing:
+        if is_missing := data.get(self.tensor_keys.advantage, None) is None:
             self.value_estimator(data, params=None, target_params=None)
         advantage = data[self.tensor_keys.advantage]
         normalized: Tensor = self._maybe_normalize_advantage(advantage, data, update_norm=is_missing)
@@ -167,11 +166,9 @@ class PPOLoss(torchrl_objectives.PPOLoss):
             by which `max_importance_ratio` multiplies each sample, or `None`. The tensors are `[batch, 1]`.
 
         """
-        has_old = all(key in tensordict.keys(True) for key in self.actor_network.dist_params_keys)
-        old = self.actor_network.build_dist_from_params(tensordict) if has_old else None
+        old = old_distribution(self.actor_network, tensordict)
         log_ratio, new, _, log_cap = super()._log_weight(tensordict, adv_shape)
-        kl = kl_estimate(log_ratio) if old is None else policy_kl(old, new, log_ratio.squeeze(-1)).unsqueeze(-1)
-        return log_ratio, new, kl, log_cap
+        return log_ratio, new, policy_kl(old, new, log_ratio.squeeze(-1)).unsqueeze(-1), log_cap
 
     def _get_entropy(self, dist: D.Distribution, adv_shape: torch.Size) -> Tensor | TensorDictBase:
         """Return the entropy, `[batch, 1]`.
@@ -203,8 +200,8 @@ def check_options(loss: type, options: Mapping[str, Any], clip_value: float | No
             f"objective.functional=true is not supported by {loss.__name__}; remove it, or use "
             f"torchrl.objectives.{loss.__name__}"
         )
-    if options.get("reduction", "mean") not in (None, "mean", "sum"):
-        raise ConfigurationError(f"objective.reduction={options['reduction']} must be mean or sum")
+    if (reduction := options.get("reduction")) not in (None, "mean", "sum"):
+        raise ConfigurationError(f"objective.reduction={reduction} must be mean or sum")
     if clip_value is not None and clip_value <= 0:
         raise ConfigurationError(f"objective.clip_value={clip_value} must be positive; null disables clipping")
     theirs = [one for one in loss.__mro__ if one.__module__.startswith("torchrl.objectives")]
@@ -220,9 +217,16 @@ def probability_ratio(log_ratio: Tensor) -> Tensor:
     return log_ratio.clamp(max=MAX_LOG_RATIO).exp()
 
 
-def policy_kl(old: D.Distribution, new: D.Distribution, log_ratio: Tensor) -> Tensor:
+def old_distribution(actor: Any, data: TensorDictBase) -> D.Distribution | None:
+    """Return the distribution at collection, or `None` if `data` lacks its parameters."""
+    keys = data.keys(include_nested=True)
+    return actor.build_dist_from_params(data) if all(key in keys for key in actor.dist_params_keys) else None
+
+
+def policy_kl(old: D.Distribution | None, new: D.Distribution, log_ratio: Tensor) -> Tensor:
     """Return KL(old || new), `[batch]`, in closed form if there is one, otherwise `kl_estimate`."""
-    if isinstance(new, D.TransformedDistribution):  # PyTorch compares the transforms by value, which breaks a graph
+    # PyTorch compares the transforms of distributions by value, which breaks a graph.
+    if old is None or isinstance(new, D.TransformedDistribution):
         return kl_estimate(log_ratio)
     try:
         return D.kl_divergence(old, new)

@@ -59,6 +59,7 @@ class Coefficients:
 
     def move(self, progress: float, metrics: Mapping[str, float], optimizer: Optimizer) -> None:
         """Set every coefficient to the value of its controller; see `Controller` for the arguments."""
+        progress = min(progress, 1.0)  # the first rollout may have more frames than the training
         for name, controller in self._controllers.items():
             if name == "lr":
                 set_lr(optimizer, controller(progress, metrics, optimizer.param_groups[0]["lr"]))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchrl.objectives.value import VTrace
 
 from ...errors import ConfigurationError
+from ...modules.actor_critic import check_critic_memory
 from ..distributed import num_ranks, summed
 
 logger = logging.getLogger("torchppo")
@@ -198,17 +199,26 @@ def check_collector(collector: Any, frames: int, total_frames: int) -> None:
 
 
 def check_options(
-    objective: Any, estimator: Any, frames: int, max_norm: float, normalize: str | None, pretraining: int
+    objective: Any,
+    estimator: Any,
+    reward_models: Collection[Any],
+    frames: int,
+    max_norm: float,
+    normalize: str | None,
+    pretraining: int,
 ) -> None:
     """Raise a ConfigurationError for an option of `PPO` that cannot work."""
     if type(estimator) is VTrace:
         raise ConfigurationError(
-            "TorchRL 0.14's VTrace weights with the probability of a new action instead of the action taken; use "
-            "torchppo.modules.estimators.vtrace.VTrace"
+            "estimator=VTrace of TorchRL 0.14 uses the probability of a new action, not that of the action taken; use "
+            "estimator=vtrace, in Python torchppo.modules.estimators.vtrace.VTrace"
         )
     for name in ("actor_network", "critic_network"):
         if not isinstance(getattr(objective, name, None), nn.Module):
             raise ConfigurationError(f"objective={type(objective).__name__} needs an nn.Module as its attribute {name}")
+    check_critic_memory(objective.actor_network, objective.critic_network)
+    if len({model.name for model in reward_models}) < len(reward_models):
+        raise ConfigurationError("intrinsic: two reward models have the same name; remove or rename one")
     if frames < 1:
         raise ConfigurationError(f"total_frames={frames} must be at least 1")
     if not max_norm > 0:

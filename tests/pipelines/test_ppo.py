@@ -19,11 +19,16 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.plugins import MixedPrecision
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictSequential
 from torch import nn
+from torchrl.data import Categorical, Composite
+from torchrl.modules import LSTMModule, ValueOperator
 from torchrl.objectives.value import VTrace
 
 from torchppo.errors import ConfigurationError, GraphError, NumericalError
 from torchppo.modules.controllers import Linear
+from torchppo.modules.features.bodies import mlp
+from torchppo.modules.intrinsic.count import CountBonus
 from torchppo.modules.normalizers import ObservationNormalizer, RewardNormalizer
 from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
@@ -442,7 +447,7 @@ class TestCheckpoint:
         assert other.episodes.state_dict() == ppo.episodes.state_dict()
 
 
-class TestCollectorAndEstimator:
+class TestComponents:
     def test_rollouts_without_a_length_are_refused(self, make: Make, fit: Fit) -> None:
         ppo, collector = make(rollouts=1)
         with pytest.raises(ConfigurationError, match="no length"):
@@ -453,3 +458,17 @@ class TestCollectorAndEstimator:
         v_trace = VTrace(gamma=0.9, actor_network=ppo.actor, value_network=None)
         with pytest.raises(ConfigurationError, match="VTrace"):
             PPO(ppo.objective, v_trace, ppo.update, torch.optim.Adam, total_frames=64)
+
+    def test_two_reward_models_of_one_name_are_refused(self, make: Make) -> None:
+        ppo, _ = make()
+        spec = Composite(observation=Categorical(3, (2,)), shape=(2,))
+        models = [CountBonus(spec, body=partial(mlp, num_cells=(4,))) for _ in range(2)]
+        with pytest.raises(ConfigurationError, match="same name"):
+            PPO(ppo.objective, ppo.estimator, ppo.update, torch.optim.Adam, total_frames=64, reward_models=models)
+
+    def test_a_memory_that_only_the_critic_runs_is_refused(self, make: Make) -> None:
+        ppo, _ = make()
+        memory = LSTMModule(input_size=4, hidden_size=8, in_key="observation", out_key="features")
+        ppo.objective.critic_network = TensorDictSequential(memory, ValueOperator(nn.Linear(8, 1), ["features"]))
+        with pytest.raises(ConfigurationError, match="actor does not run"):
+            PPO(ppo.objective, ppo.estimator, ppo.update, torch.optim.Adam, total_frames=64)

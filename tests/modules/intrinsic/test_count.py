@@ -14,7 +14,6 @@ from torchrl.data import Binary, Categorical, Composite, MultiCategorical, OneHo
 from torchppo.errors import ConfigurationError
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.intrinsic.count import CountBonus
-from torchppo.modules.intrinsic.reward_model import check_names
 
 BODY = partial(mlp, num_cells=(4,))
 
@@ -73,9 +72,3 @@ def test_rejects_options_out_of_range(options: dict[str, float]) -> None:
 def test_rejects_several_values_without_their_own_sizes(spec: TensorSpec) -> None:
     with pytest.raises(ConfigurationError, match="intrinsic=none"):
         make_bonus(spec)
-
-
-def test_two_models_of_one_name_are_refused() -> None:
-    bonuses = [make_bonus(Categorical(3, (2,))) for _ in range(2)]
-    with pytest.raises(ConfigurationError, match="count"):
-        check_names(bonuses)
