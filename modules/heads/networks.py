@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -124,37 +122,30 @@ class ResampleNoise(nn.Module):
 
 
 class ScaleParameters(nn.Module):
-    """Scales the parameters of a location-scale distribution from [-1, 1] to the range of the action.
+    """Scales a Gaussian to the range of an action: a mean of -1 or 1 becomes a bound, a scale of 1 half a half range.
+
+    The bounds are thus two standard deviations from the initial mean, the centre.
 
     Args:
         network: Network whose first output is a mean; the others are scales or perturbations.
         centre: Centre of the range, `[n]`.
-        half_range: Half of the width of the range, `[n]`.
+        half_range: Half of the width of the range, `[n]`. An entry with `is_scaled` false has no range.
+        is_scaled: Entries that are scaled; the parameters of others are unchanged, bool `[n]`.
 
     """
 
     centre: Tensor
     half_range: Tensor
+    unit: Tensor
 
-    def __init__(self, network: nn.Module, centre: Tensor, half_range: Tensor) -> None:
+    def __init__(self, network: nn.Module, centre: Tensor, half_range: Tensor, is_scaled: Tensor) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("centre", centre.clone(), persistent=False)
-        self.register_buffer("half_range", half_range.clone(), persistent=False)
+        self.register_buffer("centre", centre.where(is_scaled, 0.0), persistent=False)
+        self.register_buffer("half_range", half_range.where(is_scaled, 1.0), persistent=False)
+        self.register_buffer("unit", (half_range / 2).where(is_scaled, 1.0), persistent=False)
 
     def forward(self, features: Tensor, *args: Tensor | None, **kwargs: Tensor | None) -> Parameters:
         """Shapes: `[*, width] -> [*, n]` for every parameter."""
         loc, *others = self.network(features, *args, **kwargs)
-        return (self.centre + self.half_range * loc, *(self.half_range * other for other in others))
-
-
-class ConcatHeads(nn.Module):
-    """Applies several networks to the same features and concatenates their outputs."""
-
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, features: Tensor) -> Parameters:
-        """Return the parameters of all networks for the features `[*, width]`."""
-        return tuple(parameter for network in self.networks for parameter in network(features))
+        return (self.centre + self.half_range * loc, *(self.unit * other for other in others))
