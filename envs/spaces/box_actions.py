@@ -27,9 +27,9 @@ def box_converter(space: spaces.Box) -> Callable[[NDArray[Any]], NDArray[Any]]:
     if isinstance(action_spec(space), Bounded):
         return lambda action: action.clip(low, high).astype(dtype, copy=False)
     has_low, has_high = np.isfinite(low), np.isfinite(high)
-    is_bounded = has_low & has_high
-    half = np.where(is_bounded, high / 2 - low / 2, 1.0)
-    centre = np.where(is_bounded, low / 2 + high / 2, np.where(has_low, low, high))
+    finite_low, finite_high = np.where(has_low, low, 0), np.where(has_high, high, 0)
+    half = np.where(has_low & has_high, finite_high / 2 - finite_low / 2, 1.0)
+    centre = np.where(has_low & has_high, finite_low / 2 + finite_high / 2, finite_low + finite_high)
     is_near = (low <= 0) & (high >= 0) & (half >= 0.25) & (half <= 4)
     if is_near.all():
         return lambda action: action.clip(low, high).astype(dtype, copy=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -149,3 +151,15 @@ class ScaleParameters(nn.Module):
         """Shapes: `[*, width] -> [*, n]` for every parameter."""
         loc, *others = self.network(features, *args, **kwargs)
         return (self.centre + self.half_range * loc, *(self.unit * other for other in others))
+
+
+class ConcatHeads(nn.Module):
+    """Applies several networks to the same features and concatenates their outputs."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, features: Tensor) -> Parameters:
+        """Return the parameters of all networks for the features `[*, width]`."""
+        return tuple(parameter for network in self.networks for parameter in network(features))
