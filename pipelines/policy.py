@@ -51,7 +51,7 @@ class Policy:
         self.actor = without_critic(actor).eval()
         self._config = config
         self._converter = make_converter(env)
-        self._state_shapes = recurrent_state_shapes(actor)
+        self._state_shapes = recurrent_state_shapes(self.actor)
         self._state: dict[str, Tensor] = {}
         self.reset()
 
