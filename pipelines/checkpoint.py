@@ -1,17 +1,22 @@
-"""Reads checkpoint files, and rebuilds a policy from one."""
+"""Reads checkpoint files, rebuilds a policy from one, and lets Lightning's `ModelCheckpoint` write them."""
 
 from __future__ import annotations
 
 import io
 import pickle
 import sys
+import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchrl.envs import EnvBase
@@ -116,3 +121,32 @@ def load_weights(module: nn.Module, weights: dict[str, Any], problem: str, hint:
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{problem} ({str(error)[:300]}); {hint}") from error
+
+
+def save_after_rollouts(trainer: Trainer) -> None:
+    """Make every `ModelCheckpoint` save after the rollout in which a save is due. Tested with Lightning 2.6.
+
+    Lightning saves if the number of optimizer steps is a multiple of `every_n_train_steps`, but a rollout takes many
+    steps at once. With manual optimization it ignores `train_time_interval`.
+    """
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            vars(callback)["on_train_batch_end"] = partial(save_if_due, callback)
+
+
+def save_if_due(callback: ModelCheckpoint, trainer: Trainer, *arguments: Any) -> None:
+    """Call Lightning's hook of a `ModelCheckpoint` if a save is due."""
+    steps, interval, last = trainer.global_step, callback._train_time_interval, callback._last_time_checked
+    num_steps = callback._every_n_train_steps
+    if interval is not None:
+        is_late = last is not None and time.monotonic() - last >= interval.total_seconds()
+        is_due = trainer.strategy.broadcast(is_late)
+    else:
+        is_due = num_steps > 0 and steps // num_steps > callback._last_global_step_saved // num_steps
+    if is_due:
+        callback._every_n_train_steps = max(1, steps)  # Lightning saves at multiples of it
+        try:
+            type(callback).on_train_batch_end(callback, trainer, *arguments)
+        finally:
+            callback._every_n_train_steps = num_steps

@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Collection, Mapping
 from functools import partial
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensordict import TensorDictBase
 from torch import nn
 
@@ -27,11 +29,9 @@ logger = logging.getLogger("torchppo")
 EVALUATION_METRICS = ("eval/mean_reward", "eval/std_reward", "eval/mean_ep_len")
 DELAYED_METRICS = ("rollout/ep_rew_mean", "rollout/ep_len_mean", "train/kl", *EVALUATION_METRICS)
 """Metrics that have no value before an episode has ended, or before the first evaluation."""
-
 OWN_METRICS = ("rollout/", "train/", "eval/", "time/")
 COMPONENTS = ("objective", "estimator", "critic_estimator", "update", "reward_normalizer")
 OPTIONS = ("total_frames", "max_grad_norm", "normalize_advantage", "value_pretraining")
-SCALARS = (bool, int, float, str)
 
 # Evaluating in the validation loop is optional.
 warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
@@ -58,11 +58,15 @@ class MonitoredModule(LightningModule):
         self._has_logged_hyperparameters = False
         self.trainer.log_every_n_steps = 1  # type: ignore[attr-defined] # Lightning sets it in another class
         wait_for_metrics(self.trainer, DELAYED_METRICS)
+        if self.trainer.checkpoint_callbacks:
+            from .checkpoint import save_after_rollouts
+
+            save_after_rollouts(self.trainer)
 
     def teardown(self, stage: str) -> None:
         """Restore the callbacks that `wait_for_metrics` changed."""
         for callback in (*self.trainer.early_stopping_callbacks, *self.trainer.checkpoint_callbacks):
-            for name in ("_should_skip_check", "_should_skip_saving_checkpoint"):
+            for name in ("_should_skip_check", "_should_skip_saving_checkpoint", "on_train_batch_end"):
                 vars(callback).pop(name, None)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -95,6 +99,8 @@ class MonitoredModule(LightningModule):
             self._has_logged_hyperparameters = True
             check_monitors(self.trainer)
             for logger in self.loggers:
+                if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
+                    Path(logger.log_dir, "hparams.yaml").unlink(missing_ok=True)  # Lightning has written an empty one
                 logger.log_hyperparams(hyperparameters(self))
         for logger in self.loggers:
             logger.log_metrics(dict(metrics), step=self.frames)
@@ -128,7 +134,7 @@ def hyperparameters(module: Any) -> dict[str, Any]:
     for name, part in parts.items():
         found |= {f"{name}.{key}": value for key, value in attributes(part).items()}
     found |= {f"optimizer.{key}": value for key, value in module.optimizer.defaults.items()}
-    return {key: value for key, value in found.items() if isinstance(value, SCALARS)}
+    return {key: value for key, value in found.items() if isinstance(value, bool | int | float | str)}
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -188,16 +194,11 @@ def wait_for_metrics(trainer: Trainer, names: Collection[str]) -> None:
         if getattr(callback, "monitor", None) not in names:
             continue
         if isinstance(callback, EarlyStopping):
-            vars(callback)["_should_skip_check"] = always
+            vars(callback)["_should_skip_check"] = lambda _: True
         elif isinstance(callback, ModelCheckpoint):
             vars(callback)["_should_skip_saving_checkpoint"] = partial(skips_saving, callback)
             if callback.monitor in EVALUATION_METRICS:
                 callback._save_on_train_epoch_end = False
-
-
-def always(_: Trainer) -> bool:
-    """Return True, so that `EarlyStopping` skips Lightning's own checks."""
-    return True
 
 
 def skips_saving(callback: ModelCheckpoint, trainer: Trainer) -> bool:
