@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
-from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.data import Bounded, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 from torchrl.objectives.value import TD1Estimator
@@ -34,7 +34,6 @@ from .ppo import PPO
 from .step_factory import Compile, check_compile
 
 logger = logging.getLogger("torchppo")
-
 REPLACED_TRAINER_OPTIONS = {
     "enable_progress_bar": "torchppo has its own progress bar",
     "fast_dev_run": "total_frames=2048 makes a short run",
@@ -84,13 +83,16 @@ def build_training(cfg: DictConfig, rank: int, overrides: Iterable[str] = ()) ->
 
 def check_effects(overrides: Iterable[str], env: EnvBase, ppo: PPO) -> None:
     """Raise a ConfigurationError for an override that changes nothing in this environment."""
-    spec, networks = env.full_action_spec["action"], [*ppo.actor.modules()]
-    leaves = spec.values(True, True) if isinstance(spec, Composite) else [spec]
+    leaves = env.full_action_spec.values(True, True)
     is_continuous = any(isinstance(leaf, Bounded | Unbounded) for leaf in leaves)
-    is_normalized = any(isinstance(module, ObservationNormalizer) for module in networks)
+    coefficients = {name: float(value.sum()) for name, value in ppo.objective.named_buffers()}
+    is_normalized = any(isinstance(module, ObservationNormalizer) for module in ppo.actor.modules())
     for word in overrides:
         if not is_continuous and word.lstrip("+").startswith(("head=", "policy.head.")):
             raise ConfigurationError(f"{word} has no effect on discrete actions; remove it")
+        name = word.partition("controller@controller.")[2].partition("=")[0]
+        if name in PRESET_COEFFICIENTS and not (coefficients.get(name) or word.endswith("=constant")):
+            raise ConfigurationError(f"{word} has no effect without objective.{name}; set it, or remove {word}")
         if not is_normalized and word.lower() == "policy.normalize_observation=true":
             raise ConfigurationError(f"{word} has no effect on observations without floats; remove it")
 
@@ -101,12 +103,12 @@ def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Itera
     is_torchrl = "create_env_fn" in parameter_names(node)
     num_envs = num_envs_of_workers(cfg, env) if is_torchrl else int(env.batch_size.numel())
     num_steps = length_of_rollout(node.get("frames_per_env"), node.get("frames_per_batch"), num_envs)
+    size = num_envs * num_steps
     ppo.update.check(num_envs, num_steps, in_sequences=is_recurrent(ppo.actor))
-    if cfg.total_frames < num_envs * num_steps:
-        rollout = f"a rollout of env.num_envs x collector.frames_per_env = {num_envs * num_steps} frames"
-        logger.warning("torchppo: total_frames=%d is less than %s, which is trained on", cfg.total_frames, rollout)
+    if cfg.total_frames < size:
+        logger.warning("torchppo: total_frames=%d is less than one rollout; training for %d", cfg.total_frames, size)
     if is_torchrl:
-        return build_torchrl_collector(cfg, env, ppo.actor, rank, num_envs * num_steps)
+        return build_torchrl_collector(cfg, env, ppo.actor, rank, size)
     collector: Iterable[TensorDictBase] = call_with_accepted(
         node, env=env, policy=ppo.actor, total_frames=cfg.total_frames, compile=cfg.compile
     )
