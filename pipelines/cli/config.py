@@ -79,24 +79,16 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
             check_user_files(cfg, set(changed))
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigurationError(f"{missing[0]} has no value; add {missing[0]}=... to the command")
+        reserve = reserve and cfg.run_dir is None and is_first_rank()
         if cfg.run_dir is None:
             cfg.run_dir = default_run_dir(cfg, choices, has_env_id="env.id" in changed)
-            reserve = reserve and is_first_rank()
-        else:
-            reserve = False
-        own_groups = set(options) - set(options_by_group()) if config_dir else set()
-        check_all(
-            cfg,
-            lambda: compose_with_hydra(chosen_groups),
-            [*changed, *(one.get_key_element() for one in groups)],
-            own_groups,
-        )
+        check_all(cfg, lambda: compose_with_hydra(chosen_groups), changed, set(options) - set(options_by_group()))
     cfg.run_dir = create_unique(cfg.run_dir) if reserve else str(cfg.run_dir)  # YAML reads the name 2026 as a number
     return cfg
 
 
 def check_all(cfg: DictConfig, make_default: MakeConfig, chosen: Sequence[str], own_groups: Collection[str]) -> None:
-    """Check all values, and that the `chosen` keys and groups of the command line have an effect."""
+    """Check all values, and that the `chosen` keys of the command line have an effect."""
     free = check_schema(cfg, make_default, own_groups)
     if keys := [key for key in chosen if key in free]:
         check_types(cfg, make_default(), keys)

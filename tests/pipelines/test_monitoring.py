@@ -173,9 +173,10 @@ class TestModelCheckpoint:
     @pytest.mark.parametrize(
         ("options", "steps"),
         [
-            ({"every_n_train_steps": 10}, [12, 20, 32]),  # a rollout takes 4 steps
-            ({"every_n_train_steps": 1}, [4, 8, 12, 16, 20, 24, 28, 32]),
-            ({"train_time_interval": timedelta(0)}, [4, 8, 12, 16, 20, 24, 28, 32]),
+            ({"every_n_train_steps": 10}, [16, 24, 32, 40]),  # a rollout takes 8 steps
+            ({"every_n_train_steps": 20}, [24, 40]),
+            ({"every_n_train_steps": 1}, [8, 16, 24, 32, 40]),
+            ({"train_time_interval": timedelta(0)}, [8, 16, 24, 32, 40]),
             ({"train_time_interval": timedelta(hours=1)}, []),
         ],
         ids=repr,
@@ -183,7 +184,7 @@ class TestModelCheckpoint:
     def test_saves_after_the_rollout_in_which_a_save_is_due(
         self, options: dict[str, Any], steps: list[int], make: Make, tmp_path: Path
     ) -> None:
-        ppo, collector = make(rollouts=8)
+        ppo, collector = make(rollouts=5)
         save = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}", save_on_train_epoch_end=False, **options)
         make_trainer(callbacks=[save], enable_checkpointing=True).fit(ppo, train_dataloaders=collector)
         assert sorted(int(path.stem.removeprefix("step=")) for path in tmp_path.glob("*.ckpt")) == steps
