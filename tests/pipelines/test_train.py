@@ -37,9 +37,9 @@ from torchppo.pipelines import train as train_module
 from torchppo.pipelines.cli.config import compose
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.collectors.collector import Collector
+from torchppo.pipelines.distributed import SIGNALS, StopOnSignal
 from torchppo.pipelines.episodes import Evaluation
 from torchppo.pipelines.ppo import PPO
-from torchppo.pipelines.train import SIGNALS, StopOnSignal
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
 Blocked = Callable[[], AbstractContextManager[None]]
