@@ -73,7 +73,7 @@ def plot_seeds(axes: Any, rows: list[tuple[int, float, float]], name: str = "") 
     frames = np.linspace(max(one[0, 0] for one in series), max(one[-1, 0] for one in series), CURVE_POINTS)
     returns = np.stack([np.interp(frames, one[:, 0], one[:, 1]) for one in series])
     bounds = list(zip(returns.min(0).tolist(), returns.max(0).tolist(), strict=True)) if len(seeds) > 1 else []
-    label = f"{name} (mean and range of {len(seeds)} seeds)".strip()
+    label = f"{name}, mean and range of {len(seeds)} seeds".removeprefix(", ")
     plot_mean(axes, frames.tolist(), returns.mean(0).tolist(), bounds, label=label)
 
 

@@ -29,7 +29,7 @@ from .step_factory import EVALUATION_STEPS, Compile
 
 MAX_STEPS, SLOW_MAX_STEPS, SLOW_SECONDS = 10_000, 2_000, 15.0
 """Default `max_steps` of environments without a time limit, and from when on it is `SLOW_MAX_STEPS`."""
-ATARI_MAX_STEPS = 27_000
+ATARI_MAX_STEPS, ATARI_SLOW_MAX_STEPS = 27_000, 5_000
 
 CUT_MESSAGE = """\
 torchppo: %d of the %d episodes of the evaluation were cut after %d steps and count with their return so far; end \
@@ -115,12 +115,12 @@ def default_max_steps(env: EnvBase, seconds: float) -> int:
     """Return the steps after which an episode is cut in an evaluation that has taken `seconds`.
 
     It is the time limit of the environment. Without one, it is 10,000, or 2,000 after 15 seconds. In Atari games, it is
-    27,000, or 10,000 after 15 seconds.
+    27,000, or 5,000 after 15 seconds.
     """
     vector = vector_of(env)
     is_slow = seconds > SLOW_SECONDS
     if isinstance(vector, SplitAtariVectorEnv):
-        return MAX_STEPS if is_slow else ATARI_MAX_STEPS
+        return ATARI_SLOW_MAX_STEPS if is_slow else ATARI_MAX_STEPS
     own_limit = getattr(getattr(vector, "spec", None), "max_episode_steps", None)
     return own_limit or (SLOW_MAX_STEPS if is_slow else MAX_STEPS)
 

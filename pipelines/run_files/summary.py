@@ -151,13 +151,13 @@ def plot_learning_curve(metrics: Path, path: Path, title: str) -> None:
     frames, means = read_curve(metrics, "rollout/ep_rew_mean")
     _, deviations = read_curve(metrics, "rollout/ep_rew_std")
     bounds = [(mean - std, mean + std) for mean, std in zip(means, deviations, strict=False)]
-    plot_mean(axes, frames, means, bounds, label="training (mean and std of 100 episodes)")
+    plot_mean(axes, frames, means, bounds, label="training (last 100 episodes)")
     frames, means = read_curve(metrics, "eval/mean_reward")
     _, deviations = read_curve(metrics, "eval/std_reward")
     if frames:
         deviations = deviations if len(deviations) == len(means) else [0.0] * len(means)
-        axes.errorbar(frames, means, deviations, fmt="o", capsize=3, label="evaluation (mean and std of its episodes)")
-    finish_plot(axes, title, "return")
+        axes.errorbar(frames, means, deviations, fmt="o", capsize=3, label="evaluation")
+    finish_plot(axes, title, "return (mean and std)")
     figure.savefig(path, dpi=120)
 
 
