@@ -11,7 +11,7 @@ from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from numpy.typing import NDArray
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torchrl.data import Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, TransformedEnv
 
 from ..errors import ConfigurationError, EnvironmentFailure
 from .failures import environment_failure
@@ -247,3 +247,10 @@ def _raise_on_encoded_spaces(vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:
             f"{vector} does not support the spaces {observation} and {action}; use "
             "torchppo.envs.SerialVectorEnv or SubprocessVectorEnv"
         )
+
+
+def vector_of(env: EnvBase) -> Any:
+    """Return the Gymnasium vector environment in an environment with transforms, or `None` if there is none."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return env.vector if isinstance(env, VectorEnv) else None
