@@ -13,12 +13,12 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
 
-from ..errors import ConfigurationError, EnvironmentFailure
+from ..errors import ConfigurationError
 from .failures import environment_failure
-from .spaces.encoding import action_converter, encoder, identity
+from .spaces.encoding import action_converter
 from .spaces.specs import ALL_ENVS, StepArrays, action_spec, leaf_arrays, observation_dtype, observation_spec, subspaces
 from .vector.autoreset import without_autoreset
-from .vector.interface import SlicedVectorEnv
+from .vector.interface import SlicedVectorEnv, raise_on_encoded_spaces
 from .vector.serial import error_filters_removed
 
 
@@ -54,7 +54,7 @@ class VectorEnv(EnvBase):
         self.num_envs: int = vector.num_envs
         self._is_sliced = isinstance(vector, SlicedVectorEnv)
         if not self._is_sliced:
-            _raise_on_encoded_spaces(vector)
+            raise_on_encoded_spaces(vector)
         self._set_specs()
         self._convert_action = action_converter(vector.single_action_space)
         self._has_nested_actions = bool(subspaces(vector.single_action_space))
@@ -235,15 +235,6 @@ class VectorEnv(EnvBase):
         if not self.is_closed:
             self.vector.close()
         super().close(raise_if_closed=raise_if_closed)
-
-
-def _raise_on_encoded_spaces(vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:
-    observation, action = vector.single_observation_space, vector.single_action_space
-    if encoder(observation) is not identity or subspaces(action):
-        raise EnvironmentFailure(
-            f"{vector} does not support the spaces {observation} and {action}; use "
-            "torchppo.envs.SerialVectorEnv or SubprocessVectorEnv"
-        )
 
 
 def vector_of(env: EnvBase) -> Any:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, EnvironmentFailure
 from .failures import environment_failure
-from .spaces.encoding import as_number
+from .spaces.conversion import as_number
 
 Wrapper = Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]
 

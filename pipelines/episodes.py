@@ -98,31 +98,31 @@ def evaluate(
     for key, value in (("episodes", episodes), ("max_steps", max_steps)):
         if value is not None and value < 1:
             raise ConfigurationError(f"eval.{key}={value} must be at least 1")
-    returns: list[float] = []
-    lengths: list[int] = []
+    ended: list[tuple[float, int, bool]] = []
     infos: dict[str, Any] = {}
-    num_envs, num_cut, limit = env.batch_size.numel(), 0, max_steps or default_max_steps(env)
+    num_envs, limit = env.batch_size.numel(), max_steps or default_max_steps(env)
     missing = np.full(num_envs, episodes // num_envs)
     missing[: episodes % num_envs] += 1
     for index, step in enumerate(rollout_episodes(actor, env, deterministic=deterministic, compile=compile)):
         require_finite(step.unsqueeze(1), name="evaluation", first_step=index)
         data = step["next"]
-        done, step_count = data["done"].reshape(-1), data["step_count"].reshape(-1)
-        is_over = (done | (step_count >= limit)) & (step_count > 0)  # 0: a skipped step
+        done, rewards, lengths = (data[key].reshape(-1) for key in ("done", "episode_reward", "step_count"))
+        is_over = (done | (lengths >= limit)) & (lengths > 0)  # 0: a skipped step
         for env_index in is_over.nonzero().reshape(-1).tolist():
             if missing[env_index] > 0:
                 is_cut = not done[env_index].item()
                 missing[env_index] = 0 if is_cut else missing[env_index] - 1
-                num_cut += is_cut
-                returns.append(data["episode_reward"].reshape(-1)[env_index].item())
-                lengths.append(int(step_count[env_index]))
+                ended.append((rewards[env_index].item(), int(lengths[env_index]), is_cut))
                 if "episode_info" in data.keys():  # noqa: SIM118
                     add_infos(infos, ended_infos(data, [env_index]))
         if not missing.any():
             break
-    if num_cut:
-        logger.warning(CUT_MESSAGE, num_cut, len(returns), max(lengths))
-    return Evaluation(returns, lengths, num_cut, infos)
+    evaluation = Evaluation(
+        [one[0] for one in ended], [one[1] for one in ended], sum(is_cut for *_, is_cut in ended), infos
+    )
+    if evaluation.num_cut:
+        logger.warning(CUT_MESSAGE, evaluation.num_cut, len(ended), max(evaluation.lengths))
+    return evaluation
 
 
 def default_max_steps(env: EnvBase) -> int:

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from tensordict import NestedKey
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, EnvironmentFailure
 from .encoding import action_converter, decoder, encoder, find_mismatch
 from .specs import is_text, leaf_arrays, observation_dtype, observation_spec, subspaces
 
@@ -87,3 +87,22 @@ def _split(space: spaces.Space[Any], batch: Any) -> list[Any]:
     if isinstance(space, spaces.Tuple):
         return list(rows)
     return [dict(zip((key for key, _ in items), row, strict=True)) for row in rows]
+
+
+def as_number(value: Any) -> float:
+    """Return a reward or flag as a number: a NumPy scalar, a tensor, or an array or list of one element.
+
+    Raises:
+        EnvironmentFailure: if it is not one number.
+
+    """
+    if isinstance(value, float):
+        return value
+    try:
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float64)
+        return float(array.reshape(()))
+    except (TypeError, ValueError):
+        shown = repr(value) if len(repr(value)) < 80 else f"{type(value).__name__} {np.shape(value)}"
+        raise EnvironmentFailure(
+            f"an environment returned {shown} as a reward or flag; return one number per step"
+        ) from None

@@ -12,8 +12,9 @@ from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from numpy.typing import NDArray
 
 from ...errors import ConfigurationError, EnvironmentFailure
-from ..spaces.encoding import as_number
-from ..spaces.specs import ALL_ENVS, StepArrays
+from ..spaces.conversion import as_number
+from ..spaces.encoding import encoder, identity
+from ..spaces.specs import ALL_ENVS, StepArrays, subspaces
 
 SUCCESS_KEYS = ("is_success", "success")
 """Keys of `info` that are always read at the end of an episode."""
@@ -112,3 +113,13 @@ def info_number(key: str, value: Any) -> float:
         raise EnvironmentFailure(
             f"env.info_keys: info[{key!r}] is a {type(value).__name__}, not one number; remove it from env.info_keys"
         ) from None
+
+
+def raise_on_encoded_spaces(vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:
+    """Raise an EnvironmentFailure if the spaces need an encoding, which only a `SlicedVectorEnv` has."""
+    observation, action = vector.single_observation_space, vector.single_action_space
+    if encoder(observation) is not identity or subspaces(action):
+        raise EnvironmentFailure(
+            f"{vector} does not support the spaces {observation} and {action}; use "
+            "torchppo.envs.SerialVectorEnv or SubprocessVectorEnv"
+        )

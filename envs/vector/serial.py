@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ...errors import ConfigurationError
 from ..failures import environment_failure
-from ..spaces.encoding import as_number, check_first_observations, encode_spaces
+from ..spaces.conversion import as_number
+from ..spaces.encoding import check_first_observations, encode_spaces
 from ..spaces.specs import ALL_ENVS, Allocate, StepArrays, action_spec, observation_spec, step_arrays_for
 from .interface import SUCCESS_KEYS, SlicedVectorEnv, call_env, info_number
 

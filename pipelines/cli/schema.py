@@ -40,6 +40,7 @@ FRACTION = Field((float,), minimum=0, maximum=1)
 TEXT = Field((str,))
 LIST = Field((list,))
 GROUP = Field((dict,))
+NULLABLE_LIST = LIST._replace(nullable=True)
 NULLABLE_COUNT = COUNT._replace(nullable=True)
 NULLABLE_POSITIVE = POSITIVE._replace(nullable=True)
 COMPONENT = GROUP._replace(is_component=True)
@@ -74,13 +75,16 @@ FIELDS: dict[str, Field] = {
     "ppo.reward_normalizer.clip": POSITIVE,
     "eval.every_frames": NULLABLE_COUNT,
     "eval.stop_at": NUMBER._replace(nullable=True),
-    "eval.episodes": COUNT,
+    "eval.episodes": NATURAL,
+    "eval.max_steps": NULLABLE_COUNT,
+    "eval.env": GROUP,
     "eval.video": FLAG,
     "env.num_envs": COUNT,
     "env.num_workers": NATURAL._replace(choices=("auto",)),
     "env.step_timeout": POSITIVE,
     "env.id": Field((str, dict)),
     "env.wrappers": LIST,
+    "env.info_keys": LIST,
     "env.render_mode": TEXT._replace(nullable=True),
     "collector.frames_per_env": COUNT,
     "collector.num_workers": COUNT,
@@ -104,6 +108,9 @@ FIELDS: dict[str, Field] = {
     "policy.head.log_std": NUMBER,
     "policy.head.state_dependent": FLAG,
     "policy.head.num_steps": COUNT,
+    "policy.critic_body": NULLABLE_COMPONENT,
+    "policy.actor_observations": NULLABLE_LIST,
+    "policy.critic_observations": NULLABLE_LIST,
     "policy.body.num_cells": LIST,
     "policy.body.activation": Field(choices=("tanh", "relu", "elu", "gelu", "silu")),
     "policy.body.layer_norm": FLAG,

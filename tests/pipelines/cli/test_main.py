@@ -23,7 +23,7 @@ from torchppo.errors import (
     RunLockedError,
     TorchPPOError,
 )
-from torchppo.pipelines.cli.main import default_video
+from torchppo.pipelines.cli.eval_command import default_video
 
 CONF = Path(__file__).parents[3] / "conf"
 GROUPS = sorted({path.parent.name for path in CONF.glob("*/*.yaml")})

@@ -1,0 +1,67 @@
+"""The command `torchppo eval`."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from pathlib import Path
+
+from .config import parse
+from .main import exit_on_signals
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run `torchppo eval`."""
+    with exit_on_signals():
+        from ..evaluate import evaluate_checkpoint
+        from ..run_files.summary import print_evaluation
+        from ..run_files.video import require_writable
+
+    if arguments.video:
+        require_writable(arguments.video)
+    is_filmed = not arguments.no_video and arguments.render is None
+    with stdout_to_stderr() if arguments.json else nullcontext():
+        report = evaluate_checkpoint(
+            arguments.checkpoint,
+            episodes=arguments.episodes,
+            seed=arguments.seed,
+            video=(arguments.video or default_video(arguments.checkpoint)) if is_filmed else None,
+            video_episodes=arguments.video_episodes,
+            deterministic=not arguments.stochastic,
+            render_mode=arguments.render,
+            overrides=parse(arguments.overrides),
+        )
+    if arguments.json:
+        print(json.dumps(report, allow_nan=False), flush=True)
+        if sys.stdout is sys.__stdout__:  # an environment may still print when the process ends
+            os.dup2(2, 1)
+    else:
+        print_evaluation(report)
+    return 0
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Redirect what this process, its libraries and its children print to stdout to stderr."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        with suppress(AttributeError, OSError, TypeError):  # the output of C code is still in its buffer
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
+
+def default_video(checkpoint: Path) -> Path:
+    """Return a path in the checkpoint's run directory, or next to a checkpoint outside of one."""
+    folder = checkpoint.resolve().parent
+    return (folder.parent / "videos" if folder.name == "checkpoints" else folder) / f"{checkpoint.stem}.mp4"
