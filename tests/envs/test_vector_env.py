@@ -259,14 +259,14 @@ class TestObservations:
 
     @pytest.mark.parametrize(
         "space",
-        [spaces.Sequence(spaces.Discrete(2)), spaces.MultiBinary([2, 3]), spaces.OneOf([spaces.Discrete(2)])],
+        [spaces.Sequence(spaces.Discrete(2)), spaces.OneOf([spaces.Discrete(2)])],
         ids=str,
     )
     def test_an_unsupported_observation_space_raises(self, space: spaces.Space[Any], make: Make) -> None:
         with pytest.raises(EnvironmentFailure, match=f"observation space {type(space).__name__}"):
             make(2, observation_space=space)
 
-    @pytest.mark.parametrize("space", [spaces.Tuple([spaces.Text(5)]), spaces.Box(0, 3, (2,), np.int64)], ids=str)
+    @pytest.mark.parametrize("space", [spaces.Tuple([spaces.Text(5)]), spaces.Text(3)], ids=str)
     def test_an_unsupported_action_space_raises(self, space: spaces.Space[Any], make: Make) -> None:
         with pytest.raises(EnvironmentFailure, match=r"action space .* is not supported"):
             make(2, action_space=space)

@@ -97,6 +97,8 @@ def expected_array(space: spaces.Space[Any], value: Any) -> NDArray[Any]:
             return np.asarray(value, np.int64) - np.asarray(space.start, np.int64)
         case spaces.Box(dtype=np.float64):
             return value.astype(np.float32)
+        case spaces.Box(dtype=np.uint16):
+            return value.astype(np.int32)
     return np.asarray(value)
 
 
