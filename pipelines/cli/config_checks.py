@@ -145,18 +145,18 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
         "update.sequence_length": not has_memory and no_memory,
         "update.burn_in": (not has_memory and no_memory) or (epochs == 1 and only_once),
         "update.recompute_advantage": epochs == 1 and only_once,
-        "trainer.log_every_n_steps": "torchppo, which logs every rollout",
-        "trainer.use_distributed_sampler": "torchppo, in which each rank collects its own rollouts",
+        "trainer.log_every_n_steps": "torchppo train, which logs every rollout",
+        "trainer.use_distributed_sampler": "torchppo train, where each rank collects its own rollouts",
     }
     for key in chosen:
-        reason = reasons.get(key)
-        if reason and not is_off(OmegaConf.select(cfg, key)):
-            raise ConfigurationError(f"{key} has no effect with {reason}; remove it, or change the other")
+        reason, value = reasons.get(key), OmegaConf.select(cfg, key)
+        if reason and not is_off(value):
+            raise ConfigurationError(f"{key}={value} has no effect with {reason}; remove it, or change the other")
 
 
 def is_off(value: Any) -> bool:
     """Return whether a value disables an option."""
-    return value is False or value == 0
+    return value is None or value is False or value == 0
 
 
 def keys_of(cfg: DictConfig) -> list[str]:

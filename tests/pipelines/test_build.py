@@ -609,9 +609,8 @@ class TestCall:
         ],
     )
     def test_an_unknown_key_is_named_before_anything_runs(self, override: str) -> None:
-        cfg = small(override)
         with pytest.raises(ConfigurationError, match="foo") as raised:
-            build_trainer(cfg, []), build_training(cfg, rank=0)
+            build_trainer(small(override), []), build_training(small(override), rank=0)
         assert "\n" not in str(raised.value)
 
     def test_an_error_of_a_users_component_is_raised_unchanged(self) -> None:

@@ -61,6 +61,7 @@ ACTION_SPACES = [spaces.Discrete(2), spaces.Box(-1, 1, (1,))]
 SUMMARY = {
     *(
         "env",
+        "overrides",
         "seed",
         "frames",
         "wall_seconds",
@@ -207,6 +208,7 @@ class TestRunFiles:
         figures = summary(finished[0])
         assert set(figures) == SUMMARY
         assert (figures["env"], figures["seed"], figures["frames"]) == ("CartPole-v1", 3, 512)
+        assert "total_frames=512" in figures["overrides"]
         assert (figures["exit"], figures["version"]) == ("completed", torchppo.__version__)
         assert 0 < figures["wall_seconds"] < 100
         assert figures["frames_per_second"] == pytest.approx(512 / figures["wall_seconds"])
@@ -506,8 +508,8 @@ class TestBadInput:
                 ["image", "observation"],
             ),
             (["critic.epochs=0"], 2, ["critic.epochs=0"]),
-            (["update.burn_in=4"], 2, ["burn_in=4", "sequence_length"]),
-            (["policy.body.activation=tan"], 2, ["'tan'", "tanh"]),
+            (["policy=gru", "update.burn_in=4"], 2, ["burn_in=4", "sequence_length"]),
+            (["policy.body.activation=tan"], 2, ["activation=tan", "tanh"]),
             (["policy._target_=torchppo.modules.nothing"], 2, ["torchppo.modules.nothing"]),
             (["+policy.foo=1"], 2, ["foo", "make_actor_critic"]),
             (["+policy.body.foo=1"], 2, ["foo", "mlp"]),
