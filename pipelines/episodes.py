@@ -101,28 +101,24 @@ def evaluate(
     ended: list[tuple[float, int, bool]] = []
     infos: dict[str, Any] = {}
     num_envs, limit = env.batch_size.numel(), max_steps or default_max_steps(env)
-    missing = np.full(num_envs, episodes // num_envs)
-    missing[: episodes % num_envs] += 1
+    missing = np.bincount(np.arange(episodes) % num_envs, minlength=num_envs)
     for index, step in enumerate(rollout_episodes(actor, env, deterministic=deterministic, compile=compile)):
         require_finite(step.unsqueeze(1), name="evaluation", first_step=index)
-        data = step["next"]
-        done, rewards, lengths = (data[key].reshape(-1) for key in ("done", "episode_reward", "step_count"))
+        done, rewards, lengths = (step["next", key].reshape(-1) for key in ("done", "episode_reward", "step_count"))
         is_over = (done | (lengths >= limit)) & (lengths > 0)  # 0: a skipped step
-        for env_index in is_over.nonzero().reshape(-1).tolist():
+        for env_index in is_over.nonzero().flatten().tolist():
             if missing[env_index] > 0:
                 is_cut = not done[env_index].item()
                 missing[env_index] = 0 if is_cut else missing[env_index] - 1
                 ended.append((rewards[env_index].item(), int(lengths[env_index]), is_cut))
-                if "episode_info" in data.keys():  # noqa: SIM118
-                    add_infos(infos, ended_infos(data, [env_index]))
+                if "episode_info" in step["next"].keys():  # noqa: SIM118
+                    add_infos(infos, ended_infos(step["next"], [env_index]))
         if not missing.any():
             break
-    evaluation = Evaluation(
-        [one[0] for one in ended], [one[1] for one in ended], sum(is_cut for *_, is_cut in ended), infos
-    )
-    if evaluation.num_cut:
-        logger.warning(CUT_MESSAGE, evaluation.num_cut, len(ended), max(evaluation.lengths))
-    return evaluation
+    returns, steps_taken, cuts = map(list, zip(*ended, strict=True))
+    if any(cuts):
+        logger.warning(CUT_MESSAGE, sum(cuts), len(ended), max(steps_taken))
+    return Evaluation(returns, steps_taken, sum(cuts), infos)
 
 
 def default_max_steps(env: EnvBase) -> int:
