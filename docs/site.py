@@ -100,7 +100,7 @@ def configuration() -> Iterator[str]:
                 yield f"\n### `{choice}`\n"
             yield "| key | default | values | meaning |\n|---|---|---|---|"
             for row in rows:
-                cells = (f"`{row.key}`", f"`{row.default}`", row.values, row.meaning)
+                cells = (f"`{row.key}`", f"`{row.default}`", row.values, row.meaning.replace("<", "&lt;"))
                 yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
