@@ -151,7 +151,10 @@ def transform(name: str, arguments: str = "") -> str:
 
 
 TO_TENSOR = transform("ToTensorImage", ", in_keys: [pixels]")
-PIXELS = ("env=torchrl", "env._target_=torchrl_parts.Pictures", "policy=mlp")
+# Adam divides by the size of a gradient and so enlarges the rounding of gradients that are almost zero. With eps=1e-5,
+# graphs differ from eager steps by up to 3e-5 on images; with 1e-3, by less than 1e-6.
+PICTURES = ("env=torchrl", "env._target_=torchrl_parts.Pictures", "optimizer.eps=1e-3")
+PIXELS = (*PICTURES, "policy=mlp")
 TRANSFORMS = {
     "ObservationNorm": (*CARTPOLE, transform("ObservationNorm", ", loc: 0.5, scale: 2.0, in_keys: [observation]")),
     "RewardScaling": (*CARTPOLE, transform("RewardScaling", ", loc: 0.0, scale: 0.1")),
@@ -181,9 +184,13 @@ def test_transform(name: str, graph: Any) -> None:
         requires_same_training(graph, *words, transforms)
 
 
-@pytest.mark.parametrize("name", ["serial", "parallel", "transformed", "Pictures"])
+@pytest.mark.parametrize("name", ["serial", "parallel", "transformed"])
 def test_environment(name: str, graph: Any) -> None:
     requires_same_training(graph, "env=torchrl", f"env._target_=torchrl_parts.{name}")
+
+
+def test_environment_with_several_entries_and_a_mask(graph: Any) -> None:
+    requires_same_training(graph, *PICTURES)
 
 
 @pytest.mark.parametrize("collector", ["torchrl", "torchrl_multi"])
