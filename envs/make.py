@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
+import inspect
+import sys
+import warnings
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
 import gymnasium
+from gymnasium import spaces
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
-from gymnasium.wrappers import NormalizeObservation, OrderEnforcing, TimeLimit
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
-from ..errors import ConfigurationError, EnvironmentFailure, did_you_mean
+from ..errors import ConfigurationError, EnvironmentFailure
+from .entry_points import EnvFactory, call_factory, find_factory, hint_for, tuple_hint, with_tuples
 from .failures import environment_failure
-from .vector.atari import make_atari_vector, num_cores
-from .vector.forked_call import run_in_subprocess
-from .vector.serial import EnvFn, SerialVectorEnv, close
+from .vector.atari import make_atari_vector
+from .vector.num_workers import fastest_num_workers
+from .vector.serial import SerialVectorEnv, error_filters_removed
 from .vector.subprocess import SubprocessVectorEnv
 from .vector_env import VectorEnv
-from .wrappers import RawEpisodeReward, random_action
+from .wrappers import RawEpisodeReward, Wrapper, with_action_mask, wrapped
 
-Wrapper = Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]
-EnvFactory = Callable[..., gymnasium.Env[Any, Any]]
-"""A class of Gymnasium environments, or a function that returns one."""
+OTHER_SOURCES = ("gymnasium.core", "gymnasium.wrappers", __package__)
+"""Modules that mention action masks, but do not report any."""
 
-MEASURE_SECONDS = 0.2
-"""How long `fastest_num_workers` measures an environment."""
-WORKER_OVERHEAD_SECONDS = 30e-6
-"""Time to send a step to one worker and to receive its result."""
+# Bounds of float64 lose digits in float32. Users cannot act on it.
+warnings.filterwarnings("ignore", message=".*precision lowered by casting")
 
 
 def make_env(
@@ -38,22 +38,26 @@ def make_env(
     num_workers: int | Literal["auto"] = 0,
     step_timeout: float = 60.0,
     wrappers: Sequence[Wrapper] = (),
+    info_keys: Sequence[str] = (),
     render_mode: str | None = None,
     **kwargs: Any,
 ) -> VectorEnv:
     """Make a batch of Gymnasium environments.
 
     Args:
-        id: a registered id, a class or function that makes one environment, or a vector environment in
-            `AutoresetMode.DISABLED`, which accepts no other argument. `module:id` imports the module that registers
-            the id. `ALE/<Game>-v5` uses ale-py's native vector environment (see `make_atari_vector`).
+        id: a registered id, a class or function that makes one environment or its dotted path, or a vector
+            environment, which accepts no other argument (see `VectorEnv`). `module:id` imports the module that
+            registers the id. `ALE/<Game>-v5` uses ale-py's native vector environment (see `make_atari_vector`).
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
         num_workers: number of worker processes. 0 steps the environments in this process, `auto` measures which is
             faster. The data do not depend on it.
         step_timeout: seconds after which a step of a worker fails.
         wrappers: applied to each environment, the first one innermost.
+        info_keys: entries of `info` that become metrics, with their values in the last step of an episode.
+            `is_success` and `success` always become metrics.
         render_mode: passed in the same way as `kwargs`. Ignored for Atari games, whose videos show the observations.
-        kwargs: passed to `gymnasium.make`, or to the class or function.
+        kwargs: passed to `gymnasium.make`, or to the class or function. Lists become tuples where the default or the
+            annotation of the parameter is a tuple.
 
     Raises:
         EnvironmentFailure: if the environment does not exist, needs a missing package or cannot be made.
@@ -63,9 +67,7 @@ def make_env(
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
     if isinstance(id, GymnasiumVectorEnv):
-        others: dict[str, Any] = {"wrappers": wrappers} if wrappers else {}
-        others |= {"num_workers": num_workers} if num_workers not in (0, "auto") else {}
-        return _batch_of_vector(id, num_envs, {**others, **kwargs})
+        return _batch_of_vector(id, num_envs, num_workers, {"wrappers": wrappers, "info_keys": info_keys}, kwargs)
     num_envs = 1 if num_envs is None else num_envs
     if num_envs < 1:
         raise ConfigurationError(f"env.num_envs={num_envs} must be at least 1")
@@ -74,22 +76,28 @@ def make_env(
             f"env.num_workers={num_workers} must be auto or between 0 and the number of environments ({num_envs})"
         )
     if isinstance(id, str) and id.startswith("ALE/"):
-        return _atari_batch(id, num_envs, num_workers, wrappers, kwargs)
+        return _atari_batch(id, num_envs, num_workers, {"wrappers": wrappers, "info_keys": info_keys}, kwargs)
     env_fn = partial(make_gymnasium_env, id, wrappers=wrappers, **kwargs)
     if num_workers == "auto":
         num_workers = fastest_num_workers(env_fn, num_envs, step_timeout)
     if num_workers == 0:
-        return VectorEnv(SerialVectorEnv([env_fn] * num_envs))
-    return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, step_timeout))
+        return VectorEnv(SerialVectorEnv([env_fn] * num_envs, info_keys=info_keys))
+    return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, step_timeout, info_keys))
 
 
 def _batch_of_vector(
-    vector: GymnasiumVectorEnv[Any, Any, Any], num_envs: int | None, others: dict[str, Any]
+    vector: GymnasiumVectorEnv[Any, Any, Any],
+    num_envs: int | None,
+    num_workers: int | Literal["auto"],
+    options: dict[str, Sequence[Any]],
+    kwargs: dict[str, Any],
 ) -> VectorEnv:
     """Wrap a vector environment, to which no other argument of `make_env` applies."""
     if num_envs not in (None, vector.num_envs):
         raise ConfigurationError(f"env.num_envs={num_envs}, but {vector} has {vector.num_envs}; remove num_envs")
-    for name, value in others.items():
+    others: dict[str, Any] = {name: value for name, value in options.items() if value}
+    others |= {"num_workers": num_workers} if num_workers not in (0, "auto") else {}
+    for name, value in (others | kwargs).items():
         raise ConfigurationError(f"env.{name}={value} does not apply to {vector}, which exists already; remove it")
     return VectorEnv(vector)
 
@@ -98,11 +106,13 @@ def _atari_batch(
     id: str,  # noqa: A002
     num_envs: int,
     num_workers: int | Literal["auto"],
-    wrappers: Sequence[Wrapper],
+    options: dict[str, Sequence[Any]],
     kwargs: dict[str, Any],
 ) -> VectorEnv:
-    if wrappers:
+    if options["wrappers"]:
         raise ConfigurationError(f"env.wrappers do not apply to {id}, which runs in C++; use transforms")
+    if options["info_keys"]:
+        raise ConfigurationError(f"env.info_keys={options['info_keys']} do not apply to {id}; remove them")
     if num_workers not in (0, "auto"):
         raise ConfigurationError(
             f"env.num_workers={num_workers} does not apply to {id}, which runs in C++ threads; set it to 0"
@@ -118,8 +128,12 @@ def make_gymnasium_env(
 ) -> gymnasium.Env[Any, Any]:
     """Make one Gymnasium environment.
 
+    If it reports a mask of the valid actions, `ActionMask` is applied after the other wrappers. To find
+    `info["action_mask"]`, an environment whose source code mentions it is reset once.
+
     Args:
-        id: a registered id, `module:id` to import the module that registers it, or a class or function.
+        id: a registered id, `module:id` to import the module that registers it, or a class or function or its dotted
+            path.
         wrappers: applied in order, the first one innermost.
         kwargs: passed to `gymnasium.make`, or to the class or function.
 
@@ -130,32 +144,31 @@ def make_gymnasium_env(
 
     """
     name = repr(id) if isinstance(id, str) else getattr(id, "__qualname__", repr(id))
-    env = _gymnasium_make(id, **kwargs) if isinstance(id, str) else _call_factory(id, name, kwargs)
+    with error_filters_removed():
+        env = _make_unwrapped(id, name, kwargs)
     env = _without_order_enforcing(env)
     if wrappers:
         env = RawEpisodeReward(env)  # innermost, to read the rewards before wrappers change them
     for index, wrapper in enumerate(wrappers):
-        env = _wrapped(env, wrapper, f"env.wrappers[{index}]", name)
+        env = wrapped(env, wrapper, f"env.wrappers[{index}]", name)
     for attribute in ("observation_space", "action_space"):
         space = getattr(env, attribute, None)
         if not isinstance(space, gymnasium.Space):
             raise EnvironmentFailure(f"environment {name} has {attribute}={space}; set it to one of gymnasium.spaces")
-    return env
+    return with_action_mask(env) if may_report_mask(env) else env
 
 
-def _call_factory(factory: EnvFactory, name: str, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
-    if not callable(factory):
-        raise ConfigurationError(
-            f"env.id={name} is not an id, a class, a function that makes an environment or a gymnasium.vector "
-            "environment; pass a function that returns it"
-        )
+def _make_unwrapped(id: str | EnvFactory, name: str, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:  # noqa: A002
+    """Make an environment from an id, or from a class or function or its dotted path."""
+    factory: str | EnvFactory = id
     try:
-        env = factory(**kwargs)
-    except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
+        if isinstance(id, str) and id not in gymnasium.registry:
+            factory = find_factory(id) or id
+        if any(isinstance(value, list) for value in kwargs.values()):
+            kwargs = with_tuples(factory, kwargs)
+    except Exception as error:  # noqa: BLE001 - a module that is imported may raise anything
         raise environment_failure(f"environment {name} cannot be made", error) from None
-    if not isinstance(env, gymnasium.Env):
-        raise EnvironmentFailure(f"{name} returned {type(env).__name__}, not a gymnasium.Env; return an environment")
-    return env
+    return _gymnasium_make(factory, **kwargs) if isinstance(factory, str) else call_factory(factory, name, kwargs)
 
 
 def _gymnasium_make(id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa: A002
@@ -165,33 +178,10 @@ def _gymnasium_make(id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa:
     except gymnasium.error.DependencyNotInstalled as error:
         raise EnvironmentFailure(f"environment {id!r} needs a package that is missing: {error}") from error
     except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
-        hint = ""
-        if isinstance(error, gymnasium.error.UnregisteredEnv):
-            hint = did_you_mean(id, gymnasium.registry)
-        if isinstance(error, gymnasium.error.NameNotFound) and ":" not in id:
-            hint += f"; if a module of yours registers it, use env.id=module:{id}"
-        if isinstance(error, ModuleNotFoundError) and id.startswith("minigrid:"):
-            hint = "; pip install 'torchppo[minigrid]'"
-        raise EnvironmentFailure(f"environment {id!r} cannot be made: {error}{hint}") from error
+        hint = hint_for(id, error) or tuple_hint(error, kwargs)
+        raise EnvironmentFailure(f"environment {id!r} cannot be made: {str(error).rstrip('.')}{hint}") from error
     except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
-        raise environment_failure(f"environment {id!r} cannot be made", error) from None
-
-
-def _wrapped(env: gymnasium.Env[Any, Any], wrapper: Wrapper, key: str, name: str) -> gymnasium.Env[Any, Any]:
-    """Apply one wrapper; `key` and `name` name the wrapper and the environment in errors."""
-    if not callable(wrapper):
-        raise ConfigurationError(
-            f"{key}={wrapper} is not callable; write {{_target_: gymnasium.wrappers.ClipAction, _partial_: true}}"
-        )
-    try:
-        env = wrapper(env)
-    except Exception as error:  # noqa: BLE001 - a wrapper may raise anything
-        raise environment_failure(f"{key} failed for environment {name}", error) from None
-    if isinstance(env, NormalizeObservation):
-        raise ConfigurationError(
-            f"{key} keeps statistics that evaluation and checkpoints do not have; use policy.normalize_observation=true"
-        )
-    return env
+        raise environment_failure(f"environment {id!r} cannot be made", error, tuple_hint(error, kwargs)) from None
 
 
 def _without_order_enforcing(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
@@ -203,32 +193,24 @@ def _without_order_enforcing(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any,
     return env
 
 
-def fastest_num_workers(env_fn: EnvFn, num_envs: int, step_timeout: float = 60.0) -> int:
-    """Estimate the number of worker processes that steps `num_envs` environments fastest; 0 means this process.
+def may_report_mask(env: gymnasium.Env[Any, Any]) -> bool:
+    """Return whether discrete actions may have a mask: the code of the environment or of a wrapper mentions it."""
+    observation = env.observation_space
+    has_mask = isinstance(observation, spaces.Dict) and "action_mask" in observation.spaces
+    if has_mask or not isinstance(env.action_space, spaces.Discrete | spaces.MultiDiscrete):
+        return False
+    layers = [env]
+    while isinstance(layers[-1], gymnasium.Wrapper):
+        layers.append(layers[-1].env)
+    names = {base.__module__ for layer in layers for base in type(layer).__mro__}
+    return env.has_wrapper_attr("action_masks") or any(
+        "action_mask" in _source(name) for name in names if not name.startswith(OTHER_SOURCES)
+    )
 
-    Measures a few steps of one environment in a forked process. Returns 0 unless workers are at least 20%
-    faster, because they also occupy the cores that the update could use.
-    """
-    cores = min(num_cores(), num_envs)
-    if cores < 2:
-        return 0
-    seconds = run_in_subprocess(partial(_measure_step_seconds, env_fn), step_timeout)
-    parallel_seconds = math.ceil(num_envs / cores) * seconds + cores * WORKER_OVERHEAD_SECONDS
-    return cores if num_envs * seconds > 1.2 * parallel_seconds else 0
 
-
-def _measure_step_seconds(env_fn: EnvFn) -> float:
-    """Return the mean duration of a step with random actions."""
-    env = env_fn()
+def _source(module: str) -> str:
+    """Return the source code of a module; empty if there is none."""
     try:
-        env.action_space.seed(0)
-        _, info = env.reset(seed=0)
-        num_steps, start = 0, time.perf_counter()
-        while (seconds := time.perf_counter() - start) < MEASURE_SECONDS:
-            _, _, terminated, truncated, info = env.step(random_action(env.action_space, info))
-            if terminated or truncated:
-                _, info = env.reset()
-            num_steps += 1
-    finally:
-        close(env)
-    return seconds / num_steps
+        return inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):
+        return ""

@@ -17,7 +17,8 @@ from ..errors import ConfigurationError, EnvironmentFailure
 from .failures import environment_failure
 from .spaces.encoding import action_converter, encoder, identity
 from .spaces.specs import ALL_ENVS, StepArrays, action_spec, leaf_arrays, observation_dtype, observation_spec, subspaces
-from .vector.serial import SlicedVectorEnv
+from .vector.interface import SlicedVectorEnv
+from .vector.serial import error_filters_removed
 
 
 class VectorEnv(EnvBase):
@@ -29,6 +30,9 @@ class VectorEnv(EnvBase):
     action space before they reach the environment; the action in the data is the one the policy chose.
     `episode_reward` and `step_count` are those of TorchRL's `RewardSum` and `StepCounter`, except that
     `episode_reward` sums the rewards of the environment before any wrapper changes them.
+
+    `call`, `get_attr` and `set_attr` reach the environments and their wrappers, also in worker processes, as in
+    `gymnasium.vector`. They also work through TorchRL's `TransformedEnv`.
 
     Args:
         vector: a vector environment in `AutoresetMode.DISABLED`, so that the last observation of an episode is the
@@ -59,14 +63,45 @@ class VectorEnv(EnvBase):
         self._step_count = np.zeros(self.num_envs, np.int64)
         self._no_raw_episode_reward = np.full(self.num_envs, np.nan)
 
+    @property
+    def info_keys(self) -> tuple[str, ...]:
+        """Keys of the entries of `info` that are read at the end of an episode."""
+        return getattr(self.vector, "info_keys", ())
+
+    @property
+    def episode_info(self) -> NDArray[np.float64] | None:
+        """Values of `info_keys` in the last step of every environment's last episode (see `SlicedVectorEnv`)."""
+        return getattr(self.vector, "episode_info", None)
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of every environment or its wrappers and return the results."""
+        return tuple(self.vector.call(name, *args, **kwargs))
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Return an attribute of every environment or its wrappers."""
+        return tuple(self.vector.get_attr(name))
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an existing attribute of every environment or wrapper: to one value, or to a list of one per environment.
+
+        Raises:
+            ConfigurationError: if the number of values is wrong.
+            EnvironmentFailure: if an environment has no such attribute.
+
+        """
+        self.vector.set_attr(name, values)
+
     def _set_specs(self) -> None:
         batch = (self.num_envs,)
         observation = observation_spec(self.vector.single_observation_space)
         action = action_spec(self.vector.single_action_space)
+        info = {name: Unbounded((*batch, 1)) for name in getattr(self.vector, "listed_info_keys", ())}
+        self._info_indices = {name: self.info_keys.index(name) for name in info}
         self.observation_spec = Composite(
             observation=observation.expand(*batch, *observation.shape),
             episode_reward=Unbounded((*batch, 1)),
             step_count=Unbounded((*batch, 1), dtype=torch.int64),
+            **({"episode_info": Composite(info, shape=batch)} if info else {}),
             shape=batch,
         )
         self._dtype = observation_dtype(observation).base  # Gymnasium's vector environments may return float64
@@ -93,7 +128,8 @@ class VectorEnv(EnvBase):
         if mask is None:
             seed, self._seed = self._seed, None
         try:
-            observation, _ = self.vector.reset(seed=seed, options=None if mask is None else {"reset_mask": mask})
+            with error_filters_removed():
+                observation, _ = self.vector.reset(seed=seed, options=None if mask is None else {"reset_mask": mask})
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's own code may raise anything
             raise environment_failure("an environment failed", error) from None
         return observation.astype(self._dtype, copy=False)
@@ -150,7 +186,8 @@ class VectorEnv(EnvBase):
         mask = None if mask is None else mask.squeeze(-1).numpy()
         self._episode_reward[... if mask is None else mask] = 0.0
         self._step_count[... if mask is None else mask] = 0
-        return self._as_tensordict({**leaf_arrays(self.reset_arrays(mask)), **self._episode_statistics()})
+        arrays = {**leaf_arrays(self.reset_arrays(mask)), **self._episode_statistics()}
+        return self._as_tensordict(arrays | self._episode_info(np.zeros(self.num_envs, np.bool_)))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         if self._has_nested_actions:
@@ -167,7 +204,16 @@ class VectorEnv(EnvBase):
             "truncated": truncated,
             "done": terminated | truncated,
         }
-        return self._as_tensordict(arrays | self._episode_statistics())
+        return self._as_tensordict(arrays | self._episode_statistics() | self._episode_info(arrays["done"]))
+
+    def _episode_info(self, done: NDArray[np.bool_]) -> dict[NestedKey, NDArray[Any]]:
+        """Return the values of the listed `info_keys` where an episode ended, and NaN elsewhere."""
+        if not self._info_indices:
+            return {}
+        if done.any():
+            self.vector.read_episode_info(done)
+        values = {name: self.vector.episode_info[:, index] for name, index in self._info_indices.items()}
+        return {("episode_info", name): np.where(done, value, np.nan) for name, value in values.items()}
 
     def _episode_statistics(self) -> dict[NestedKey, NDArray[Any]]:
         return {"episode_reward": self._episode_reward, "step_count": self._step_count}

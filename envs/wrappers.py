@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import NormalizeObservation
 from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, EnvironmentFailure
+from .failures import environment_failure
+from .spaces.encoding import as_number
+
+Wrapper = Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]
 
 
 class RawEpisodeReward(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -25,7 +31,7 @@ class RawEpisodeReward(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._episode_reward += float(reward)
+        self._episode_reward += as_number(reward)
         return observation, reward, terminated, truncated, {**info, "raw_episode_reward": self._episode_reward}
 
 
@@ -80,13 +86,17 @@ class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
 
 
 class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Adds `info["action_mask"]` to the observation: `Dict(observation=<the original>, action_mask=MultiBinary)`.
+    """Adds the mask of valid actions to the observation: `Dict(observation=<the original>, action_mask=MultiBinary)`.
 
-    The environment must return a mask with every reset and step. It has one entry per action value, 1 where the value
-    is allowed: `[n]` for Discrete, `[sum(nvec)]` for MultiDiscrete (the masks of all dimensions, concatenated).
+    The mask comes from the method `action_masks()` of the environment or of a wrapper, or else from
+    `info["action_mask"]` of every reset and step. It has one entry per action value, 1 where the value is allowed:
+    `[n]` for Discrete, `[sum(nvec)]` for MultiDiscrete (the masks of all dimensions, concatenated or as a tuple).
+    Without a mask in the `info` of the last step of an episode, all actions count as valid there.
+
+    `make_gymnasium_env` applies this wrapper by itself if an environment with these actions reports a mask.
 
     Raises:
-        ConfigurationError: if the action space is neither Discrete nor one-dimensional MultiDiscrete.
+        ConfigurationError: if the action space is neither Discrete nor MultiDiscrete.
         EnvironmentFailure: at a reset or step without a mask of that size.
 
     """
@@ -96,33 +106,75 @@ class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
         match env.action_space:
             case spaces.Discrete(n=n):
                 self._size = int(n)
-            case spaces.MultiDiscrete(nvec=nvec) if nvec.ndim == 1:
+            case spaces.MultiDiscrete(nvec=nvec):
                 self._size = int(nvec.sum())
             case _:
                 raise ConfigurationError(f"ActionMask needs Discrete or MultiDiscrete actions, not {env.action_space}")
+        self._method = mask_method(env)
         self.observation_space = spaces.Dict(
             observation=env.observation_space, action_mask=spaces.MultiBinary(self._size)
         )
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)
-        return self._with_mask(observation, info), info
+        return self._with_mask(observation, info, is_last=False)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._with_mask(observation, info), reward, terminated, truncated, info
+        observation, info = self._with_mask(observation, info, is_last=bool(terminated) or bool(truncated))
+        return observation, reward, terminated, truncated, info
 
-    def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
-        if "action_mask" not in info:
+    def _with_mask(
+        self, observation: Any, info: dict[str, Any], *, is_last: bool
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the observation and `info`, both with the mask."""
+        if self._method is not None:
+            source, mask = "action_masks()", self._method()
+        else:
+            default = np.ones(self._size) if is_last else None
+            source, mask = 'info["action_mask"]', info.get("action_mask", default)
+        if mask is None:
             raise EnvironmentFailure(
-                f'{self.unwrapped} returned no info["action_mask"]; add it, or remove ActionMask from env.wrappers'
+                f'{self.unwrapped} returned no info["action_mask"]; add it to every reset and step, or remove it '
+                "everywhere"
             )
-        mask = np.asarray(info["action_mask"], np.int8)
-        if mask.shape != (self._size,):
+        flat = flat_mask(mask)
+        if flat.shape != (self._size,):
             raise EnvironmentFailure(
-                f'{self.unwrapped} returned an info["action_mask"] of shape {mask.shape}; expected ({self._size},)'
+                f"{self.unwrapped} returned {source} of shape {flat.shape}; expected ({self._size},)"
             )
-        return {"observation": observation, "action_mask": mask}
+        return {"observation": observation, "action_mask": flat}, {**info, "action_mask": flat}
+
+
+def mask_method(env: gymnasium.Env[Any, Any]) -> Callable[[], Any] | None:
+    """Return the method `action_masks` of an environment or of one of its wrappers, as sb3-contrib names it."""
+    method = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
+    return method if callable(method) else None
+
+
+def flat_mask(mask: Any) -> NDArray[np.int8]:
+    """Return a mask as an array `[num_choices]`; masks of the dimensions of a MultiDiscrete are concatenated."""
+    parts = mask if isinstance(mask, list | tuple) and any(np.ndim(part) for part in mask) else [mask]
+    return np.concatenate([np.asarray(part).astype(np.int8).reshape(-1) for part in parts])
+
+
+def with_action_mask(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Apply `ActionMask` to an environment with discrete actions if it reports a mask that fits.
+
+    Resets the environment if it has no method `action_masks`, because only the `info` of a reset shows the mask.
+    """
+    masked = ActionMask(env)
+    if mask_method(env) is not None:
+        return masked
+    try:
+        masked.reset()
+    except EnvironmentFailure as error:
+        if 'no info["action_mask"]' not in str(error):
+            warnings.warn(f"the action mask is not used: {error}", RuntimeWarning, stacklevel=2)
+        return env
+    except Exception:  # noqa: BLE001 - the first reset of the training reports it
+        return env
+    return masked
 
 
 def random_action(space: spaces.Space[Any], info: dict[str, Any]) -> Any:
@@ -130,7 +182,24 @@ def random_action(space: spaces.Space[Any], info: dict[str, Any]) -> Any:
     mask = info.get("action_mask")
     if mask is None:
         return space.sample()
-    mask = np.asarray(mask, np.int8)
+    mask = flat_mask(mask)
     if isinstance(space, spaces.MultiDiscrete):
         return space.sample(tuple(np.split(mask, np.cumsum(space.nvec)[:-1])))
     return space.sample(mask)
+
+
+def wrapped(env: gymnasium.Env[Any, Any], wrapper: Wrapper, key: str, name: str) -> gymnasium.Env[Any, Any]:
+    """Apply one wrapper; `key` and `name` name the wrapper and the environment in errors."""
+    if not callable(wrapper):
+        raise ConfigurationError(
+            f"{key}={wrapper} is not callable; write {{_target_: gymnasium.wrappers.ClipAction, _partial_: true}}"
+        )
+    try:
+        env = wrapper(env)
+    except Exception as error:  # noqa: BLE001 - a wrapper may raise anything
+        raise environment_failure(f"{key} failed for environment {name}", error) from None
+    if isinstance(env, NormalizeObservation):
+        raise ConfigurationError(
+            f"{key} keeps statistics that evaluation and checkpoints do not have; use policy.normalize_observation=true"
+        )
+    return env

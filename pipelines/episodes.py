@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,20 +22,21 @@ from .collectors.rollout_buffer import require_finite
 from .collectors.torchrl import TensorDictStep, steps
 from .collectors.vector import VectorRollouts
 from .distributed import on_rank_zero
+from .info_metrics import add_infos, ended_infos, mean_infos
 from .step_factory import EVALUATION_STEPS, Compile
 
 MAX_ENVS = 20
 """Maximum number of environments that an evaluation steps at once."""
-
 MAX_STEPS = 100_000
 """Maximum length of an episode of an evaluation: three times the longest episodes of Gymnasium and Atari."""
 
 
 class Evaluation(NamedTuple):
-    """Undiscounted raw returns and lengths of whole episodes."""
+    """Undiscounted raw returns and lengths of whole episodes, and the entries of `info` that they reported."""
 
     returns: list[float]
     lengths: list[int]
+    infos: Mapping[str, Collection[float]] = {}
 
     @property
     def mean(self) -> float:
@@ -47,8 +48,9 @@ class Evaluation(NamedTuple):
 
     @property
     def metrics(self) -> dict[str, float]:
-        lengths = float(np.mean(self.lengths))
-        return {"eval/mean_reward": self.mean, "eval/std_reward": self.std, "eval/mean_ep_len": lengths}
+        own = {"mean_reward": self.mean, "std_reward": self.std, "mean_ep_len": float(np.mean(self.lengths))}
+        metrics = {f"eval/{name}": value for name, value in own.items()}
+        return metrics | (mean_infos("eval", self.infos) if self.infos else {})
 
 
 def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, compile: Compile = False) -> Evaluation:  # noqa: A002
@@ -75,6 +77,7 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, compil
     missing[: episodes % num_envs] += 1
     returns: list[float] = []
     lengths: list[int] = []
+    infos: dict[str, Any] = {}
     for index, step in enumerate(rollout_episodes(actor, env, compile=compile)):
         require_finite(step.unsqueeze(1), name="evaluation", first_step=index)
         data = step["next"]
@@ -83,6 +86,8 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, compil
                 missing[env_index] -= 1
                 returns.append(data["episode_reward"].reshape(-1)[env_index].item())
                 lengths.append(data["step_count"].reshape(-1)[env_index].item())
+                if "episode_info" in data.keys():  # noqa: SIM118
+                    add_infos(infos, ended_infos(data, [env_index]))
         if not missing.any():
             break
         if data["step_count"].max() >= MAX_STEPS:
@@ -91,7 +96,7 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, compil
                 "+env.max_episode_steps=1000, or for a TorchRL environment "
                 "transforms=[{_target_: torchrl.envs.StepCounter, max_steps: 1000}]"
             )
-    return Evaluation(returns, lengths)
+    return Evaluation(returns, lengths, infos)
 
 
 class EvaluationEpisodes:

@@ -8,6 +8,7 @@ from ..errors import ConfigurationError
 from .build import env_name, evaluation_compile
 from .checkpoint import restore
 from .episodes import evaluate, num_envs_for
+from .info_metrics import mean_infos
 from .run_files.summary import Summary
 from .run_files.video import try_to_record_video
 
@@ -40,5 +41,6 @@ def evaluate_checkpoint(path: Path, *, episodes: int, seed: int, video: Path | N
         "eval_return_std": result.std,
         "eval_length_mean": sum(result.lengths) / len(result.lengths),
         "eval_episodes": episodes,
+        **mean_infos("eval", result.infos, "_"),
         "video": str(recorded) if recorded else None,
     }

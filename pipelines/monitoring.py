@@ -7,28 +7,24 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Collection, Mapping
-from functools import partial
+from collections.abc import Mapping
+from itertools import repeat
 from operator import itemgetter
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from tensordict import TensorDictBase
 from torch import nn
 
-from ..errors import ConfigurationError, NumericalError, did_you_mean
+from ..errors import ConfigurationError, NumericalError
 from .advantages import require_entries
 from .distributed import gathered
+from .info_metrics import add_infos, ended_infos, mean_infos
+from .monitors import EVALUATION_METRICS, check_early_stopping, check_monitors, delayed_metrics, wait_for_metrics
 
 logger = logging.getLogger("torchppo")
 
-EVALUATION_METRICS = ("eval/mean_reward", "eval/std_reward", "eval/mean_ep_len")
-DELAYED_METRICS = ("rollout/ep_rew_mean", "rollout/ep_len_mean", "train/kl", *EVALUATION_METRICS)
-"""Metrics that have no value before an episode has ended, or before the first evaluation."""
-
-OWN_METRICS = ("rollout/", "train/", "eval/", "time/")
 COMPONENTS = ("objective", "estimator", "critic_estimator", "update", "reward_normalizer")
 OPTIONS = ("total_frames", "max_grad_norm", "normalize_advantage", "value_pretraining")
 SCALARS = (bool, int, float, str)
@@ -57,7 +53,8 @@ class MonitoredModule(LightningModule):
     def on_fit_start(self) -> None:
         self._has_logged_hyperparameters = False
         self.trainer.log_every_n_steps = 1  # type: ignore[attr-defined] # Lightning sets it in another class
-        wait_for_metrics(self.trainer, DELAYED_METRICS)
+        if has_monitors(self.trainer):
+            wait_for_metrics(self.trainer, delayed_metrics(self.trainer))
 
     def teardown(self, stage: str) -> None:
         """Restore the callbacks that `wait_for_metrics` changed."""
@@ -93,14 +90,16 @@ class MonitoredModule(LightningModule):
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         if not self._has_logged_hyperparameters:
             self._has_logged_hyperparameters = True
-            check_monitors(self.trainer)
+            if has_monitors(self.trainer):
+                check_monitors(self.trainer)
             for logger in self.loggers:
                 logger.log_hyperparams(hyperparameters(self))
         for logger in self.loggers:
             logger.log_metrics(dict(metrics), step=self.frames)
             logger.save()
         set_step(self.trainer, self.frames)
-        check_early_stopping(self.trainer, metrics.keys())
+        if has_monitors(self.trainer):
+            check_early_stopping(self.trainer, metrics.keys())
 
     def validation_step(self, evaluation: Any) -> None:
         """Log the `Evaluation` that `EvaluationEpisodes` returns."""
@@ -116,7 +115,13 @@ class MonitoredModule(LightningModule):
         self.validation_step(evaluation)
 
     def on_validation_end(self) -> None:
-        check_early_stopping(self.trainer, EVALUATION_METRICS)
+        names = (*EVALUATION_METRICS, *(name for name in self.trainer.callback_metrics if name.startswith("eval/")))
+        check_early_stopping(self.trainer, names)
+
+
+def has_monitors(trainer: Trainer) -> bool:
+    """Return whether a callback may monitor a metric."""
+    return bool(trainer.early_stopping_callbacks or trainer.checkpoint_callbacks)
 
 
 def hyperparameters(module: Any) -> dict[str, Any]:
@@ -157,93 +162,55 @@ def set_step(trainer: Trainer, frames: int) -> None:
     trainer.fit_loop.epoch_loop._batches_that_stepped = frames
 
 
-def check_early_stopping(trainer: Trainer, names: Collection[str]) -> None:
-    """Make every `EarlyStopping` that monitors one of `names` check its metric. Tested with Lightning 2.6."""
-    wait_for_metrics(trainer, names)
-    for callback in trainer.early_stopping_callbacks:
-        if callback.monitor in names and not EarlyStopping._should_skip_check(callback, trainer):
-            callback._run_early_stopping_check(trainer)
-
-
-def check_monitors(trainer: Trainer) -> None:
-    """Raise a ConfigurationError if a callback monitors a torchppo metric that does not exist."""
-    names = {*trainer.callback_metrics, *DELAYED_METRICS}
-    for callback in (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks):
-        monitor = getattr(callback, "monitor", None) or ""
-        if monitor.startswith(OWN_METRICS) and monitor not in names:
-            raise ConfigurationError(
-                f"{type(callback).__name__} monitors {monitor}, which does not exist{did_you_mean(monitor, names)}; "
-                f"use one of {', '.join(sorted(names))}"
-            )
-
-
-def wait_for_metrics(trainer: Trainer, names: Collection[str]) -> None:
-    """Change the times at which callbacks that monitor one of `names` act. Tested with Lightning 2.6.
-
-    In Lightning, `EarlyStopping` checks after epochs or validations. In torchppo, an epoch is the whole training, so
-    `check_early_stopping` runs the check. `ModelCheckpoint` saves as in Lightning, but not before the metric exists.
-    If it monitors a metric of evaluations, it saves only after an evaluation.
-    """
-    for callback in (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks):
-        if getattr(callback, "monitor", None) not in names:
-            continue
-        if isinstance(callback, EarlyStopping):
-            vars(callback)["_should_skip_check"] = always
-        elif isinstance(callback, ModelCheckpoint):
-            vars(callback)["_should_skip_saving_checkpoint"] = partial(skips_saving, callback)
-            if callback.monitor in EVALUATION_METRICS:
-                callback._save_on_train_epoch_end = False
-
-
-def always(_: Trainer) -> bool:
-    """Return True, so that `EarlyStopping` skips Lightning's own checks."""
-    return True
-
-
-def skips_saving(callback: ModelCheckpoint, trainer: Trainer) -> bool:
-    """Return whether a `ModelCheckpoint` skips saving. Tested with Lightning 2.6."""
-    is_missing = callback.monitor not in trainer.callback_metrics
-    return is_missing or ModelCheckpoint._should_skip_saving_checkpoint(callback, trainer)
-
-
 class EpisodeStatistics:
     """Returns and lengths of the last 100 training episodes of all ranks.
 
     Attributes:
         episodes: `(return, length)` of each episode, oldest first.
+        infos: the last 100 values of every entry of `info` that episodes reported.
         num_episodes: number of episodes that have ended since training started.
 
     """
 
     def __init__(self) -> None:
         self.episodes: deque[tuple[float, int]] = deque(maxlen=100)
+        self.infos: dict[str, deque[float]] = {}
         self.num_episodes = 0
 
     def update(self, rollout: TensorDictBase) -> None:
         """Add the episodes that ended in a rollout `[num_envs, time]`, in the order of time."""
         require_entries(rollout, ("next", "episode_reward"), ("next", "step_count"))
-        data = rollout["next"].select("done", "episode_reward", "step_count").transpose(0, 1)
+        data = (
+            rollout["next"].select("done", "episode_reward", "step_count", "episode_info", strict=False).transpose(0, 1)
+        )
         done = data["done"]
         columns = (done.nonzero()[:, 0], data["episode_reward"][done], data["step_count"][done])
-        ended = gathered([*zip(*(column.tolist() for column in columns), strict=True)])
-        self.episodes.extend((reward, length) for _, reward, length in sorted(ended, key=itemgetter(0)))
+        infos = ended_infos(data, done) if "episode_info" in rollout["next"].keys() else repeat({})  # noqa: SIM118
+        ended = gathered([*zip(*(column.tolist() for column in columns), infos, strict=False)])
+        ended.sort(key=itemgetter(0))
+        self.episodes.extend((reward, length) for _, reward, length, _ in ended)
+        if any(info for *_, info in ended):
+            add_infos(self.infos, [info for *_, info in ended], max_length=100)
         self.num_episodes += len(ended)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Mean return and length. Empty before the first episode has ended."""
+        """Mean return, length and entries of `info`. Empty before the first episode has ended."""
         if not self.episodes:
             return {}
         rewards, lengths = zip(*self.episodes, strict=True)
         return {
             "rollout/ep_rew_mean": sum(rewards) / len(rewards),
             "rollout/ep_len_mean": sum(lengths) / len(lengths),
+            **(mean_infos("rollout", self.infos) if self.infos else {}),
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"num_episodes": self.num_episodes, "episodes": list(self.episodes)}
+        infos = {name: list(values) for name, values in self.infos.items()}
+        return {"num_episodes": self.num_episodes, "episodes": list(self.episodes), "episode_infos": infos}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.num_episodes = state["num_episodes"]
         self.episodes.clear()
         self.episodes.extend(tuple(episode) for episode in state["episodes"])
+        self.infos = {name: deque(values, maxlen=100) for name, values in state["episode_infos"].items()}

@@ -45,6 +45,25 @@ def encode_spaces(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     return env if encode is decode is identity else EncodeSpaces(env, encode, decode)
 
 
+def as_number(value: Any) -> float:
+    """Return a reward or flag as a number: a NumPy scalar, a tensor, or an array or list of one element.
+
+    Raises:
+        EnvironmentFailure: if it is not one number.
+
+    """
+    if isinstance(value, float):
+        return value
+    try:
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float64)
+        return float(array.reshape(()))
+    except (TypeError, ValueError):
+        shown = repr(value) if len(repr(value)) < 80 else f"{type(value).__name__} {np.shape(value)}"
+        raise EnvironmentFailure(
+            f"an environment returned {shown} as a reward or flag; return one number per step"
+        ) from None
+
+
 def identity(value: Any) -> Any:
     return value
 
@@ -166,6 +185,8 @@ def check_first_observations(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any,
     def step(action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         uninstall()
         observation, reward, terminated, truncated, info = env.step(action)
+        if isinstance(terminated, list | tuple) or isinstance(truncated, list | tuple):  # [False] would count as true
+            raise EnvironmentFailure(f"an environment returned {terminated=} and {truncated=}; return a bool for each")
         raise_on_mismatch(env, observation)
         return observation, reward, terminated, truncated, info
 

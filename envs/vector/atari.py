@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ...errors import EnvironmentFailure, did_you_mean
 from ..spaces.specs import ALL_ENVS, StepArrays, step_arrays_for
-from .serial import EnvDescription, SlicedVectorEnv, env_seeds, init_vector_env
+from .interface import SlicedVectorEnv
+from .serial import EnvDescription, env_seeds, init_vector_env
 
 
 class SplitAtariVectorEnv(SlicedVectorEnv):

@@ -7,6 +7,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...errors import EnvironmentFailure
+from ...errors import ConfigurationError, EnvironmentFailure
 from ..failures import environment_failure
 
 Result = TypeVar("Result")
@@ -26,6 +27,20 @@ Result = TypeVar("Result")
 CRASH_HINT = "-9 often means too little memory, -11 a crash of the environment; try env.num_workers=0"
 SPIN_SECONDS = 1e-3
 """How long a waiting process yields its core before it sleeps. Waking up takes 50 us and may need another core."""
+
+
+def can_fork() -> bool:
+    """Return whether processes can be forked, which Windows does not support."""
+    return "fork" in multiprocessing.get_all_start_methods()
+
+
+def require_fork(num_workers: int) -> None:
+    """Raise a ConfigurationError if worker processes do not work on this system."""
+    if not can_fork():
+        raise ConfigurationError(
+            f"env.num_workers={num_workers} needs processes that fork, which {sys.platform} does not support; set "
+            "env.num_workers=0"
+        )
 
 
 def run_in_subprocess(function: Callable[[], Result], step_timeout: float) -> Result:
@@ -122,5 +137,12 @@ def acquire(semaphore: Any, timeout: float) -> bool:
     while time.perf_counter() < spin_until:
         if semaphore.acquire(False):
             return True
-        os.sched_yield()
+        _yield_core()
     return bool(semaphore.acquire(timeout=timeout))
+
+
+def _sleep_briefly() -> None:
+    time.sleep(0)
+
+
+_yield_core = getattr(os, "sched_yield", _sleep_briefly)

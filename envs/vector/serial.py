@@ -1,10 +1,10 @@
-"""The interface of our vector environments, and the one that steps its environments in this process."""
+"""A vector environment that steps its environments in this process, and functions that others share with it."""
 
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -14,45 +14,27 @@ from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from ..spaces.encoding import check_first_observations, encode_spaces
-from ..spaces.specs import ALL_ENVS, StepArrays, action_spec, observation_spec, step_arrays_for
+from ...errors import ConfigurationError
+from ..failures import environment_failure
+from ..spaces.encoding import as_number, check_first_observations, encode_spaces
+from ..spaces.specs import ALL_ENVS, Allocate, StepArrays, action_spec, observation_spec, step_arrays_for
+from .interface import SUCCESS_KEYS, SlicedVectorEnv, call_env, info_number
 
 EnvFn = Callable[[], gymnasium.Env[Any, Any]]
-
-
-class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
-    """Base class of vector environments that step slices of their environments and reset only on request."""
-
-    @abstractmethod
-    def send(self, actions: Any, env_slice: slice = ALL_ENVS) -> None:
-        """Start a step of the environments in `env_slice`."""
-
-    @abstractmethod
-    def receive(self, env_slice: slice = ALL_ENVS) -> StepArrays:
-        """Wait for the step of the environments in `env_slice`. An episode ends with its true final observation."""
-
-    def step(
-        self, actions: Any
-    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        self.send(actions)
-        observation, reward, terminated, truncated, raw_episode_reward = self.receive()
-        return observation, reward, terminated, truncated, {"raw_episode_reward": raw_episode_reward}
-
-    def double_buffer_groups(self) -> list[slice]:
-        """Return two groups of environments that can be stepped independently; empty if there are none."""
-        return []
 
 
 class SerialVectorEnv(SlicedVectorEnv):
     """Steps its environments one after the other in this process.
 
     It is faster than Gymnasium's `SyncVectorEnv`, which merges the `info` of all environments at every step. Here
-    `info` is dropped, except for `raw_episode_reward`. Observations of a Dict or Tuple space are structured arrays.
-    Actions of such a space must be structured arrays too (see `action_converter`).
+    `info` is dropped, except for `raw_episode_reward` and `info_keys`. Observations of a Dict or Tuple space are
+    structured arrays. Actions of such a space must be structured arrays too (see `action_converter`).
 
     Args:
         env_fns: one function per environment that makes it.
         arrays: arrays that the steps write to; `None` allocates them.
+        info_keys: entries of `info` to read at the end of an episode, in addition to `SUCCESS_KEYS`.
+        episode_info: array that they are written to; `None` allocates it.
 
     Raises:
         EnvironmentFailure: if a space is not supported; while running, if one of the first two observations of an
@@ -60,7 +42,15 @@ class SerialVectorEnv(SlicedVectorEnv):
 
     """
 
-    def __init__(self, env_fns: Sequence[EnvFn], arrays: StepArrays | None = None) -> None:
+    episode_info: NDArray[np.float64]
+
+    def __init__(
+        self,
+        env_fns: Sequence[EnvFn],
+        arrays: StepArrays | None = None,
+        info_keys: Sequence[str] = (),
+        episode_info: NDArray[np.float64] | None = None,
+    ) -> None:
         self.envs: list[gymnasium.Env[Any, Any]] = []
         try:
             for env_fn in env_fns:
@@ -71,6 +61,10 @@ class SerialVectorEnv(SlicedVectorEnv):
         init_vector_env(self, describe_env(self.envs[0]), len(self.envs))
         self.spec = self.envs[0].spec
         self.arrays = step_arrays_for(self.single_observation_space, self.num_envs) if arrays is None else arrays
+        self.info_keys, self.listed_info_keys = all_info_keys(info_keys), tuple(info_keys)
+        self.episode_info = episode_info_for(self.info_keys, self.num_envs) if episode_info is None else episode_info
+        self._infos: list[dict[str, Any] | None] = [None] * self.num_envs  # of the last step, `None` after a reset
+        self._missing: set[str] = set()
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -78,20 +72,52 @@ class SerialVectorEnv(SlicedVectorEnv):
         """Reset all environments, or those of `options["reset_mask"]` (bool, `[num_envs]`)."""
         seeds = env_seeds(seed, self.num_envs)
         for index in reset_indices(options, self.num_envs):
+            self._read_info(index)
             self.arrays.observation[index], _ = self.envs[index].reset(seed=seeds[index])
+            self._infos[index] = None
         return self.arrays.observation, {}
 
     def send(self, actions: Any, env_slice: slice = ALL_ENVS) -> None:
         observations, rewards, terminated, truncated, raw_episode_rewards = self.arrays
         for index, action in zip(range(self.num_envs)[env_slice], actions, strict=True):
-            observations[index], rewards[index], terminated[index], truncated[index], info = self.envs[index].step(
-                action
-            )
+            observations[index], reward, terminated[index], truncated[index], info = self.envs[index].step(action)
+            try:
+                rewards[index] = reward
+            except (TypeError, ValueError, Warning):  # an array of one element, or a tensor with a gradient
+                rewards[index] = as_number(reward)
+            self._infos[index] = info
             if "raw_episode_reward" in info:
                 raw_episode_rewards[index] = info["raw_episode_reward"]
 
     def receive(self, env_slice: slice = ALL_ENVS) -> StepArrays:
         return self.arrays.select(env_slice)
+
+    def read_episode_info(self, mask: NDArray[np.bool_]) -> None:
+        for index in np.flatnonzero(mask).tolist():
+            self._read_info(index)
+
+    def _read_info(self, index: int) -> None:
+        info = self._infos[index]
+        if info is None:
+            return
+        for position, key in enumerate(self.info_keys):
+            value = info.get(key)
+            if value is None and key not in self._missing and key not in SUCCESS_KEYS:
+                self._missing.add(key)
+                reported = ", ".join(map(str, info)) or "nothing"
+                message = f"env.info_keys: an episode ended without info[{key!r}]; its last info has {reported}"
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
+            self.episode_info[index, position] = np.nan if value is None else info_number(key, value)
+
+    def call_envs(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        name, *others = args
+        values = others.pop() if method == "set_attr" else [None] * self.num_envs
+        try:
+            return tuple(
+                call_env(env, method, name, value, others, kwargs) for env, value in zip(self.envs, values, strict=True)
+            )
+        except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
+            raise environment_failure(f"{method}({name!r}) failed", error) from None
 
     def render(self) -> tuple[Any, ...]:
         return tuple(env.render() for env in self.envs)
@@ -99,6 +125,43 @@ class SerialVectorEnv(SlicedVectorEnv):
     def close_extras(self, **kwargs: Any) -> None:
         for env in self.envs:
             close(env)
+
+
+def all_info_keys(info_keys: Sequence[str]) -> tuple[str, ...]:
+    """Return `SUCCESS_KEYS` and further keys, each once.
+
+    Raises:
+        ConfigurationError: if `info_keys` is not a list of strings.
+
+    """
+    if isinstance(info_keys, str) or not all(isinstance(key, str) for key in info_keys):
+        raise ConfigurationError(f"env.info_keys={info_keys} is not a list of names; write env.info_keys=[name]")
+    return tuple(dict.fromkeys((*SUCCESS_KEYS, *info_keys)))
+
+
+def episode_info_for(info_keys: Sequence[str], num_envs: int, allocate: Allocate = np.zeros) -> NDArray[np.float64]:
+    """Allocate `SlicedVectorEnv.episode_info`."""
+    array = allocate((num_envs, len(info_keys)), np.float64)
+    array[:] = np.nan
+    return array
+
+
+@contextmanager
+def error_filters_removed() -> Iterator[None]:
+    """Remove filters that turn all warnings into errors and that the code of an environment adds.
+
+    Some packages call `warnings.filterwarnings("error")` when they are imported. It would turn the warnings of all
+    other libraries into errors. Other filters are kept.
+    """
+    before = warnings.filters[:]
+    try:
+        yield
+    finally:
+        if warnings.filters != before:
+            kept = [one for one in warnings.filters if one[0] != "error" or one in before]
+            if kept != warnings.filters:
+                warnings.resetwarnings()  # also forgets the cached decisions
+                warnings.filters.extend(kept)  # type: ignore[attr-defined] # a list
 
 
 class EnvDescription(NamedTuple):

@@ -23,7 +23,7 @@ Body = Callable[[torch.Size], nn.Module]
 """A function from the shape of one observation to a module `[*, *shape] -> [*, features]`."""
 
 ACTION_MASK = "action_mask"
-EPISODE_ENTRIES = ("episode_reward", "step_count", "is_init", "collector")
+EPISODE_ENTRIES = ("episode_reward", "step_count", "episode_info", "is_init", "collector")
 """Entries of an environment that describe the episode. A policy does not read them."""
 
 

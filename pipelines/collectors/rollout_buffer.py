@@ -223,6 +223,7 @@ def require_finite(data: TensorDictBase, *, name: str = "rollout", first_step: i
     observation = data.select("observation", strict=False)
     if observation.is_empty():  # then check every entry that exists before and after a step
         observation = data["next"].select(*data.keys(include_nested=True, leaves_only=True), strict=False)
+        observation = observation.exclude("episode_info")  # NaN where an episode does not end
     for key in observation.keys(include_nested=True, leaves_only=True):
         raise_if_not_finite(key, data["next"][key], name, first_step)
         raise_if_not_finite(key, data[key], name, first_step - 1)

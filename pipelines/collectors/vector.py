@@ -12,6 +12,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from ...envs import ALL_ENVS, VectorEnv
+from ..info_metrics import EpisodeInfo, write_episode_info
 from ..step_factory import Compile, PolicyFunction
 from .recurrent_context import RecurrentContext
 from .rollout_buffer import EpisodeCounters, RolloutBuffer
@@ -60,6 +61,7 @@ class VectorRollouts:
             self._counters = EpisodeCounters(self.env.num_envs)
         first, self._observation = self._observation, None  # stays `None` if this rollout is interrupted
         self.policy.refresh()
+        self._infos: list[EpisodeInfo] = []
         device, states = self.policy.device, self.policy.state_shapes
         if states:
             self._context = RecurrentContext(states, self.num_steps, self.env.num_envs, device, self._context)
@@ -72,7 +74,8 @@ class VectorRollouts:
         self._observation = buffer.observations.array[-1].copy()
         self._is_init = buffer.is_init[-1].copy()
         windows = self._context.windows() if self._context else {}
-        return buffer.as_tensordict(self.policy.output_keys, windows, self._counters)
+        rollout = buffer.as_tensordict(self.policy.output_keys, windows, self._counters)
+        return write_episode_info(rollout, self.env.info_keys, self._infos) if self._infos else rollout
 
     def _collect(self, buffer: RolloutBuffer) -> None:
         for step in range(self.num_steps):
@@ -112,6 +115,9 @@ class VectorRollouts:
             observation = self.env.reset_arrays(mask)
             self.seconds[self._stepping] += time.perf_counter() - start
             buffer.observations.array[step + 1, env_slice] = observation[env_slice]
+            info = self.env.episode_info
+            if info is not None and not np.isnan(info[ended]).all():
+                self._infos.append(EpisodeInfo(step, ended, info[ended]))
 
 
 def is_action(key: NestedKey) -> bool:

@@ -17,8 +17,10 @@ from rich.table import Column, Table
 
 from ... import __version__
 from ..collectors.collector import seconds_of
+from ..info_metrics import mean_infos
 
 Summary = dict[str, Any]
+EVALUATION_KEYS = ("eval_return_mean", "eval_return_std", "eval_length_mean", "eval_episodes")
 
 
 def make_summary(
@@ -58,6 +60,8 @@ def make_summary(
         "eval_return_mean": evaluation.mean if evaluation else None,
         "eval_return_std": evaluation.std if evaluation else None,
         "eval_episodes": len(evaluation.returns) if evaluation else 0,
+        **(mean_infos("train", ppo.episodes.infos, "_") if ppo.episodes.infos else {}),
+        **(mean_infos("eval", evaluation.infos, "_") if evaluation and evaluation.infos else {}),
         "time": {**shares, "other": 1 - sum(shares.get(name, 0.0) for name in ("collect", "estimate", "update"))},
         "exit": "interrupted" if was_interrupted else "completed",
         "version": __version__,
@@ -131,6 +135,8 @@ def print_evaluation(report: Summary) -> None:
     table.add_row("return", f"{report['eval_return_mean']:.1f} +- {report['eval_return_std']:.1f}")
     table.add_row("length", f"{report['eval_length_mean']:.1f}")
     table.add_row("episodes", str(report["eval_episodes"]))
+    for name in [key for key in report if key.startswith("eval_") and key not in EVALUATION_KEYS]:
+        table.add_row(name.removeprefix("eval_"), f"{report[name]:.4g}")
     Console().print(table)
     print_files({name: Path(report[name]) for name in ("checkpoint", "video") if report[name]})
 

@@ -115,7 +115,7 @@ class TestEpisodes:
     def test_are_distributed_equally_over_the_environments(
         self, episodes: int, per_env: tuple[int, ...], make_actor_and_env: Callable[..., ActorAndEnv]
     ) -> None:
-        returns, lengths = evaluate(*make_actor_and_env(), episodes)
+        returns, lengths, _ = evaluate(*make_actor_and_env(), episodes)
         expected = [length for length, number in zip(LENGTHS, per_env, strict=True) for _ in range(number)]
         assert sorted(lengths) == expected
         return_by_length = {2: 2.0, 3: 30.0, 7: 700.0}

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 import torch
 
-from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv, make, make_env
+from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv, make_env
 from torchppo.envs.make import make_gymnasium_env
+from torchppo.envs.vector import num_workers as num_workers_of_cores
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 
 
@@ -206,7 +207,7 @@ class TestFailures:
                 time.sleep(2e-3)
                 return self.env.step(action)
 
-        monkeypatch.setattr(make, "num_cores", lambda: 2)
+        monkeypatch.setattr(num_workers_of_cores, "num_cores", lambda: 2)
         env = make_env(counting_id, 2, num_workers=num_workers, step_timeout=30.0, wrappers=[ThreadWrapper])
         assert isinstance(env.vector, SubprocessVectorEnv)
         env.reset_arrays()
@@ -226,7 +227,7 @@ class TestFailures:
                 time.sleep(2e-3)
                 return self.env.step(int(action + 0 * (torch.ones(300, 300) @ torch.ones(300, 300)).sum()))
 
-        monkeypatch.setattr(make, "num_cores", lambda: 2)
+        monkeypatch.setattr(num_workers_of_cores, "num_cores", lambda: 2)
         before = torch.get_num_threads()
         torch.set_num_threads(2)
         torch.ones(300, 300) @ torch.ones(300, 300)

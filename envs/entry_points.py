@@ -1,0 +1,157 @@
+"""Finds the class or function behind an id, fits keyword arguments to it, and explains why an environment fails."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium
+
+from ..errors import ConfigurationError, EnvironmentFailure, did_you_mean
+from .failures import environment_failure
+
+OLD_ATARI_ID = re.compile(r"(ale_py:)?(?P<game>[A-Z][A-Za-z0-9]*?)(-ram)?(NoFrameskip|Deterministic)?-v[045]")
+EnvFactory = Callable[..., gymnasium.Env[Any, Any]]
+"""A class of Gymnasium environments, or a function that returns one."""
+
+TUPLE_HINT = "; to pass a tuple instead of a list, write {_target_: builtins.tuple, _args_: [[64,64]]}"
+
+
+def find_factory(id: str) -> Callable[..., Any] | None:  # noqa: A002
+    """Return the class or function that `package.module.Name` or `module:Name` names; `None` for any other id.
+
+    Raises:
+        ImportError: if the module exists, but cannot be imported.
+
+    """
+    module, separator, name = id.rpartition(":" if ":" in id else ".")
+    if not separator or not module or not name.isidentifier() or not is_module(module):
+        return None
+    factory = getattr(importlib.import_module(module), name, None)
+    is_registered = separator == ":" and name in gymnasium.registry
+    return factory if callable(factory) and not is_registered else None
+
+
+def is_module(name: str) -> bool:
+    """Return whether a module can be found. Imports its parent packages."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ModuleNotFoundError, ValueError):
+        return False
+
+
+def with_tuples(factory: str | Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Convert lists to tuples for the parameters whose default or annotation is a tuple.
+
+    YAML and the command line have no tuples. Lists inside of dictionaries are not converted, because nothing tells
+    their type.
+
+    Args:
+        factory: an id, or the class or function that receives the arguments.
+        kwargs: the arguments.
+
+    """
+    expected = {name for one in _functions(factory) for name in _tuple_parameters(one)}
+    if isinstance(factory, str) and (spec := gymnasium.registry.get(factory.rpartition(":")[2])):
+        expected |= {name for name, value in spec.kwargs.items() if isinstance(value, tuple)}
+    return {key: _as_tuple(value) if key in expected else value for key, value in kwargs.items()}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
+
+
+def _functions(factory: str | Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Yield the functions that receive the arguments: for a class, the constructors of the class and its bases."""
+    target: Any = factory
+    if isinstance(factory, str):
+        module, _, name = factory.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        spec = gymnasium.registry.get(name)
+        target = spec.entry_point if spec else None
+        if isinstance(target, str):
+            target = gymnasium.envs.registration.load_env_creator(target)
+    if isinstance(target, type):
+        yield from (vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base))
+    elif target is not None:
+        yield target
+
+
+def _tuple_parameters(function: Callable[..., Any]) -> Iterator[str]:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # written in C
+        return
+    for name, parameter in parameters.items():
+        annotation = parameter.annotation
+        text = annotation if isinstance(annotation, str) else ""
+        origin = typing.get_origin(annotation) or annotation
+        options = (origin, *(typing.get_origin(option) or option for option in typing.get_args(annotation)))
+        is_tuple = re.match(r"(typing\.)?(Optional\[)?([Tt]uple)\b", text) or tuple in options
+        if isinstance(parameter.default, tuple) or (is_tuple and list not in options):
+            yield name
+
+
+def contains_list(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(contains_list, value.values()))
+    return isinstance(value, list)
+
+
+def call_factory(factory: EnvFactory, name: str, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    if not callable(factory):
+        raise ConfigurationError(
+            f"env.id={name} is not an id, a class, a function that makes an environment or a gymnasium.vector "
+            "environment; pass a function that returns it"
+        )
+    try:
+        env = factory(**kwargs)
+    except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
+        raise environment_failure(f"environment {name} cannot be made", error, tuple_hint(error, kwargs)) from None
+    if not isinstance(env, gymnasium.Env):
+        raise EnvironmentFailure(f"{name} returned {type(env).__name__}, not a gymnasium.Env; return an environment")
+    return env
+
+
+def tuple_hint(error: Exception, kwargs: dict[str, Any]) -> str:
+    """Return how to write a tuple if a list in the arguments may have caused the error."""
+    mentions_list = isinstance(error, TypeError | AssertionError) or "tuple" in str(error) or "list" in str(error)
+    return TUPLE_HINT if mentions_list and contains_list(kwargs) else ""
+
+
+def hint_for(id: str, error: Exception) -> str:  # noqa: A002
+    """Return what to do about an error of `gymnasium.make`, to be appended to its message."""
+    if atari := _atari_hint(id, error):
+        return atari
+    hint = ""
+    if isinstance(error, gymnasium.error.UnregisteredEnv):
+        hint = did_you_mean(id, gymnasium.registry)
+    if isinstance(error, gymnasium.error.NameNotFound) and ":" not in id:
+        hint += f"; if a module of yours registers it, use env.id=module:{id}; to name a class, env.id=module.Class"
+    if isinstance(error, ModuleNotFoundError) and id.startswith("minigrid:"):
+        hint = "; pip install 'torchppo[minigrid]'"
+    return hint
+
+
+def _atari_hint(id: str, error: Exception) -> str:  # noqa: A002
+    """Explain the ids of OpenAI Gym, such as `PongNoFrameskip-v4`, which ale-py registers when it is imported."""
+    match = OLD_ATARI_ID.fullmatch(id)
+    if match is None or not isinstance(error, gymnasium.error.UnregisteredEnv | ModuleNotFoundError):
+        return ""
+    new = f"ALE/{match['game']}-v5"
+    if importlib.util.find_spec("ale_py") is None:
+        is_old = match[4] or match[3]
+        return f"; Atari games need pip install 'torchppo[atari]' and env.id={new}" if is_old else ""
+    importlib.import_module("ale_py")
+    if new not in gymnasium.registry:
+        return ""
+    return (
+        f"; this is an old Atari id: use env=atari env.id={new}, which skips, stacks and resizes frames like "
+        f"the usual wrappers, or env.id=ale_py:{id} for the plain game"
+    )

@@ -1,0 +1,114 @@
+"""The interface of our vector environments, and what they read from and call in a single environment."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
+from numpy.typing import NDArray
+
+from ...errors import ConfigurationError, EnvironmentFailure
+from ..spaces.encoding import as_number
+from ..spaces.specs import ALL_ENVS, StepArrays
+
+SUCCESS_KEYS = ("is_success", "success")
+"""Keys of `info` that are always read at the end of an episode."""
+
+
+class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
+    """Base class of vector environments that step slices of their environments and reset only on request.
+
+    Attributes:
+        info_keys: keys of the entries of `info` that are read at the end of an episode.
+        listed_info_keys: those that the user listed; the others are `SUCCESS_KEYS`.
+        episode_info: their values in the last step of each environment's last complete episode, `[num_envs,
+            len(info_keys)]`, NaN where `info` had no such entry. A reset writes them. `None` without keys.
+
+    """
+
+    info_keys: tuple[str, ...] = ()
+    listed_info_keys: tuple[str, ...] = ()
+    episode_info: NDArray[np.float64] | None = None
+
+    def read_episode_info(self, mask: NDArray[np.bool_]) -> None:
+        """Write `episode_info` of the environments in `mask` already before they are reset."""
+
+    def call_envs(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Return the results of `call`, `get_attr` or `set_attr`, one per environment."""
+        raise ConfigurationError(f"{method}({args[0]!r}) does not work with {type(self).__name__}, which runs in C++")
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of every environment or its wrappers and return the results."""
+        return self.call_envs("call", name, *args, **kwargs)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Return an attribute of every environment or its wrappers."""
+        return self.call_envs("get_attr", name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an existing attribute of every environment or wrapper: to one value, or to a list of one per environment.
+
+        Raises:
+            ConfigurationError: if the number of values is wrong.
+            EnvironmentFailure: if an environment has no such attribute.
+
+        """
+        values = values if isinstance(values, list | tuple) else [values] * self.num_envs
+        if len(values) != self.num_envs:
+            raise ConfigurationError(
+                f"set_attr({name!r}) has {len(values)} values for {self.num_envs} environments; pass one value or one "
+                "per environment"
+            )
+        self.call_envs("set_attr", name, list(values))
+
+    @abstractmethod
+    def send(self, actions: Any, env_slice: slice = ALL_ENVS) -> None:
+        """Start a step of the environments in `env_slice`."""
+
+    @abstractmethod
+    def receive(self, env_slice: slice = ALL_ENVS) -> StepArrays:
+        """Wait for the step of the environments in `env_slice`. An episode ends with its true final observation."""
+
+    def step(
+        self, actions: Any
+    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        self.send(actions)
+        observation, reward, terminated, truncated, raw_episode_reward = self.receive()
+        return observation, reward, terminated, truncated, {"raw_episode_reward": raw_episode_reward}
+
+    def double_buffer_groups(self) -> list[slice]:
+        """Return two groups of environments that can be stepped independently; empty if there are none."""
+        return []
+
+
+def call_env(
+    env: gymnasium.Env[Any, Any], method: str, name: str, value: Any, args: Sequence[Any], kwargs: dict[str, Any]
+) -> Any:
+    """Call a method of one environment, or get or set one of its attributes."""
+    if not env.has_wrapper_attr(name):
+        raise EnvironmentFailure(f"{env.unwrapped} has no attribute {name!r}; fix the name in {method}")
+    if method == "set_attr":
+        return env.set_wrapper_attr(name, value)
+    attribute = env.get_wrapper_attr(name)
+    return attribute(*args, **kwargs) if method == "call" and callable(attribute) else attribute
+
+
+def info_number(key: str, value: Any) -> float:
+    """Return an entry of `info` as a number; NaN for a success that is not one number.
+
+    Raises:
+        EnvironmentFailure: if another entry is not one number.
+
+    """
+    try:
+        return as_number(value)
+    except EnvironmentFailure:
+        if key in SUCCESS_KEYS:
+            return float("nan")
+        raise EnvironmentFailure(
+            f"env.info_keys: info[{key!r}] is a {type(value).__name__}, not one number; remove it from env.info_keys"
+        ) from None
