@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 import gymnasium
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from tensordict import NestedKey
 
 from ...errors import EnvironmentFailure
-from .specs import is_text, leaf_arrays, subspaces
+from .box_actions import box_converter
+from .specs import is_empty, is_text, leaf_arrays, subspaces
 from .text import tokenize
 
 Converter = Callable[[Any], Any]
@@ -90,12 +92,23 @@ def decoder(space: spaces.Space[Any]) -> Converter:
 
     Returns `identity` if nothing has to be converted.
     """
-    decoders = [(key, str(key), decoder(subspace)) for key, subspace in subspaces(space)]
+    if is_empty(space):
+        element = space.sample()
+        return lambda _: element
     if isinstance(space, spaces.Tuple):
-        return lambda action: tuple(decode(action[name]) for _, name, decode in decoders)
+        items = [(_field(key, one), decoder(one)) for key, one in enumerate(space.spaces)]
+        return lambda action: tuple(decode(field(action)) for field, decode in items)
     if isinstance(space, spaces.Dict):
-        return lambda action: {key: decode(action[name]) for key, name, decode in decoders}
+        entries = [(key, _field(key, one), decoder(one)) for key, one in space.spaces.items()]
+        return lambda action: {key: decode(field(action)) for key, field, decode in entries}
+    if space.shape == () and isinstance(space, spaces.Box):
+        return np.asarray  # an element of an array `[envs]` is a scalar, not an array
     return identity
+
+
+def _field(key: Any, space: spaces.Space[Any]) -> Converter:
+    """Return the function that reads the part of a nested action; an empty part is not in the array."""
+    return identity if is_empty(space) else itemgetter(str(key))
 
 
 def action_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
@@ -132,9 +145,8 @@ def action_converter(space: spaces.Space[Any]) -> ActionConverter:
 
 def _leaf_converter(space: spaces.Space[Any]) -> ActionConverter:
     dtype: Any = space.dtype
-    if isinstance(space, spaces.Box):
-        low, high = space.low, space.high
-        return lambda action: action.clip(low, high).astype(dtype, copy=False)
+    if isinstance(space, spaces.Box) and dtype != np.bool_:
+        return box_converter(space)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
         start = space.start
         return lambda action: (action + start).astype(dtype, copy=False)

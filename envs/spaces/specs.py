@@ -25,6 +25,7 @@ def action_spec(space: spaces.Space[Any], path: str = "action") -> TensorSpec:
     """Return the TorchRL spec of one environment's actions: a Composite for a Dict or Tuple, a spec for each leaf.
 
     Discrete actions start at zero, regardless of the `start` of the space. Items of a Tuple have the keys `0`, `1`, ...
+    Parts without elements, such as a Box of shape `(0,)`, are left out.
     TorchRL's own conversion is not used because it turns a MultiDiscrete with equal sizes into a stack of specs.
 
     Raises:
@@ -32,54 +33,68 @@ def action_spec(space: spaces.Space[Any], path: str = "action") -> TensorSpec:
 
     """
     match space:
-        case spaces.Dict() | spaces.Tuple() if len(space):
+        case spaces.Dict() | spaces.Tuple() if subspaces(space):
             subspecs = {name: action_spec(one, f"{path}/{name}") for name, one in _named_subspaces(space, path)}
             return Composite(subspecs)
-        case spaces.Discrete() | spaces.MultiDiscrete(shape=(_,)) | spaces.MultiBinary(shape=(_,)):
+        case spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary() if not is_empty(space):
             return _discrete_spec(space)
-        case spaces.Box(shape=(_,)) if np.issubdtype(space.dtype, np.floating):
+        case spaces.Box(dtype=np.bool_) if not is_empty(space):
+            return Binary(shape=space.shape, dtype=torch.int8) if space.shape else Categorical(2, dtype=torch.int64)
+        case spaces.Box() if not is_empty(space):
             return _box_spec(space)
     raise EnvironmentFailure(
-        f"action space {space} of {path} is not supported; supported are Discrete, MultiDiscrete and MultiBinary of "
-        "one dimension, Box of floats of one dimension, and Dict and Tuple of these (env.wrappers=[...] takes "
-        "gymnasium.wrappers.TransformAction to convert others)"
+        f"action space {space} of {path} is not supported; supported are non-empty Box, Discrete, MultiDiscrete and "
+        "MultiBinary, and Dict and Tuple of these; convert it with gymnasium.wrappers.TransformAction in env.wrappers"
     )
 
 
 def observation_spec(space: spaces.Space[Any], path: str = "observation") -> TensorSpec:
     """Return the TorchRL spec of one environment's observations: a Composite for a Dict or Tuple, a spec for each leaf.
 
-    Discrete observations start at zero, and texts are tokens (see `tokenize`).
+    Discrete observations start at zero, and texts are tokens (see `tokenize`). Parts without elements are left out.
 
     Raises:
         EnvironmentFailure: if no encoder supports the space; the message names its `path`.
 
     """
     match space:
-        case spaces.Dict() | spaces.Tuple() if len(space):
+        case spaces.Dict() | spaces.Tuple() if subspaces(space):
             subspecs = {name: observation_spec(one, f"{path}/{name}") for name, one in _named_subspaces(space, path)}
             return Composite(subspecs)
-        case spaces.Discrete() | spaces.MultiDiscrete(shape=(_,)) | spaces.MultiBinary(shape=(_,)):
+        case spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary() if not is_empty(space):
             return _discrete_spec(space)
-        case spaces.Box() if 0 not in space.shape:
+        case spaces.Box() if not is_empty(space):
             return _box_spec(space)
         case _ if is_text(space):
             return Categorical(VOCABULARY_SIZE, (MAX_WORDS,), dtype=torch.int64)
     raise EnvironmentFailure(
         f"observation space {space} of {path} is not supported; supported are non-empty Box, Discrete, "
-        "MultiDiscrete and MultiBinary of one dimension, Text, and Dict and Tuple of these; convert it with "
-        "gymnasium.wrappers.TransformObservation in env.wrappers"
+        "MultiDiscrete and MultiBinary, Text, and Dict and Tuple of these; pad it to a Box of fixed size with "
+        "gymnasium.wrappers.TransformObservation in env.wrappers, or drop it with "
+        "gymnasium.wrappers.FilterObservation"
     )
 
 
 def subspaces(space: spaces.Space[Any]) -> list[tuple[Any, spaces.Space[Any]]]:
-    """Return the keys and spaces of a Dict or Tuple, in the order of the space; empty for any other space."""
+    """Return the keys and spaces of a Dict or Tuple, in the order of the space; empty for any other space.
+
+    Spaces without elements are left out.
+    """
     match space:
         case spaces.Dict():
-            return list(space.spaces.items())
+            items: list[tuple[Any, spaces.Space[Any]]] = list(space.spaces.items())
         case spaces.Tuple():
-            return list(enumerate(space.spaces))
-    return []
+            items = list(enumerate(space.spaces))
+        case _:
+            return []
+    return [(key, subspace) for key, subspace in items if not is_empty(subspace)]
+
+
+def is_empty(space: spaces.Space[Any]) -> bool:
+    """Return whether elements of a space have no values: a shape with a 0, or a Dict or Tuple of only such spaces."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return not subspaces(space)
+    return isinstance(space, spaces.Box | spaces.MultiDiscrete | spaces.MultiBinary) and 0 in space.shape
 
 
 def _named_subspaces(space: spaces.Space[Any], path: str) -> list[tuple[str, spaces.Space[Any]]]:
@@ -108,18 +123,25 @@ def _discrete_spec(space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiB
             return Categorical(int(space.n), dtype=torch.int64)
         case spaces.MultiDiscrete():
             return MultiCategorical(torch.as_tensor(space.nvec), dtype=torch.int64)
-    return Binary(space.shape[0], dtype=torch.int8)
+    return Binary(shape=space.shape, dtype=torch.int8)
+
+
+SIGNED = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64, np.dtype(np.uint64): np.int64}
+"""Wider signed dtypes, because PyTorch has few operations for unsigned integers other than bytes."""
 
 
 def _box_spec(space: spaces.Box) -> TensorSpec:
     """Return a Bounded spec if every bound is finite, else an Unbounded one; float dtypes become float32."""
     is_float = np.issubdtype(space.dtype, np.floating)
-    dtype = torch.float32 if is_float else torch.from_numpy(np.empty(0, space.dtype)).dtype
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        return Unbounded(space.shape, dtype=dtype)
-    return Bounded(
-        torch.as_tensor(space.low, dtype=dtype), torch.as_tensor(space.high, dtype=dtype), space.shape, dtype=dtype
-    )
+    stored: Any = np.float32 if is_float else SIGNED.get(np.dtype(space.dtype), space.dtype)
+    bounds = (space.low, space.high)
+    if space.dtype == np.uint64:
+        bounds = (space.low.clip(max=2**63 - 1), space.high.clip(max=2**63 - 1))
+    with np.errstate(over="ignore"):  # a float64 that is infinite in float32
+        low, high = (torch.as_tensor(bound.astype(stored)) for bound in bounds)
+    if not (low.isfinite().all() and high.isfinite().all()):
+        return Unbounded(space.shape, dtype=low.dtype)
+    return Bounded(low, high, space.shape, dtype=low.dtype)
 
 
 class StepArrays(NamedTuple):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,6 +53,11 @@ def mlp(
     )
     flatten = nn.Flatten(-len(shape)) if len(shape) > 1 else nn.Identity()
     return nn.Sequential(ToFloat(), flatten, orthogonal_(body, math.sqrt(2)))
+
+
+def is_mlp(body: Callable[..., nn.Module]) -> bool:
+    """Return whether a body is `mlp`, which flattens its input, so that images need an encoder before it."""
+    return (body.func if isinstance(body, partial) else body) is mlp
 
 
 def orthogonal_(module: nn.Module, gain: float) -> nn.Module:

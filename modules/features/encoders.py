@@ -11,7 +11,8 @@ from torchrl.data import Binary, Bounded, Categorical, MultiCategorical, OneHot,
 
 from ...errors import ConfigurationError
 from .bodies import ToFloat, orthogonal_
-from .image_bodies import MIN_IMAGE_SIZE, nature_cnn
+from .image_bodies import nature_cnn
+from .images import MIN_IMAGE_SIZE, ToChannelsFirst, channels_first_shape, is_image, scale_image
 
 MAX_ONE_HOT = 1024
 """Largest number of categories that are one-hot encoded; more are embedded."""
@@ -47,8 +48,8 @@ def make_encoder(spec: TensorSpec, num_batch: int, name: str) -> nn.Module:
             return nn.Sequential(Flatten(0), MultiOneHot([spec.n]))
         case Categorical() if len(shape) == 1:
             return TokenEncoder(spec.n, shape[0])
-        case Bounded() | Unbounded() if len(shape) == 3 and spec.dtype == torch.uint8:
-            return make_image_encoder(shape)
+        case Bounded() | Unbounded() if is_image(spec, num_batch):
+            return make_image_encoder(spec, shape)
         case Bounded() if not spec.dtype.is_floating_point:
             low, high = (bound[(0,) * num_batch] for bound in (spec.space.low, spec.space.high))
             return nn.Sequential(ScaleIntegers(low, high), Flatten(len(shape)))
@@ -60,13 +61,12 @@ def make_encoder(spec: TensorSpec, num_batch: int, name: str) -> nn.Module:
     )
 
 
-def make_image_encoder(shape: torch.Size) -> nn.Module:
-    """Build the encoder of byte images whose channels are the first or the last dimension, whichever is smaller."""
-    is_channels_first = shape[0] < shape[-1]
-    if not is_channels_first:
-        shape = torch.Size([shape[2], shape[0], shape[1]])
-    network = nature_cnn(shape) if min(shape[1:]) >= MIN_IMAGE_SIZE else SmallImageCNN(shape)
-    return network if is_channels_first else nn.Sequential(ToChannelsFirst(), network)
+def make_image_encoder(spec: TensorSpec, shape: torch.Size) -> nn.Module:
+    """Build the encoder of images of a shape; see `is_image`."""
+    channels_first = channels_first_shape(shape)
+    if min(channels_first[1:]) >= MIN_IMAGE_SIZE:
+        return nn.Sequential(*scale_image(spec), nature_cnn(shape))
+    return nn.Sequential(ToChannelsFirst(shape), SmallImageCNN(channels_first))
 
 
 class ConcatEncoders(nn.Module):
@@ -173,14 +173,6 @@ class TokenEncoder(nn.Module):
         features = self.network(self.token(tokens) + self.position) * is_word
         mean: Tensor = features.sum(-2) / is_word.sum(-2).clamp(min=1)
         return mean
-
-
-class ToChannelsFirst(nn.Module):
-    """Moves the channels of images from the last dimension to the first."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Shapes: `[*, height, width, channels] -> [*, channels, height, width]`."""
-        return image.movedim(-1, -3)
 
 
 class SmallImageCNN(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,14 +9,16 @@ from typing import NamedTuple
 import torch
 from tensordict import NestedKey
 from tensordict.nn import TensorDictModule
-from torch import Tensor, nn
+from torch import nn
 from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
 from torchrl.modules import GRUModule, LSTMModule
 
 from ...errors import ConfigurationError
 from ..normalizers import ObservationNormalizer
+from .bodies import is_mlp
 from .encoders import ConcatEncoders, make_encoder
-from .recurrent import Memory, context_windows
+from .images import is_image, scale_image
+from .recurrent import Memory, MemoryModule, RecurrentModule
 
 Body = Callable[[torch.Size], nn.Module]
 """A function from the shape of one observation to a module `[*, *shape] -> [*, features]`."""
@@ -159,13 +160,13 @@ class FeatureExtractorBuilder:
         """Make the normalizers and encoders before the body, and return them with the shape of the body's input."""
         specs = list(self.specs.values())
         shape = specs[0].shape[self.num_batch :]
-        is_single = len(specs) == 1 and isinstance(next(iter(self.specs)), str)
-        is_box = is_single and isinstance(specs[0], Bounded | Unbounded) and len(shape)
-        # Image bodies scale bytes themselves; other integers need an encoder, because bodies do not know the bounds.
-        is_body_input = specs[0].dtype.is_floating_point or (specs[0].dtype == torch.uint8 and len(shape) == 3)
-        if is_box and is_body_input and not self.encoders:
-            normalizers = self.normalizers.values()
-            return [TensorDictModule(normalizer, list(self.specs), [key]) for normalizer in normalizers], shape
+        is_box = len(specs) == 1 and isinstance(specs[0], Bounded | Unbounded) and len(shape)
+        if is_box and not self.encoders:
+            is_map = len(shape) > 1 and is_image(specs[0], self.num_batch)
+            # Bodies scale bytes themselves; other integers need an encoder, because bodies do not know the bounds.
+            if not is_mlp(self.body) if is_map else specs[0].dtype.is_floating_point:
+                inputs = [*self.normalizers.values()] or (scale_image(specs[0]) if is_map else [])
+                return [TensorDictModule(module, list(self.specs), [key]) for module in inputs], shape
         encoders = ConcatEncoders(self._make_encoder(entry, spec) for entry, spec in self.specs.items())
         with torch.no_grad():
             shape = encoders(*(spec.zero() for spec in specs)).shape[self.num_batch :]
@@ -174,57 +175,10 @@ class FeatureExtractorBuilder:
     def _make_encoder(self, key: NestedKey, spec: TensorSpec) -> nn.Module:
         name = entry_name(key)
         custom = self.encoders.get(name)
+        if key in self.normalizers:
+            spec = Unbounded(spec.shape, dtype=spec.dtype)  # normalized values are not within the bounds
         encoder = custom(spec.shape[self.num_batch :]) if custom else make_encoder(spec, self.num_batch, name)
         return nn.Sequential(self.normalizers[key], encoder) if key in self.normalizers else encoder
-
-
-class RecurrentModule(nn.Module, ABC):
-    """A module that reads the state that it wrote in the previous step.
-
-    Attributes:
-        key: Key of the state `[*, *state_shape]`, which is zero before the first step.
-        state_shape: `(context_length, state_size)`.
-
-    """
-
-    key: str
-    state_shape: tuple[int, int]
-
-
-class MemoryModule(RecurrentModule):
-    """Applies a memory to single steps and to sequences.
-
-    Args:
-        memory: The memory.
-        key: Key of the context: the states that the memory reads.
-
-    """
-
-    def __init__(self, memory: Memory, key: str) -> None:
-        super().__init__()
-        self.memory = memory
-        self.key = key
-        self.state_shape = (memory.context_length, memory.state_size)
-
-    def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute features, and the context of the step that follows each step.
-
-        Args:
-            features: `[batch, num_inputs]` for single steps, or `[batch, time, num_inputs]` for sequences.
-            is_init: `[batch, 1]` or `[batch, time, 1]`.
-            context: Context of the first step, `[batch, context_length, state_size]`.
-
-        Returns:
-            Features, `[batch, (time,) num_features]`, and contexts, `[batch, (time,) context_length, state_size]`. The
-            contexts of a sequence are views of the same states.
-
-        """
-        is_step = features.dim() == 2
-        if is_step:
-            features, is_init = features.unsqueeze(1), is_init.unsqueeze(1)
-        features, states = self.memory(features, is_init, context)
-        next_contexts = context_windows(states, self.memory.context_length, dim=1)[:, 1:]
-        return (features[:, 0], next_contexts[:, 0]) if is_step else (features, next_contexts)
 
 
 def recurrent_state_shapes(policy: nn.Module) -> dict[str, tuple[int, int]]:

@@ -11,16 +11,14 @@ from torchrl.modules import ConvNet
 
 from ...errors import ConfigurationError
 from .bodies import orthogonal_, require_widths, to_float
-
-MIN_IMAGE_SIZE = 36
-"""Smallest height and width, in pixels, that the convolutions of `nature_cnn` can process."""
+from .images import MIN_IMAGE_SIZE, ToChannelsFirst, channels_first_shape
 
 
 def nature_cnn(shape: torch.Size, num_features: int = 512) -> nn.Module:
     """Build the convolutional network of Mnih et al. 2015 for stacked images.
 
     Args:
-        shape: Shape of one observation, `[channels, height, width]`, with at least 36x36 pixels.
+        shape: Shape of one image of at least 36x36 pixels, see `channels_first_order`.
         num_features: Width of the layer after the convolutions.
 
     Returns:
@@ -30,7 +28,7 @@ def nature_cnn(shape: torch.Size, num_features: int = 512) -> nn.Module:
         ConfigurationError: If the observation is not such an image, or `num_features` is less than 1.
 
     """
-    require_image_shape(shape, "cnn")
+    image_shape, shape = shape, require_image_shape(shape, "cnn")
     require_positive_width("num_features", num_features)
     convolutions = ConvNet(
         in_features=shape[0],
@@ -43,14 +41,14 @@ def nature_cnn(shape: torch.Size, num_features: int = 512) -> nn.Module:
     )
     width = convolutions(torch.zeros(1, *shape)).shape[-1]
     body = nn.Sequential(convolutions, nn.Linear(width, num_features), nn.ReLU())
-    return ImageNetwork(orthogonal_(body, math.sqrt(2)))
+    return ImageNetwork(orthogonal_(body, math.sqrt(2)), image_shape)
 
 
 def impala_resnet(shape: torch.Size, channels: Sequence[int] = (16, 32, 32), num_features: int = 256) -> nn.Module:
     """Build the residual network of Espeholt et al. 2018 (figure 3, right, without the LSTM) for images.
 
     Args:
-        shape: Shape of one observation, `[channels, height, width]`, with at least 36x36 pixels.
+        shape: Shape of one image of at least 36x36 pixels, see `channels_first_order`.
         channels: Number of channels of every stage; each stage halves the image.
         num_features: Width of the layer after the convolutions.
 
@@ -61,7 +59,7 @@ def impala_resnet(shape: torch.Size, channels: Sequence[int] = (16, 32, 32), num
         ConfigurationError: If the observation is not such an image, or a width is less than 1.
 
     """
-    require_image_shape(shape, "resnet")
+    image_shape, shape = shape, require_image_shape(shape, "resnet")
     require_widths("channels", channels)
     require_positive_width("num_features", num_features)
     stages: list[nn.Module] = []
@@ -79,7 +77,7 @@ def impala_resnet(shape: torch.Size, channels: Sequence[int] = (16, 32, 32), num
         if isinstance(block, ResidualBlock):
             # Blocks start as the identity (Zhang et al. 2019); otherwise every block would add variance.
             orthogonal_(block.network[-1], 0.0)
-    return ImageNetwork(body)
+    return ImageNetwork(body, image_shape)
 
 
 class ImageNetwork(nn.Module):
@@ -89,15 +87,18 @@ class ImageNetwork(nn.Module):
 
     Args:
         network: Module `float32 [batch, channels, height, width] -> [batch, features]`.
+        shape: Shape of one image, see `channels_first_order`.
 
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, shape: torch.Size) -> None:
         super().__init__()
+        self.to_channels_first = ToChannelsFirst(shape)
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, image: Tensor) -> Tensor:
-        """Shapes: `[*, channels, height, width] -> [*, features]`."""
+        """Shapes: `[*, *shape] -> [*, features]`."""
+        image = self.to_channels_first(image)
         batch = image.shape[:-3]
         flat = image.reshape(-1, *image.shape[-3:]).contiguous(memory_format=torch.channels_last)
         features: Tensor = self.network(to_float(flat))
@@ -133,11 +134,16 @@ def require_positive_width(name: str, width: int) -> None:
         raise ConfigurationError(f"policy.body.{name}={width} must be at least 1")
 
 
-def require_image_shape(shape: torch.Size, policy: str) -> None:
-    """Raise ConfigurationError unless `shape` is that of an image that `policy` can process."""
-    if len(shape) != 3 or min(shape[1:]) < MIN_IMAGE_SIZE:
+def require_image_shape(shape: torch.Size, policy: str) -> torch.Size:
+    """Return the shape `[channels, height, width]` of an image.
+
+    Raises:
+        ConfigurationError: If `policy` cannot process images of this shape.
+
+    """
+    if len(shape) not in (2, 3, 4) or min(channels_first_shape(shape)[1:]) < MIN_IMAGE_SIZE:
         raise ConfigurationError(
-            f"policy={policy} needs images [channels, height, width] of at least 36x36 pixels, but observations have "
-            f"the shape {list(shape)}; use policy=mlp, or put the channels first with "
-            "env.wrappers=[{_target_: torchppo.envs.wrappers.ChannelsFirst, _partial_: true}]"
+            f"policy={policy} needs a single image of at least 36x36 pixels, but observations have the shape "
+            f"{list(shape)}; use policy=mlp, which encodes images of any size and several entries"
         )
+    return channels_first_shape(shape)

@@ -147,6 +147,55 @@ def context_windows(states: Tensor, context_length: int, dim: int) -> Tensor:
     return states.unfold(dim, context_length, 1).transpose(-1, -2)
 
 
+class RecurrentModule(nn.Module, ABC):
+    """A module that reads the state that it wrote in the previous step.
+
+    Attributes:
+        key: Key of the state `[*, *state_shape]`, which is zero before the first step.
+        state_shape: `(context_length, state_size)`.
+
+    """
+
+    key: str
+    state_shape: tuple[int, int]
+
+
+class MemoryModule(RecurrentModule):
+    """Applies a memory to single steps and to sequences.
+
+    Args:
+        memory: The memory.
+        key: Key of the context: the states that the memory reads.
+
+    """
+
+    def __init__(self, memory: Memory, key: str) -> None:
+        super().__init__()
+        self.memory = memory
+        self.key = key
+        self.state_shape = (memory.context_length, memory.state_size)
+
+    def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute features, and the context of the step that follows each step.
+
+        Args:
+            features: `[batch, num_inputs]` for single steps, or `[batch, time, num_inputs]` for sequences.
+            is_init: `[batch, 1]` or `[batch, time, 1]`.
+            context: Context of the first step, `[batch, context_length, state_size]`.
+
+        Returns:
+            Features, `[batch, (time,) num_features]`, and contexts, `[batch, (time,) context_length, state_size]`. The
+            contexts of a sequence are views of the same states.
+
+        """
+        is_step = features.dim() == 2
+        if is_step:
+            features, is_init = features.unsqueeze(1), is_init.unsqueeze(1)
+        features, states = self.memory(features, is_init, context)
+        next_contexts = context_windows(states, self.memory.context_length, dim=1)[:, 1:]
+        return (features[:, 0], next_contexts[:, 0]) if is_step else (features, next_contexts)
+
+
 def require_positive(**sizes: int) -> None:
     """Raise ConfigurationError if a size is less than 1."""
     for name, size in sizes.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -15,10 +15,13 @@ from ...errors import ConfigurationError
 from ..distributions import action as distributions
 from ..distributions.joint import JointComponent, JointDistribution
 from ..features.bodies import FullPrecision, orthogonal_
-from .networks import GAIN, ConcatHeads, Parameters, SplitAction
+from .networks import GAIN, ConcatHeads, Parameters
+from .to_action import AddOffset, RoundToBounds, SplitAction
 
 Path = tuple[str, ...]
 """Path of a leaf in a nested action spec."""
+MAX_CHOICES = 64
+"""Largest number of integers in a range that has one logit for each; wider ranges have a rounded continuous head."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +67,26 @@ def make_head(action_spec: TensorSpec, num_batch: int, width: int, continuous: C
         action_spec: Spec of a batch of actions: a leaf, or a `Composite` of leaves, which are sampled independently.
         num_batch: Number of batch dimensions of the spec.
         width: Number of features.
-        continuous: Builds the head of a leaf of floats.
+        continuous: Builds the head of a leaf of floats `[*, n]`. Leaves of other ranks are flattened.
 
     Raises:
         ConfigurationError: If a leaf has no head, or `continuous` does not support it.
 
     """
     if not isinstance(action_spec, Composite):
-        return _leaf_head(("action",), action_spec, num_batch, width, continuous)
+        head = _flat_head(("action",), action_spec, num_batch, width, continuous)
+        shape = action_spec.shape[num_batch:]
+        is_integer_box = isinstance(action_spec, Bounded | Unbounded) and not action_spec.dtype.is_floating_point
+        is_choice = isinstance(action_spec, Categorical) and not isinstance(action_spec, Binary)
+        if (is_choice and not shape) or (len(shape) == 1 and not is_integer_box):
+            return head
+        to_action = SplitAction([shape], [action_spec.dtype], [head.to_action or nn.Identity()])
+        return replace(head, sample_key="action_sample", to_action=to_action)
     leaves = _flatten_spec(action_spec)
     if not leaves:
         raise ConfigurationError(f"action is {action_spec}, which has no leaf; add at least one action")
     return _composite_head(
-        {path: _leaf_head(("action", *path), spec, num_batch, width, continuous) for path, spec in leaves.items()},
+        {path: _flat_head(("action", *path), spec, num_batch, width, continuous) for path, spec in leaves.items()},
         [spec.shape[num_batch:] for spec in leaves.values()],
         [spec.dtype for spec in leaves.values()],
     )
@@ -91,31 +101,66 @@ def _flatten_spec(spec: Composite) -> dict[Path, TensorSpec]:
     return leaves
 
 
-def _leaf_head(path: Path, spec: TensorSpec, num_batch: int, width: int, continuous: ContinuousHead) -> Head:
-    """Build the head of the leaf at `path`."""
-    is_scalar, is_vector = (len(spec.shape) == num_batch + num_dims for num_dims in (0, 1))
+def _flat_head(path: Path, spec: TensorSpec, num_batch: int, width: int, continuous: ContinuousHead) -> Head:
+    """Build the head of the leaf at `path`. Its actions are flat, `[*, n]`, or `[*]` for a Categorical."""
+    shape, first = spec.shape[num_batch:], (0,) * num_batch
+    to_action: nn.Module | None = None
     match spec:
-        case MultiCategorical() if is_vector:
-            nvec = [int(n) for n in spec.nvec.reshape(-1, spec.shape[-1])[0]]
+        case MultiCategorical():
+            nvec = spec.nvec[first].flatten().tolist()
             network: nn.Module = Logits(width, sum(nvec))
             distribution: Callable[..., D.Distribution] = partial(distributions.MultiCategorical, nvec=nvec)
-        case Binary() if is_vector:
-            network, distribution = Unmasked(Logits(width, spec.shape[-1])), distributions.IndependentBernoulli
-        case OneHot() if is_vector:
-            network, distribution = Logits(width, spec.shape[-1]), distributions.OneHotCategorical
-        case Categorical() if is_scalar and not isinstance(spec, Binary):  # Binary is a subclass of Categorical
+        case Binary():
+            network, distribution = Unmasked(Logits(width, shape.numel())), distributions.IndependentBernoulli
+        case OneHot() if len(shape) == 1:
+            network, distribution = Logits(width, shape[0]), distributions.OneHotCategorical
+        case Categorical() if not shape:
             network, distribution = Logits(width, spec.n), distributions.Categorical
-        case Bounded() | Unbounded() if is_vector and spec.dtype.is_floating_point:
-            try:
-                return continuous(width, spec)
-            except ConfigurationError as error:
-                raise ConfigurationError(f"{'.'.join(path)}: {error}") from error
+        case Categorical():
+            nvec = [spec.n] * shape.numel()
+            network, distribution = Logits(width, sum(nvec)), partial(distributions.MultiCategorical, nvec=nvec)
+        case Bounded() if not spec.dtype.is_floating_point and (nvec := _num_integers(spec, first)):
+            network, distribution = Logits(width, sum(nvec)), partial(distributions.MultiCategorical, nvec=nvec)
+            to_action = AddOffset(spec.space.low[first].flatten().long())
+        case Bounded() | Unbounded():
+            return _continuous_head(path, spec, num_batch, width, continuous)
         case _:
             raise ConfigurationError(
-                f"{'.'.join(path)} is {spec}, which has no head; use Discrete, or a one-dimensional MultiDiscrete, "
-                "MultiBinary or Box of floats"
+                f"{'.'.join(path)} is {spec}, which has no head; use a box, Categorical, MultiCategorical or Binary of "
+                "any shape, or a OneHot of one dimension"
             )
-    return Head(FullPrecision(network), ["logits"], partial(distribution, validate_args=False))
+    return Head(FullPrecision(network), ["logits"], partial(distribution, validate_args=False), to_action=to_action)
+
+
+def _num_integers(spec: Bounded, first: tuple[int, ...]) -> list[int]:
+    """Return the number of integers between the bounds of every entry; empty if one has more than `MAX_CHOICES`."""
+    low, high = (bound[first].flatten().tolist() for bound in (spec.space.low, spec.space.high))
+    nvec = [int(upper) - int(lower) + 1 for lower, upper in zip(low, high, strict=True)]
+    return nvec if max(nvec, default=0) <= MAX_CHOICES else []
+
+
+def _continuous_head(path: Path, spec: TensorSpec, num_batch: int, width: int, continuous: ContinuousHead) -> Head:
+    """Build the head of a box at `path`: of floats, or of integers whose range is wide."""
+    batch, shape = spec.shape[:num_batch], spec.shape[num_batch:]
+    flat, is_float = torch.Size([*batch, shape.numel()]), spec.dtype.is_floating_point
+    bounds = [bound.reshape(flat) for bound in (spec.space.low, spec.space.high)] if isinstance(spec, Bounded) else []
+    if not is_float or len(shape) != 1:
+        floats = [bound.float() for bound in bounds]
+        spec = Bounded(*floats, flat, dtype=torch.float32) if floats else Unbounded(flat, dtype=torch.float32)
+    try:
+        head = continuous(width, spec)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{'.'.join(path)}: {error}") from error
+    if is_float:
+        return head
+    low, high = (bound.reshape(-1, flat[-1])[0].long() for bound in bounds) if bounds else _int64_limits(flat[-1])
+    rounded = nn.Sequential(*([head.to_action] if head.to_action else []), RoundToBounds(low, high))
+    return replace(head, to_action=rounded)
+
+
+def _int64_limits(size: int) -> tuple[Tensor, Tensor]:
+    limits = torch.iinfo(torch.int64)
+    return torch.full((size,), limits.min), torch.full((size,), limits.max)
 
 
 def _composite_head(heads: dict[Path, Head], shapes: Sequence[torch.Size], dtypes: Sequence[torch.dtype]) -> Head:

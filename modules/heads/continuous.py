@@ -16,25 +16,28 @@ from .networks import (
     GAIN,
     BetaParameters,
     ResampleNoise,
-    ScaleToBounds,
+    ScaleParameters,
     StateDependentExploration,
     StateDependentScale,
     StateIndependentScale,
-    TanhToUnitInterval,
 )
+from .to_action import ScaleToBounds, TanhToUnitInterval
 
 
 def gaussian(width: int, spec: TensorSpec, *, log_std: float = 0.0, state_dependent: bool = False) -> Head:
     """Build a Gaussian head; the environment clips the actions.
 
+    Mean and scale are in units of the action, or relative to the range if its bounds are far from [-1, 1] (see
+    `scale_to_range`).
+
     Args:
         width: Number of features.
         spec: Spec of the actions, `[*, n]`.
-        log_std: Initial logarithm of the scale, in units of the action.
+        log_std: Initial logarithm of the scale.
         state_dependent: Whether the scale depends on the features, or is one parameter per action dimension.
 
     """
-    network = _normal_network(width, spec.shape[-1], log_std, state_dependent)
+    network = scale_to_range(_normal_network(width, spec.shape[-1], log_std, state_dependent), spec)
     return Head(network, ["loc", "scale"], partial(IndependentNormal, validate_args=False))
 
 
@@ -92,7 +95,8 @@ def gsde(width: int, spec: TensorSpec, *, log_std: float = -2.0, num_steps: int 
     Args:
         width: Number of features.
         spec: Spec of the actions, `[*, n]`.
-        log_std: Initial logarithm of the scale of the noise weights, in units of the action per feature.
+        log_std: Initial logarithm of the scale of the noise weights, in units of the action per feature (see
+            `scale_to_range`).
         num_steps: Mean number of steps before new noise weights are drawn within an episode.
 
     Raises:
@@ -106,7 +110,7 @@ def gsde(width: int, spec: TensorSpec, *, log_std: float = -2.0, num_steps: int 
         )
     network = StateDependentExploration(width, spec.shape[-1], log_std)
     return Head(
-        FullPrecision(Unmasked(network)),
+        scale_to_range(FullPrecision(Unmasked(network)), spec),
         ["loc", "scale", "perturbation"],
         partial(distributions.StateDependentNoise, validate_args=False),
         noise_shape=(width, spec.shape[-1]),
@@ -120,6 +124,28 @@ def _normal_network(width: int, num_actions: int, log_std: float, state_dependen
         return FullPrecision(Unmasked(StateDependentScale(width, num_actions, log_std)))
     loc = orthogonal_(nn.Linear(width, num_actions), GAIN)
     return FullPrecision(Unmasked(StateIndependentScale(loc, num_actions, log_std)))
+
+
+def scale_to_range(network: nn.Module, spec: TensorSpec) -> nn.Module:
+    """Scale a Gaussian to the range of every entry whose finite bounds are far from [-1, 1].
+
+    A standard Gaussian does not explore such a box. The mean becomes `centre + half_range * mean` and the scale
+    `half_range / 2 * scale`. An entry is near [-1, 1], and unchanged, if half its range is between 1/4 and 4, and its
+    centre is at most a quarter of that from 0. Ranges of 2^31 or more are the limits of a dtype, not of an action.
+
+    Returns:
+        The network itself if all entries are unchanged.
+
+    """
+    if not isinstance(spec, Bounded):
+        return network
+    low, high = (bound.reshape(-1, spec.shape[-1])[0].double() for bound in (spec.space.low, spec.space.high))
+    centre, half_range = (low + high) / 2, (high - low) / 2
+    is_near = (half_range >= 0.25) & (half_range <= 4) & (centre.abs() <= half_range / 4)
+    is_scaled = ~is_near & (half_range > 0) & (half_range < 2**30)
+    if not is_scaled.any():
+        return network
+    return ScaleParameters(network, centre.float(), half_range.float(), is_scaled)
 
 
 def _finite_bounds(spec: TensorSpec, head: str) -> tuple[Tensor, Tensor]:

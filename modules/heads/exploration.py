@@ -6,7 +6,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from ..features.extractor import RecurrentModule
+from ..features.recurrent import RecurrentModule
 from .action_heads import Head
 from .networks import Parameters
 

@@ -1,4 +1,4 @@
-"""Networks of action heads: from features to distribution parameters, and from samples to actions."""
+"""Networks of action heads: from features to distribution parameters."""
 
 from __future__ import annotations
 
@@ -123,36 +123,34 @@ class ResampleNoise(nn.Module):
         return torch.where(is_new.unsqueeze(-1), torch.randn_like(noise), noise)
 
 
-class ScaleToBounds(nn.Module):
-    """Maps [0, 1] to the range between two bounds.
+class ScaleParameters(nn.Module):
+    """Scales a Gaussian to the range of an action: a mean of -1 or 1 becomes a bound, a scale of 1 half a half range.
 
-    The bounds are not saved in checkpoints, because the environment defines them.
+    The bounds are thus two standard deviations from the initial mean, the centre.
 
     Args:
-        low: Lower bounds, `[n]`.
-        high: Upper bounds, `[n]`.
+        network: Network whose first output is a mean; the others are scales or perturbations.
+        centre: Centre of the range, `[n]`.
+        half_range: Half of the width of the range, `[n]`. An entry with `is_scaled` false has no range.
+        is_scaled: Entries that are scaled; the parameters of others are unchanged, bool `[n]`.
 
     """
 
-    low: Tensor
-    high: Tensor
+    centre: Tensor
+    half_range: Tensor
+    unit: Tensor
 
-    def __init__(self, low: Tensor, high: Tensor) -> None:
+    def __init__(self, network: nn.Module, centre: Tensor, half_range: Tensor, is_scaled: Tensor) -> None:
         super().__init__()
-        self.register_buffer("low", low.clone(), persistent=False)
-        self.register_buffer("high", high.clone(), persistent=False)
+        self.network = network
+        self.register_buffer("centre", centre.where(is_scaled, 0.0), persistent=False)
+        self.register_buffer("half_range", half_range.where(is_scaled, 1.0), persistent=False)
+        self.register_buffer("unit", (half_range / 2).where(is_scaled, 1.0), persistent=False)
 
-    def forward(self, fraction: Tensor) -> Tensor:
-        """Shapes: `[*, n] -> [*, n]`, in the dtype of the bounds."""
-        action = self.low + (self.high - self.low) * fraction
-        return action.to(self.low.dtype).clamp(self.low, self.high)  # rounding can exceed the bounds
-
-
-class TanhToUnitInterval(nn.Module):
-    """Maps real numbers to [0, 1] with (tanh(u) + 1) / 2."""
-
-    def forward(self, value: Tensor) -> Tensor:
-        return (value.tanh() + 1) / 2
+    def forward(self, features: Tensor, *args: Tensor | None, **kwargs: Tensor | None) -> Parameters:
+        """Shapes: `[*, width] -> [*, n]` for every parameter."""
+        loc, *others = self.network(features, *args, **kwargs)
+        return (self.centre + self.half_range * loc, *(self.unit * other for other in others))
 
 
 class ConcatHeads(nn.Module):
@@ -165,30 +163,3 @@ class ConcatHeads(nn.Module):
     def forward(self, features: Tensor) -> Parameters:
         """Return the parameters of all networks for the features `[*, width]`."""
         return tuple(parameter for network in self.networks for parameter in network(features))
-
-
-class SplitAction(nn.Module):
-    """Splits a flat sample into the actions of all leaves.
-
-    Args:
-        shapes: Action shape of every leaf.
-        dtypes: Action dtype of every leaf.
-        to_actions: For every leaf, a module from its sample to its action.
-
-    """
-
-    def __init__(
-        self, shapes: Sequence[torch.Size], dtypes: Sequence[torch.dtype], to_actions: Sequence[nn.Module]
-    ) -> None:
-        super().__init__()
-        self.shapes = list(shapes)
-        self.dtypes = list(dtypes)
-        self.to_actions = nn.ModuleList(to_actions)
-
-    def forward(self, sample: Tensor) -> tuple[Tensor, ...]:
-        """Shapes: `[*, sum of sizes]`, to `[*, *shape]` for every leaf."""
-        parts = sample.split([shape.numel() for shape in self.shapes], -1)
-        leaves = zip(parts, self.shapes, self.dtypes, self.to_actions, strict=True)
-        return tuple(
-            to_action(part.reshape(part.shape[:-1] + shape)).to(dtype) for part, shape, dtype, to_action in leaves
-        )

@@ -27,7 +27,7 @@ from torchppo.modules.normalizers import ObservationNormalizer
 from torchppo.modules.objectives.clip import ClipPPOLoss
 
 NUM_ENVS = 6
-LOW, HIGH = torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 0.5])
+LOW, HIGH = torch.tensor([-2.0, -0.5]), torch.tensor([2.0, 0.5])
 
 ACTION_SPECS: dict[str, TensorSpec] = {
     "discrete": Categorical(4, dtype=torch.int64),

@@ -21,6 +21,7 @@ from tensordict import TensorDict
 from torchrl.envs.utils import check_env_specs
 
 from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv, VectorEnv, leaf_arrays, make_env
+from torchppo.envs.spaces.conversion import SpaceConverter
 from torchppo.envs.spaces.encoding import action_converter, action_dtype, encode_spaces, encoder, find_mismatch
 from torchppo.envs.spaces.specs import observation_spec, step_arrays_for
 from torchppo.errors import EnvironmentFailure
@@ -33,18 +34,24 @@ ACTION_LEAVES = (
     lambda: spaces.Discrete(4, start=7, dtype=np.int8),
     lambda: spaces.MultiDiscrete([2, 4]),
     lambda: spaces.MultiDiscrete([3, 3], start=[-1, 5]),
+    lambda: spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[0, 1], [-2, 0]]),
     lambda: spaces.MultiBinary(3),
+    lambda: spaces.MultiBinary((2, 3)),
+    lambda: spaces.Box(-1, 1, (), np.float32),
+    lambda: spaces.Box(100, 200, (2, 1), np.float32),
+    lambda: spaces.Box(-3, 7, (2,), np.int32),
+    lambda: spaces.Box(0, 255, (), np.uint8),
+    lambda: spaces.Box(0, 60_000, (1,), np.uint16),
+    lambda: spaces.Box(0, 1, (2,), np.bool_),
     lambda: spaces.Box(-1, 2, (2,), np.float32),
     lambda: spaces.Box(-0.1, 0.3, (3,), np.float64),
     lambda: spaces.Box(-np.inf, np.inf, (1,), np.float32),
 )
 OBSERVATION_LEAVES = (
     *ACTION_LEAVES,
-    lambda: spaces.Box(0, 1, (), np.float32),
     lambda: spaces.Box(-np.inf, np.inf, (2, 3), np.float64),
     lambda: spaces.Box(0, 255, (5, 5, 3), np.uint8),
     lambda: spaces.Box(-5, 9, (3,), np.int64),
-    lambda: spaces.Box(0, 1, (3,), np.bool_),
     lambda: spaces.Text(60, charset="abCD 7,_"),
 )
 
@@ -174,7 +181,7 @@ class TestEnvironments:
         for index, sampling in enumerate(env.vector.envs):
             for path, leaf, value in leaves_of(space, sampling.unwrapped.actions[0]):
                 action = sent[("action", *path)][index].numpy()
-                if isinstance(leaf, spaces.Box):
+                if isinstance(leaf, spaces.Box) and leaf.dtype != np.bool_:
                     np.testing.assert_array_equal(value, np.clip(action, leaf.low, leaf.high))
                 else:
                     np.testing.assert_array_equal(expected_array(leaf, value), action)
@@ -183,6 +190,47 @@ class TestEnvironments:
         for space in (spaces.Box(-1, 1, (2,)), spaces.Box(0, 255, (4, 4), np.uint8), spaces.Discrete(3)):
             env = SamplingEnv(space, spaces.Discrete(2))
             assert encode_spaces(env) is env
+
+    def test_parts_without_elements_are_not_in_the_data_but_in_the_actions(self) -> None:
+        empty, part = spaces.Box(-1, 1, (0,)), spaces.Box(-1, 1, (2,))
+        observation = spaces.Dict(a=part, b=empty, c=spaces.Tuple([empty]))
+        env = VectorEnv(SerialVectorEnv([partial(SamplingEnv, observation, spaces.Dict(x=empty, y=part))] * 2))
+        data = env.rollout(2)
+        assert set(data["observation"].keys()) == {"a"}
+        assert set(data["action"].keys()) == {"y"}
+        assert env.vector.envs[0].unwrapped.actions[0]["x"].shape == (0,)
+        converter = SpaceConverter(observation, spaces.Tuple([part, empty]))
+        arrays, _ = converter.observations(observation.sample())
+        assert [*arrays] == [("observation", "a")]
+        action = converter.actions({("action", "0"): np.zeros((1, 2), np.float32)}, is_single=True)
+        assert spaces.Tuple([part, empty]).contains(action)
+
+
+class TestBoxActions:
+    @pytest.mark.parametrize(
+        ("low", "high", "sent", "received"),
+        [
+            (0, np.inf, -0.5, 0.0),
+            (-np.inf, 5, 7.0, 5.0),
+            (100, np.inf, 1.5, 101.5),  # counted from the bound, because 0 is beyond it
+            (-np.inf, -100, -1.5, -101.5),
+            (-np.inf, np.inf, 7.0, 7.0),
+        ],
+    )
+    def test_an_infinite_bound_does_not_clip(self, low: float, high: float, sent: float, received: float) -> None:
+        convert = action_converter(spaces.Box(low, high, (1,)))
+        assert convert(np.array([[sent]], np.float32)).tolist() == [[received]]
+
+    def test_far_entries_beside_infinite_ones_are_scaled_to_their_range(self) -> None:
+        space = spaces.Box(np.array([100, -1, 0], np.float32), np.array([200, 1, np.inf], np.float32))
+        actions = action_converter(space)(np.array([[0.0, 0.0, 0.0], [1.0, 0.5, 3.0]], np.float32))
+        assert actions.tolist() == [[150.0, 0.0, 0.0], [200.0, 0.5, 3.0]]
+
+    def test_floats_are_rounded_to_integers_within_the_bounds(self) -> None:
+        convert = action_converter(spaces.Box(0, 10, (3,), np.int16))
+        actions = convert(np.array([[1.6, -3.0, 99.0]], np.float32))
+        assert actions.dtype == np.int16
+        assert actions.tolist() == [[2, 0, 10]]
 
 
 def as_arrays(actions: TensorDict) -> Any:

@@ -38,6 +38,13 @@ class TestActionSpec:
         (spaces.Box(-np.inf, np.inf, (2,)), Unbounded, (2,), torch.float32),
         (spaces.Box(0, np.inf, (2,)), Unbounded, (2,), torch.float32),
         (spaces.Box(-1, 1, (2,), np.float64), Bounded, (2,), torch.float32),  # the policy writes float32
+        (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])), MultiCategorical, (2, 2), torch.int64),
+        (spaces.MultiBinary([2, 3]), Binary, (2, 3), torch.int8),
+        (spaces.Box(-1, 1, ()), Bounded, (), torch.float32),
+        (spaces.Box(-1, 1, (2, 3)), Bounded, (2, 3), torch.float32),
+        (spaces.Box(0, 5, (2,), np.int64), Bounded, (2,), torch.int64),
+        (spaces.Box(0, 5, (2,), np.uint16), Bounded, (2,), torch.int32),
+        (spaces.Box(0, 1, (2,), np.bool_), Binary, (2,), torch.int8),
     )
 
     @pytest.mark.parametrize(("space", "spec_class", "shape", "dtype"), SPACES, ids=lambda value: str(value)[:40])
@@ -61,7 +68,8 @@ class TestActionSpec:
         torch.manual_seed(0)
         start = getattr(space, "start", 0)
         for value in action_spec(space).rand((50,)).numpy():
-            assert space.contains((value + start if np.any(start) else value).astype(space.dtype))
+            element = np.asarray(value + start if np.any(start) else value, space.dtype)
+            assert space.contains(element[()] if isinstance(space, spaces.Discrete) else element)
 
     def test_every_entry_has_its_own_bounds(self) -> None:
         spec = action_spec(spaces.Box(np.array([-1, 0], np.float32), np.array([1, 5], np.float32)))
@@ -71,11 +79,7 @@ class TestActionSpec:
     @pytest.mark.parametrize(
         "space",
         [
-            spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])),
-            spaces.MultiBinary([2, 3]),
-            spaces.Box(-1, 1, ()),
-            spaces.Box(-1, 1, (2, 3)),
-            spaces.Box(0, 5, (2,), np.int64),
+            spaces.Box(-1, 1, (0,)),
             spaces.Text(5),
             spaces.Sequence(spaces.Discrete(2)),
             spaces.Dict({}),
@@ -127,6 +131,10 @@ class TestObservationSpec:
             (spaces.Discrete(16, start=3), Categorical, (), torch.int64),
             (spaces.MultiDiscrete([2, 5]), MultiCategorical, (2,), torch.int64),
             (spaces.MultiBinary(3), Binary, (3,), torch.int8),
+            (spaces.MultiBinary([2, 3]), Binary, (2, 3), torch.int8),
+            (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])), MultiCategorical, (2, 2), torch.int64),
+            (spaces.Box(0, 9, (2,), np.uint32), Bounded, (2,), torch.int64),
+            (spaces.Box(-1e300, 1e300, (2,), np.float64), Unbounded, (2,), torch.float32),  # infinite in float32
             (spaces.Text(9), Categorical, (MAX_WORDS,), torch.int64),
         ],
         ids=str,
@@ -148,8 +156,7 @@ class TestObservationSpec:
         [
             (spaces.Sequence(spaces.Discrete(2)), "observation"),
             (spaces.Dict({}), "observation"),
-            (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])), "observation"),
-            (spaces.Dict({"image": spaces.MultiBinary([2, 3])}), "observation/image"),
+            (spaces.Dict({"empty": spaces.Box(-1, 1, (0,))}), "observation"),
             (spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Tuple([GRAPH])}), "observation/b/0"),
             (spaces.Tuple([spaces.Discrete(2), spaces.OneOf([spaces.Discrete(2)])]), "observation/1"),
         ],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.features.encoders import MAX_ONE_HOT, ConcatEncoders, make_encoder
+from torchppo.modules.features.encoders import MAX_ONE_HOT, NUM_CODES, ConcatEncoders, make_encoder
 from torchppo.modules.features.image_bodies import ImageNetwork
 
 NUM_ENVS = 6
@@ -148,14 +148,44 @@ class TestBoxes:
 
 
 class TestImages:
-    @pytest.mark.parametrize(("shape", "permuted"), [((4, 36, 40), False), ((36, 40, 3), True), ((36, 36, 36), True)])
-    def test_images_of_36_pixels_use_the_nature_cnn_with_channels_first(
-        self, shape: tuple[int, int, int], permuted: bool
-    ) -> None:
-        spec = bytes_of(*shape)
+    @pytest.mark.parametrize(
+        ("spec", "scale"),
+        [
+            (bytes_of(4, 36, 40), 1),
+            (bytes_of(36, 40, 3), 1),
+            (bytes_of(36, 36), 1),
+            (bytes_of(2, 36, 36, 3), 1),
+            (Bounded(0, 1, (3, 36, 40), dtype=torch.uint8), 1),  # a map of bits
+            (Bounded(0, 1, (36, 40, 3), dtype=torch.float32), 1),
+            (Bounded(-1, 1, (36, 40, 3), dtype=torch.float32), 1),
+            (Bounded(0, 255, (36, 40, 3), dtype=torch.float32), 255),
+            (Bounded(0, 255, (36, 40, 3), dtype=torch.int64), 255),
+            (Unbounded((3, 36, 40), dtype=torch.float32), 1),
+        ],
+        ids=str,
+    )
+    def test_images_of_36_pixels_use_the_nature_cnn(self, spec: TensorSpec, scale: float) -> None:
         encoder, images = encoder_of(spec), entries_of(spec, (2,))
         (network,) = [module for module in encoder.modules() if isinstance(module, ImageNetwork)]
-        torch.testing.assert_close(encoder(images), network(images.permute(0, 3, 1, 2) if permuted else images))
+        is_bytes = spec.dtype == torch.uint8 and int(spec.space.high.max()) == 255
+        torch.testing.assert_close(encoder(images), network(images if is_bytes else images.float() / scale))
+
+    @pytest.mark.parametrize(
+        ("spec", "num_features"),
+        [
+            (Unbounded((50, 40), dtype=torch.float32), 2000),  # a table, not a grey image
+            (Unbounded((36, 36, 20), dtype=torch.float32), 36 * 36 * 20),
+            (Bounded(0, 1, (10, 10, 4), dtype=torch.int8), 400),
+        ],
+        ids=str,
+    )
+    def test_other_boxes_are_flattened(self, spec: TensorSpec, num_features: int) -> None:
+        assert encoder_of(spec)(entries_of(spec, (2,))).shape == (2, num_features)
+
+    def test_feature_planes_are_channels(self) -> None:
+        for shape, num_planes in (((8, 8, 19), 19), ((19, 8, 8), 19), ((4, 7, 7, 3), 12)):
+            (first, *_) = [layer for layer in encoder_of(bytes_of(*shape)).modules() if isinstance(layer, nn.Conv2d)]
+            assert first.in_channels == num_planes * (NUM_CODES + 1)
 
     def test_features_do_not_depend_on_the_position_of_the_channels(self) -> None:
         images = entries_of(bytes_of(7, 9, 3), (2,))

@@ -28,10 +28,10 @@ def assert_orthogonal(layer: nn.Linear | nn.Conv2d, gain: float) -> None:
 
 class TestEveryImageBody:
     @pytest.mark.parametrize("make", [nature_cnn, impala_resnet])
-    @pytest.mark.parametrize("shape", [(4, 84, 84), (3, 37, 40), (1, 36, 36)])
+    @pytest.mark.parametrize("shape", [(4, 84, 84), (37, 40, 3), (36, 36), (2, 37, 40, 3)])
     @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
     def test_maps_byte_images_in_any_batch_to_features(
-        self, make: Callable[..., nn.Module], shape: tuple[int, int, int], batch: tuple[int, ...]
+        self, make: Callable[..., nn.Module], shape: tuple[int, ...], batch: tuple[int, ...]
     ) -> None:
         body = make(torch.Size(shape), num_features=16)
         features = body(torch.randint(256, (*batch, *shape), dtype=torch.uint8))
@@ -45,7 +45,7 @@ class TestEveryImageBody:
             make(torch.Size([4, 84, 84]), num_features=num_features)
 
     @pytest.mark.parametrize(("make", "policy"), [(nature_cnn, "cnn"), (impala_resnet, "resnet")])
-    @pytest.mark.parametrize("shape", [(17,), (84, 84), (84, 84, 3), (1, 35, 84), (2, 4, 84, 84)])
+    @pytest.mark.parametrize("shape", [(17,), (84, 35), (1, 35, 84), (2, 4, 30, 84), (2, 2, 4, 84, 84)])
     def test_rejects_observations_that_are_not_images(
         self, make: Callable[..., nn.Module], policy: str, shape: tuple[int, ...]
     ) -> None:

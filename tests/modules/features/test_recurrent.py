@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.features.extractor import MemoryModule
-from torchppo.modules.features.recurrent import GRU, LSTM, Memory, context_windows
+from torchppo.modules.features.recurrent import GRU, LSTM, Memory, MemoryModule, context_windows
 from torchppo.modules.features.transformer import Transformer
 
 NUM_INPUTS, BATCH = 3, 4

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.features.extractor import MemoryModule
+from torchppo.modules.features.recurrent import MemoryModule
 from torchppo.modules.features.transformer import Gate, RelativeAttention, Transformer
 
 NUM_INPUTS, LENGTH, TIME = 3, 5, 12

@@ -12,11 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch import distributions as D  # noqa: N812
-from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
+from torchrl.data import (
+    Binary,
+    Bounded,
+    Categorical,
+    Composite,
+    MultiCategorical,
+    NonTensor,
+    OneHot,
+    TensorSpec,
+    Unbounded,
+)
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules.heads.action_heads import ContinuousHead, Head, make_head
 from torchppo.modules.heads.continuous import beta, gaussian, gsde, tanh_gaussian
+from torchppo.modules.heads.sample_to_action import SampleToAction
 
 NUM_ENVS, WIDTH = 6, 5
 LOW, HIGH = torch.tensor([-2.0, 0.1]), torch.tensor([2.0, 0.7])
@@ -231,19 +242,49 @@ class TestCompositeActions:
         assert all(buffer.dtype == torch.float64 for buffer in head.network.buffers())
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        Bounded(-1.0, 1.0, (2, 3), dtype=torch.float32),
-        Bounded(0, 5, (2,), dtype=torch.int64),
-        Unbounded((), dtype=torch.float32),
-        Binary(0, (), dtype=torch.int8),
-        Categorical(3, (2,), dtype=torch.int64),
-    ],
-    ids=["matrix", "integers", "scalar", "scalar bit", "several of one kind"],
-)
+FLATTENED = {
+    "matrix": Bounded(-1.0, 1.0, (2, 3), dtype=torch.float32),
+    "scalar": Unbounded((), dtype=torch.float32),
+    "far scalar": Bounded(100.0, 200.0, (), dtype=torch.float32),
+    "integers": Bounded(-2, 5, (2,), dtype=torch.int64),
+    "bytes": Bounded(0, 255, (2, 1), dtype=torch.uint8),
+    "unbounded integers": Unbounded((3,), dtype=torch.int32),
+    "limits of int64": Bounded(torch.tensor(-(2**63)), torch.tensor(2**63 - 1), (), dtype=torch.int64),
+    "table of choices": MultiCategorical(torch.tensor([[2, 3], [4, 5]]), dtype=torch.int64),
+    "table of bits": Binary(shape=(2, 3), dtype=torch.int8),
+    "several of one kind": Categorical(3, (2,), dtype=torch.int64),
+}
+
+
+@pytest.mark.parametrize("name", FLATTENED)
+@pytest.mark.parametrize("is_part", [False, True])
+def test_leaves_of_any_rank_and_integers_have_actions_of_the_spec(name: str, is_part: bool) -> None:
+    torch.manual_seed(0)
+    spec = batched(FLATTENED[name])
+    action = Composite(part=spec, shape=(NUM_ENVS,)) if is_part else spec
+    head = make_head(action, 1, WIDTH, gaussian)
+    parameters = dict(zip(head.param_keys, head.network(torch.randn(NUM_ENVS, WIDTH)), strict=True))
+    policy = SampleToAction(head, **parameters)
+    for sample, *actions in (policy.sample(), policy.deterministic_sample):
+        value = actions[0] if actions else sample
+        assert value.shape == spec.shape
+        assert value.dtype == spec.dtype
+        is_clipped = spec.dtype.is_floating_point  # by the environment
+        assert is_clipped or spec.is_in(value)
+        assert policy.log_prob(sample, value).shape == (NUM_ENVS,)
+    assert policy.entropy().isfinite().all()
+
+
+def test_integers_with_a_narrow_range_have_one_logit_each_and_others_are_rounded() -> None:
+    for high, parameters in ((63, ["logits"]), (64, ["loc", "scale"])):
+        assert (
+            make_head(batched(Bounded(0, high, (2,), dtype=torch.int64)), 1, WIDTH, gaussian).param_keys == parameters
+        )
+
+
+@pytest.mark.parametrize("spec", [OneHot(3, (2, 3)), NonTensor(())], ids=["one-hot matrix", "other data"])
 def test_rejects_a_leaf_without_a_head(spec: TensorSpec) -> None:
-    with pytest.raises(ConfigurationError, match=r"^action is .*Discrete"):
+    with pytest.raises(ConfigurationError, match=r"^action is .*Categorical"):
         make_head(batched(spec), 1, WIDTH, gaussian)
-    with pytest.raises(ConfigurationError, match=r"^action\.left is .*Discrete"):
+    with pytest.raises(ConfigurationError, match=r"^action\.left is .*Categorical"):
         make_head(batched(Composite(left=spec, shape=())), 1, WIDTH, gaussian)

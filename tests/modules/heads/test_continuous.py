@@ -23,6 +23,7 @@ CONF = Path(__file__).parents[3] / "conf" / "head"
 NUM_ENVS, WIDTH = 6, 5
 LOW, HIGH = torch.tensor([-2.0, 0.1]), torch.tensor([2.0, 0.7])
 BOX = Bounded(LOW, HIGH, (2,), dtype=torch.float32)
+NEAR_BOX = Bounded(-2.0, 2.0, (2,), dtype=torch.float32)
 UNBOUNDED = Unbounded((2,), dtype=torch.float32)
 
 gaussian_of_state = partial(gaussian, state_dependent=True)
@@ -68,29 +69,73 @@ class TestBounds:
 class TestScale:
     @pytest.mark.parametrize("continuous", [gaussian, gaussian_of_state, tanh_gaussian, tanh_gaussian_of_state])
     def test_starts_at_exp_log_std(self, continuous: Callable[..., Head]) -> None:
-        network = make_head(batched(BOX), 1, WIDTH, partial(continuous, log_std=-1.2)).network
+        network = make_head(batched(NEAR_BOX), 1, WIDTH, partial(continuous, log_std=-1.2)).network
         _, scale = network(torch.zeros(NUM_ENVS, WIDTH))
         np.testing.assert_allclose(scale.detach().numpy(), np.exp(-1.2), rtol=1e-6)
 
     def test_depends_on_the_features_only_if_state_dependent(self) -> None:
         for continuous, is_same in ((gaussian, True), (gaussian_of_state, False)):
-            _, scale = make_head(batched(BOX), 1, WIDTH, continuous).network(features(NUM_ENVS))
+            _, scale = make_head(batched(NEAR_BOX), 1, WIDTH, continuous).network(features(NUM_ENVS))
             assert torch.equal(scale, scale[:1].expand_as(scale)) == is_same
 
     def test_state_dependent_scale_is_clamped(self) -> None:
-        network = make_head(batched(BOX), 1, WIDTH, gaussian_of_state).network
+        network = make_head(batched(NEAR_BOX), 1, WIDTH, gaussian_of_state).network
         _, scale = network(1e6 * features(100))
         np.testing.assert_allclose([scale.min().item(), scale.max().item()], [np.exp(-20), np.exp(2)], rtol=1e-5)
 
     def test_beta_parameters_are_at_least_1(self) -> None:
-        for parameter in make_head(batched(BOX), 1, WIDTH, beta).network(1e5 * features(NUM_ENVS)):
+        for parameter in make_head(batched(NEAR_BOX), 1, WIDTH, beta).network(1e5 * features(NUM_ENVS)):
             assert (parameter >= 1).all()
+
+
+class TestScaleToRange:
+    @pytest.mark.parametrize(
+        ("low", "high"),
+        [(100, 200), (0, 1000), (-1, 5), (-0.01, 0.01), (0, 1), (-200, -100), (-10, 10), (1, 1e6), (-0.2, 0.2)],
+    )
+    @pytest.mark.parametrize("continuous", [gaussian, gaussian_of_state])
+    def test_bounds_far_from_1_are_two_deviations_from_the_initial_mean(
+        self, continuous: ContinuousHead, low: float, high: float
+    ) -> None:
+        spec = batched(Bounded(float(low), float(high), (2,), dtype=torch.float32))
+        loc, scale = make_head(spec, 1, WIDTH, continuous).network(torch.zeros(NUM_ENVS, WIDTH))
+        np.testing.assert_allclose(loc.detach().numpy(), (low + high) / 2, rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(scale.detach().numpy(), (high - low) / 4, rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("low", "high"),
+        [(-1, 1), (-0.4, 0.4), (-2, 2), (-3, 3), (-1, 1.5), (-float("inf"), 5), (-(2.0**31), 2.0**31), (3, 3)],
+    )
+    @pytest.mark.parametrize("continuous", [gaussian, gaussian_of_state, gsde])
+    def test_bounds_near_1_infinite_ones_and_limits_of_a_dtype_change_nothing(
+        self, continuous: ContinuousHead, low: float, high: float
+    ) -> None:
+        networks = []
+        for spec in (Bounded(float(low), float(high), (2,), dtype=torch.float32), UNBOUNDED):
+            torch.manual_seed(0)
+            networks.append(make_head(batched(spec), 1, WIDTH, continuous).network)
+        bounded, unbounded = (network(features(NUM_ENVS)) for network in networks)
+        assert [type(module) for module in networks[0].modules()] == [type(module) for module in networks[1].modules()]
+        assert all(torch.equal(one, other) for one, other in zip(bounded, unbounded, strict=True))
+
+    def test_every_entry_has_its_own_range(self) -> None:
+        _, scale = make_head(batched(BOX), 1, WIDTH, gaussian).network(torch.zeros(NUM_ENVS, WIDTH))
+        np.testing.assert_allclose(scale[0].detach().numpy(), [1.0, 0.15], rtol=1e-5)
+
+    def test_gsde_perturbations_are_scaled_like_their_deviation(self) -> None:
+        torch.manual_seed(0)
+        head = make_head(batched(Bounded(100.0, 300.0, (2,), dtype=torch.float32)), 1, WIDTH, gsde)
+        inputs = features(1).expand(20_000, WIDTH)
+        loc, scale, perturbation = head.network(inputs, noise=torch.randn(20_000, WIDTH, 2))
+        np.testing.assert_allclose(loc.detach().numpy(), 200, atol=10)
+        np.testing.assert_allclose(perturbation.std(0).numpy(), scale[0].detach().numpy(), rtol=0.03)
+        assert (scale > 1).all()
 
 
 class TestGSDE:
     def build(self, num_steps: int = 8) -> tuple[Head, StateDependentExploration]:
         torch.manual_seed(0)
-        head = make_head(batched(BOX), 1, WIDTH, partial(gsde, log_std=-0.5, num_steps=num_steps))
+        head = make_head(batched(NEAR_BOX), 1, WIDTH, partial(gsde, log_std=-0.5, num_steps=num_steps))
         (network,) = (m for m in head.network.modules() if isinstance(m, StateDependentExploration))
         nn.init.normal_(network.log_std)
         return head, network
@@ -151,7 +196,7 @@ class TestGSDE:
 
     def test_rejects_num_steps_below_1(self) -> None:
         with pytest.raises(ConfigurationError, match=r"head\.num_steps=-1"):
-            make_head(batched(BOX), 1, WIDTH, partial(gsde, num_steps=-1))
+            make_head(batched(NEAR_BOX), 1, WIDTH, partial(gsde, num_steps=-1))
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
@@ -160,6 +205,6 @@ def test_every_configuration_builds_a_head(path: Path) -> None:
     functions = {"gaussian": gaussian, "tanh_gaussian": tanh_gaussian, "beta": beta, "gsde": gsde}
     function = functions[options["_target_"].removeprefix("torchppo.modules.heads.continuous.")]
     keywords = {key: value for key, value in options.items() if not key.startswith("_")}
-    head = make_head(batched(BOX), 1, WIDTH, partial(function, **keywords))  # type: ignore[arg-type]
+    head = make_head(batched(NEAR_BOX), 1, WIDTH, partial(function, **keywords))  # type: ignore[arg-type]
     parameters = dict(zip(head.param_keys, head.network(features(NUM_ENVS)), strict=True))
     assert head.distribution_class(**parameters).sample().shape == (NUM_ENVS, 2)

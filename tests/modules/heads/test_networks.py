@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from torchppo.modules.heads.networks import ResampleNoise, ScaleToBounds, TanhToUnitInterval
+from torchppo.modules.heads.networks import ResampleNoise
+from torchppo.modules.heads.to_action import ScaleToBounds, TanhToUnitInterval
 
 
 @settings(max_examples=40)

@@ -1,0 +1,124 @@
+"""Which observations are images, and where their channels are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchrl.data import Bounded, TensorSpec, Unbounded
+
+MIN_IMAGE_SIZE = 36
+"""Smallest height and width, in pixels, that the convolutions of `nature_cnn` can process."""
+MAX_CHANNELS = 16
+"""Largest number of channels of an image that is not of bytes."""
+COLORS = (1, 2, 3, 4)
+"""Numbers of channels of single images and of short stacks."""
+
+
+def is_image(spec: TensorSpec, num_batch: int) -> bool:
+    """Return whether a box is an image or a map: neighboring entries belong together.
+
+    Bytes with 3 dimensions are, and with 4 (a stack of such images). Grey images with 2 dimensions, and boxes of other
+    dtypes with 3 or 4 and at most `MAX_CHANNELS` channels, need at least 36x36 pixels.
+    """
+    shape = spec.shape[num_batch:]
+    if not isinstance(spec, Bounded | Unbounded) or len(shape) not in (2, 3, 4):
+        return False
+    channels, height, width = channels_first_shape(shape)
+    is_large = min(height, width) >= MIN_IMAGE_SIZE
+    if spec.dtype == torch.uint8:
+        return is_large or len(shape) > 2
+    return is_large and len(shape) > 2 and channels <= MAX_CHANNELS
+
+
+def channels_first_order(shape: torch.Size) -> tuple[int, ...]:
+    """Return the dimensions of an image in the order (stack,) channels, height, width.
+
+    With 3 dimensions, the channels are the first or the last. These rules are tried in order:
+
+    1. The other two dimensions are equal (a square), and not those of the alternative.
+    2. There are at most 4 channels, and more in the alternative.
+    3. The image is closer to a square. The channels are last if both are equally close.
+
+    With 4 dimensions, height and width are the two neighbors whose smaller one is largest.
+    """
+    if len(shape) == 2:
+        return (0, 1)
+    if len(shape) == 4:
+        height = max((1, 2, 0), key=lambda dim: min(shape[dim], shape[dim + 1]))
+        others = [dim for dim in range(4) if dim not in (height, height + 1)]
+        if height == 0:
+            others.reverse()  # a stack is usually the last dimension here
+        return (*others, height, height + 1)
+    first, last = (0, 1, 2), (2, 0, 1)
+    for rule in (_is_square, _has_few_channels, _squareness):
+        of_first, of_last = (rule(*(shape[dim] for dim in order)) for order in (first, last))
+        if of_first != of_last:
+            return first if of_first > of_last else last
+    return last
+
+
+def _is_square(_: int, height: int, width: int) -> float:
+    return height == width
+
+
+def _has_few_channels(channels: int, _: int, __: int) -> float:
+    return channels in COLORS
+
+
+def _squareness(_: int, height: int, width: int) -> float:
+    return min(height, width) / max(height, width)
+
+
+def channels_first_shape(shape: torch.Size) -> torch.Size:
+    """Return the shape `[channels, height, width]` of an image; the images of a stack are channels."""
+    *channels, height, width = (shape[dim] for dim in channels_first_order(shape))
+    return torch.Size([torch.Size(channels).numel(), height, width])
+
+
+class ToChannelsFirst(nn.Module):
+    """Converts images to `[channels, height, width]`.
+
+    Args:
+        shape: Shape of one image, of 2, 3 or 4 dimensions.
+
+    """
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.order = channels_first_order(shape)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Shapes: `[*, *shape] -> [*, channels, height, width]`."""
+        num_dims = len(self.order)
+        if self.order == (0, 1, 2):
+            return image
+        if num_dims == 2:
+            return image.unsqueeze(-3)
+        num_batch = image.dim() - num_dims
+        image = image.permute(*range(num_batch), *(num_batch + dim for dim in self.order))
+        return image.flatten(-4, -3) if num_dims == 4 else image
+
+
+class ScaleImage(nn.Module):
+    """Divides images by their largest value."""
+
+    def __init__(self, high: float) -> None:
+        super().__init__()
+        self.high = high
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Shapes: `[*] -> float [*]`."""
+        return (image if image.is_floating_point() else image.float()) / self.high
+
+
+def scale_image(spec: TensorSpec) -> list[nn.Module]:
+    """Return the module that scales an image to [0, 1], if the networks for images do not.
+
+    They divide bytes by 255 and expect other values in [0, 1]. Bytes may have a smaller upper bound, and other dtypes
+    one of up to 255.
+    """
+    if not isinstance(spec, Bounded):
+        return []
+    high = float(spec.space.high.max())
+    is_scaled = high in (0, 255) if spec.dtype == torch.uint8 else not 1 < high <= 255
+    return [] if is_scaled else [ScaleImage(high)]
