@@ -1,25 +1,177 @@
-"""Checks of deleted keys and of a user's own configuration files."""
+"""Checks that explain a mistake. `config.py` calls them only where there may be one."""
 
 from __future__ import annotations
 
-from omegaconf import DictConfig, OmegaConf
+import re
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ...errors import ConfigurationError, did_you_mean
+from .foreign_names import in_our_words
+from .reference import TYPE_NAMES, describe, reference
+from .schema import Field
+
+Options = dict[str, dict[str, str]]
+"""The choices of every group with their descriptions."""
+
+
+def check_values(overrides: Iterable[Override]) -> None:
+    """Raise a ConfigurationError for a key with several values in a single run."""
+    for override in overrides:
+        if override.is_sweep_override():
+            text, key = override.input_line, override.key_or_group
+            raise ConfigurationError(f"{text}: {key} has several values; add -m, or write {key}=[a,b]")
+
+
+def check_choices(groups: Iterable[Override], options: Options, defaults: DictConfig) -> None:
+    """Raise a ConfigurationError for an unknown choice of a group, or a group that is used in several places."""
+    for override in groups:
+        key, value = override.key_or_group, override.value()
+        group = key.split("@", maxsplit=1)[0]
+        names = options[group]
+        places = [place for place in defaults if str(place).startswith(f"{key}@")]
+        if key not in defaults and places and override.package is None:
+            raise ConfigurationError(f"{key} is used in several places; write {'=..., '.join(map(str, places))}=...")
+        if override.is_delete():
+            continue
+        if value is None:
+            raise ConfigurationError(f"{key}=null is not a choice; use one of {', '.join(names)}")
+        for name in value if isinstance(value, list) else [value]:
+            if group == "env" and re.search(r"[/:]|-v\d", str(name)):
+                raise ConfigurationError(f"env={name} is not a choice; write env.id={name}")
+            if str(name) not in names:
+                raise ConfigurationError(
+                    f"unknown choice {key}={name}{did_you_mean(str(name), names)}; use one of {', '.join(names)}"
+                )
+
+
+def check_keys(overrides: Iterable[Override], cfg: DictConfig, known: list[str]) -> None:
+    """Raise a ConfigurationError for a key that the chosen components do not have."""
+    existing = set(keys_of(cfg))
+    for override in overrides:
+        key = override.key_or_group
+        if override.is_delete() and key in existing and OmegaConf.select(cfg, key) is None:
+            raise ConfigurationError(f"~{key}: {key} is null already; remove ~{key}")
+        if override.is_add() or override.is_force_add() or key in existing:
+            continue
+        if owners := [one.choice for one in reference() if one.key == key and one.choice]:
+            raise ConfigurationError(f"{key} is a key of {' and '.join(owners)}; choose it first (+{key}=... adds it)")
+        raise unknown_key(key, known, override.value(), cfg)
+
+
+def check_unknown_keys(keys: Iterable[str], cfg: DictConfig, known: list[str]) -> None:
+    """Raise a ConfigurationError for a key that belongs to no component and is not read as `${key}` by another."""
+    used = re.findall(r"\$\{(?:[\w.]+:)?\.*([\w.]+)", OmegaConf.to_yaml(cfg))
+    for key in keys:
+        if not any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in used):
+            raise unknown_key(key, known, OmegaConf.select(cfg, key), cfg)
+
+
+def unknown_key(key: str, known: Collection[str], value: Any, cfg: DictConfig) -> ConfigurationError:
+    """Return the error for an unknown key, with the most similar key or the one that other libraries call so."""
+    is_misspelt = did_you_mean(key, known, cutoff=0.9)
+    if not is_misspelt and (ours := in_our_words(key, value, known)):
+        return ConfigurationError(f"unknown key {key!r}; write {ours}")
+    component = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else None
+    if isinstance(component, DictConfig) and "_target_" in component:
+        instead = f"+{key}=... passes it to {component._target_}"
+    else:
+        instead = "torchppo train --cfg prints all keys"
+    return ConfigurationError(f"unknown key {key!r}{did_you_mean(key, known)}; {instead}")
+
+
+def wrong_value(key: str, value: Any, field: Field, default: Any) -> ConfigurationError:
+    """Return the error for a value that a key does not accept."""
+    if isinstance(value, dict) and field.is_component:
+        return ConfigurationError(f"{key}={value} has no _target_; choose a component, or remove its keys")
+    return ConfigurationError(f"{key}={value} must be {describe(field)}{default_text(default)}")
+
+
+def default_text(default: Any) -> str:
+    """Return ` (the default is ...)`, or an empty string for a group of keys and without a default."""
+    return "" if default is None or isinstance(default, DictConfig) else f" (the default is {default})"
+
+
+def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
+    """Check that values of keys that the schema does not know have the type of their defaults.
+
+    Raises:
+        ConfigurationError: if a value has another type; the message names the first such key.
+
+    """
+    for key in keys:
+        before, after = OmegaConf.select(default, key), OmegaConf.select(cfg, key)
+        if before is None or type(after) is type(before):
+            continue
+        if type(before) is int and isinstance(after, float) and after.is_integer():
+            OmegaConf.update(cfg, key, int(after))
+            continue
+        names = TYPE_NAMES | {DictConfig: TYPE_NAMES[dict], ListConfig: TYPE_NAMES[list]}
+        is_null = after is None and type(before) not in (bool, int, float)
+        is_number = isinstance(before, float) and type(after) is int
+        if not (isinstance(before, str) or is_null or is_number) and type(before) in names:
+            raise ConfigurationError(f"{key}={after} is not {names[type(before)]}{default_text(before)}")
 
 
 def check_deleted_keys(cfg: DictConfig, built_in: DictConfig) -> None:
     """Raise a ConfigurationError if a deleted key has no default in the code."""
-    for key in [*built_in, *(f"eval.{name}" for name in built_in.eval)]:
+    for key in [*(str(name) for name in built_in if name != "hydra"), *(f"eval.{name}" for name in built_in.eval)]:
         if OmegaConf.select(cfg, key) is None and OmegaConf.select(built_in, key) is not None:
             raise ConfigurationError(f"~{key}: {key} is required; remove ~{key}, or give it another value")
 
 
-def check_user_files(cfg: DictConfig, built_in: DictConfig, overridden: set[str]) -> None:
-    """Raise a ConfigurationError for a misspelt key, or an experiment that changes nothing, in a user's file."""
+def check_user_files(cfg: DictConfig, overridden: Collection[str]) -> None:
+    """Raise a ConfigurationError if an experiment in a user's file changes nothing."""
     if "experiment" in cfg and not any(key.split(".")[0] == "experiment" for key in overridden):
         raise ConfigurationError("the file in experiment/ changes nothing; begin it with '# @package _global_'")
-    for prefix, node, known in (("", cfg, built_in), ("eval.", cfg["eval"], built_in["eval"])):
-        for key in map(str, node):
-            hint = did_you_mean(key, known, cutoff=0.8)
-            if key not in known and f"{prefix}{key}" not in overridden and hint:
-                raise ConfigurationError(f"unknown key {prefix}{key}{hint} in a file of --config-dir")
+
+
+def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
+    """Raise a ConfigurationError if a key or choice of the command line changes nothing.
+
+    Args:
+        cfg: the configuration.
+        chosen: keys and groups of the command line.
+
+    """
+    epochs, has_memory = OmegaConf.select(cfg, "update.epochs"), OmegaConf.select(cfg, "policy.memory") is not None
+    only_once, no_memory = f"update.epochs={epochs}", "memory=none"
+    reasons = {
+        "eval.stop_at": cfg.eval.every_frames is None and "eval.every_frames=null",
+        "env.step_timeout": cfg.env.get("num_workers", 1) == 0 and "env.num_workers=0",
+        "update.sequence_length": not has_memory and no_memory,
+        "update.burn_in": (not has_memory and no_memory) or (epochs == 1 and only_once),
+        "update.recompute_advantage": epochs == 1 and only_once,
+        "trainer.log_every_n_steps": "torchppo, which logs every rollout",
+        "trainer.use_distributed_sampler": "torchppo, in which each rank collects its own rollouts",
+    }
+    for name in cfg.controller:
+        value = cfg.objective.get(name)
+        if name != "lr" and value in (0, None):
+            problem = f"objective.{name}={value}" if name in cfg.objective else f"{cfg.objective._target_}"
+            reasons[f"controller@controller.{name}"] = bool(cfg.controller[name]) and problem
+    for key in chosen:
+        reason = reasons.get(key)
+        if reason and not is_off(OmegaConf.select(cfg, key)):
+            raise ConfigurationError(f"{key} has no effect with {reason}; remove it, or change the other")
+
+
+def is_off(value: Any) -> bool:
+    """Return whether a value disables an option."""
+    return value is False or value == 0
+
+
+def keys_of(cfg: DictConfig) -> list[str]:
+    """Return every dotted key except Hydra's."""
+
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for key in node:
+            yield f"{prefix}{key}"
+            value = node._get_node(key)
+            if isinstance(value, DictConfig):
+                yield from walk(value, f"{prefix}{key}.")
+
+    return [key for key in walk(cfg, "") if key.split(".")[0] != "hydra"]

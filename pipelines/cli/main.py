@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,19 @@ from .config import compose, options_by_group
 EXAMPLES = """\
 examples:
   torchppo train env=cartpole
+  torchppo train experiment=cartpole
   torchppo train env.id=LunarLander-v3 total_frames=1_000_000
   torchppo train experiment=halfcheetah policy.body.num_cells=[256,256] -m seed=0,1,2
   torchppo train env.id=my_package:MyEnv-v0 --config-dir my_conf
   torchppo eval runs/cartpole/<run>/checkpoints/best.ckpt --json
+
+Choose only an environment with env= or env.id=, and an environment with tuned settings with experiment=.
 """
+NOTES = {
+    "env": "  (only the environment, with default settings; experiment= has tuned ones)",
+    "experiment": "  (an environment with tuned settings)",
+}
+"""What `torchppo list` adds to the names of groups."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,12 +109,24 @@ class Parser(argparse.ArgumentParser):
         command = namespace.parser
         for word in rest:
             if word.startswith("-"):
+                if "overrides" in namespace and (ours := self._override(word, args)):
+                    command.error(f"unknown option {word!r}; write {ours}")
                 options = re.findall(r"--[a-z-]+", command.format_help())
                 command.error(f"unknown option {word!r}{did_you_mean(word, options)}")
             if "overrides" not in namespace:
                 command.error(f"unknown argument {word!r}")
             namespace.overrides.append(word)
         return namespace
+
+    def _override(self, word: str, args: Sequence[str] | None) -> str:
+        """Return the override for an option such as `--total-timesteps 1000`, or an empty string."""
+        from .foreign_names import in_our_words
+        from .schema import FIELDS
+
+        words = list(sys.argv[1:] if args is None else args)
+        name, has_value, value = word.partition("=")
+        following = words[words.index(word) + 1 :][:1] if not has_value else [value]
+        return in_our_words(name, following[0] if following and following[0][:1] != "-" else None, FIELDS)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -119,15 +139,30 @@ def run_train(arguments: argparse.Namespace) -> int:
     if arguments.config_dir:
         folders.append(arguments.config_dir.resolve().parent)
         sys.path.append(str(folders[-1]))
-    cfg = compose(arguments.overrides, arguments.config_dir)
+    cfg = compose(arguments.overrides, arguments.config_dir, reserve=not arguments.cfg)
     if arguments.cfg:
         print(OmegaConf.to_yaml(cfg), end="")
         return 0
-    with exit_on_signals():
-        from ..train import train
+    if any(word.startswith("env") for word in arguments.overrides):
+        print_preset(arguments.overrides, str(cfg.env.get("id")))
+    try:
+        with exit_on_signals():
+            from ..train import train
 
-    cfg.code_dirs = [str(folder) for folder in folders]  # for an evaluation to find the user's components
-    return train(cfg, arguments.overrides)
+        cfg.code_dirs = [str(folder) for folder in folders]  # for an evaluation to find the user's components
+        return train(cfg, arguments.overrides)
+    finally:
+        if not Path(cfg.run_dir).is_absolute():
+            with suppress(OSError):  # the folder is not empty
+                os.removedirs(cfg.run_dir)
+
+
+def print_preset(overrides: Sequence[str], env_id: str) -> None:
+    """Print the tuned settings of the chosen environment, if there are any and they are not used."""
+    from .presets import hint
+
+    if line := hint(overrides, env_id):
+        print(line, flush=True)
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
@@ -162,7 +197,7 @@ def describe_groups() -> str:
 def run_list(arguments: argparse.Namespace) -> int:
     """Run `torchppo list`."""
     for group, choices in options_by_group(arguments.config_dir).items():
-        print(f"{group}=")
+        print(f"{group}={NOTES.get(group, '')}")
         for name, description in choices.items():
             print(f"  {name:<26}{description}")
     return 0

@@ -16,6 +16,7 @@ class Field(NamedTuple):
         below: all numbers must be less than this.
         choices: values that are accepted in addition.
         nullable: whether `null` is accepted.
+        is_component: whether a group of keys needs a `_target_`.
 
     """
 
@@ -26,6 +27,7 @@ class Field(NamedTuple):
     below: float | None = None
     choices: tuple[bool | str, ...] = ()
     nullable: bool = False
+    is_component: bool = False
 
 
 FLAG = Field((bool,))
@@ -40,7 +42,8 @@ LIST = Field((list,))
 GROUP = Field((dict,))
 NULLABLE_COUNT = COUNT._replace(nullable=True)
 NULLABLE_POSITIVE = POSITIVE._replace(nullable=True)
-NULLABLE_GROUP = GROUP._replace(nullable=True)
+COMPONENT = GROUP._replace(is_component=True)
+NULLABLE_COMPONENT = COMPONENT._replace(nullable=True)
 
 FIELDS: dict[str, Field] = {
     "seed": NATURAL,
@@ -49,6 +52,7 @@ FIELDS: dict[str, Field] = {
     "num_threads": COUNT,
     "compile": Field(choices=(True, False, "auto", "trace")),
     "logger": GROUP,
+    "intrinsic": GROUP,
     "transforms": LIST,
     "critic.epochs": NULLABLE_COUNT,
     "critic.lmbda": FRACTION._replace(nullable=True),
@@ -64,7 +68,7 @@ FIELDS: dict[str, Field] = {
     "ppo.normalize_advantage": Field(choices=("rollout", "minibatch"), nullable=True),
     "ppo.critic_optimizer": GROUP,
     "ppo.value_pretraining": NATURAL,
-    "ppo.reward_normalizer": NULLABLE_GROUP,
+    "ppo.reward_normalizer": NULLABLE_COMPONENT,
     "ppo.reward_normalizer.limit": POSITIVE,
     "ppo.reward_normalizer.gamma": FRACTION,
     "ppo.reward_normalizer.clip": POSITIVE,
@@ -82,8 +86,8 @@ FIELDS: dict[str, Field] = {
     "collector.num_workers": COUNT,
     "collector.trust_policy": FLAG,
     "collector.double_buffer": FLAG,
-    "collector.rollouts": NULLABLE_GROUP,
-    "controller.*": GROUP,
+    "collector.rollouts": NULLABLE_COMPONENT,
+    "controller.*": COMPONENT,
     "controller.*.final": NOT_NEGATIVE,
     "controller.*.target_kl": POSITIVE,
     "controller.*.factor": Field((float,), above=1),
@@ -93,7 +97,7 @@ FIELDS: dict[str, Field] = {
     "controller.*.num_steps": COUNT,
     "estimator.gamma": FRACTION,
     "estimator.lmbda": FRACTION,
-    "estimator.value_network": NULLABLE_GROUP,
+    "estimator.value_network": NULLABLE_COMPONENT,
     "estimator.vectorized": FLAG,
     "estimator.rho_thresh": POSITIVE,
     "estimator.c_thresh": POSITIVE,
@@ -105,7 +109,7 @@ FIELDS: dict[str, Field] = {
     "policy.body.layer_norm": FLAG,
     "policy.body.num_features": COUNT,
     "policy.body.channels": LIST,
-    "policy.memory": NULLABLE_GROUP,
+    "policy.memory": NULLABLE_COMPONENT,
     "policy.memory.width": COUNT,
     "policy.memory.num_layers": COUNT,
     "policy.memory.num_heads": COUNT,
@@ -113,9 +117,9 @@ FIELDS: dict[str, Field] = {
     "policy.memory.gated": FLAG,
     "policy.shared": FLAG,
     "policy.encoders": GROUP,
-    "policy.critic": GROUP,
+    "policy.critic": COMPONENT,
     "policy.normalize_observation": FLAG,
-    "intrinsic.count.body": GROUP,
+    "intrinsic.count.body": COMPONENT,
     "intrinsic.count.weight": NOT_NEGATIVE,
     "intrinsic.count.gamma": FRACTION,
     "intrinsic.count.lmbda": FRACTION,
@@ -147,7 +151,7 @@ FIELDS: dict[str, Field] = {
     "optimizer.eps": NOT_NEGATIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "trainer.accelerator": TEXT,
-    "trainer.devices": Field((int, list), minimum=-1, choices=("auto",)),
+    "trainer.devices": Field((int, list, str), minimum=-1),
     "trainer.strategy": Field((str, dict)),
     "trainer.precision": Field((str, int), nullable=True),
     "trainer.max_epochs": Field((int,), minimum=-1, nullable=True),
@@ -166,5 +170,11 @@ FIELDS: dict[str, Field] = {
 }
 """The values of every key in `conf/`. A `*` stands for one name. A new key needs a line here and a comment in YAML."""
 
-CLOSED_GROUPS = ("logger", "controller.*")
-"""Groups in `FIELDS` that do not accept any keys, but only components."""
+DEPENDENT = frozenset(
+    (
+        *("eval.stop_at", "env.step_timeout", "update.sequence_length", "update.burn_in", "update.recompute_advantage"),
+        *("trainer.log_every_n_steps", "trainer.use_distributed_sampler"),
+        *("controller@controller.clip_epsilon", "controller@controller.entropy_coeff"),
+    )
+)
+"""Keys and groups that have no effect with some values of other keys; see `config_checks.check_effects`."""

@@ -25,7 +25,7 @@ class TestUserFiles:
         ("text", "words"),
         [
             ("# @package _global_\ntotal_framse: 3000\n", ["total_framse", "'total_frames'"]),
-            ("# @package _global_\neval: {vidio: false}\n", ["eval.vidio", "'video'"]),
+            ("# @package _global_\neval: {vidio: false}\n", ["eval.vidio", "'eval.video'"]),
             ("total_frames: 3000\n", ["experiment/", "# @package _global_"]),
         ],
         ids=["misspelt key", "misspelt key of eval", "experiment without package"],
@@ -39,9 +39,9 @@ class TestUserFiles:
         assert (code, trained) == (2, [])
         assert all(word in err for word in words)
 
-    def test_new_keys_are_kept(self, run_command: RunCommand, tmp_path: Path) -> None:
+    def test_new_keys_that_others_read_are_kept(self, run_command: RunCommand, tmp_path: Path) -> None:
         (tmp_path / "experiment").mkdir()
         text = "# @package _global_\nmy_width: 8\npolicy: {body: {num_cells: ['${my_width}']}}\n"
         (tmp_path / "experiment" / "ours.yaml").write_text(text)
-        (cfg,) = run_command(f"train experiment=ours --config-dir {tmp_path} +seeds=3").trained
-        assert (cfg.policy.body.num_cells, cfg.seeds) == ([8], 3)
+        (cfg,) = run_command(f"train experiment=ours --config-dir {tmp_path} ").trained
+        assert cfg.policy.body.num_cells == [8]

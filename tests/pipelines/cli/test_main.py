@@ -46,7 +46,26 @@ MISTAKES = [  # command, and two texts of its error message
     ("train objective.clip_epsilom=0.1", "'objective.clip_epsilom'", "'objective.clip_epsilon'"),
     ("train trainer.max_epoch=1", "'trainer.max_epoch'", "'trainer.max_epochs'"),
     ("train ~optimizer.lrr", "'optimizer.lrr'", "'optimizer.lr'"),
-    ("train qqqqqq=1", "'qqqqqq'", "+qqqqqq="),
+    ("train qqqqqq=1", "'qqqqqq'", "--cfg"),
+    ("train +qqqqqq=1", "'qqqqqq'", "--cfg"),
+    ("train +eval.qqqqqq=1", "'eval.qqqqqq'", "--cfg"),
+    ("train +critic.body.num_cells=[8]", "'critic.body.num_cells'", "policy.body.num_cells="),
+    ("train +policy.memory.width=8", "policy.memory", "_target_"),
+    ("train policy.memory.width=8", "policy.memory.width", "memory=gru"),
+    ("train env=Ant-v5", "env=Ant-v5", "env.id=Ant-v5"),
+    ("train --learning-rate 0.1", "--learning-rate", "optimizer.lr=0.1"),
+    ("train --env-id=Ant-v5", "--env-id", "env.id=Ant-v5"),
+    ("train --total-timesteps --seed 1", "--total-timesteps", "total_frames=..."),
+    ("train seed=-1", "seed=-1", "at least 0"),
+    ("train estimator.gamma=1.1", "estimator.gamma=1.1", "between 0 and 1"),
+    ("train optimizer.lr=nan", "optimizer.lr=nan", "at least 0"),
+    ("train critic.lmbda=abc", "critic.lmbda=abc", "null"),
+    ("train compile=fast", "compile=fast", "trace"),
+    ("train eval.every_frames=null eval.stop_at=3", "eval.stop_at", "eval.every_frames=null"),
+    ("train update.sequence_length=8", "update.sequence_length", "memory=none"),
+    ("train update.epochs=1 update.recompute_advantage=true", "update.recompute_advantage", "update.epochs=1"),
+    ("train objective=torchrl_ppo controller@controller.clip_epsilon=linear", "controller.clip_epsilon", "PPOLoss"),
+    ("train controller@controller.entropy_coeff=linear", "controller.entropy_coeff", "objective.entropy_coeff=0"),
     ("train cartpole", "'cartpole'", "key=value"),
     ("train seed=[", "'seed=['", "key=value"),
     ("train a=b=c", "'a=b=c'", "key=value"),
@@ -182,8 +201,8 @@ class TestList:
         """Return the choices of every group with their descriptions."""
         groups: dict[str, dict[str, str]] = {}
         for line in run_command("list").out.splitlines():
-            if line.endswith("="):
-                section = groups.setdefault(line.removesuffix("="), {})
+            if line[0] != " ":
+                section = groups.setdefault(line.split("=")[0], {})
             else:
                 name, section[name] = line.split(maxsplit=1)
         return groups

@@ -1,0 +1,44 @@
+"""Names and creates the directories of runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from contextlib import suppress
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+SWEPT = "TORCHPPO_SWEPT"
+"""Environment variable with the swept overrides of a run as a JSON list."""
+
+
+def default_run_dir(cfg: DictConfig, choices: DictConfig, *, has_env_id: bool) -> str:
+    """Return `runs/<experiment or environment>/<date>-<time>-s<seed>`, in a sweep followed by the swept values."""
+    env = file_name(str(cfg.env.id)) if has_env_id else choices.env
+    swept = [word.lstrip("+") for word in json.loads(os.environ.get(SWEPT, "[]")) if not word.startswith("seed=")]
+    name = "-".join([f"{datetime.now():%Y%m%d-%H%M%S}-s{cfg.seed}", *(file_name(word)[:50] for word in swept)])
+    return str(Path("runs") / (choices.get("experiment") or env) / name[:200])
+
+
+def file_name(text: str) -> str:
+    """Replace characters of a text that paths on the command line would need quotes for."""
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-")
+
+
+def create_unique(run_dir: str) -> str:
+    """Create a folder and return its path, with a number at the end if it exists already."""
+    for number in count(1):
+        path = Path(run_dir if number == 1 else f"{run_dir}-{number}")
+        with suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return str(path)
+    raise AssertionError
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0. The variables are those that Lightning, torchrun and SLURM set."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
