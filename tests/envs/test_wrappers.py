@@ -134,3 +134,8 @@ class TestRandomAction:
         info = {} if mask is None else {"action_mask": mask}
         actions = [random_action(space, info).tolist() for _ in range(50)]
         assert {tuple(action) if isinstance(action, list) else action for action in actions} == allowed
+
+
+def test_lists_become_tuples_in_arguments_of_wrappers() -> None:
+    env = make_gymnasium_env("CartPole-v1", wrappers=[partial(gymnasium.wrappers.ReshapeObservation, shape=[2, 2])])
+    assert env.observation_space.shape == (2, 2)
