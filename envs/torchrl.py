@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torchrl.data import Categorical, MultiCategorical, OneHot
 from torchrl.envs import (
     Compose,
     DoubleToFloat,
     EnvBase,
     ObservationNorm,
+    RenameTransform,
     RewardSum,
     SerialEnv,
     StepCounter,
@@ -15,7 +17,7 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, EnvironmentFailure
 from .vector_env import VectorEnv
 
 EPISODE_KEYS = ("episode_reward", "step_count")
@@ -28,6 +30,10 @@ def batched(env: EnvBase) -> EnvBase:
     A `VectorEnv` has all of these and is returned unchanged. Only the transforms that are missing are added:
     `RewardSum`, `StepCounter` and, where a spec is float64 (as in MuJoCo), `DoubleToFloat`.
 
+    An environment's own entry `episode_reward` or `step_count` that cannot come from these transforms, because its
+    shape or dtype differs, is renamed to `env_episode_reward` or `env_step_count`. An entry `mask` with one flag per
+    action is copied to `action_mask`, which policies read.
+
     Args:
         env: any TorchRL environment. An environment without a batch size becomes a batch of one.
 
@@ -36,22 +42,73 @@ def batched(env: EnvBase) -> EnvBase:
 
     Raises:
         ConfigurationError: if an `ObservationNorm` of the environment has no statistics.
+        EnvironmentFailure: if the environment has several agents.
 
     """
     check_transforms(env)
+    raise_on_several_agents(env)
     if isinstance(env, VectorEnv):
         return env
     if not env.batch_size:
         single = env
         env = SerialEnv(1, lambda: single)
-    keys = env.observation_spec.keys(include_nested=True)
-    transforms: list[Transform] = [
+    own = [key for key in EPISODE_KEYS if is_own_entry(env, key)]
+    keys = set(env.observation_spec.keys()) - {*own}
+    transforms: list[Transform] = [RenameTransform([key], [f"env_{key}"]) for key in own]
+    transforms += [
         transform() for key, transform in zip(EPISODE_KEYS, (RewardSum, StepCounter), strict=True) if key not in keys
     ]
+    if has_root_mask(env):
+        transforms.append(RenameTransform(["mask"], ["action_mask"], create_copy=True))
     specs = [spec for composite in (env.input_spec, env.output_spec) for spec in composite.values(True, True)]
     if any(spec.dtype == torch.float64 for spec in specs):
         transforms.append(DoubleToFloat())
     return TransformedEnv(env, Compose(*transforms), auto_unwrap=True) if transforms else env
+
+
+def is_own_entry(env: EnvBase, key: str) -> bool:
+    """Return whether the entry `key` of `EPISODE_KEYS` exists, but is not that of `RewardSum` or `StepCounter`."""
+    if key not in env.observation_spec.keys():  # noqa: SIM118 - Composite does not implement `in`
+        return False
+    spec = env.observation_spec[key]
+    is_integer = not spec.dtype.is_floating_point
+    return spec.shape != (*env.batch_size, 1) or (spec.dtype != torch.int64 if key == "step_count" else is_integer)
+
+
+def has_root_mask(env: EnvBase) -> bool:
+    """Return whether the environment has an entry `mask` with one flag per action, and no `action_mask`."""
+    spec = env.observation_spec
+    if "mask" not in spec.keys() or "action_mask" in spec.keys():  # noqa: SIM118
+        return False
+    action = env.full_action_spec.get("action", None)
+    num_choices = action.space.n if isinstance(action, Categorical | OneHot) else None
+    if isinstance(action, MultiCategorical):
+        num_choices = int(action.nvec.reshape(-1, action.nvec.shape[-1])[0].sum())
+    return bool(spec["mask"].shape == (*env.batch_size, num_choices))
+
+
+def raise_on_several_agents(env: EnvBase) -> None:
+    """Raise an EnvironmentFailure if an environment has not exactly one reward and one action."""
+    actions = [key for key in env.action_keys if key != "action" and key[0] != "action"]
+    others = [*actions, *(key for key in env.reward_keys if key != "reward")]
+    if others:
+        names = ", ".join("/".join(key) if isinstance(key, tuple) else key for key in others)
+        raise EnvironmentFailure(
+            f"{base_name(env)} has the entries {names} instead of one action and one reward; several agents are not "
+            "supported, so use an environment with one agent"
+        )
+    shape = env.full_reward_spec["reward"].shape
+    if shape != (*env.batch_size, 1):
+        raise EnvironmentFailure(
+            f"{base_name(env)} has rewards of shape {tuple(shape)} for the batch size {tuple(env.batch_size)}; one "
+            "reward per environment is supported, so sum them with a transform"
+        )
+
+
+def base_name(env: EnvBase) -> str:
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return type(env).__name__
 
 
 def check_transforms(env: EnvBase) -> None:

@@ -17,6 +17,7 @@ from ..errors import ConfigurationError, EnvironmentFailure
 from .failures import environment_failure
 from .spaces.encoding import action_converter, encoder, identity
 from .spaces.specs import ALL_ENVS, StepArrays, action_spec, leaf_arrays, observation_dtype, observation_spec, subspaces
+from .vector.autoreset import without_autoreset
 from .vector.interface import SlicedVectorEnv
 from .vector.serial import error_filters_removed
 
@@ -35,20 +36,19 @@ class VectorEnv(EnvBase):
     `gymnasium.vector`. They also work through TorchRL's `TransformedEnv`.
 
     Args:
-        vector: a vector environment in `AutoresetMode.DISABLED`, so that the last observation of an episode is the
-            true final observation, and a new episode starts only on request.
+        vector: a vector environment. In every autoreset mode, the last observation of an episode is the true final
+            observation, and a new episode starts only on request (see `without_autoreset`).
 
     Raises:
-        EnvironmentFailure: if a space is not supported, if the vector environment resets automatically, or if it is
-            not a `SlicedVectorEnv` and has nested spaces or spaces that need encoding.
+        EnvironmentFailure: if a space is not supported, if the vector environment does not say when it resets, or if
+            it is not a `SlicedVectorEnv` and has nested spaces or spaces that need encoding.
 
     """
 
     def __init__(self, vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:
         super().__init__(device="cpu", batch_size=[vector.num_envs])
-        mode = vector.metadata.get("autoreset_mode")
-        if mode is not AutoresetMode.DISABLED:
-            raise EnvironmentFailure(f"{vector} resets automatically ({mode}); make it with AutoresetMode.DISABLED")
+        if vector.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
+            vector = without_autoreset(vector)
         self.vector: Any = vector
         self.is_closed = False  # EnvBase starts with True
         self.num_envs: int = vector.num_envs
@@ -72,6 +72,11 @@ class VectorEnv(EnvBase):
     def episode_info(self) -> NDArray[np.float64] | None:
         """Values of `info_keys` in the last step of every environment's last episode (see `SlicedVectorEnv`)."""
         return getattr(self.vector, "episode_info", None)
+
+    @property
+    def skipped(self) -> NDArray[np.bool_] | None:
+        """Environments whose last step was no transition (see `NextStepReset`); `None` if there are no such steps."""
+        return getattr(self.vector, "skipped", None)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every environment or its wrappers and return the results."""
@@ -132,7 +137,7 @@ class VectorEnv(EnvBase):
                 observation, _ = self.vector.reset(seed=seed, options=None if mask is None else {"reset_mask": mask})
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's own code may raise anything
             raise environment_failure("an environment failed", error) from None
-        return observation.astype(self._dtype, copy=False)
+        return np.asarray(observation).astype(self._dtype, copy=False)
 
     def send(self, action: NDArray[Any] | dict[NestedKey, NDArray[Any]], env_slice: slice = ALL_ENVS) -> None:
         """Start a step of the environments in `env_slice` with actions as the policy chose them.
@@ -156,8 +161,8 @@ class VectorEnv(EnvBase):
         """Wait for the step of the environments in `env_slice`. The next step may overwrite the returned arrays."""
         if self._is_sliced:
             return self.vector.receive(env_slice)
-        observation, reward, terminated, truncated, _ = self._step_results
-        return StepArrays(observation, reward, terminated, truncated, self._no_raw_episode_reward)
+        arrays = map(np.asarray, self._step_results[:4])  # some vector environments return arrays of JAX
+        return StepArrays._make((*arrays, self._no_raw_episode_reward))
 
     def double_buffer_groups(self) -> list[slice]:
         """Return two groups of environments of equal size that can be stepped independently.
@@ -197,6 +202,8 @@ class VectorEnv(EnvBase):
         observation, reward, terminated, truncated, raw_episode_reward = self.receive()
         self._episode_reward = np.where(np.isnan(raw_episode_reward), self._episode_reward + reward, raw_episode_reward)
         self._step_count = self._step_count + 1
+        if self.skipped is not None:
+            self._step_count[self.skipped] = 0
         arrays: dict[NestedKey, NDArray[Any]] = {
             **leaf_arrays(observation),
             "reward": reward,

@@ -82,7 +82,7 @@ def evaluate(actor: TensorDictModuleBase, env: EnvBase, episodes: int, *, compil
         require_finite(step.unsqueeze(1), name="evaluation", first_step=index)
         data = step["next"]
         for env_index in data["done"].reshape(-1).nonzero().reshape(-1).tolist():
-            if missing[env_index] > 0:
+            if missing[env_index] > 0 and data["step_count"].reshape(-1)[env_index] > 0:  # 0: a skipped step
                 missing[env_index] -= 1
                 returns.append(data["episode_reward"].reshape(-1)[env_index].item())
                 lengths.append(data["step_count"].reshape(-1)[env_index].item())

@@ -183,7 +183,7 @@ class EpisodeStatistics:
         data = (
             rollout["next"].select("done", "episode_reward", "step_count", "episode_info", strict=False).transpose(0, 1)
         )
-        done = data["done"]
+        done = data["done"] & (data["step_count"] > 0)  # 0: a step that was skipped
         columns = (done.nonzero()[:, 0], data["episode_reward"][done], data["step_count"][done])
         infos = ended_infos(data, done) if "episode_info" in rollout["next"].keys() else repeat({})  # noqa: SIM118
         ended = gathered([*zip(*(column.tolist() for column in columns), infos, strict=False)])

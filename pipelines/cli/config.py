@@ -83,13 +83,18 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
             reserve = reserve and is_first_rank()
         else:
             reserve = False
-        if free := check_schema(cfg, default, set(options) - set(options_by_group()) if config_dir else set()):
-            check_types(cfg, default, [key for key in changed if key in free])
-        chosen = [*changed, *(one.get_key_element() for one in groups)]
-        if DEPENDENT.intersection(chosen):
-            check_effects(cfg, chosen)
+        own_groups = set(options) - set(options_by_group()) if config_dir else set()
+        check_all(cfg, default, [*changed, *(one.get_key_element() for one in groups)], own_groups)
     cfg.run_dir = create_unique(cfg.run_dir) if reserve else str(cfg.run_dir)  # YAML reads the name 2026 as a number
     return cfg
+
+
+def check_all(cfg: DictConfig, default: DictConfig, chosen: Sequence[str], own_groups: Collection[str]) -> None:
+    """Check all values, and that the `chosen` keys and groups of the command line have an effect."""
+    if free := check_schema(cfg, default, own_groups):
+        check_types(cfg, default, [key for key in chosen if key in free])
+    if DEPENDENT.intersection(chosen):
+        check_effects(cfg, chosen)
 
 
 def check_schema(cfg: DictConfig, default: DictConfig, own_groups: Collection[str]) -> set[str]:

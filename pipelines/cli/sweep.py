@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,20 +18,25 @@ from hydra.core.override_parser.types import Glob
 from ...errors import ConfigurationError
 from .config import compose, one_line_errors, options_by_group, parse
 from .main import handle_signals
+from .run_dir import SWEPT
+
+SIGNALS = 129
+"""Exit codes from here on come from a signal."""
 
 
 def run_sweep(overrides: Sequence[str], config_dir: Path | None, *, print_config: bool) -> int:
     """Run every combination of values in its own process, so that no run inherits another's state.
 
+    A run that fails does not stop the sweep; a signal does.
+
     Returns:
         The exit code of the first run that fails, or 0.
 
     """
-    command = [sys.executable, "-m", "torchppo", "train"]
-    if config_dir:
-        command += ["--config-dir", str(config_dir)]
-    if print_config:
-        command += ["--cfg"]
+    if any(word.lstrip("+").startswith(("hydra/launcher=", "hydra/sweeper=")) for word in overrides):
+        from .hydra_sweep import run_hydra_sweep
+
+        return run_hydra_sweep(overrides, config_dir)
     runs = combinations(overrides, config_dir)
     folders = [compose(run, config_dir).run_dir for run in runs]
     repeated = [folder for number, folder in enumerate(folders) if folder in folders[:number]]
@@ -37,12 +45,46 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, *, print_config
             f"run_dir={repeated[0]} would be used by several runs; write one folder per swept key, "
             f"such as run_dir='{repeated[0]}/s${{seed}}'"
         )
+    command = train_command(config_dir, print_config=print_config)
+    fixed = set.intersection(*map(set, runs))
+    failed: dict[str, int] = {}
     for number, run in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] torchppo train {' '.join(run)}", flush=True)
-        code = run_to_end([*command, *run])
+        with swept([word for word in run if word not in fixed]):
+            code = run_to_end([*command, *run])
         if code:
-            return code
-    return 0
+            failed[" ".join(run)] = code
+        if code >= SIGNALS:
+            break
+    return print_failures(failed, len(runs))
+
+
+def print_failures(failed: Mapping[str, int], num_runs: int) -> int:
+    """Print the runs of a sweep that failed, and return the first of their exit codes, or 0."""
+    failed = {run: code for run, code in failed.items() if code}
+    if failed and num_runs > 1:
+        listed = "; ".join(f"{run} (exit {code})" for run, code in failed.items())
+        print(f"torchppo: {len(failed)} of {num_runs} runs failed: {listed}", file=sys.stderr)
+    return next(iter(failed.values()), 0)
+
+
+def train_command(config_dir: Path | None, *, print_config: bool = False) -> list[str]:
+    """Return the command that runs one training."""
+    options = ["--config-dir", str(config_dir)] if config_dir else []
+    return [sys.executable, "-m", "torchppo", "train", *options, *(["--cfg"] if print_config else [])]
+
+
+@contextmanager
+def swept(overrides: Sequence[str]) -> Iterator[None]:
+    """Tell the processes that start within this context which of their overrides differ between runs."""
+    before = os.environ.get(SWEPT)
+    os.environ[SWEPT] = json.dumps(list(overrides))
+    try:
+        yield
+    finally:
+        os.environ.pop(SWEPT)
+        if before is not None:
+            os.environ[SWEPT] = before
 
 
 def run_to_end(command: Sequence[str]) -> int:

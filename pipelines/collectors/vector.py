@@ -12,10 +12,12 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from ...envs import ALL_ENVS, VectorEnv
+from ...errors import ConfigurationError
 from ..info_metrics import EpisodeInfo, write_episode_info
 from ..step_factory import Compile, PolicyFunction
 from .recurrent_context import RecurrentContext
 from .rollout_buffer import EpisodeCounters, RolloutBuffer
+from .skipped_steps import SkippedStep, replace_skipped
 
 
 class VectorRollouts:
@@ -28,7 +30,7 @@ class VectorRollouts:
         double_buffer: let the policy act for one half of the environments while the other half steps.
 
     Raises:
-        ConfigurationError: if `double_buffer` is true and the environment does not support it.
+        ConfigurationError: if the environment does not support `double_buffer` or the memory of the policy.
 
     """
 
@@ -62,7 +64,13 @@ class VectorRollouts:
         first, self._observation = self._observation, None  # stays `None` if this rollout is interrupted
         self.policy.refresh()
         self._infos: list[EpisodeInfo] = []
+        self._skipped: list[SkippedStep] = []
         device, states = self.policy.device, self.policy.state_shapes
+        if states and self.env.skipped is not None:
+            raise ConfigurationError(
+                "policies with a memory need environments that reset on request; make the vector environment with "
+                "AutoresetMode.SAME_STEP or DISABLED, or use its id"
+            )
         if states:
             self._context = RecurrentContext(states, self.num_steps, self.env.num_envs, device, self._context)
         buffer = RolloutBuffer(first, self._is_init, self.num_steps, device, len(self._groups))
@@ -75,6 +83,8 @@ class VectorRollouts:
         self._is_init = buffer.is_init[-1].copy()
         windows = self._context.windows() if self._context else {}
         rollout = buffer.as_tensordict(self.policy.output_keys, windows, self._counters)
+        if self._skipped:
+            rollout = replace_skipped(rollout, self._skipped)
         return write_episode_info(rollout, self.env.info_keys, self._infos) if self._infos else rollout
 
     def _collect(self, buffer: RolloutBuffer) -> None:
@@ -115,6 +125,8 @@ class VectorRollouts:
             observation = self.env.reset_arrays(mask)
             self.seconds[self._stepping] += time.perf_counter() - start
             buffer.observations.array[step + 1, env_slice] = observation[env_slice]
+            if (skipped := self.env.skipped) is not None and skipped.any():
+                self._skipped.append(SkippedStep(step, skipped))
             info = self.env.episode_info
             if info is not None and not np.isnan(info[ended]).all():
                 self._infos.append(EpisodeInfo(step, ended, info[ended]))

@@ -124,13 +124,6 @@ class TestMakeWithoutAnId:
             assert env.vector is vector
             assert env.rollout(3)["next", "done"].squeeze(-1).tolist() == [[False, False, True]] * 3
 
-    @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-    def test_a_vector_environment_that_resets_automatically_raises(
-        self, counting_env: Callable[..., Any], mode: AutoresetMode
-    ) -> None:
-        with pytest.raises(EnvironmentFailure, match=r"AutoresetMode\.DISABLED"):
-            make_env(make_sync(counting_env, 2, mode))
-
     @pytest.mark.parametrize(
         ("options", "name"),
         [

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from torchppo.errors import ConfigurationError
 from torchppo.pipelines.cli.config import compose, keys_of, options_by_group
+from torchppo.pipelines.cli.run_dir import create_unique
 
 CONF = Path(__file__).parents[3] / "conf"
 
@@ -136,6 +137,24 @@ class TestRunDir:
     def test_can_be_set(self, name: str) -> None:
         assert compose([f"run_dir={name}"]).run_dir == name
 
+    @pytest.mark.parametrize("path", ["a b", "a,b", "[a]", "a=b", "it's", "é", "a(b)", "s${seed}/a,b"])
+    def test_may_have_any_characters(self, path: str) -> None:
+        assert compose([f"run_dir={path}"]).run_dir == path.replace("${seed}", "0")
+
+    def test_contains_the_swept_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TORCHPPO_SWEPT", '["seed=3", "optimizer.lr=0.1", "policy.body.num_cells=[8,8]"]')
+        run_dir = compose(["seed=3", "optimizer.lr=0.1", "policy.body.num_cells=[8,8]"]).run_dir
+        assert run_dir.endswith("-s3-optimizer.lr-0.1-policy.body.num_cells-8-8")
+
+    def test_of_runs_in_the_same_second_differ(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.chdir(tmp_path)
+        folders = [create_unique("runs/here") for _ in range(3)]
+        assert folders == ["runs/here", "runs/here-2", "runs/here-3"]
+        assert all(Path(folder).is_dir() for folder in folders)
+        assert Path(compose([], reserve=True).run_dir).is_dir()
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        assert not Path(compose(["seed=1"], reserve=True).run_dir).exists()
+
     def test_is_the_directory_of_the_loggers(self) -> None:
         assert compose(["run_dir=here"]).logger.csv.save_dir == "here"
 
@@ -175,6 +194,11 @@ class TestTypes:
             ("compile=true", "compile", True),
             ("compile=false", "compile", False),
             ("trainer.devices=2", "trainer.devices", 2),
+            ("trainer.devices=[1]", "trainer.devices", [1]),
+            ("trainer.devices='0,1'", "trainer.devices", "0,1"),
+            ("trainer.devices=-1", "trainer.devices", -1),
+            ("ppo.max_grad_norm=inf", "ppo.max_grad_norm", float("inf")),
+            ("objective.clip_epsilon=[0.1,0.3]", "objective.clip_epsilon", [0.1, 0.3]),
             ("policy.body.num_cells=[256,256]", "policy.body.num_cells", [256, 256]),
             ("transforms=[{_target_: ours.T, size: 3}]", "transforms", [{"_target_": "ours.T", "size": 3}]),
             ("+env.anything=abc", "env.anything", "abc"),

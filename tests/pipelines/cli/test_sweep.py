@@ -1,4 +1,4 @@
-"""A sweep runs every combination of values in its own process and ends with the first failure."""
+"""A sweep runs every combination of values in its own process."""
 
 from __future__ import annotations
 
@@ -76,12 +76,20 @@ class TestRunSweep:
         run_command(f"train -m seed=0,1 --config-dir {tmp_path}")
         assert [words >= {"--config-dir", str(tmp_path)} for words in runs.overrides()] == [True, True]
 
-    def test_ends_with_the_first_failing_run_and_its_exit_code(
+    def test_continues_after_a_failing_run_and_returns_its_exit_code(
         self, run_command: RunCommand, fake_runs: Callable[[str], Runs]
     ) -> None:
-        runs = fake_runs("exit 4")
-        assert run_command("train -m seed=0,1,2").code == 4
-        assert runs.overrides() == [{"seed=0"}]
+        runs = fake_runs('case "$*" in *seed=0*) exit 4;; *seed=2*) exit 3;; esac')
+        code, _, err, _ = run_command("train -m seed=0,1,2")
+        assert (code, runs.overrides()) == (4, [{"seed=0"}, {"seed=1"}, {"seed=2"}])
+        assert all(text in err for text in ("2 of 3", "seed=0 (exit 4)", "seed=2 (exit 3)"))
+
+    def test_tells_runs_which_values_are_swept(
+        self, run_command: RunCommand, fake_runs: Callable[[str], Runs], tmp_path: Path
+    ) -> None:
+        fake_runs(f'echo "$TORCHPPO_SWEPT" >> {tmp_path}/swept')
+        run_command("train -m seed=0,1 total_frames=7")
+        assert (tmp_path / "swept").read_text().splitlines() == ['["seed=0"]', '["seed=1"]']
 
     def test_starts_no_run_if_one_combination_is_invalid(
         self, run_command: RunCommand, fake_runs: Callable[[str], Runs]
