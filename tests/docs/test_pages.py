@@ -65,7 +65,7 @@ def blocks_of(page: Path) -> list[Block]:
 def commands_of(page: Path) -> list[list[str]]:
     """Return the words of every command in fenced bash blocks, and in indented lines that begin with torchppo."""
     text = page.read_text()
-    scripts = [block.text for block in blocks_of(page) if block.language == "bash"]
+    scripts = [block.text for block in blocks_of(page) if block.language == "bash" and block.runs]
     scripts += re.findall(r"^    ((?:torchppo|python) .*)$", re.sub(BLOCK, "", text), re.MULTILINE)
     lines = re.sub(r"\$\w+", "1", "\n".join(scripts).replace("\\\n", " ")).splitlines()
     commands = [shlex.split(line, comments=True) for line in lines]
