@@ -1,7 +1,7 @@
 """Train the default policy on set points in action boxes that are not around [-1, 1].
 
     python benchmarks/setpoints.py --seeds 0 1 2
-    python benchmarks/setpoints.py --boxes 100:200 --targets 0.2 -- optimizer.lr=3e-4 update.epochs=10
+    python benchmarks/setpoints.py --targets 0.2 -- optimizer.lr=3e-4 update.epochs=10
 
 The observation is constant, an episode has 20 steps, and the reward is -|action - target| / (range / 2). The return of
 a random policy is about -10. Words after `--` are overrides of every run. Writes setpoints.csv to the folder of this
@@ -77,14 +77,12 @@ def run(low: float, high: float, target: float, seed: int, settings: list[str]) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--boxes", nargs="+", default=[f"{low}:{high}" for low, high in BOXES])
     parser.add_argument("--targets", type=float, nargs="+", default=[0.2, 0.8])
     parser.add_argument("--output", type=Path, default=HERE / "setpoints.csv")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
-    boxes = [tuple(map(float, box.split(":"))) for box in options.boxes]
     rows = []
-    for (low, high), target, seed in product(boxes, options.targets, options.seeds):
+    for (low, high), target, seed in product(BOXES, options.targets, options.seeds):
         rows.append(run(low, high, target, seed, [*SETTINGS, *options.overrides]))
         print(rows[-1], flush=True)
     with options.output.open("w", newline="") as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -26,8 +26,9 @@ from .features.extractor import (
     Body,
     FeatureExtractor,
     FeatureExtractorBuilder,
-    make_normalizers,
     recurrent_modules,
+    recurrent_state_shapes,
+    select_both,
     split_observation_spec,
 )
 from .features.recurrent import Memory
@@ -61,7 +62,10 @@ def make_actor_critic(
     action_spec: TensorSpec,
     *,
     body: Body,
+    critic_body: Body | None = None,
     shared: bool = False,
+    actor_observations: Sequence[str] | None = None,
+    critic_observations: Sequence[str] | None = None,
     encoders: Mapping[str, Body] | None = None,
     memory: Callable[[int], Memory] | None = None,
     head: ContinuousHead = gaussian,
@@ -71,14 +75,15 @@ def make_actor_critic(
     """Build an actor and a critic.
 
     Args:
-        observation_spec: Batched spec with the entry `observation`, a tensor or nested. A nested `action_mask` is the
-            mask of valid discrete choices.
+        observation_spec: Batched spec with the entry `observation`, a tensor or nested, and maybe an `action_mask`.
         action_spec: Batched spec of the action, a tensor or nested.
-        body: Builds the network before the memory and heads from its input shape. A single box of floats or images is
-            its input directly; other observations are encoded and concatenated.
+        body: Builds the network before the memory and heads from its input shape. A single box of floats, or an image
+            unless the body is `mlp`, is its input directly; other observations are encoded and concatenated.
+        critic_body: Body of the critic; `None` means `body`.
         shared: Whether actor and critic share one feature extractor.
-        encoders: Builders of encoders by entry name, such as `image` or `left/image`, from the shape of the entry.
-            The encoders of other entries are chosen by their specs.
+        actor_observations: Entries that the actor reads, such as `image` or `left/image`; `None` means all.
+        critic_observations: The same for the critic.
+        encoders: Builders of encoders from the shape of an entry, by its name. The specs choose the others.
         memory: Builds the memory between body and heads from the number of features.
         head: Builds the heads of continuous actions.
         critic: Builds the value head from the number of features.
@@ -88,19 +93,29 @@ def make_actor_critic(
         ConfigurationError: If a spec has no encoder or head, or an option does not fit it.
 
     """
-    observation, num_batch = split_observation_spec(observation_spec), len(observation_spec.shape)
-    normalizers = make_normalizers(observation.specs, num_batch) if normalize_observation else {}
-    build_extractor = FeatureExtractorBuilder(observation.specs, num_batch, normalizers, encoders or {}, body, memory)
-    actor_extractor = build_extractor("actor")
-    critic_extractor = actor_extractor if shared else build_extractor("critic")
+    entries, num_batch = split_observation_spec(observation_spec), len(observation_spec.shape)
+    of_actor, of_critic = select_both(observation_spec, entries, actor_observations, critic_observations)
+    build = FeatureExtractorBuilder(of_actor | of_critic, num_batch, normalize_observation, encoders or {}, memory)
+    _check_shared(shared and (critic_body is not None or set(of_actor) != set(of_critic)))
+    actor_extractor = build("actor", of_actor, body)
+    critic_extractor = actor_extractor if shared else build("critic", of_critic, critic_body or body)
     action_head = make_head(action_spec, num_batch, actor_extractor.num_features, head)
     value_head = critic(critic_extractor.num_features)
     value_module = TensorDictModule(value_head, [critic_extractor.key], value_head.out_keys)
     critic_modules = [*critic_extractor.modules, value_module]
     # The actor writes the value too if the features are shared, or if the critic's recurrent state has to advance.
     value_modules = [value_module] if shared else critic_modules if memory is not None else []
-    actor = _make_actor(action_head, actor_extractor, observation.mask_key, value_modules)
+    actor = _make_actor(action_head, actor_extractor, entries.mask_key, value_modules)
     return ActorCritic(actor, TensorDictSequential(*critic_modules))
+
+
+def _check_shared(is_contradiction: bool) -> None:
+    """Raise a ConfigurationError if actor and critic cannot share a feature extractor."""
+    if is_contradiction:
+        raise ConfigurationError(
+            "policy.shared=true needs the same body and observations for actor and critic; set policy.shared=false, or "
+            "remove policy.critic_body, policy.actor_observations and policy.critic_observations"
+        )
 
 
 def _make_actor(
@@ -133,6 +148,24 @@ def _make_head_module(head: Head, feature_key: str, mask_key: NestedKey | None) 
     return TensorDictModule(
         network, [feature_key, "is_init", network.key, *mask_keys], [*head.param_keys, ("next", network.key)]
     )
+
+
+def without_critic(actor: TensorDictModuleBase) -> TensorDictModuleBase:
+    """Return the policy without the critic, whose recurrent state it advances during collection.
+
+    Returns:
+        The policy itself if that has no critic, or one that reads no other entries than the policy.
+
+    """
+    if "critic_memory" not in recurrent_state_shapes(actor):
+        return actor
+    network, distribution = actor.module
+    acting = network.select_subsequence(out_keys=list(distribution.in_keys))
+    if {*actor.in_keys} - {*acting.in_keys} == {"critic_memory"}:
+        return actor
+    policy = ProbabilisticTensorDictSequential(acting, distribution)
+    policy.select_out_keys(*[key for key in actor.out_keys if key in policy.out_keys])
+    return policy.train(actor.training)
 
 
 def check_critic_memory(actor: nn.Module, critic: nn.Module) -> None:

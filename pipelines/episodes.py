@@ -18,6 +18,7 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from ..envs import VectorEnv
 from ..errors import ConfigurationError, EnvironmentFailure
+from ..modules.actor_critic import without_critic
 from .collectors.rollout_buffer import require_finite
 from .collectors.torchrl import TensorDictStep, steps
 from .collectors.vector import VectorRollouts
@@ -143,6 +144,7 @@ def rollout_episodes(
     compile: Compile = False,  # noqa: A002
 ) -> Iterator[TensorDictBase]:
     """Step a deterministic policy endlessly; yield TensorDicts `[num_envs]` with their `next`."""
+    actor = without_critic(actor)
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC), eval_mode(actor):
         if isinstance(env, VectorEnv):
             rollouts = VectorRollouts(env, actor, 1, compile=compile, num_policy_steps=EVALUATION_STEPS)

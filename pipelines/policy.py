@@ -19,6 +19,7 @@ from torchrl.modules import GRUModule, LSTMModule
 from ..envs import VectorEnv
 from ..envs.spaces.conversion import SpaceConverter
 from ..errors import CheckpointError, ConfigurationError
+from ..modules.actor_critic import without_critic
 from ..modules.features.extractor import recurrent_state_shapes
 from .checkpoint import load_actor, restore
 from .collectors.vector import as_array, is_action
@@ -47,10 +48,10 @@ class Policy:
                 "load_policy does not keep the states of TorchRL's LSTMModule and GRUModule; use "
                 "torchppo.evaluate(actor, env, episodes) with a TorchRL environment"
             )
-        self.actor = actor.eval()
+        self.actor = without_critic(actor).eval()
         self._config = config
         self._converter = make_converter(env)
-        self._state_shapes = recurrent_state_shapes(actor)
+        self._state_shapes = recurrent_state_shapes(self.actor)
         self._state: dict[str, Tensor] = {}
         self.reset()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ from .recurrent import Memory, MemoryModule, RecurrentModule
 
 Body = Callable[[torch.Size], nn.Module]
 """A function from the shape of one observation to a module `[*, *shape] -> [*, features]`."""
+SpecByKey = Mapping[NestedKey, TensorSpec]
+"""Specs of entries of an observation."""
 
 ACTION_MASK = "action_mask"
 EPISODE_ENTRIES = ("episode_reward", "step_count", "episode_info", "is_init", "collector")
@@ -75,6 +77,44 @@ def split_observation_spec(spec: Composite) -> ObservationEntries:
     return ObservationEntries({key: spec[key] for key in keys[: len(observed)]}, keys[-1] if masks else None)
 
 
+def select_entries(
+    spec: Composite, entries: ObservationEntries, names: Sequence[str] | None, option: str
+) -> dict[NestedKey, TensorSpec]:
+    """Return the specs of the entries with these names, or of all entries of the observation if `names` is `None`.
+
+    A name such as `left/image` selects an entry, and `left` all entries in it. Entries next to `observation`, which
+    are not part of the observation, can be selected too.
+
+    Raises:
+        ConfigurationError: If a name selects nothing; the message names the `option`.
+
+    """
+    if names is None:
+        return entries.specs
+    leaves = [(key,) if isinstance(key, str) else key for key in spec.keys(include_nested=True, leaves_only=True)]
+    paths = [path for path in leaves if path[-1] != ACTION_MASK and not is_bookkeeping(path[0])]
+    keys: dict[str, NestedKey] = {entry_name(path): path[0] if len(path) == 1 else path for path in paths}
+    selected: dict[NestedKey, TensorSpec] = {}
+    for name in names:
+        found = [key for entry, key in keys.items() if entry == name or entry.startswith(f"{name}/")]
+        if not found:
+            raise ConfigurationError(f"{option}={list(names)}: {name!r} is not an entry; use {', '.join(keys)}")
+        selected |= {key: spec[key] for key in found}
+    if not selected:
+        raise ConfigurationError(f"{option}=[] must name at least one entry; use {', '.join(keys)}")
+    return selected
+
+
+def select_both(
+    spec: Composite, entries: ObservationEntries, actor: Sequence[str] | None, critic: Sequence[str] | None
+) -> tuple[dict[NestedKey, TensorSpec], dict[NestedKey, TensorSpec]]:
+    """Return the specs of the entries that the actor reads and of those that the critic reads."""
+    return (
+        select_entries(spec, entries, actor, "policy.actor_observations"),
+        select_entries(spec, entries, critic, "policy.critic_observations"),
+    )
+
+
 def is_bookkeeping(name: str) -> bool:
     """Return whether an entry is not an observation: it describes the episode or is a recurrent state of TorchRL."""
     return name in EPISODE_ENTRIES or name.startswith(("_", "recurrent_state"))
@@ -110,16 +150,15 @@ class FeatureExtractor(NamedTuple):
     num_features: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class FeatureExtractorBuilder:
     """Builds the feature extractors of actor and critic.
 
     Args:
-        specs: Specs of the encoded entries of a batch of observations, `[num_envs, ...]`.
+        specs: Specs of the entries that actor or critic read, for a batch of observations, `[num_envs, ...]`.
         num_batch: Number of batch dimensions of the specs.
-        normalizers: Normalizers of some entries, shared by all feature extractors.
+        normalize: Whether to normalize every entry of floats, with statistics that all feature extractors share.
         encoders: See `make_actor_critic`.
-        body: See `make_actor_critic`.
         memory: See `make_actor_critic`.
 
     Raises:
@@ -127,14 +166,14 @@ class FeatureExtractorBuilder:
 
     """
 
-    specs: Mapping[NestedKey, TensorSpec]
+    specs: SpecByKey
     num_batch: int
-    normalizers: Mapping[NestedKey, nn.Module]
+    normalize: bool
     encoders: Mapping[str, Body]
-    body: Body
     memory: Callable[[int], Memory] | None
 
     def __post_init__(self) -> None:
+        self.normalizers = make_normalizers(self.specs, self.num_batch) if self.normalize else {}
         names = [entry_name(key) for key in self.specs]
         unknown = sorted(set(self.encoders) - set(names))
         if unknown:
@@ -142,35 +181,43 @@ class FeatureExtractorBuilder:
                 f"policy.encoders.{unknown[0]} is not an entry of the observation; use {', '.join(names)}"
             )
 
-    def __call__(self, name: str) -> FeatureExtractor:
-        """Build an extractor that writes `<name>_features`, and its next recurrent state to `next, <name>_memory`."""
+    def __call__(self, name: str, specs: SpecByKey, body: Body) -> FeatureExtractor:
+        """Build an extractor that writes `<name>_features`, and its next recurrent state to `next, <name>_memory`.
+
+        Args:
+            name: Beginning of the keys.
+            specs: Specs of the entries that it reads.
+            body: See `make_actor_critic`.
+
+        """
         key = f"{name}_features"
-        modules, shape = self._input_modules(key)
-        network = self.body(shape)
+        modules, shape = self._input_modules(key, specs, body)
+        network = body(shape)
         with torch.no_grad():
             num_features = network(torch.zeros(1, *shape)).shape[-1]
-        modules.append(TensorDictModule(network, modules[-1].out_keys if modules else list(self.specs), [key]))
+        modules.append(TensorDictModule(network, modules[-1].out_keys if modules else list(specs), [key]))
         if self.memory is None:
             return FeatureExtractor(modules, key, num_features)
         memory = MemoryModule(self.memory(num_features), f"{name}_memory")
         modules.append(TensorDictModule(memory, [key, "is_init", memory.key], [key, ("next", memory.key)]))
         return FeatureExtractor(modules, key, memory.memory.num_features)
 
-    def _input_modules(self, key: str) -> tuple[list[TensorDictModule], torch.Size]:
+    def _input_modules(self, key: str, entries: SpecByKey, body: Body) -> tuple[list[TensorDictModule], torch.Size]:
         """Make the normalizers and encoders before the body, and return them with the shape of the body's input."""
-        specs = list(self.specs.values())
+        keys, specs = list(entries), list(entries.values())
         shape = specs[0].shape[self.num_batch :]
         is_box = len(specs) == 1 and isinstance(specs[0], Bounded | Unbounded) and len(shape)
-        if is_box and not self.encoders:
+        if is_box and entry_name(keys[0]) not in self.encoders:
             is_map = len(shape) > 1 and is_image(specs[0], self.num_batch)
             # Bodies scale bytes themselves; other integers need an encoder, because bodies do not know the bounds.
-            if not is_mlp(self.body) if is_map else specs[0].dtype.is_floating_point:
-                inputs = [*self.normalizers.values()] or (scale_image(specs[0]) if is_map else [])
-                return [TensorDictModule(module, list(self.specs), [key]) for module in inputs], shape
-        encoders = ConcatEncoders(self._make_encoder(entry, spec) for entry, spec in self.specs.items())
+            if not is_mlp(body) if is_map else specs[0].dtype.is_floating_point:
+                normalizers = [self.normalizers[one] for one in keys if one in self.normalizers]
+                inputs = normalizers or (scale_image(specs[0]) if is_map else [])
+                return [TensorDictModule(module, keys, [key]) for module in inputs], shape
+        encoders = ConcatEncoders(self._make_encoder(*entry) for entry in entries.items())
         with torch.no_grad():
             shape = encoders(*(spec.zero() for spec in specs)).shape[self.num_batch :]
-        return [TensorDictModule(encoders, list(self.specs), [key])], shape
+        return [TensorDictModule(encoders, keys, [key])], shape
 
     def _make_encoder(self, key: NestedKey, spec: TensorSpec) -> nn.Module:
         name = entry_name(key)

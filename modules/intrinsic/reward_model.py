@@ -117,6 +117,6 @@ class LossesWithRewardModels(nn.Module):
 def make_stream_critic(name: str, observation_spec: Composite, body: Body) -> TensorDictModuleBase:
     """Build a critic that writes `state_value_<name>` from the observation."""
     specs, num_batch = split_observation_spec(observation_spec).specs, len(observation_spec.shape)
-    extractor = FeatureExtractorBuilder(specs, num_batch, {}, {}, body, None)(name)
+    extractor = FeatureExtractorBuilder(specs, num_batch, False, {}, None)(name, specs, body)
     value = TensorDictModule(last_layer(extractor.num_features, 1), [extractor.key], [f"state_value_{name}"])
     return TensorDictSequential(*extractor.modules, value)

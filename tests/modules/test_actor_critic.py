@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategoric
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.actor_critic import ActorCritic, make_actor_critic
+from torchppo.modules.actor_critic import ActorCritic, make_actor_critic, without_critic
 from torchppo.modules.features.bodies import mlp, orthogonal_
 from torchppo.modules.features.extractor import recurrent_state_shapes
 from torchppo.modules.features.image_bodies import nature_cnn
@@ -464,3 +464,86 @@ class TestNestedSpaces:
     def test_rejects_an_encoder_of_an_unknown_entry(self) -> None:
         with pytest.raises(ConfigurationError, match=r"policy\.encoders\.lidar .* camera"):
             self.build(encoders={"lidar": mlp})
+
+
+class TestImagesUnderTheDefaultBody:
+    @pytest.mark.parametrize("shape", [(40, 40, 3), (4, 40, 40), (40, 40), (2, 40, 40, 3), (8, 8, 19)])
+    def test_an_image_alone_has_the_encoder_that_it_has_in_a_dict(self, shape: tuple[int, ...]) -> None:
+        image = Bounded(0, 255, shape, dtype=torch.uint8)
+        weights = []
+        for observation in (image, Composite(image=image, shape=())):
+            specs = Composite(observation=batched(observation), shape=(NUM_ENVS,)), batched(ACTION_SPECS["discrete"])
+            networks = make_actor_critic(*specs, body=partial(mlp, num_cells=(16,)))
+            assert networks.actor(specs[0].rand())["action"].shape == (NUM_ENVS,)
+            weights.append([parameter.shape for parameter in networks.critic.parameters()])
+        assert weights[0] == weights[1]
+        assert any(len(weight) == 4 for weight in weights[0])
+
+    @pytest.mark.parametrize("is_nested", [False, True])
+    def test_an_image_body_reads_the_image_itself(self, is_nested: bool) -> None:
+        image = Bounded(0, 255, (40, 40, 3), dtype=torch.uint8)
+        mask = Binary(4, dtype=torch.int8)
+        observation = Composite(observation=image, action_mask=mask, shape=()) if is_nested else image
+        specs = Composite(observation=batched(observation), shape=(NUM_ENVS,)), batched(ACTION_SPECS["discrete"])
+        networks = make_actor_critic(*specs, body=partial(nature_cnn, num_features=8), shared=True)
+        (first, *_) = [module for module in networks.actor.modules() if isinstance(module, nn.Conv2d)]
+        assert first.in_channels == 3
+        assert networks.critic(specs[0].rand())["state_value"].shape == (NUM_ENVS, 1)
+
+
+class TestDifferentObservations:
+    SPEC = Composite(
+        observation=Composite(image=Bounded(0, 255, (36, 36, 3), dtype=torch.uint8), state=Unbounded((5,))),
+        privileged=Unbounded((2,)),
+        step_count=Unbounded((1,), dtype=torch.int64),
+    )
+    ENTRIES: ClassVar[dict[str, Any]] = {
+        "body": partial(nature_cnn, num_features=8),
+        "critic_body": partial(mlp, num_cells=(16,)),
+        "actor_observations": ["image"],
+        "critic_observations": ["state", "privileged"],
+    }
+
+    def build(self, **options: Any) -> tuple[ActorCritic, TensorDict]:
+        torch.manual_seed(0)
+        spec = self.SPEC.expand(NUM_ENVS)
+        return make_actor_critic(spec, batched(ACTION_SPECS["discrete"]), **{**self.ENTRIES, **options}), spec.rand()
+
+    def test_actor_and_critic_read_only_their_entries(self) -> None:
+        (actor, critic), data = self.build(normalize_observation=True)
+        assert set(actor.in_keys) == {("observation", "image")}
+        assert set(critic.in_keys) == {("observation", "state"), "privileged"}
+        assert actor(data.select(*actor.in_keys))["action"].shape == (NUM_ENVS,)
+        assert critic(data.select(*critic.in_keys))["state_value"].shape == (NUM_ENVS, 1)
+        assert not any(isinstance(module, nn.Conv2d) for module in critic.modules())
+        keys = {module.key for module in critic.modules() if isinstance(module, ObservationNormalizer)}
+        assert keys == {("observation", "state"), "privileged"}
+
+    def test_a_recurrent_policy_acts_without_the_entries_of_the_critic(self) -> None:
+        (actor, _), data = self.build(memory=partial(GRU, width=8))
+        assert "privileged" in actor.in_keys  # collection advances the memory of the critic
+        acting = without_critic(actor)
+        assert set(acting.in_keys) == {("observation", "image"), "is_init", "actor_memory"}
+        data["is_init"] = torch.ones(NUM_ENVS, 1, dtype=torch.bool)
+        data["actor_memory"] = data["critic_memory"] = torch.zeros(NUM_ENVS, 1, 8)
+        expected, acted = actor(data.copy()), acting(data.select(*acting.in_keys))
+        for key in ("logits", ("next", "actor_memory")):
+            assert torch.equal(acted[key], expected[key])
+
+    def test_policies_whose_critic_reads_nothing_else_are_returned_unchanged(self) -> None:
+        for options in ({"memory": partial(GRU, width=8)}, {}):
+            (actor, _), _ = self.build(actor_observations=["state"], critic_observations=["state"], body=mlp, **options)
+            assert without_critic(actor) is actor
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"shared": True}, r"policy\.shared=true"),
+            ({"critic_observations": ["speed"]}, r"policy\.critic_observations=\['speed'\].*image, state, privileged"),
+            ({"actor_observations": []}, r"policy\.actor_observations=\[\]"),
+            ({"actor_observations": ["step_count"]}, r"'step_count' is not an entry"),
+        ],
+    )
+    def test_contradictions_raise(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ConfigurationError, match=message):
+            self.build(**options)

@@ -175,6 +175,33 @@ class TestCall:
             else:
                 np.testing.assert_allclose(single["push"], both["push"][index], rtol=1e-5, atol=1e-6)
 
+    @pytest.mark.parametrize(
+        "space",
+        [
+            spaces.Box(-1, 1, (), np.float32),
+            spaces.Box(100, 200, (2, 3), np.float64),
+            spaces.Box(0, 255, (2,), np.uint8),
+            spaces.Box(np.array([100, -1], np.float32), np.array([np.inf, 1], np.float32)),
+            spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[1, 0], [-2, 0]]),
+            spaces.Dict(a=spaces.MultiBinary((2, 2)), b=spaces.Tuple([spaces.Box(-3, 7, (), np.int32)])),
+        ],
+        ids=str,
+    )
+    def test_actions_of_any_shape_and_dtype_are_in_the_action_space(self, space: spaces.Space[Any]) -> None:
+        env = SpacesEnv(spaces.Box(-1, 1, (3,)), space)
+        policy = Policy(new_actor(make_env(lambda: env), normalize_observation=False), env)
+        for deterministic in (True, False):
+            assert space.contains(policy(np.zeros(3, np.float32), deterministic=deterministic))
+
+    def test_a_recurrent_policy_does_not_need_the_observations_of_the_critic(self) -> None:
+        parts = {"a": spaces.Box(-1, 1, (3,)), "b": spaces.Box(-1, 1, (2,))}
+        env = SpacesEnv(spaces.Dict(parts), spaces.Discrete(2))
+        options = {"actor_observations": ["a"], "critic_observations": ["b"], "memory": partial(GRU, width=4)}
+        actor = new_actor(make_env(lambda: env), normalize_observation=False, **options)
+        policy = Policy(actor, SpacesEnv(spaces.Dict(a=parts["a"]), spaces.Discrete(2)))
+        for _ in range(2):
+            assert env.action_space.contains(policy({"a": np.zeros(3, np.float32)}))
+
     def test_chooses_only_valid_actions(self) -> None:
         env = ActionMask(MaskedEnv())
         policy = Policy(new_actor(make_env(MaskedEnv, wrappers=[ActionMask]), normalize_observation=False), env)

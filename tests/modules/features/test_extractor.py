@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -41,18 +41,25 @@ def spec_of(spec: TensorSpec) -> Composite:
     return Composite(observation=spec).expand(NUM_ENVS)
 
 
+class Builder(NamedTuple):
+    """Builds extractors that read every entry."""
+
+    build: FeatureExtractorBuilder
+
+    def __call__(self, name: str) -> FeatureExtractor:
+        return self.build(name, self.build.specs, partial(mlp, num_cells=(4,)))
+
+
 def make_builder(
     spec: TensorSpec,
     *,
     normalize: bool = False,
     encoders: dict[str, Any] | None = None,
     memory: Callable[[int], Memory] | None = None,
-) -> FeatureExtractorBuilder:
+) -> Builder:
     torch.manual_seed(0)
-    observation = split_observation_spec(spec_of(spec))
-    normalizers = make_normalizers(observation.specs, 1) if normalize else {}
-    return FeatureExtractorBuilder(
-        observation.specs, 1, normalizers, encoders or {}, partial(mlp, num_cells=(4,)), memory
+    return Builder(
+        FeatureExtractorBuilder(split_observation_spec(spec_of(spec)).specs, 1, normalize, encoders or {}, memory)
     )
 
 
@@ -123,7 +130,7 @@ class TestFeatureExtractor:
         extractor = build("actor")
         raw = deepcopy(extractor)
         scaled = data.clone()
-        for key, normalizer in build.normalizers.items():
+        for key, normalizer in build.build.normalizers.items():
             seen = torch.from_numpy(np.random.default_rng(0).normal(1, 2, (100, data[key].shape[-1])))
             normalizer.update(seen)  # type: ignore[operator]
             scaled[key] = ((data[key] - seen.mean(0)) / seen.std(0, correction=0)).float()
@@ -134,7 +141,7 @@ class TestFeatureExtractor:
         actor, critic = (nn.ModuleList(build(name).modules) for name in ("actor", "critic"))
         for extractor in (actor, critic):
             found = {module for module in extractor.modules() if isinstance(module, ObservationNormalizer)}
-            assert found == set(build.normalizers.values())
+            assert found == set(build.build.normalizers.values())
         assert set(actor.parameters()).isdisjoint(critic.parameters())
 
 
