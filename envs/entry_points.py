@@ -9,6 +9,7 @@ import re
 import typing
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -16,7 +17,7 @@ import gymnasium
 from ..errors import ConfigurationError, EnvironmentFailure, did_you_mean
 from .failures import environment_failure
 
-OLD_ATARI_ID = re.compile(r"(ale_py:)?(?P<game>[A-Z][A-Za-z0-9]*?)(-ram)?(NoFrameskip|Deterministic)?-v[045]")
+OLD_ATARI_ID = re.compile(r"(?:ale_py:)?((?P<game>[A-Z][A-Za-z0-9]*?)(-ram)?(NoFrameskip|Deterministic)?-v[045])")
 EnvFactory = Callable[..., gymnasium.Env[Any, Any]]
 """A class of Gymnasium environments, or a function that returns one."""
 
@@ -155,13 +156,15 @@ def _atari_hint(id: str, error: Exception) -> str:  # noqa: A002
     if match is None or not isinstance(error, gymnasium.error.UnregisteredEnv | ModuleNotFoundError):
         return ""
     new = f"ALE/{match['game']}-v5"
-    if importlib.util.find_spec("ale_py") is None:
-        is_old = match[4] or match[3]
-        return f"; Atari games need pip install 'torchppo[atari]' and env.id={new}" if is_old else ""
-    importlib.import_module("ale_py")
-    if new not in gymnasium.registry:
+    package = importlib.util.find_spec("ale_py")
+    if package is None:
+        has_suffix = "NoFrameskip" in id or "Deterministic" in id
+        return f"; Atari games need pip install 'torchppo[atari]' and env.id={new}" if has_suffix else ""
+    # The file tells whether the game exists. Importing ale-py would register the old ids.
+    file = re.sub(r"(?<!^)(?=[A-Z])", "_", match["game"]).lower() + ".bin"
+    if not any(Path(folder, "roms", file).exists() for folder in package.submodule_search_locations or ()):
         return ""
     return (
         f"; this is an old Atari id: use env=atari env.id={new}, which skips, stacks and resizes frames like "
-        f"the usual wrappers, or env.id=ale_py:{id} for the plain game"
+        f"the usual wrappers, or env.id=ale_py:{match[1]} for the plain game"
     )

@@ -45,9 +45,8 @@ def make_env(
     """Make a batch of Gymnasium environments.
 
     Args:
-        id: a registered id, a class or function that makes one environment or its dotted path, or a vector
-            environment, which accepts no other argument (see `VectorEnv`). `module:id` imports the module that
-            registers the id. `ALE/<Game>-v5` uses ale-py's native vector environment (see `make_atari_vector`).
+        id: see `make_gymnasium_env`, or a vector environment, which accepts no other argument (see `VectorEnv`).
+            `ALE/<Game>-v5` uses ale-py's native vector environment (see `make_atari_vector`).
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
         num_workers: number of worker processes. 0 steps the environments in this process, `auto` measures which is
             faster. The data do not depend on it.
@@ -56,8 +55,7 @@ def make_env(
         info_keys: entries of `info` that become metrics, with their values in the last step of an episode.
             `is_success` and `success` always become metrics.
         render_mode: passed in the same way as `kwargs`. Ignored for Atari games, whose videos show the observations.
-        kwargs: passed to `gymnasium.make`, or to the class or function. Lists become tuples where the default or the
-            annotation of the parameter is a tuple.
+        kwargs: see `make_gymnasium_env`.
 
     Raises:
         EnvironmentFailure: if the environment does not exist, needs a missing package or cannot be made.
@@ -135,7 +133,8 @@ def make_gymnasium_env(
         id: a registered id, `module:id` to import the module that registers it, or a class or function or its dotted
             path.
         wrappers: applied in order, the first one innermost.
-        kwargs: passed to `gymnasium.make`, or to the class or function.
+        kwargs: passed to `gymnasium.make`, or to the class or function. Lists become tuples where the default or the
+            annotation of the parameter is a tuple.
 
     Raises:
         EnvironmentFailure: if the environment does not exist, needs a missing package or cannot be made, or if a

@@ -23,7 +23,7 @@ from .collectors.rollout_buffer import require_finite
 from .collectors.torchrl import TensorDictStep, steps
 from .collectors.vector import VectorRollouts
 from .distributed import on_rank_zero
-from .info_metrics import add_infos, ended_infos, mean_infos
+from .metrics.episode_info import add_infos, ended_infos, mean_infos
 from .step_factory import EVALUATION_STEPS, Compile
 
 MAX_ENVS = 20

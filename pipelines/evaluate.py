@@ -8,7 +8,7 @@ from ..errors import ConfigurationError
 from .build import env_name, evaluation_compile
 from .checkpoint import restore
 from .episodes import evaluate, num_envs_for
-from .info_metrics import mean_infos
+from .metrics.episode_info import mean_infos
 from .run_files.summary import Summary
 from .run_files.video import try_to_record_video
 

@@ -20,8 +20,14 @@ from torch import nn
 from ..errors import ConfigurationError, NumericalError
 from .advantages import require_entries
 from .distributed import gathered
-from .info_metrics import add_infos, ended_infos, mean_infos
-from .monitors import EVALUATION_METRICS, check_early_stopping, check_monitors, delayed_metrics, wait_for_metrics
+from .metrics.episode_info import add_infos, ended_infos, mean_infos
+from .metrics.monitors import (
+    EVALUATION_METRICS,
+    check_early_stopping,
+    check_monitors,
+    delayed_metrics,
+    wait_for_metrics,
+)
 
 logger = logging.getLogger("torchppo")
 

@@ -20,7 +20,7 @@ FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "hydra", "om
 """Packages that only `pipelines` may import."""
 
 LAYERS = (
-    {"distributed"},
+    {"distributed", "metrics"},
     {"step_factory", "updates", "advantages", "monitoring", "compiled"},
     {"collectors", "ppo"},
     {"build", "components", "episodes"},

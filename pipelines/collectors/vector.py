@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...envs import ALL_ENVS, VectorEnv
 from ...errors import ConfigurationError
-from ..info_metrics import EpisodeInfo, write_episode_info
+from ..metrics.episode_info import EpisodeInfo, write_episode_info
 from ..step_factory import Compile, PolicyFunction
 from .recurrent_context import RecurrentContext
 from .rollout_buffer import EpisodeCounters, RolloutBuffer

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 
 from ... import __version__
 from ..collectors.collector import seconds_of
-from ..info_metrics import mean_infos
+from ..metrics.episode_info import mean_infos
 
 Summary = dict[str, Any]
 EVALUATION_KEYS = ("eval_return_mean", "eval_return_std", "eval_length_mean", "eval_episodes")

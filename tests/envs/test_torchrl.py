@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from torchrl.envs import EnvBase, GymEnv, RewardSum, SerialEnv, TransformedEnv
+from tensordict import TensorDict
+from torchrl.data import Binary, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase, GymEnv, RewardSum, SerialEnv, TicTacToeEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
+from torchppo import make_actor_critic, mlp
 from torchppo.envs import batched, make_env
+from torchppo.errors import EnvironmentFailure
 
 
 def pendulum() -> EnvBase:
@@ -39,3 +45,62 @@ def test_an_environment_that_needs_nothing_is_returned_unchanged() -> None:
     assert batched(env) is env
     transformed = batched(pendulum())
     assert batched(transformed) is transformed
+
+
+class Custom(EnvBase):
+    """Two environments with further root entries `extra`; the only valid action is 0, and episodes have 3 steps."""
+
+    def __init__(self, extra: Composite, reward_keys: tuple[Any, ...] = ("reward",)) -> None:
+        super().__init__(batch_size=[2])
+        self.observation_spec = Composite(observation=Unbounded((2, 3)), **dict(extra.items()), shape=[2])
+        self.action_spec = Categorical(4, (2,))
+        self.full_reward_spec = Composite({key: Unbounded((2, 1)) for key in reward_keys}, shape=[2])
+        self.num_steps = 0
+
+    def _observe(self) -> TensorDict:
+        data = self.observation_spec.zero()
+        for key in ("step_count", "mask"):
+            if key in data.keys():  # noqa: SIM118
+                data[key] = torch.full_like(data[key], self.num_steps) if key == "step_count" else only_first(data[key])
+        return data
+
+    def _reset(self, tensordict: Any = None, **_: Any) -> TensorDict:
+        self.num_steps = 0
+        return self._observe()
+
+    def _step(self, tensordict: Any) -> TensorDict:
+        self.num_steps += 1
+        done = torch.full((2, 1), self.num_steps == 3)
+        return self._observe().update({**self.full_reward_spec.one(), "done": done, "terminated": done.clone()})
+
+    def _set_seed(self, seed: int | None) -> None: ...
+
+
+def only_first(mask: torch.Tensor) -> torch.Tensor:
+    return torch.arange(mask.shape[-1]).eq(0).expand(mask.shape).clone()
+
+
+@pytest.mark.parametrize(
+    "own", [Unbounded((2,), dtype=torch.int32), Unbounded((2, 1)), Unbounded((2, 5), dtype=torch.int64)], ids=repr
+)
+def test_an_own_step_count_is_kept_under_another_name(own: Any) -> None:
+    env = batched(Custom(Composite(step_count=own, shape=[2])))
+    rollout = env.rollout(4, break_when_any_done=False)
+    assert rollout["next", "step_count"][0].flatten().tolist() == [1, 2, 3, 1]
+    assert rollout["next", "env_step_count"].shape == (2, 4, *own.shape[1:])
+    assert rollout["next", "env_step_count"].dtype == own.dtype
+
+
+def test_a_root_mask_masks_the_policy() -> None:
+    env = batched(Custom(Composite(mask=Binary(4, (2, 4), dtype=torch.bool), shape=[2])))
+    actor, _ = make_actor_critic(env.observation_spec, env.full_action_spec["action"], body=mlp)
+    assert (env.rollout(20, actor, break_when_any_done=False)["action"] == 0).all()
+    other = batched(Custom(Composite(mask=Binary(5, (2, 5), dtype=torch.bool), shape=[2])))
+    assert "action_mask" not in other.observation_spec.keys()  # noqa: SIM118 - its size is not that of the action
+
+
+def test_several_agents_raise_in_one_line() -> None:
+    with pytest.raises(EnvironmentFailure, match=r"Custom has the entries agents/reward .*several agents"):
+        batched(Custom(Composite(shape=[2]), (("agents", "reward"),)))
+    with pytest.raises(EnvironmentFailure, match="TicTacToeEnv has the entries player0/reward, player1/reward"):
+        batched(TicTacToeEnv())

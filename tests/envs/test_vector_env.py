@@ -332,11 +332,6 @@ class TestGymnasiumVectorEnv:
 
         return make_sync
 
-    @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-    def test_automatic_resets_raise(self, mode: AutoresetMode, sync: Callable[..., SyncVectorEnv]) -> None:
-        with pytest.raises(EnvironmentFailure, match=r"AutoresetMode\.DISABLED"):
-            VectorEnv(sync(mode))
-
     @pytest.mark.parametrize(
         "options",
         [

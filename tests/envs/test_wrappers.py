@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from torchppo.envs import make_env, make_gymnasium_env
@@ -134,6 +135,67 @@ class TestRandomAction:
         info = {} if mask is None else {"action_mask": mask}
         actions = [random_action(space, info).tolist() for _ in range(50)]
         assert {tuple(action) if isinstance(action, list) else action for action in actions} == allowed
+
+
+class TestMasksAreFound:
+    """`make_gymnasium_env` applies `ActionMask` to environments that report a mask."""
+
+    class WithMethod(MaskedEnv):
+        def info(self) -> dict[str, Any]:
+            return {}
+
+        def action_masks(self) -> Any:
+            return self.mask
+
+    @pytest.mark.parametrize("env", [MaskedEnv, WithMethod])
+    @pytest.mark.parametrize(
+        ("space", "mask"),
+        [
+            (spaces.Discrete(3), [True, False, True]),
+            (spaces.MultiDiscrete([2, 3]), ([1, 0], [0, 1, 1])),
+            (spaces.MultiDiscrete([2, 3]), torch.tensor([1, 0, 0, 1, 1])),
+        ],
+        ids=str,
+    )
+    def test_in_info_and_as_a_method(self, env: Any, space: spaces.Space[Any], mask: Any) -> None:
+        made = make_env(env, 2, action_space=space, mask=mask, wrappers=[])
+        expected = np.concatenate([np.ravel(part) for part in mask]).astype(int).tolist()
+        assert made.reset()["observation", "action_mask"].tolist() == [expected] * 2
+
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_they_reach_workers_and_random_actions(self, num_workers: int) -> None:
+        env = make_env(self.WithMethod, 2, num_workers=num_workers, action_space=spaces.Discrete(2), mask=[0, 1])
+        assert env.reset()["observation", "action_mask"].tolist() == [[0, 1]] * 2
+        env.close()
+        single = make_gymnasium_env(self.WithMethod, action_space=spaces.Discrete(2), mask=[0, 1])
+        _, info = single.reset()
+        assert {int(random_action(single.action_space, info)) for _ in range(20)} == {1}
+
+    def test_taxi_has_its_mask(self) -> None:
+        assert isinstance(make_gymnasium_env("Taxi-v4"), ActionMask)
+
+    def test_environments_without_one_are_not_reset_or_changed(self, counting_env: Callable[..., Any]) -> None:
+        assert make_gymnasium_env(counting_env).reset()[0].tolist() == [1, 0]
+        assert not isinstance(make_gymnasium_env(MaskedEnv, action_space=spaces.Discrete(2), mask=None), ActionMask)
+        box = make_gymnasium_env(MaskedEnv, action_space=spaces.Box(-1, 1, (2,)), mask=[1, 1])
+        assert not isinstance(box, ActionMask)
+
+    def test_it_is_not_applied_twice(self) -> None:
+        env = make_gymnasium_env(MaskedEnv, action_space=spaces.Discrete(2), mask=[1, 0], wrappers=[ActionMask])
+        assert not isinstance(env.observation_space["observation"], spaces.Dict)  # type: ignore[index]
+
+    def test_a_mask_that_does_not_fit_is_named_in_a_warning(self) -> None:
+        with pytest.warns(RuntimeWarning, match=r"mask is not used: .*\(3,\).*\(2,\)"):
+            make_gymnasium_env(MaskedEnv, action_space=spaces.Discrete(2), mask=[1, 1, 1])
+
+    def test_the_last_step_of_an_episode_needs_none(self) -> None:
+        class Ends(MaskedEnv):
+            def step(self, action: Any) -> Any:
+                return np.ones(2, np.float32), 0.0, True, False, {}
+
+        env = make_gymnasium_env(Ends, action_space=spaces.Discrete(2), mask=[1, 0])
+        env.reset()
+        assert env.step(0)[0]["action_mask"].tolist() == [1, 1]
 
 
 def test_lists_become_tuples_in_arguments_of_wrappers() -> None:

@@ -68,6 +68,12 @@ def test_trains_from_the_command_line(name: str, overrides: list[str], train: Tr
     train(name, overrides)
 
 
+def test_the_curriculum_doubles_the_distance_in_workers(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = train("curriculum", ["env.num_workers=2", "collector.frames_per_env=32", "update.minibatch_size=64"])
+    assert "distance 4\n" in capsys.readouterr().out
+    assert "rollout/success_rate" in (run_dir / "metrics.csv").read_text()
+
+
 def test_trains_from_python() -> None:
     ppo = importlib.import_module("train_from_python").main(total_frames=512)
     assert ppo.frames == 512

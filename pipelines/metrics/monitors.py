@@ -8,8 +8,8 @@ from functools import partial
 from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from ..errors import ConfigurationError, did_you_mean
-from .info_metrics import NAMES
+from ...errors import ConfigurationError, did_you_mean
+from .episode_info import NAMES
 
 EVALUATION_METRICS = ("eval/mean_reward", "eval/std_reward", "eval/mean_ep_len")
 DELAYED_METRICS = ("rollout/ep_rew_mean", "rollout/ep_len_mean", "train/kl", *EVALUATION_METRICS)

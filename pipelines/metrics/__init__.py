@@ -1,0 +1,1 @@
+"""Metrics of environments, and the callbacks that monitor metrics."""
