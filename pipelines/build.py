@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
+from torchrl.data import Bounded, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 from torchrl.objectives.value import TD1Estimator
@@ -23,6 +25,7 @@ from ..errors import ConfigurationError, did_you_mean
 from ..modules.controllers import Controller
 from ..modules.features.extractor import is_recurrent
 from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
+from ..modules.normalizers import ObservationNormalizer
 from ..modules.objectives.ppo_loss import PPOLoss
 from .collectors.collector import length_of_rollout
 from .components.instantiate import HYDRA_KEYS, build_env, call, call_with_accepted, parameter_names, seed_for_rank
@@ -30,6 +33,7 @@ from .components.torchrl_collectors import build_torchrl_collector, num_envs_of_
 from .ppo import PPO
 from .step_factory import Compile, check_compile
 
+logger = logging.getLogger("torchppo")
 REPLACED_TRAINER_OPTIONS = {
     "enable_progress_bar": "torchppo has its own progress bar",
     "fast_dev_run": "total_frames=2048 makes a short run",
@@ -59,8 +63,8 @@ class Training:
             self.env.close()
 
 
-def build_training(cfg: DictConfig, rank: int) -> Training:
-    """Build environment, LightningModule and collector of one rank.
+def build_training(cfg: DictConfig, rank: int, overrides: Iterable[str] = ()) -> Training:
+    """Build environment, LightningModule and collector of one rank, and check that all overrides have an effect.
 
     Raises:
         TorchPPOError: if a setting cannot work; the message names the key, the value and what to do.
@@ -69,11 +73,28 @@ def build_training(cfg: DictConfig, rank: int) -> Training:
     env = build_env(cfg, seed=seed_for_rank(cfg.seed, rank))
     try:
         ppo = build_ppo(cfg, env)
+        check_effects(overrides, env, ppo)
         collector = build_collector(cfg, env, ppo, rank)
     except Exception:
         env.close()  # ends its worker processes
         raise
     return Training(env, ppo, collector)
+
+
+def check_effects(overrides: Iterable[str], env: EnvBase, ppo: PPO) -> None:
+    """Raise a ConfigurationError for an override that changes nothing in this environment."""
+    leaves = env.full_action_spec.values(True, True)
+    is_continuous = any(isinstance(leaf, Bounded | Unbounded) for leaf in leaves)
+    coefficients = {name: float(value.sum()) for name, value in ppo.objective.named_buffers()}
+    is_normalized = any(isinstance(module, ObservationNormalizer) for module in ppo.actor.modules())
+    for word in overrides:
+        if not is_continuous and word.lstrip("+").startswith(("head=", "policy.head.")):
+            raise ConfigurationError(f"{word} has no effect on discrete actions; remove it")
+        name = word.partition("controller@controller.")[2].partition("=")[0]
+        if name in PRESET_COEFFICIENTS and not (coefficients.get(name) or word.endswith("=constant")):
+            raise ConfigurationError(f"{word} has no effect without objective.{name}; set it, or remove {word}")
+        if not is_normalized and word.lower() == "policy.normalize_observation=true":
+            raise ConfigurationError(f"{word} has no effect on observations without floats; remove it")
 
 
 def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Iterable[TensorDictBase]:
@@ -82,9 +103,12 @@ def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Itera
     is_torchrl = "create_env_fn" in parameter_names(node)
     num_envs = num_envs_of_workers(cfg, env) if is_torchrl else int(env.batch_size.numel())
     num_steps = length_of_rollout(node.get("frames_per_env"), node.get("frames_per_batch"), num_envs)
+    size = num_envs * num_steps
     ppo.update.check(num_envs, num_steps, in_sequences=is_recurrent(ppo.actor))
+    if cfg.total_frames < size:
+        logger.warning("torchppo: total_frames=%d is less than one rollout; training for %d", cfg.total_frames, size)
     if is_torchrl:
-        return build_torchrl_collector(cfg, env, ppo.actor, rank, num_envs * num_steps)
+        return build_torchrl_collector(cfg, env, ppo.actor, rank, size)
     collector: Iterable[TensorDictBase] = call_with_accepted(
         node, env=env, policy=ppo.actor, total_frames=cfg.total_frames, compile=cfg.compile
     )
@@ -204,8 +228,9 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
     saves = {"enable_checkpointing": True} if any(isinstance(callback, Checkpoint) for callback in own) else {}
     try:
         trainer: Trainer = call(others, logger=loggers, callbacks=[*callbacks, *own], **saves)
-    except (MisconfigurationException, ValueError) as error:
-        raise ConfigurationError(f"trainer: {error}; change trainer.*") from error
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        key = f"trainer.devices={options.get('devices')}" if "device" in str(error) else "trainer"
+        raise ConfigurationError(f"{key}: {error}; change trainer.*") from error
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise ConfigurationError(
             f"trainer.strategy={options.strategy} starts ranks as copies of this process; use trainer.strategy=ddp"

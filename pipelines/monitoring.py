@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Mapping
 from itertools import repeat
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensordict import TensorDictBase
 from torch import nn
 
@@ -26,6 +28,7 @@ from .metrics.monitors import (
     check_early_stopping,
     check_monitors,
     delayed_metrics,
+    save_after_rollouts,
     wait_for_metrics,
 )
 
@@ -33,7 +36,6 @@ logger = logging.getLogger("torchppo")
 
 COMPONENTS = ("objective", "estimator", "critic_estimator", "update", "reward_normalizer")
 OPTIONS = ("total_frames", "max_grad_norm", "normalize_advantage", "value_pretraining")
-SCALARS = (bool, int, float, str)
 
 # Evaluating in the validation loop is optional.
 warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
@@ -61,11 +63,13 @@ class MonitoredModule(LightningModule):
         self.trainer.log_every_n_steps = 1  # type: ignore[attr-defined] # Lightning sets it in another class
         if has_monitors(self.trainer):
             wait_for_metrics(self.trainer, delayed_metrics(self.trainer))
+        if self.trainer.checkpoint_callbacks:
+            save_after_rollouts(self.trainer)
 
     def teardown(self, stage: str) -> None:
         """Restore the callbacks that `wait_for_metrics` changed."""
         for callback in (*self.trainer.early_stopping_callbacks, *self.trainer.checkpoint_callbacks):
-            for name in ("_should_skip_check", "_should_skip_saving_checkpoint"):
+            for name in ("_should_skip_check", "_should_skip_saving_checkpoint", "on_train_batch_end"):
                 vars(callback).pop(name, None)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -99,6 +103,8 @@ class MonitoredModule(LightningModule):
             if has_monitors(self.trainer):
                 check_monitors(self.trainer)
             for logger in self.loggers:
+                if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
+                    Path(logger.log_dir, "hparams.yaml").unlink(missing_ok=True)  # Lightning has written an empty one
                 logger.log_hyperparams(hyperparameters(self))
         for logger in self.loggers:
             logger.log_metrics(dict(metrics), step=self.frames)
@@ -139,7 +145,7 @@ def hyperparameters(module: Any) -> dict[str, Any]:
     for name, part in parts.items():
         found |= {f"{name}.{key}": value for key, value in attributes(part).items()}
     found |= {f"optimizer.{key}": value for key, value in module.optimizer.defaults.items()}
-    return {key: value for key, value in found.items() if isinstance(value, SCALARS)}
+    return {key: value for key, value in found.items() if isinstance(value, bool | int | float | str)}
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

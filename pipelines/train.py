@@ -73,13 +73,14 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
             "16-mixed"
         )
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
-    training = build_training(cfg, trainer.global_rank)
+    training = build_training(cfg, trainer.global_rank, overrides)
     with closing(training), locked(run_dir) if trainer.is_global_zero else nullcontext():
         fit(trainer, training)
         if trainer.is_global_zero:
             summary = make_summary(
                 env=env_name(cfg),
                 seed=cfg.seed,
+                overrides=overrides,
                 ppo=training.ppo,
                 collector_seconds=seconds_of(training.collector),
                 wall_seconds=stopwatch.seconds,

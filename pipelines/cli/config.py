@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -36,6 +36,7 @@ from .run_dir import create_unique, default_run_dir, is_first_rank
 from .schema import DEPENDENT, FIELDS, Field
 
 CONF = Path(__file__).parents[2] / "conf"
+MakeConfig = Callable[[], DictConfig]
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve: bool = False) -> DictConfig:
@@ -60,7 +61,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
         check_choices(unusual, options, compose_with_hydra([]).hydra.runtime.choices)
     chosen_groups = [*(str(override.input_line) for override in groups), *search]
     try:
-        default, cfg = compose_with_hydra(chosen_groups), compose_with_hydra([*overrides, *search])
+        cfg = compose_with_hydra([*overrides, *search])
     except ConfigurationError:
         with one_line_errors():  # explain what Hydra has refused
             check_values(parsed)
@@ -78,31 +79,29 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
             check_user_files(cfg, set(changed))
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigurationError(f"{missing[0]} has no value; add {missing[0]}=... to the command")
+        reserve = reserve and cfg.run_dir is None and is_first_rank()
         if cfg.run_dir is None:
             cfg.run_dir = default_run_dir(cfg, choices, has_env_id="env.id" in changed)
-            reserve = reserve and is_first_rank()
-        else:
-            reserve = False
-        own_groups = set(options) - set(options_by_group()) if config_dir else set()
-        check_all(cfg, default, [*changed, *(one.get_key_element() for one in groups)], own_groups)
+        check_all(cfg, lambda: compose_with_hydra(chosen_groups), changed, set(options) - set(options_by_group()))
     cfg.run_dir = create_unique(cfg.run_dir) if reserve else str(cfg.run_dir)  # YAML reads the name 2026 as a number
     return cfg
 
 
-def check_all(cfg: DictConfig, default: DictConfig, chosen: Sequence[str], own_groups: Collection[str]) -> None:
-    """Check all values, and that the `chosen` keys and groups of the command line have an effect."""
-    if free := check_schema(cfg, default, own_groups):
-        check_types(cfg, default, [key for key in chosen if key in free])
+def check_all(cfg: DictConfig, make_default: MakeConfig, chosen: Sequence[str], own_groups: Collection[str]) -> None:
+    """Check all values, and that the `chosen` keys of the command line have an effect."""
+    free = check_schema(cfg, make_default, own_groups)
+    if keys := [key for key in chosen if key in free]:
+        check_types(cfg, make_default(), keys)
     if DEPENDENT.intersection(chosen):
         check_effects(cfg, chosen)
 
 
-def check_schema(cfg: DictConfig, default: DictConfig, own_groups: Collection[str]) -> set[str]:
+def check_schema(cfg: DictConfig, make_default: MakeConfig, own_groups: Collection[str]) -> set[str]:
     """Check the types and ranges of all keys; convert 1e6 to an integer if the key needs one.
 
     Args:
         cfg: the configuration.
-        default: the configuration before the keys of the command line, to explain mistakes.
+        make_default: composes the configuration without the keys of the command line, to explain mistakes.
         own_groups: groups of the user's folder.
 
     Returns:
@@ -127,7 +126,7 @@ def check_schema(cfg: DictConfig, default: DictConfig, own_groups: Collection[st
             value = int(value)  # noqa: PLW2901
             OmegaConf.update(cfg, key, value)
         if not fits(value, field):
-            raise wrong_value(key, value, field, OmegaConf.select(default, key))
+            raise wrong_value(key, value, field, OmegaConf.select(make_default(), key))
     if unknown:
         check_unknown_keys(unknown, cfg, [*FIELDS])
     return free

@@ -130,11 +130,11 @@ def check_user_files(cfg: DictConfig, overridden: Collection[str]) -> None:
 
 
 def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
-    """Raise a ConfigurationError if a key or choice of the command line changes nothing.
+    """Raise a ConfigurationError if a key of the command line changes nothing.
 
     Args:
         cfg: the configuration.
-        chosen: keys and groups of the command line.
+        chosen: keys of the command line.
 
     """
     epochs, has_memory = OmegaConf.select(cfg, "update.epochs"), OmegaConf.select(cfg, "policy.memory") is not None
@@ -148,11 +148,6 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
         "trainer.log_every_n_steps": "torchppo, which logs every rollout",
         "trainer.use_distributed_sampler": "torchppo, in which each rank collects its own rollouts",
     }
-    for name in cfg.controller:
-        value = cfg.objective.get(name)
-        if name != "lr" and value in (0, None):
-            problem = f"objective.{name}={value}" if name in cfg.objective else f"{cfg.objective._target_}"
-            reasons[f"controller@controller.{name}"] = bool(cfg.controller[name]) and problem
     for key in chosen:
         reason = reasons.get(key)
         if reason and not is_off(OmegaConf.select(cfg, key)):

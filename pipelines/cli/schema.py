@@ -174,7 +174,6 @@ DEPENDENT = frozenset(
     (
         *("eval.stop_at", "env.step_timeout", "update.sequence_length", "update.burn_in", "update.recompute_advantage"),
         *("trainer.log_every_n_steps", "trainer.use_distributed_sampler"),
-        *("controller@controller.clip_epsilon", "controller@controller.entropy_coeff"),
     )
 )
-"""Keys and groups that have no effect with some values of other keys; see `config_checks.check_effects`."""
+"""Keys that have no effect with some values of other keys; see `config_checks.check_effects`."""

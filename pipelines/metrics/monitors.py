@@ -1,9 +1,12 @@
-"""Callbacks that monitor a metric, such as `EarlyStopping` and `ModelCheckpoint`: when they act."""
+"""When Lightning's `EarlyStopping` and `ModelCheckpoint` act in a training whose batches are rollouts."""
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Collection
 from functools import partial
+from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -72,3 +75,32 @@ def skips_saving(callback: ModelCheckpoint, trainer: Trainer) -> bool:
     """Return whether a `ModelCheckpoint` skips saving. Tested with Lightning 2.6."""
     is_missing = callback.monitor not in trainer.callback_metrics
     return is_missing or ModelCheckpoint._should_skip_saving_checkpoint(callback, trainer)
+
+
+def save_after_rollouts(trainer: Trainer) -> None:
+    """Make every `ModelCheckpoint` save after the rollout in which a save is due. Tested with Lightning 2.6.
+
+    Lightning saves if the number of optimizer steps is a multiple of `every_n_train_steps`, but a rollout takes many
+    steps at once. With manual optimization it ignores `train_time_interval`.
+    """
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            vars(callback)["on_train_batch_end"] = partial(save_if_due, callback)
+
+
+def save_if_due(callback: ModelCheckpoint, trainer: Trainer, *arguments: Any) -> None:
+    """Call Lightning's hook of a `ModelCheckpoint` if a save is due."""
+    steps, interval, last = trainer.global_step, callback._train_time_interval, callback._last_time_checked
+    num_steps = callback._every_n_train_steps
+    if interval is not None:
+        is_late = last is not None and time.monotonic() - last >= interval.total_seconds()
+        is_due = trainer.strategy.broadcast(is_late)
+    else:
+        is_due = num_steps > 0 and steps // num_steps > callback._last_global_step_saved // num_steps
+    if is_due:
+        callback._every_n_train_steps = max(1, steps)  # Lightning saves at multiples of it
+        try:
+            type(callback).on_train_batch_end(callback, trainer, *arguments)
+        finally:
+            callback._every_n_train_steps = num_steps

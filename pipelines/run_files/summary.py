@@ -27,6 +27,7 @@ def make_summary(
     *,
     env: str,
     seed: int,
+    overrides: list[str],
     ppo: Any,
     collector_seconds: dict[str, float],
     wall_seconds: float,
@@ -38,6 +39,7 @@ def make_summary(
     Args:
         env: name of the environment.
         seed: seed of the run.
+        overrides: overrides of the command line, also those of a sweep.
         ppo: the trained LightningModule.
         collector_seconds: seconds that the collector measured.
         wall_seconds: wall time of training, including evaluations.
@@ -51,6 +53,7 @@ def make_summary(
     return {
         "env": env,
         "seed": seed,
+        "overrides": overrides,
         "frames": ppo.frames,
         "wall_seconds": wall_seconds,
         "frames_per_second": ppo.frames / wall_seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -622,12 +623,50 @@ class TestCall:
         assert (type(made["a"]), type(made["a"][1]), made["c"]) == (list, dict, (3,))
 
 
+class TestEffects:
+    @pytest.mark.parametrize(
+        "words",
+        [
+            *(["head=beta"], ["policy.head.log_std=-1"]),
+            ["policy.normalize_observation=true", "env.id=FrozenLake-v1"],
+            ["controller@controller.clip_epsilon=linear", "objective=kl_penalty"],
+            ["controller@controller.entropy_coeff=linear"],
+        ],
+        ids=" ".join,
+    )
+    def test_an_override_that_changes_nothing_is_refused(self, words: list[str]) -> None:
+        with pytest.raises(ConfigurationError, match=re.escape(words[0])):
+            build_training(small(*words), rank=0, overrides=words)
+        build_training(small(*words), rank=0).close()  # as part of an experiment, it may have no effect
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["head=beta", "env=pendulum"],
+            ["policy.normalize_observation=true"],
+            ["controller@controller.entropy_coeff=linear", "objective.entropy_coeff=0.1"],
+        ],
+        ids=" ".join,
+    )
+    def test_other_overrides_are_accepted(self, words: list[str]) -> None:
+        build_training(small(*words), rank=0, overrides=words).close()
+
+    def test_fewer_frames_than_a_rollout_are_reported(self, caplog: pytest.LogCaptureFixture) -> None:
+        build_training(small("total_frames=10"), rank=0).close()
+        assert "total_frames=10" in caplog.text
+        assert "32" in caplog.text
+
+
 class TestTrainer:
     @pytest.mark.parametrize(
-        "override", ["trainer.precision=64-bits", "trainer.devices=0", "trainer.accelerator=abacus"]
+        "override",
+        [
+            *("trainer.precision=64-bits", "trainer.devices=0", "trainer.accelerator=abacus", "trainer.devices=[1]"),
+            *("trainer.devices=-1", "trainer.devices='x,y'"),
+        ],
     )
     def test_reports_an_error_of_lightning_in_one_line(self, override: str) -> None:
-        with pytest.raises(ConfigurationError, match=override.split("=")[1]) as raised:
+        with pytest.raises(ConfigurationError, match=re.escape(override.split("=")[1].strip("'"))) as raised:
             build_trainer(small(override), [])
         assert "\n" not in str(raised.value)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from csv import DictReader
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ class TestHyperparameters:
         assert main(["train", *TINY, "total_frames=256", "logger=[csv,tensorboard]", "optimizer.lr=3e-3"]) == 0
         config = flattened(yaml.safe_load(Path("run/config.yaml").read_text()))
         assert config["optimizer.lr"] == 3e-3
-        assert yaml.safe_load(Path("run/hparams.yaml").read_text()) == config
+        for file in ("run/hparams.yaml", "run/tensorboard/hparams.yaml"):
+            assert yaml.safe_load(Path(file).read_text()) == config
         events = EventAccumulator("run/tensorboard").Reload()
         content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
         logged = HParamsPluginData.FromString(content).session_start_info.hparams
@@ -167,6 +169,26 @@ class TestModelCheckpoint:
             ppo, train_dataloaders=collector
         )
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("options", "steps"),
+        [
+            ({"every_n_train_steps": 10}, [16, 24, 32, 40]),  # a rollout takes 8 steps
+            ({"every_n_train_steps": 20}, [24, 40]),
+            ({"every_n_train_steps": 1}, [8, 16, 24, 32, 40]),
+            ({"train_time_interval": timedelta(0)}, [8, 16, 24, 32, 40]),
+            ({"train_time_interval": timedelta(hours=1)}, []),
+        ],
+        ids=repr,
+    )
+    def test_saves_after_the_rollout_in_which_a_save_is_due(
+        self, options: dict[str, Any], steps: list[int], make: Make, tmp_path: Path
+    ) -> None:
+        ppo, collector = make(rollouts=5)
+        save = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}", save_on_train_epoch_end=False, **options)
+        make_trainer(callbacks=[save], enable_checkpointing=True).fit(ppo, train_dataloaders=collector)
+        assert sorted(int(path.stem.removeprefix("step=")) for path in tmp_path.glob("*.ckpt")) == steps
+        assert save._every_n_train_steps == options.get("every_n_train_steps", 0)
 
 
 class TestValidation:

@@ -64,8 +64,6 @@ MISTAKES = [  # command, and two texts of its error message
     ("train eval.every_frames=null eval.stop_at=3", "eval.stop_at", "eval.every_frames=null"),
     ("train update.sequence_length=8", "update.sequence_length", "memory=none"),
     ("train update.epochs=1 update.recompute_advantage=true", "update.recompute_advantage", "update.epochs=1"),
-    ("train objective=torchrl_ppo controller@controller.clip_epsilon=linear", "controller.clip_epsilon", "PPOLoss"),
-    ("train controller@controller.entropy_coeff=linear", "controller.entropy_coeff", "objective.entropy_coeff=0"),
     ("train cartpole", "'cartpole'", "key=value"),
     ("train seed=[", "'seed=['", "key=value"),
     ("train a=b=c", "'a=b=c'", "key=value"),
