@@ -18,13 +18,12 @@ import sys
 from datetime import date
 from itertools import product
 from pathlib import Path
+from typing import Any
 
-import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
-from torchppo.pipelines.run_files.summary import read_curve
+from torchppo.pipelines.run_files.summary import finish_plot, plot_mean, read_curve
 
 HERE = Path(__file__).parent
 COLUMNS = (
@@ -59,15 +58,23 @@ def curve(experiment: str, seed: int, folder: Path) -> list[tuple[str, int, floa
 
 
 def plot(curves: list[tuple[str, int, float, float]], experiments: list[str], path: Path) -> None:
-    figure, panels = plt.subplots(1, len(experiments), figsize=(5 * len(experiments), 3.5), layout="constrained")
-    for axes, experiment in zip([panels] if len(experiments) == 1 else panels, experiments, strict=True):
-        for seed in sorted({row[1] for row in curves if row[0] == experiment}):
-            rows = [row for row in curves if row[:2] == (experiment, seed)]
-            axes.plot([row[2] for row in rows], [row[3] for row in rows], label=f"seed {seed}")
-        axes.set(title=experiment, xlabel="frames", ylabel="training return")
-        axes.grid(alpha=0.3)
-        axes.legend()
+    figure = Figure(figsize=(5 * len(experiments), 4), layout="constrained")
+    for axes, experiment in zip(figure.subplots(1, len(experiments), squeeze=False)[0], experiments, strict=True):
+        plot_seeds(axes, [row[1:] for row in curves if row[0] == experiment])
+        finish_plot(axes, experiment, "training return")
     figure.savefig(path, dpi=100)
+
+
+def plot_seeds(axes: Any, rows: list[tuple[int, float, float]], name: str = "") -> None:
+    """Plot the mean of `(seed, frames, return)` over seeds, and the interval from the lowest to the highest seed."""
+    seeds = sorted({seed for seed, _, _ in rows})
+    series = [np.array([row[1:] for row in rows if row[0] == seed]) for seed in seeds]
+    # From the first frame that every seed has to the last one; a seed may be solved, and end, earlier than others.
+    frames = np.linspace(max(one[0, 0] for one in series), max(one[-1, 0] for one in series), CURVE_POINTS)
+    returns = np.stack([np.interp(frames, one[:, 0], one[:, 1]) for one in series])
+    bounds = list(zip(returns.min(0).tolist(), returns.max(0).tolist(), strict=True)) if len(seeds) > 1 else []
+    label = f"{name}, mean and range of {len(seeds)} seeds".removeprefix(", ")
+    plot_mean(axes, frames.tolist(), returns.mean(0).tolist(), bounds, label=label)
 
 
 def write(path: Path, header: list[str], rows: list[list[object]]) -> None:

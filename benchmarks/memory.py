@@ -12,14 +12,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import matplotlib as mpl
+from matplotlib.figure import Figure
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
-from torchppo.benchmarks.learning import HERE, curve, run, write  # type: ignore[import-not-found, unused-ignore]
-
-COLORS = dict(zip(("mlp", "lstm", "gru", "transformer", "transformer_xl"), [f"C{i}" for i in range(5)], strict=True))
+from torchppo.benchmarks.learning import HERE, curve, plot_seeds, run, write  # type: ignore[import-not-found, unused-ignore]
+from torchppo.pipelines.run_files.summary import finish_plot
 
 
 def main() -> None:
@@ -31,18 +27,17 @@ def main() -> None:
     experiment = arguments.experiment
     folders = {policy: Path("runs") / "benchmarks" / f"{experiment}_{policy}" for policy in arguments.policies}
     rows: list[list[object]] = []
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     for policy, folder in folders.items():
+        points = []
         for seed in arguments.seeds:
             result = run(experiment, seed, [f"policy={policy}", "eval.video=false"], folder)
             rows.append([policy, *result.values()])
-            points = curve(experiment, seed, folder)
-            frames, returns = [point[2] for point in points], [point[3] for point in points]
-            axes.plot(frames, returns, color=COLORS[policy], label=policy if seed == arguments.seeds[0] else None)
+            points += [point[1:] for point in curve(experiment, seed, folder)]
             write(HERE / f"memory_{experiment}.csv", ["policy", *result], rows)
-    axes.set(title=experiment, xlabel="frames", ylabel="training return")
-    axes.grid(alpha=0.3)
-    axes.legend()
+        plot_seeds(axes, points, policy)
+    finish_plot(axes, experiment, "training return")
     figure.savefig(HERE / f"memory_{experiment}.png", dpi=100)
 
 

@@ -11,7 +11,7 @@ from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from numpy.typing import NDArray
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torchrl.data import Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, TransformedEnv
 
 from ..errors import ConfigurationError, EnvironmentFailure
 from .failures import environment_failure
@@ -87,13 +87,7 @@ class VectorEnv(EnvBase):
         return tuple(self.vector.get_attr(name))
 
     def set_attr(self, name: str, values: Any) -> None:
-        """Set an existing attribute of every environment or wrapper: to one value, or to a list of one per environment.
-
-        Raises:
-            ConfigurationError: if the number of values is wrong.
-            EnvironmentFailure: if an environment has no such attribute.
-
-        """
+        """Set an existing attribute of every environment: to one value, or to a list (see `SlicedVectorEnv`)."""
         self.vector.set_attr(name, values)
 
     def _set_specs(self) -> None:
@@ -133,8 +127,11 @@ class VectorEnv(EnvBase):
         if mask is None:
             seed, self._seed = self._seed, None
         try:
-            with error_filters_removed():
-                observation, _ = self.vector.reset(seed=seed, options=None if mask is None else {"reset_mask": mask})
+            if mask is None:
+                with error_filters_removed():
+                    observation, _ = self.vector.reset(seed=seed)
+            else:
+                observation, _ = self.vector.reset(options={"reset_mask": mask})
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's own code may raise anything
             raise environment_failure("an environment failed", error) from None
         return np.asarray(observation).astype(self._dtype, copy=False)
@@ -247,3 +244,10 @@ def _raise_on_encoded_spaces(vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:
             f"{vector} does not support the spaces {observation} and {action}; use "
             "torchppo.envs.SerialVectorEnv or SubprocessVectorEnv"
         )
+
+
+def vector_of(env: EnvBase) -> Any:
+    """Return the Gymnasium vector environment in an environment with transforms, or `None` if there is none."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return env.vector if isinstance(env, VectorEnv) else None

@@ -1,7 +1,7 @@
 """Action masking: the environment reports the valid actions, and the policy samples only from them.
 
-The wrapper `ActionMask` copies `info["action_mask"]` into the observation. A policy masks its logits with the entry
-`action_mask` of the observation. Masks work for Discrete and MultiDiscrete actions.
+A mask in `info["action_mask"]` or from a method `action_masks()` is found and added to the observation. The policy
+masks its logits with it. Masks work for Discrete and MultiDiscrete actions.
 
     python examples/masked_actions.py
 """
@@ -46,6 +46,5 @@ class Storeroom(gymnasium.Env[NDArray[np.float32], NDArray[np.int64]]):
 gymnasium.register("Storeroom-v0", entry_point=Storeroom)  # type: ignore[arg-type]
 
 if __name__ == "__main__":
-    wrappers = "env.wrappers=[{_target_: torchppo.envs.wrappers.ActionMask, _partial_: true}]"
-    env = ["env=gymnasium", "env.id=Storeroom-v0", wrappers, "eval.video=false"]
+    env = ["env=gymnasium", "env.id=Storeroom-v0", "eval.video=false"]
     sys.exit(main(["train", *env, "total_frames=20000", *sys.argv[1:]]))

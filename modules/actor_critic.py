@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -218,3 +219,15 @@ def elementwise_loss(loss_type: str, error: Tensor) -> Tensor:
     """Apply one of TorchRL's distances to errors `[batch, 1]`."""
     distance: Tensor = distance_loss(error, torch.zeros_like(error), loss_type)
     return distance
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module and its submodules into evaluation mode and restore their modes at the end."""
+    training = [one for one in module.modules() if one.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for one in training:
+            one.training = True

@@ -7,16 +7,17 @@ import pickle
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchrl.envs import EnvBase
 
-from ..errors import CheckpointError, ConfigurationError
+from ..errors import CheckpointError, ConfigurationError, did_you_mean
 from .build import build_ppo
 from .components.instantiate import build_evaluation_env
 from .ppo import PPO
@@ -51,10 +52,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def restore(path: Path | str, *, seed: int, num_envs: int) -> tuple[PPO, DictConfig, EnvBase]:
-    """Return the trained module, its configuration, and an environment to act in.
+def restore(
+    path: Path | str, *, seed: int, episodes: int = 1, overrides: Iterable[Override] = (), **options: Any
+) -> tuple[PPO, DictConfig, EnvBase]:
+    """Return the trained module, its configuration, and an environment to evaluate it in.
 
     The configuration names classes that are imported and called, so load only checkpoints that you trust.
+
+    Args:
+        path: path of the checkpoint.
+        seed: seed of the environment.
+        episodes: number of episodes that the environment is for.
+        overrides: overrides of Hydra that change the environment.
+        options: arguments of the environment.
 
     Raises:
         CheckpointError: if the file is not a checkpoint, or has no configuration to build a model from.
@@ -68,12 +78,36 @@ def restore(path: Path | str, *, seed: int, num_envs: int) -> tuple[PPO, DictCon
             "PPO.load_from_checkpoint(path, objective=..., ...)"
         )
     cfg = OmegaConf.create(config)
+    change_environment(cfg, overrides)
     sys.path += [folder for folder in cfg.get("code_dirs", []) if folder not in sys.path]
-    env = build_evaluation_env(cfg, seed=seed, num_envs=num_envs)
-    ppo = build_ppo(cfg, env)
-    load_weights(ppo, checkpoint["state_dict"], f"{path} does not fit its configuration", CODE_HINT)
-    ppo.on_load_checkpoint(checkpoint)
+    env = build_evaluation_env(cfg, seed=seed, episodes=episodes, **options)
+    try:
+        ppo = build_ppo(cfg, env)
+        load_weights(ppo, checkpoint["state_dict"], f"{path} does not fit its configuration", CODE_HINT)
+        ppo.on_load_checkpoint(checkpoint)
+    except BaseException:
+        env.close()
+        raise
     return ppo, cfg, env
+
+
+def change_environment(cfg: DictConfig, overrides: Iterable[Override]) -> None:
+    """Apply overrides such as `env.gravity=5` to `cfg.eval.env`, and `eval.max_steps=100` to `cfg.eval`.
+
+    Raises:
+        ConfigurationError: if an override is of another key, or of a key that the environment does not have.
+
+    """
+    for override in overrides:
+        name, word = override.key_or_group, str(override.input_line)
+        key = name if name.startswith("eval.") else f"eval.{name}"
+        if not key.startswith(("eval.env.", "eval.max_steps")) or override.is_delete() or override.is_sweep_override():
+            raise ConfigurationError(f"{word} does not change an evaluation; use env.key=value or eval.max_steps=1000")
+        known = [f"env.{one}" for one in cfg.env]
+        if key.startswith("eval.env.") and not override.is_add() and f"env.{key.split('.')[2]}" not in known:
+            hint = did_you_mean(key.removeprefix("eval."), known)
+            raise ConfigurationError(f"{word}: the training did not set {name}{hint}; add it with +{word}")
+        OmegaConf.update(cfg, key, override.value(), force_add=True)
 
 
 def load_module(make: Callable[..., PPO], path: Path | str, components: dict[str, Any]) -> PPO:
@@ -82,7 +116,7 @@ def load_module(make: Callable[..., PPO], path: Path | str, components: dict[str
         if name in components:
             raise ConfigurationError(f"PPO.load_from_checkpoint does not support {name}; remove it")
     if not components:
-        ppo, _, env = restore(path, seed=0, num_envs=1)
+        ppo, _, env = restore(path, seed=0, num_workers=0)
         env.close()
         return ppo
     checkpoint = load_checkpoint(Path(path))

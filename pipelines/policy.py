@@ -23,9 +23,11 @@ from ..modules.actor_critic import without_critic
 from ..modules.features.extractor import recurrent_state_shapes
 from .checkpoint import load_actor, restore
 from .collectors.vector import as_array, is_action
-from .components.instantiate import build_env
+from .components.instantiate import build_evaluation_env, call, evaluation_config
 from .step_factory import device_of
 
+BATCH_KEYS = ("num_envs", "num_workers", "step_timeout")
+"""Keys of `env` that a single environment does not have."""
 GymnasiumEnv = VectorEnv | gymnasium.Env[Any, Any] | GymnasiumVectorEnv[Any, Any, Any]
 
 
@@ -116,9 +118,10 @@ class Policy:
         return mask
 
     def make_env(self, num_envs: int = 1, *, seed: int = 0, **changes: Any) -> EnvBase:
-        """Make the training environment, with its wrappers, transforms and keyword arguments.
+        """Make the environment of the training, with its wrappers, transforms and keyword arguments.
 
-        `torchppo eval` evaluates `policy.actor` in `policy.make_env(num_envs=min(episodes, 20), seed=seed)`.
+        As in `torchppo eval`, games do not end with a life, and `eval.env` replaces keys. With
+        `num_envs=min(episodes, 20)`, `torchppo.evaluate(policy.actor, env, episodes)` has the same result.
 
         Args:
             num_envs: number of environments; a TorchRL environment without this key ignores it.
@@ -132,14 +135,40 @@ class Policy:
             CheckpointError: if the policy was loaded without a configuration.
 
         """
+        config = self._changed_config(changes)
+        return build_evaluation_env(config, seed=seed, **{"num_envs": num_envs, "num_workers": 0, **changes})
+
+    def make_gymnasium_env(self, **changes: Any) -> gymnasium.Env[Any, Any]:
+        """Make one Gymnasium environment for your own loop, with the wrappers and keyword arguments of `make_env`.
+
+        Args:
+            changes: other keyword arguments of the environment, such as `render_mode="human"`.
+
+        Raises:
+            CheckpointError: if the policy was loaded without a configuration.
+            ConfigurationError: if the training used Atari games or a TorchRL environment; use `make_env`.
+
+        """
+        node = evaluation_config(self._changed_config(changes)).env
+        if not str(node._target_).endswith("make_env") or str(node.get("id")).startswith("ALE/"):
+            raise ConfigurationError(
+                f"{node.get('id', node._target_)} is not a single Gymnasium environment; use policy.make_env()"
+            )
+        keys = {
+            str(key): node[key] for key in node if key not in BATCH_KEYS and (key, node[key]) != ("render_mode", None)
+        }
+        single = OmegaConf.create({**keys, "_target_": "torchppo.envs.make.make_gymnasium_env"})
+        return cast(gymnasium.Env[Any, Any], call(single, **changes))
+
+    def _changed_config(self, changes: dict[str, Any]) -> DictConfig:
+        """Return the configuration with the keys of `changes`, because `build_env` replaces only existing keys."""
         if self._config is None:
             raise CheckpointError(
                 "policy.make_env needs a checkpoint of torchppo train that is loaded without actor; use "
                 "torchppo.make_env(id, num_envs)"
             )
-        new = {key: None for key in changes if key not in self._config.env}  # `build_env` replaces only existing keys
-        config = cast(DictConfig, OmegaConf.merge(self._config, {"env": new}))
-        return build_env(config, seed=seed, num_envs=num_envs, **{"num_workers": 0, **changes})
+        new = {key: None for key in changes if key not in self._config.env}
+        return cast(DictConfig, OmegaConf.merge(self._config, {"env": new}))
 
 
 def load_policy(path: Path | str, *, actor: Any = None, env: GymnasiumEnv | None = None) -> Policy:
@@ -164,7 +193,7 @@ def load_policy(path: Path | str, *, actor: Any = None, env: GymnasiumEnv | None
     if actor is not None:
         load_actor(path, actor)
         return Policy(actor, env)
-    ppo, config, training_env = restore(path, seed=0, num_envs=1)
+    ppo, config, training_env = restore(path, seed=0, num_workers=0)
     training_env.close()
     if env is not None and config.transforms:
         raise ConfigurationError(

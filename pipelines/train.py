@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torchrl.envs import EnvBase
 
-from ..errors import ConfigurationError, RunLockedError
+from ..errors import ConfigurationError, EnvironmentFailure, RunLockedError
 from .build import EVALUATION_RANK, Training, build_trainer, build_training, env_name, evaluation_compile
 from .collectors.collector import seconds_of
 from .components.instantiate import build_evaluation_env, seed_for_rank
-from .episodes import EvaluateAndSave, Evaluation, evaluate, num_envs_for
+from .distributed import StopOnSignal
+from .episodes import EvaluateAndSave, Evaluation, evaluate
+from .run_files.progress_bar import ProgressBar
 from .run_files.summary import (
-    ProgressBar,
+    ProgressLines,
     Stopwatch,
     Summary,
     make_summary,
@@ -36,10 +38,6 @@ from .run_files.summary import (
     write_summary,
 )
 from .run_files.video import try_to_record_video
-
-T = TypeVar("T")
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def train(cfg: DictConfig, overrides: list[str]) -> int:
@@ -56,26 +54,28 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
         TorchPPOError: if training cannot start or fails; the message says what to do.
 
     """
-    if cfg.num_threads < 1:
-        raise ConfigurationError(f"num_threads={cfg.num_threads} must be at least 1")
+    check_numbers(cfg, cfg.eval)
     silence_lightning()
     torch.set_num_threads(cfg.num_threads)
     run_dir = Path(cfg.run_dir)
     stop, stopwatch = StopOnSignal(), Stopwatch()
     save_config = LambdaCallback(on_train_batch_start=lambda trainer, *_: save_configuration(trainer, cfg, overrides))
-    evaluation = EvaluateAndSave(
-        make_evaluation(cfg, stop), run_dir / "checkpoints", cfg.eval.every_frames, cfg.eval.stop_at
-    )
-    trainer = build_trainer(cfg, [save_config, stopwatch, ProgressBar(), evaluation, stop])
-    if trainer.precision in ("64-true", "bf16-true", "16-true"):  # refused here, before the run directory exists
-        raise ConfigurationError(
-            f"trainer.precision={trainer.precision} does not fit the environments' float32; use 32-true, bf16-mixed or "
-            "16-mixed"
-        )
+    evaluator = Evaluator(cfg, stop) if cfg.eval.episodes else None
+    evaluation = EvaluateAndSave(evaluator, run_dir / "checkpoints", cfg.eval.every_frames, cfg.eval.stop_at)
+    progress: Callback = ProgressBar() if Console().is_terminal else ProgressLines()
+    trainer = build_trainer(cfg, [save_config, stopwatch, progress, evaluation, stop])
+    check_precision(trainer)  # before the run directory exists
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
-    training = build_training(cfg, trainer.global_rank, overrides)
-    with closing(training), locked(run_dir) if trainer.is_global_zero else nullcontext():
+    with ExitStack() as stack:
+        training = stack.enter_context(closing(build_training(cfg, trainer.global_rank, overrides)))
+        if evaluator and trainer.is_global_zero:
+            stack.enter_context(closing(evaluator))
+            evaluator.make_env()
+        if trainer.is_global_zero:
+            stack.enter_context(locked(run_dir))
         fit(trainer, training)
+        if evaluator:
+            evaluator.close()  # before the environment of the video is made
         if trainer.is_global_zero:
             summary = make_summary(
                 env=env_name(cfg),
@@ -146,22 +146,64 @@ def locked(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def make_evaluation(cfg: DictConfig, stop: StopOnSignal) -> Callable[[Any], Evaluation | None]:
-    """Return a function that evaluates a policy on new environments, with the same seed each time.
+def check_precision(trainer: Trainer) -> None:
+    """Raise a ConfigurationError if the precision does not fit the environments."""
+    if trainer.precision in ("64-true", "bf16-true", "16-true"):
+        raise ConfigurationError(
+            f"trainer.precision={trainer.precision} does not fit the environments' float32; use 32-true, bf16-mixed or "
+            "16-mixed"
+        )
 
-    It returns `None` if `stop` receives a signal.
+
+def check_numbers(cfg: DictConfig, options: DictConfig) -> None:
+    """Raise a ConfigurationError if `num_threads` or one of the options of `eval` is out of range."""
+    if cfg.num_threads < 1:
+        raise ConfigurationError(f"num_threads={cfg.num_threads} must be at least 1")
+    if options.episodes < 0:
+        raise ConfigurationError(f"eval.episodes={options.episodes} must not be negative; 0 disables evaluations")
+    if options.max_steps is not None and options.max_steps < 1:
+        raise ConfigurationError(f"eval.max_steps={options.max_steps} must be at least 1, or null")
+    if options.every_frames is not None and options.every_frames < 1:
+        raise ConfigurationError(
+            f"eval.every_frames={options.every_frames} must be at least 1, or null to evaluate only at the end"
+        )
+    if not isinstance(options.stop_at, int | float | None):
+        raise ConfigurationError(f"eval.stop_at={options.stop_at} is not a number")
+
+
+class Evaluator:
+    """Evaluates policies in environments that are made once, with the same seed each time.
+
+    It does not change the random state of the training. It returns `None` if `stop` receives a signal.
     """
-    if cfg.eval.episodes < 1:
-        raise ConfigurationError(f"eval.episodes={cfg.eval.episodes} must be at least 1")
 
-    def run(actor: Any) -> Evaluation:
-        seed, num_envs = seed_for_rank(cfg.seed, EVALUATION_RANK), num_envs_for(cfg.eval.episodes)
-        with closing(build_evaluation_env(cfg, seed=seed, num_envs=num_envs)) as env:
-            result = evaluate(actor, env, cfg.eval.episodes, compile=evaluation_compile(cfg))
-        torch.set_num_threads(cfg.num_threads)  # closing TorchRL's SerialEnv changes it
-        return result
+    def __init__(self, cfg: DictConfig, stop: StopOnSignal) -> None:
+        self._cfg, self._stop = cfg, stop
+        self._seed = seed_for_rank(cfg.seed, EVALUATION_RANK)
+        self._env: EnvBase | None = None
 
-    return lambda actor: stop.interruptible(lambda: run(actor))
+    def make_env(self) -> None:
+        """Make the environments before the training starts threads, which worker processes do not inherit."""
+        with isolate_rng():
+            try:
+                self._env = build_evaluation_env(self._cfg, seed=self._seed, episodes=self._cfg.eval.episodes)
+            except EnvironmentFailure as error:
+                raise EnvironmentFailure(f"evaluation: {error}; eval.episodes=0 disables evaluations") from error
+
+    def __call__(self, actor: Any) -> Evaluation | None:
+        return self._stop.interruptible(lambda: self._evaluate(actor))
+
+    def _evaluate(self, actor: Any) -> Evaluation:
+        env, options = cast(EnvBase, self._env), self._cfg.eval
+        with isolate_rng():
+            env.set_seed(self._seed)
+            compile_mode = evaluation_compile(self._cfg)
+            return evaluate(actor, env, options.episodes, max_steps=options.max_steps, compile=compile_mode)
+
+    def close(self) -> None:
+        if self._env is not None and not self._env.is_closed:
+            self._env.close()
+            torch.set_num_threads(self._cfg.num_threads)  # closing TorchRL's SerialEnv changes it
 
 
 def write_results(cfg: DictConfig, training: Training, summary: Summary) -> None:
@@ -174,60 +216,8 @@ def write_results(cfg: DictConfig, training: Training, summary: Summary) -> None
         files["learning curve"] = run_dir / "learning_curve.png"
         title = f"{summary['env']}, seed {summary['seed']}"
         plot_learning_curve(run_dir / "metrics.csv", files["learning curve"], title)
-    if cfg.eval.video and summary["exit"] == "completed":
+    if cfg.eval.video and cfg.eval.episodes and summary["exit"] == "completed":
         seed = seed_for_rank(cfg.seed, EVALUATION_RANK)
-        video = try_to_record_video(cfg, training.ppo.actor, run_dir / "videos" / "last.mp4", seed)
+        video = try_to_record_video(cfg, training.ppo.actor, run_dir / "videos" / "last.mp4", seed, episodes=1)
         files |= {"video": video} if video else {}
     print_files(files)
-
-
-class StopOnSignal(Callback):
-    """Ends the training on every rank after the current rollout; a second signal ends the process at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._is_stopping = False  # True after a signal has reached any rank
-        self._previous: dict[int, Any] = {}
-        self._interrupts = self._prints = False
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save the handlers before Lightning replaces them."""
-        self._prints = trainer.is_global_zero
-        self._previous = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace Lightning's handlers, which exit with code 0 or 1."""
-        for number in self._previous:
-            signal.signal(number, self._receive)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stop all ranks after the same rollout."""
-        self._is_stopping = trainer.strategy.reduce_boolean_decision(self._is_stopping, all=False)
-        trainer.should_stop = trainer.should_stop or self._is_stopping
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def interruptible(self, work: Callable[[], T]) -> T | None:
-        """Return the result of `work`, or `None` if a signal arrived earlier or interrupts it."""
-        self._interrupts = True
-        try:
-            return None if self._is_stopping else work()
-        except _Interrupted:
-            return None
-        finally:
-            self._interrupts = False
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received, self._is_stopping = number, True
-        signal.signal(number, signal.SIG_DFL)
-        if self._prints:  # `print` is not safe here: the signal may have interrupted another call of it
-            os.write(2, b"\ntorchppo: stopping after this rollout; press again to stop at once\n")
-        if self._interrupts:
-            raise _Interrupted
-
-
-class _Interrupted(BaseException):
-    """Raised by a signal inside `StopOnSignal.interruptible`."""

@@ -64,6 +64,7 @@ class SerialVectorEnv(SlicedVectorEnv):
         self.info_keys, self.listed_info_keys = all_info_keys(info_keys), tuple(info_keys)
         self.episode_info = episode_info_for(self.info_keys, self.num_envs) if episode_info is None else episode_info
         self._infos: list[dict[str, Any] | None] = [None] * self.num_envs  # of the last step, `None` after a reset
+        self._has_info = bool(info_keys)
         self._missing: set[str] = set()
 
     def reset(
@@ -79,13 +80,14 @@ class SerialVectorEnv(SlicedVectorEnv):
 
     def send(self, actions: Any, env_slice: slice = ALL_ENVS) -> None:
         observations, rewards, terminated, truncated, raw_episode_rewards = self.arrays
+        infos = self._infos
         for index, action in zip(range(self.num_envs)[env_slice], actions, strict=True):
             observations[index], reward, terminated[index], truncated[index], info = self.envs[index].step(action)
             try:
                 rewards[index] = reward
             except (TypeError, ValueError, Warning):  # an array of one element, or a tensor with a gradient
                 rewards[index] = as_number(reward)
-            self._infos[index] = info
+            infos[index] = info
             if "raw_episode_reward" in info:
                 raw_episode_rewards[index] = info["raw_episode_reward"]
 
@@ -98,8 +100,9 @@ class SerialVectorEnv(SlicedVectorEnv):
 
     def _read_info(self, index: int) -> None:
         info = self._infos[index]
-        if info is None:
+        if info is None or not (info or self._has_info):
             return
+        self._has_info = True
         for position, key in enumerate(self.info_keys):
             value = info.get(key)
             if value is None and key not in self._missing and key not in SUCCESS_KEYS:

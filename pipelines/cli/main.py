@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import io
 import json
 import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from omegaconf import OmegaConf
 
 from ... import __version__
 from ...errors import TorchPPOError, did_you_mean
-from .config import compose, options_by_group
+from .config import compose, options_by_group, parse
 
 EXAMPLES = """\
 examples:
@@ -35,6 +38,12 @@ NOTES = {
     "experiment": "  (an environment with tuned settings)",
 }
 """What `torchppo list` adds to the names of groups."""
+EVAL_EXAMPLES = """\
+examples:
+  torchppo eval runs/cartpole/<run>/checkpoints/best.ckpt --episodes 100 --stochastic
+  torchppo eval best.ckpt --render human --episodes 3
+  torchppo eval best.ckpt env.id=CartPole-v0 +env.max_episode_steps=1000
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     """
     arguments = make_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # also in a file, so that a log is up to date
     sys.path.append(str(Path.cwd()))  # for the user's own components and environments, as `python -m` does
     try:
         return int(arguments.run(arguments))
@@ -82,20 +93,33 @@ def make_parser() -> Parser:
     )
     train.add_argument("--cfg", action="store_true", help="print the configuration and exit")
     train.set_defaults(run=run_train, parser=train)
-    evaluate = commands.add_parser(
-        "eval", help="evaluate a checkpoint", description="Evaluate a checkpoint and record a video."
-    )
-    evaluate.add_argument("checkpoint", type=Path)
-    evaluate.add_argument("--episodes", type=int, default=20, help="number of episodes (default: 20)")
-    evaluate.add_argument("--seed", type=int, default=0, help="seed of the environments (default: 0)")
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
-    evaluate.add_argument("--video", type=Path, help="path of the video (default: in the run directory)")
-    evaluate.add_argument("--no-video", action="store_true", help="record no video")
-    evaluate.set_defaults(run=run_eval, parser=evaluate)
+    add_eval(commands, formatter)
     listing = commands.add_parser("list", help="list environments, experiments and all other groups")
     listing.add_argument("-cd", "--config-dir", type=Path, help="a folder with your own groups")
     listing.set_defaults(run=run_list, parser=listing)
     return top
+
+
+def add_eval(commands: Any, formatter: Any) -> None:
+    """Add the command `eval`."""
+    evaluate = commands.add_parser(
+        "eval",
+        help="evaluate a checkpoint",
+        description="Evaluate a checkpoint and record a video. Overrides change the environment: env.gravity=5.",
+        epilog=EVAL_EXAMPLES,
+        formatter_class=formatter,
+    )
+    evaluate.add_argument("checkpoint", type=Path)
+    evaluate.add_argument("overrides", nargs="*", metavar="override", help="env.key=value, or +env.key=value to add it")
+    evaluate.add_argument("--episodes", type=int, default=20, help="number of episodes (default: 20)")
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of environments and random actions (default: 0)")
+    evaluate.add_argument("--stochastic", action="store_true", help="sample actions instead of the most likely ones")
+    evaluate.add_argument("--render", choices=["human"], help="show the episodes in a window; records no video")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object, and all other output to stderr")
+    evaluate.add_argument("--video", type=Path, help="path of the video (default: in the run directory)")
+    evaluate.add_argument("--video-episodes", type=int, default=3, help="episodes in the video (default: 3)")
+    evaluate.add_argument("--no-video", action="store_true", help="record no video")
+    evaluate.set_defaults(run=run_eval, parser=evaluate)
 
 
 class Parser(argparse.ArgumentParser):
@@ -174,13 +198,41 @@ def run_eval(arguments: argparse.Namespace) -> int:
 
     if arguments.video:
         require_writable(arguments.video)
-    video = None if arguments.no_video else arguments.video or default_video(arguments.checkpoint)
-    report = evaluate_checkpoint(arguments.checkpoint, episodes=arguments.episodes, seed=arguments.seed, video=video)
+    is_filmed = not arguments.no_video and arguments.render is None
+    with stdout_to_stderr() if arguments.json else nullcontext():
+        report = evaluate_checkpoint(
+            arguments.checkpoint,
+            episodes=arguments.episodes,
+            seed=arguments.seed,
+            video=(arguments.video or default_video(arguments.checkpoint)) if is_filmed else None,
+            video_episodes=arguments.video_episodes,
+            deterministic=not arguments.stochastic,
+            render_mode=arguments.render,
+            overrides=parse(arguments.overrides),
+        )
     if arguments.json:
-        print(json.dumps(report, allow_nan=False))
+        print(json.dumps(report, allow_nan=False), flush=True)
+        if sys.stdout is sys.__stdout__:  # an environment may still print when the process ends
+            os.dup2(2, 1)
     else:
         print_evaluation(report)
     return 0
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Redirect what this process, its libraries and its children print to stdout to stderr."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        with suppress(AttributeError, OSError, TypeError):  # the output of C code is still in its buffer
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def default_video(checkpoint: Path) -> Path:
@@ -216,7 +268,9 @@ def exit_on_signals() -> AbstractContextManager[None]:
 
 @contextmanager
 def handle_signals(handler: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
-    """Set a handler for some signals and restore the previous ones at the end."""
+    """Set a handler for some signals and restore the previous ones at the end. Only the main thread can do so."""
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()
     before = [signal.signal(number, handler) for number in numbers]
     try:
         yield

@@ -52,6 +52,7 @@ class VectorRollouts:
         self.seconds = {self._stepping: 0.0, "policy": 0.0}
         self._groups = env.double_buffer_groups() if double_buffer else [ALL_ENVS]
         self._action_indices = {key: i for i, key in enumerate(self.policy.output_keys) if is_action(key)}
+        self._may_skip = env.skipped is not None
         self._observation: NDArray[Any] | None = None  # `None`: the next rollout begins with a reset
         self._context: RecurrentContext | None = None
 
@@ -66,7 +67,7 @@ class VectorRollouts:
         self._infos: list[EpisodeInfo] = []
         self._skipped: list[SkippedStep] = []
         device, states = self.policy.device, self.policy.state_shapes
-        if states and self.env.skipped is not None:
+        if states and self._may_skip:
             raise ConfigurationError(
                 "policies with a memory need environments that reset on request; make the vector environment with "
                 "AutoresetMode.SAME_STEP or DISABLED, or use its id"
@@ -125,7 +126,7 @@ class VectorRollouts:
             observation = self.env.reset_arrays(mask)
             self.seconds[self._stepping] += time.perf_counter() - start
             buffer.observations.array[step + 1, env_slice] = observation[env_slice]
-            if (skipped := self.env.skipped) is not None and skipped.any():
+            if self._may_skip and (skipped := self.env.skipped) is not None and skipped.any():
                 self._skipped.append(SkippedStep(step, skipped))
             info = self.env.episode_info
             if info is not None and not np.isnan(info[ended]).all():

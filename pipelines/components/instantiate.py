@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from inspect import Parameter, signature
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torchrl.envs import Compose, EnvBase, TransformedEnv, VecNorm, VecNormV2
 
 from ...envs import VectorEnv, batched, check_transforms
@@ -17,6 +17,12 @@ from ...envs.failures import environment_failure
 from ...errors import ConfigurationError, EnvironmentFailure
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # `call` reports its errors in one line
+MAX_ENVS = 20
+"""Maximum number of environments that an evaluation steps at once, unless `eval.env.num_envs` sets another one."""
+WHOLE_GAMES = dict.fromkeys(("episodic_life", "terminal_on_life_loss", "reward_clipping", "clip_reward"), False)
+"""Options of Atari environments and wrappers, with their values in evaluations."""
+LIFE_WRAPPERS = ("EpisodicLifeEnv", "EpisodicLife")
+"""Names of wrappers that end an episode when a life is lost. Evaluations omit them."""
 HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 
@@ -55,9 +61,35 @@ def make_environment(node: DictConfig, changes: dict[str, Any]) -> EnvBase:
     return env
 
 
-def build_evaluation_env(cfg: DictConfig, *, seed: int, num_envs: int, **changes: Any) -> EnvBase:
-    """Build the training environment for an evaluation, without worker processes."""
-    return build_env(cfg, seed=seed, num_envs=num_envs, num_workers=0, **changes)
+def build_evaluation_env(cfg: DictConfig, *, seed: int, episodes: int = 1, **changes: Any) -> EnvBase:
+    """Build the environment of `evaluation_config` with an environment for each episode, at most 20.
+
+    Unless `changes` or `eval.env` set them, it has as many worker processes as the training.
+    """
+    cfg = evaluation_config(cfg)
+    sizes = cfg.eval.get("env") or {}
+    num_envs = changes.get("num_envs", min(episodes, sizes.get("num_envs", MAX_ENVS)))
+    num_workers = sizes.get("num_workers", cfg.env.get("num_workers", 0))
+    if isinstance(num_workers, int):
+        num_workers = min(num_workers, num_envs)
+    return build_env(cfg, seed=seed, **{"num_envs": num_envs, "num_workers": num_workers, **changes})
+
+
+def evaluation_config(cfg: DictConfig) -> DictConfig:
+    """Return the configuration with the environment of evaluations: whole games, raw rewards, changed by `eval.env`."""
+
+    def with_whole_games(node: Any) -> dict[str, Any]:
+        return {key: value for key, value in WHOLE_GAMES.items() if key in node}
+
+    changed = OmegaConf.merge(cfg, {"env": with_whole_games(cfg.env)}, {"env": cfg.eval.get("env") or {}})
+    wrappers = changed.env.get("wrappers")
+    if isinstance(wrappers, ListConfig) and "wrappers" not in (cfg.eval.get("env") or {}):
+        changed.env.wrappers = [
+            OmegaConf.merge(wrapper, with_whole_games(wrapper)) if isinstance(wrapper, DictConfig) else wrapper
+            for wrapper in wrappers
+            if not (isinstance(wrapper, DictConfig) and str(wrapper.get("_target_")).endswith(LIFE_WRAPPERS))
+        ]
+    return cast(DictConfig, changed)
 
 
 def seed_for_rank(seed: int, rank: int) -> int:

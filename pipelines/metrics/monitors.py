@@ -15,7 +15,7 @@ from ...errors import ConfigurationError, did_you_mean
 from .episode_info import NAMES
 
 EVALUATION_METRICS = ("eval/mean_reward", "eval/std_reward", "eval/mean_ep_len")
-DELAYED_METRICS = ("rollout/ep_rew_mean", "rollout/ep_len_mean", "train/kl", *EVALUATION_METRICS)
+DELAYED_METRICS = ("rollout/ep_rew_mean", "rollout/ep_rew_std", "rollout/ep_len_mean", "train/kl", *EVALUATION_METRICS)
 """Metrics that have no value before an episode has ended, or before the first evaluation."""
 
 OWN_METRICS = ("rollout/", "train/", "eval/", "time/")

@@ -1,4 +1,4 @@
-"""Progress bar, wall time, summary, tables and learning curve of a run."""
+"""Progress, wall time, summary, tables and learning curve of a run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Table
 
 from ... import __version__
-from ..collectors.collector import seconds_of
 from ..metrics.episode_info import mean_infos
 
 Summary = dict[str, Any]
-EVALUATION_KEYS = ("eval_return_mean", "eval_return_std", "eval_length_mean", "eval_episodes")
+EVALUATION_KEYS = ("eval_return_mean", "eval_return_std", "eval_length_mean", "eval_episodes", "eval_episodes_cut")
 
 
 def make_summary(
@@ -63,6 +62,7 @@ def make_summary(
         "eval_return_mean": evaluation.mean if evaluation else None,
         "eval_return_std": evaluation.std if evaluation else None,
         "eval_episodes": len(evaluation.returns) if evaluation else 0,
+        "eval_episodes_cut": evaluation.num_cut if evaluation else 0,
         **(mean_infos("train", ppo.episodes.infos, "_") if ppo.episodes.infos else {}),
         **(mean_infos("eval", evaluation.infos, "_") if evaluation and evaluation.infos else {}),
         "time": {**shares, "other": 1 - sum(shares.get(name, 0.0) for name in ("collect", "estimate", "update"))},
@@ -104,10 +104,11 @@ def print_summary(summary: Summary) -> None:
     )
     table.add_row(
         "evaluation return",
-        "interrupted before the first evaluation"
+        "none"
         if summary["eval_return_mean"] is None
         else f"{summary['eval_return_mean']:.1f} +- {summary['eval_return_std'] or 0.0:.1f} "
-        f"over {summary['eval_episodes']} episodes",
+        f"over {summary['eval_episodes']} episodes"
+        + (f", {summary['eval_episodes_cut']} cut" if summary["eval_episodes_cut"] else ""),
     )
     Console().print(table)
 
@@ -137,7 +138,8 @@ def print_evaluation(report: Summary) -> None:
     table = two_columns(report["env"])
     table.add_row("return", f"{report['eval_return_mean']:.1f} +- {report['eval_return_std']:.1f}")
     table.add_row("length", f"{report['eval_length_mean']:.1f}")
-    table.add_row("episodes", str(report["eval_episodes"]))
+    cut = f", {report['eval_episodes_cut']} cut" if report["eval_episodes_cut"] else ""
+    table.add_row("episodes", f"{report['eval_episodes']}{cut}")
     for name in [key for key in report if key.startswith("eval_") and key not in EVALUATION_KEYS]:
         table.add_row(name.removeprefix("eval_"), f"{report[name]:.4g}")
     Console().print(table)
@@ -152,57 +154,69 @@ def read_curve(metrics: Path, key: str) -> tuple[list[float], list[float]]:
 
 
 def plot_learning_curve(metrics: Path, path: Path, title: str) -> None:
-    """Plot the returns of training and evaluation over frames."""
+    """Plot the returns of training and evaluation over frames, each with its mean and standard deviation."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for key, label, style in (
-        ("rollout/ep_rew_mean", "training (mean of 100 episodes)", "-"),
-        ("eval/mean_reward", "evaluation (deterministic)", "o-"),
-    ):
-        frames, values = read_curve(metrics, key)
-        axes.plot(frames, values, style, label=label, markersize=4)
-    axes.set(xlabel="frames", ylabel="return", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    frames, means = read_curve(metrics, "rollout/ep_rew_mean")
+    _, deviations = read_curve(metrics, "rollout/ep_rew_std")
+    bounds = [(mean - std, mean + std) for mean, std in zip(means, deviations, strict=False)]
+    plot_mean(axes, frames, means, bounds, label="training (last 100 episodes)")
+    frames, means = read_curve(metrics, "eval/mean_reward")
+    _, deviations = read_curve(metrics, "eval/std_reward")
+    if frames:
+        deviations = deviations if len(deviations) == len(means) else [0.0] * len(means)
+        axes.errorbar(frames, means, deviations, fmt="o", capsize=3, label="evaluation")
+    finish_plot(axes, title, "return (mean and std)")
     figure.savefig(path, dpi=120)
 
 
-class ProgressBar(Callback):
-    """Shows frames, frames per second, return, KL divergence, shares of the time, and the remaining time."""
+def plot_mean(
+    axes: Any, frames: list[float], means: list[float], bounds: list[tuple[float, float]], *, label: str
+) -> None:
+    """Plot a line with a shaded interval, the style of all learning curves. Without `bounds`, there is no interval."""
+    (line,) = axes.plot(frames, means, marker="o" if len(frames) == 1 else None, label=label)
+    if bounds and len(bounds) == len(frames):
+        axes.fill_between(frames, *zip(*bounds, strict=True), color=line.get_color(), alpha=0.2, linewidth=0)
 
-    def __init__(self) -> None:
-        fixed = Column(no_wrap=True)
-        self._progress = Progress(
-            BarColumn(10, table_column=fixed),
-            MofNCompleteColumn(table_column=fixed),
-            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=False)),
-            TimeRemainingColumn(table_column=fixed),
-        )
+
+def finish_plot(axes: Any, title: str, ylabel: str) -> None:
+    """Set the title, axes and legend of a plot over frames. The legend is below the plot, where it hides no data."""
+    axes.set(xlabel="frames", ylabel=ylabel, title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+
+
+class ProgressLines(Callback):
+    """Prints frames, frames per second and return every few seconds, for output that is not a terminal."""
+
+    seconds = 5.0
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._start = time.perf_counter()
-        self._task = self._progress.add_task("frames", total=pl_module.total_frames, text="")
-        if trainer.is_global_zero:
-            self._progress.start()
+        self._is_printed, self._printed_at = trainer.is_global_zero, -math.inf
+        if self._is_printed:
+            print(first_text(pl_module), flush=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        metrics = trainer.callback_metrics
-        shown = {"frames/s": "time/fps", "return": "rollout/ep_rew_mean", "KL": "train/approx_kl"}
-        text = "  ".join(f"{name} {float(metrics[key]):.4g}" for name, key in shown.items() if key in metrics)
-        text += "".join(f"  {name} {share:.0%}" for name, share in self._time_shares(trainer, pl_module).items())
-        self._progress.update(self._task, completed=pl_module.frames, text=text)
+        is_due = time.perf_counter() - self._printed_at > self.seconds or pl_module.frames >= pl_module.total_frames
+        if self._is_printed and is_due:
+            self._printed_at = time.perf_counter()
+            print(f"{pl_module.frames:,}/{pl_module.total_frames:,} frames  {progress_text(trainer)}", flush=True)
 
-    def _time_shares(self, trainer: Trainer, ppo: Any) -> dict[str, float]:
-        """Return the shares of the time since the start; the environment is a part of `collect`."""
-        total = time.perf_counter() - self._start
-        seconds = {**seconds_of(trainer.train_dataloader), **ppo.seconds}
-        return {name: seconds[name] / total for name in ("collect", "environment", "update") if name in seconds}
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._progress.stop()
+def progress_text(trainer: Trainer) -> str:
+    """Return the speed and the newest metrics that exist, in at most 40 characters."""
+    metrics = trainer.callback_metrics
+    shown = {"fps": "time/fps", "return": "rollout/ep_rew_mean", "KL": "train/approx_kl"}
+    found = {name: float(metrics[key]) for name, key in shown.items() if key in metrics}
+    return "  ".join(f"{name} {value:.4g}" if name != "fps" else f"fps {value:.0f}" for name, value in found.items())
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._progress.stop()  # Lightning does not call `teardown` after an exception
+
+def first_text(ppo: Any) -> str:
+    """Return what a training does until the end of its first rollout."""
+    return "compiling" if ppo.compile_mode else "starting"
 
 
 class Stopwatch(Callback):

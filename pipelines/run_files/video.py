@@ -1,48 +1,73 @@
-"""Records videos of one episode."""
+"""Records videos of episodes."""
 
 from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, cast
 
 import imageio_ffmpeg
 import numpy as np
+from hydra.utils import get_object
+from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs.batched_envs import BatchedEnvBase
+from torchrl.envs.gym_like import GymLikeEnv
 
+from ...envs.vector_env import vector_of
 from ...errors import EnvironmentFailure
 from ..build import evaluation_compile
-from ..components.instantiate import build_evaluation_env
+from ..components.instantiate import build_evaluation_env, evaluation_config
 from ..episodes import rollout_episodes
 from ..step_factory import Compile
+from .frames import Canvas, images_of, newest_image
+
+SLOW_MAX_STEPS, SLOW_SECONDS = 1_000, 10.0
+"""Steps and seconds after which a video ends, so that an episode without an end does not delay the results."""
 
 
-def try_to_record_video(cfg: DictConfig, actor: Any, path: Path, seed: int) -> Path | None:
+def try_to_record_video(
+    cfg: DictConfig, actor: Any, path: Path, seed: int, *, episodes: int, deterministic: bool = True
+) -> Path | None:
     """Record a video. If that fails, print one line: training also works on a machine without graphics."""
-    if "render_mode" not in cfg.env:
-        Console(stderr=True).print("no video: only Gymnasium environments can be recorded")
-        return None
     if "DISPLAY" not in os.environ:  # render without a screen
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         os.environ.setdefault("MUJOCO_GL", "egl")
     try:
-        env = build_evaluation_env(cfg, seed=seed, num_envs=1, render_mode="rgb_array")
-        record_video(actor, env, path, compile=evaluation_compile(cfg))
-    except Exception as error:  # noqa: BLE001 - a graphics driver may raise anything, and the run is already complete
+        with isolate_rng(), closing(build_rendering_env(cfg, seed)) as env:
+            options: dict[str, Any] = {"deterministic": deterministic, "compile": evaluation_compile(cfg)}
+            record_video(actor, env, path, episodes=episodes, **options)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - rendering may raise anything, and the run is complete
+        path.unlink(missing_ok=True)  # an incomplete file
         Console(stderr=True, soft_wrap=True).print(f"no video: {type(error).__name__}: {error}", markup=False)
         return None
     return path
+
+
+def build_rendering_env(cfg: DictConfig, seed: int) -> EnvBase:
+    """Build one environment of an evaluation that renders, or has pixels among its observations."""
+    node = evaluation_config(cfg).env
+    options: dict[str, Any] = {"seed": seed, "num_envs": 1, "num_workers": 0}
+    if "render_mode" in node:
+        mode = node.render_mode if str(node.render_mode).startswith("rgb_array") else "rgb_array"
+        return build_evaluation_env(cfg, render_mode=mode, **options)
+    target = get_object(node._target_)
+    if isinstance(target, type) and issubclass(target, GymLikeEnv) and not node.get("from_pixels"):
+        with suppress(Exception):  # not every environment of these classes renders
+            pixels = {"eval": {"env": {"from_pixels": True, "pixels_only": False}}}
+            return build_evaluation_env(cast(DictConfig, OmegaConf.merge(cfg, pixels)), **options)
+    return build_evaluation_env(cfg, **options)
 
 
 def require_writable(path: Path) -> None:
@@ -58,75 +83,87 @@ def record_video(
     actor: TensorDictModuleBase,
     env: EnvBase,
     path: Path,
-    max_steps: int = 5000,
     *,
+    episodes: int = 1,
+    max_steps: int = 5000,
+    deterministic: bool = True,
     compile: Compile = False,  # noqa: A002
 ) -> None:
-    """Record one episode of the deterministic policy as an mp4.
+    """Record episodes as an mp4. A line above the picture shows the episode, its step and its return so far.
 
     Args:
         actor: the policy.
-        env: one environment that renders `rgb_array` or has image observations; it is closed afterwards.
+        env: one environment that renders or has image observations. The caller closes it.
         path: path of the video.
+        episodes: number of episodes.
         max_steps: maximum number of steps in the video.
+        deterministic: see `evaluate`.
         compile: how the policy step runs.
 
+    Raises:
+        EnvironmentFailure: if the environment renders nothing.
+
     """
-    with closing(env):
-        frames = episode_frames(actor, env, max_steps, compile=compile)
-        first = next(frames)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The codec needs even sizes; macro_block_size=2 scales odd ones.
-        writer = imageio_ffmpeg.write_frames(
-            str(path),
-            first.shape[1::-1],
-            fps=env.vector.metadata.get("render_fps", 30),
-            macro_block_size=2,
-            ffmpeg_log_level="error",
-            output_params=["-preset", "veryfast"],
-        )
-        with closing(writer):
-            writer.send(None)
-            for frame in chain([first], frames):
-                if frame.shape != first.shape:
-                    raise EnvironmentFailure(f"the size of the frames changes from {first.shape} to {frame.shape}")
-                writer.send(np.ascontiguousarray(frame))
+    steps = rollout_episodes(actor, env, deterministic=deterministic, compile=compile)
+    images = episode_images(steps, env, episodes, max_steps)
+    first = next(images, None)
+    if first is None:
+        raise EnvironmentFailure("the environment renders nothing")
+    canvas = Canvas(first[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = imageio_ffmpeg.write_frames(
+        str(path),
+        canvas.size,
+        fps=frames_per_second(env),
+        macro_block_size=2,
+        ffmpeg_log_level="error",
+        output_params=["-preset", "veryfast"],
+    )
+    with closing(writer):
+        writer.send(None)
+        for image, text in chain([first], images):
+            writer.send(canvas(image, text))
 
 
-def episode_frames(
-    actor: TensorDictModuleBase,
-    env: EnvBase,
-    max_steps: int,
-    *,
-    compile: Compile,  # noqa: A002
-) -> Iterator[NDArray[np.uint8]]:
-    """Yield frames `[height, width, 3]` of one episode.
+def frames_per_second(env: EnvBase) -> float:
+    """Return `metadata["render_fps"]` of a Gymnasium environment if it is a positive number, else 30."""
+    fps = (getattr(vector_of(env), "metadata", None) or {}).get("render_fps")
+    return float(fps) if isinstance(fps, int | float | np.number) and fps > 0 else 30.0
 
-    There is one frame after every step but the last, after which the environment shows the next episode.
+
+def episode_images(
+    steps: Iterator[TensorDictBase], env: EnvBase, episodes: int, max_steps: int
+) -> Iterator[tuple[NDArray[np.uint8], str]]:
+    """Yield images and their text.
+
+    There are images after every step but the last of an episode, after which the environment shows the next one.
     """
-    for index, step in enumerate(rollout_episodes(actor, env, compile=compile)):
-        is_over = bool(step["next", "done"].any())
+    episode, start = 1, time.monotonic()
+    for index, step in enumerate(steps):
+        data = step["next"]
+        is_over = bool(data["done"].any())
         if index == 0 or not is_over:
-            yield render(env, step)
-        if is_over or index + 1 >= max_steps:
+            text = f"episode {episode}   step {int(data['step_count'])}   return {float(data['episode_reward']):.5g}"
+            for image in images_of(render(env, step)):
+                yield image, text
+        episode += is_over
+        is_slow = index + 1 >= SLOW_MAX_STEPS and time.monotonic() - start > SLOW_SECONDS
+        if episode > episodes or index + 1 >= max_steps or is_slow:
             return
 
 
-def render(env: Any, step: TensorDictBase) -> NDArray[np.uint8]:
-    """Return what the environment renders, or the newest grey image of the observation, enlarged.
-
-    Raises:
-        EnvironmentFailure: if the result is not an image.
-
-    """
-    if env.vector.render_mode == "rgb_array":
-        frame = np.asarray(env.vector.render()[0])
-    else:
-        observation = step.get("observation")  # a TensorDict for nested observations
-        if not (isinstance(observation, Tensor) and observation.dim() == 4):
-            raise EnvironmentFailure("the environment does not render rgb_array")
-        image = observation[0, -1].cpu().numpy()
-        frame = np.repeat(np.kron(image, np.ones((4, 4), image.dtype))[..., None], 3, axis=-1)
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
-        raise EnvironmentFailure(f"the environment renders {frame.dtype} {frame.shape}, not uint8 [height, width, 3]")
-    return frame
+def render(env: EnvBase, step: TensorDictBase) -> Any:
+    """Return what the environment renders: its own rendering, its pixels, or the newest image of the observation."""
+    vector = vector_of(env)
+    if vector is not None:
+        if vector.render_mode is not None:
+            return vector.render()[0]
+        return newest_image(step.get("observation"))
+    pixels = step["next"].get("pixels", None)
+    if pixels is not None:
+        return pixels[0]
+    while isinstance(env, TransformedEnv | BatchedEnvBase):
+        env = env.base_env if isinstance(env, TransformedEnv) else env._envs[0]
+    if not callable(getattr(env, "render", None)):
+        raise EnvironmentFailure(f"{type(env).__name__} has no pixels and no render(); add +env.from_pixels=true")
+    return env.render()

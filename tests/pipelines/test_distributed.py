@@ -1,19 +1,26 @@
-"""Training with several processes."""
+"""Training with several processes, and the signals that end it."""
 
 from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning import Callback, Trainer
 
-from torchppo.pipelines.distributed import normalized, num_ranks, summed
+from torchppo.pipelines.collectors.collector import Collector
+from torchppo.pipelines.distributed import SIGNALS, StopOnSignal, normalized, num_ranks, summed
+from torchppo.pipelines.ppo import PPO
 
+Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 
@@ -119,3 +126,54 @@ def test_failure_on_one_rank_ends_all_ranks_with_its_message(tmp_path: Path) -> 
     assert done.returncode == 3, done.stderr[-2000:]
     assert re.search("torchppo: on rank 1: .*ValueError: motor failure", done.stderr)
     assert done.stderr.count("Traceback") == 1, "only the traceback of the environment"
+
+
+class RaiseSignal(Callback):
+    """Raises a signal at the start of the training, before the first rollout is collected."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_train_start(self, trainer: Trainer, pl_module: object) -> None:
+        signal.raise_signal(self.number)
+
+
+class TestStopOnSignal:
+    @pytest.fixture(autouse=True)
+    def restore_handlers(self) -> Iterator[None]:
+        before = [signal.getsignal(number) for number in SIGNALS]
+        yield
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+    @pytest.mark.parametrize("number", SIGNALS)
+    def test_training_ends_after_the_rollout_and_handlers_are_restored(
+        self, number: signal.Signals, make: Make, fit: Fit
+    ) -> None:
+        before = signal.getsignal(number)
+        stop = StopOnSignal()
+        ppo, collector = make(rollouts=3)
+        fit(ppo, collector, callbacks=[stop, RaiseSignal(number)])
+        assert (stop.received, ppo.num_rollouts) == (number, 1)
+        assert signal.getsignal(number) is before
+
+    def test_without_a_signal_the_training_is_complete(self, make: Make, fit: Fit) -> None:
+        stop = StopOnSignal()
+        ppo, collector = make(rollouts=2)
+        fit(ppo, collector, callbacks=[stop])
+        assert (stop.received, ppo.num_rollouts) == (None, 2)
+        assert stop.interruptible(lambda: "result") == "result"
+
+    def test_work_does_not_start_after_a_signal(self, make: Make, fit: Fit) -> None:
+        stop = StopOnSignal()
+        fit(*make(rollouts=2), callbacks=[stop, RaiseSignal(signal.SIGINT)])
+        assert stop.interruptible(lambda: pytest.fail("the work has started")) is None
+
+    def test_does_nothing_in_a_thread(self, make: Make, fit: Fit) -> None:
+        stop, (ppo, collector) = StopOnSignal(), make(rollouts=2)
+        before = [signal.getsignal(number) for number in SIGNALS]
+        thread = threading.Thread(target=fit, args=(ppo, collector), kwargs={"callbacks": [stop]})
+        thread.start()
+        thread.join(timeout=60)
+        assert (stop.received, ppo.num_rollouts) == (None, 2)
+        assert [signal.getsignal(number) for number in SIGNALS] == before

@@ -17,16 +17,15 @@ import torch
 from gymnasium import spaces
 from lightning import Trainer
 from torch import Tensor, nn
-from torchrl.envs import ExplorationType, exploration_type
+from torchrl.envs import ExplorationType, StepCounter, TransformedEnv, exploration_type
 
 from torchppo.envs import SerialVectorEnv, VectorEnv, make_env
-from torchppo.errors import ConfigurationError, EnvironmentFailure, NumericalError
+from torchppo.errors import ConfigurationError, NumericalError
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import Memory
-from torchppo.pipelines import episodes as episodes_module
 from torchppo.pipelines.collectors.collector import Collector
-from torchppo.pipelines.episodes import EvaluateAndSave, Evaluation, evaluate, rollout_episodes
+from torchppo.pipelines.episodes import EvaluateAndSave, Evaluation, default_max_steps, evaluate, rollout_episodes
 from torchppo.pipelines.ppo import PPO
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
@@ -115,9 +114,9 @@ class TestEpisodes:
     def test_are_distributed_equally_over_the_environments(
         self, episodes: int, per_env: tuple[int, ...], make_actor_and_env: Callable[..., ActorAndEnv]
     ) -> None:
-        returns, lengths, _ = evaluate(*make_actor_and_env(), episodes)
+        returns, lengths, num_cut, _ = evaluate(*make_actor_and_env(), episodes)
         expected = [length for length, number in zip(LENGTHS, per_env, strict=True) for _ in range(number)]
-        assert sorted(lengths) == expected
+        assert (sorted(lengths), num_cut) == (expected, 0)
         return_by_length = {2: 2.0, 3: 30.0, 7: 700.0}
         assert returns == [return_by_length[length] for length in lengths]
 
@@ -130,12 +129,38 @@ class TestEpisodes:
         assert evaluate(actor, env, 1).lengths == [2]
         assert sorted(evaluate(actor, env, 3).lengths) == list(LENGTHS)
 
-    def test_that_do_not_end_are_an_environment_failure(
-        self, make_actor_and_env: Callable[..., ActorAndEnv], monkeypatch: pytest.MonkeyPatch
+    def test_that_do_not_end_are_cut_with_a_warning(
+        self, make_actor_and_env: Callable[..., ActorAndEnv], caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr(episodes_module, "MAX_STEPS", 5)
-        with pytest.raises(EnvironmentFailure, match=r"5 steps.*max_episode_steps.*max_steps"):
-            evaluate(*make_actor_and_env(), 3)
+        """An episode that is cut is the last one of its environment."""
+        result = evaluate(*make_actor_and_env(), 9, max_steps=5)
+        assert sorted(zip(result.lengths, result.returns, strict=True)) == [
+            *[(2, 2.0)] * 3,
+            *[(3, 30.0)] * 3,
+            (5, 500.0),
+        ]
+        assert result.num_cut == 1
+        (message,) = caplog.messages
+        for words in ("1 of the 7", "5 steps", "max_episode_steps", "eval.max_steps"):
+            assert words in message
+
+    @pytest.mark.parametrize(
+        ("env_id", "options", "limit"),
+        [
+            ("CartPole-v1", {}, 500),
+            ("CartPole-v1", {"max_episode_steps": 70_000}, 70_000),
+            ("torchppo.envs:torchppo/Recall-v0", {}, 10_000),
+            ("ALE/Pong-v5", {}, 27_000),
+        ],
+    )
+    def test_have_the_time_limit_of_the_environment_by_default(
+        self, env_id: str, options: dict[str, Any], limit: int
+    ) -> None:
+        if env_id.startswith("ALE/"):
+            pytest.importorskip("ale_py")
+        env = TransformedEnv(make_env(env_id, **options), StepCounter())
+        assert default_max_steps(env) == limit
+        env.close()
 
     def test_with_a_reward_that_is_not_finite_are_rejected_at_that_step(
         self, make_actor_and_env: Callable[..., ActorAndEnv]
@@ -156,6 +181,11 @@ class TestPolicy:
         actor, env = make_actor_and_env(spaces.Box(-5, 5, (2,)))
         for step in islice(rollout_episodes(actor, env), 5):
             torch.testing.assert_close(step["action"], actor.get_dist(step.select("observation")).mode)
+
+    def test_samples_actions_if_it_is_stochastic(self, make_actor_and_env: Callable[..., ActorAndEnv]) -> None:
+        actor, env = make_actor_and_env(spaces.Box(-5, 5, (2,)))
+        step = next(rollout_episodes(actor, env, deterministic=False))
+        assert (step["action"] != actor.get_dist(step.select("observation")).mode).all()
 
     def test_memory_is_reset_with_every_episode(self) -> None:
         """The reward of the last step depends on the first observation of the same episode."""
@@ -277,6 +307,13 @@ class TestBestCheckpoint:
         fit(*make(rollouts=4), callbacks=[make_callback([1.0, 5.0, 5.0, 3.0], tmp_path)])
         assert frames_of(tmp_path / "best.ckpt") == 2 * FRAMES
         assert frames_of(tmp_path / "last.ckpt") == 4 * FRAMES
+
+    def test_follows_the_training_return_without_evaluations(self, make: Make, fit: Fit, tmp_path: Path) -> None:
+        callback = EvaluateAndSave(None, tmp_path, FRAMES, None)
+        trainer = fit(*make(rollouts=4), callbacks=[callback])
+        assert callback.best >= float(trainer.callback_metrics["rollout/ep_rew_mean"]) > 0
+        assert callback.last is None
+        assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "best.ckpt"}
 
     @pytest.mark.parametrize("means", [(5.0, 0.0), (0.0, 5.0)])
     @pytest.mark.parametrize(("mean", "is_better"), [(4.0, False), (6.0, True)])

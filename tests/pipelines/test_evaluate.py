@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv
 
 from torchppo.errors import ConfigurationError
 from torchppo.pipelines.build import EVALUATION_RANK
@@ -65,6 +69,83 @@ class TestEval:
         figures = self.evaluate(capsys, "--episodes", "1", "--video", "videos/one.mp4")
         assert figures["video"] == "videos/one.mp4"
         assert (checkpoint.parent / "videos" / "one.mp4").read_bytes()[4:8] == b"ftyp"
+
+    def test_changes_the_environment(self, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """An override of `env` replaces the value of the training; `+` adds a key."""
+        options = ("--no-video", "--episodes", "3")
+        figures = self.evaluate(capsys, "+env.max_episode_steps=7", *options)
+        assert (figures["eval_return_mean"], figures["eval_episodes_cut"]) == (7.0, 0)
+        cut = self.evaluate(capsys, "eval.max_steps=6", *options)
+        assert (cut["eval_return_mean"], cut["eval_episodes_cut"]) == (6.0, 3)
+        assert self.evaluate(capsys, "+eval.env.sutton_barto_reward=true", *options)["eval_return_mean"] <= 0
+        assert main(["eval", "last.ckpt", "--no-video", "env.id=Gone-v0"]) == 3
+        assert "Gone-v0" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("override", "words"),
+        [
+            ("env.gravity=5", ["env.gravity", "+env.gravity=5"]),
+            ("env.num_env=5", ["env.num_envs"]),
+            ("policy=mlp", ["policy=mlp", "env.key=value"]),
+            ("optimizer.lr=1", ["optimizer.lr=1", "env.key=value"]),
+            ("~env.id", ["env.key=value"]),
+            ("env.id=a,b", ["env.key=value"]),
+            ("word", ["'word'"]),
+        ],
+    )
+    def test_rejects_other_overrides(
+        self, override: str, words: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["eval", "last.ckpt", "--no-video", override]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        for word in words:
+            assert word in err
+
+    def test_samples_actions_reproducibly(self, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ("--no-video", "--episodes", "4")
+        certain = self.evaluate(capsys, *options)
+        first, repeated = (self.evaluate(capsys, "--stochastic", *options) for _ in range(2))
+        assert first == repeated
+        assert first != certain
+
+    def test_shows_the_episodes_in_a_window(
+        self, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+        made: list[dict[str, Any]] = []
+        spec = gymnasium.registry["CartPole-v1"]
+
+        def make(**options: Any) -> Any:
+            made.append(options)
+            return Window(**options)
+
+        class Window(CartPoleEnv):
+            def render(self) -> None: ...
+
+        monkeypatch.setattr(spec, "entry_point", make)
+        figures = self.evaluate(capsys, "--render", "human", "--episodes", "2")
+        assert made == [{"render_mode": "human"}]
+        assert (figures["eval_episodes"], figures["video"]) == (2, None)
+
+    def test_prints_nothing_else_to_stdout(
+        self, checkpoint: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Python code, C code and child processes of an environment print to stderr."""
+
+        class Loud(CartPoleEnv):
+            def reset(self, **options: Any) -> Any:
+                print("from Python")
+                ctypes.CDLL(None).puts(b"from C")
+                subprocess.run(["echo", "from a child"], check=True)
+                return super().reset(**options)
+
+        monkeypatch.setattr(gymnasium.registry["CartPole-v1"], "entry_point", Loud)
+        assert main(["eval", "last.ckpt", "--json", "--no-video", "--episodes", "1"]) == 0
+        out, err = capfd.readouterr()
+        assert json.loads(out)["eval_episodes"] == 1
+        for words in ("from Python", "from C", "from a child"):
+            assert words in err
 
     @pytest.mark.parametrize("path", ["folder", "last.ckpt/one.mp4"])
     def test_an_unwritable_path_of_the_video_is_an_input_output_error(

@@ -24,7 +24,8 @@ from torchppo.envs import VectorEnv, make_env
 from torchppo.errors import ConfigurationError
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.collectors.collector import Collector
-from torchppo.pipelines.episodes import EvaluationEpisodes, evaluate
+from torchppo.pipelines.episodes import evaluate
+from torchppo.pipelines.evaluate import EvaluationEpisodes
 from torchppo.pipelines.monitoring import EpisodeStatistics, flattened
 from torchppo.pipelines.ppo import PPO
 
@@ -296,7 +297,11 @@ class TestEpisodeStatistics:
         statistics = EpisodeStatistics()
         statistics.update(self.rollout([[0, 1, 1], [1, 0, 0]]))
         assert list(statistics.episodes) == [(10.0, 1), (1.0, 2), (2.0, 3)]
-        assert statistics.metrics == {"rollout/ep_rew_mean": np.mean([10, 1, 2]), "rollout/ep_len_mean": 2.0}
+        assert statistics.metrics == {
+            "rollout/ep_rew_mean": np.mean([10, 1, 2]),
+            "rollout/ep_rew_std": pytest.approx(np.std([10, 1, 2])),
+            "rollout/ep_len_mean": 2.0,
+        }
 
     def test_only_the_last_100_episodes_count_for_the_mean(self) -> None:
         statistics = EpisodeStatistics()

@@ -118,23 +118,23 @@ class TestEvaluation:
         assert evaluation.std == expected["eval_return_std"]
         assert np.mean(evaluation.lengths) == expected["eval_length_mean"]
 
-    @pytest.mark.parametrize(
-        ("name", "make_own"),
-        [
-            ("cartpole", lambda: gymnasium.make("CartPole-v1")),
-            ("hopper", lambda: gymnasium.make("Hopper-v5")),
-            ("lunarlander", lambda: gymnasium.make("LunarLander-v3", continuous=True)),
-            ("recall", lambda: gymnasium.make("torchppo/Recall-v0", delay=4)),
-        ],
-    )
+    @pytest.mark.parametrize("name", ["cartpole", "hopper", "lunarlander", "recall"])
     def test_an_own_loop_with_the_same_seeds_has_the_same_returns(
-        self, name: str, make_own: Callable[[], gymnasium.Env[Any, Any]], checkpoint_of: Callable[..., Path]
+        self, name: str, checkpoint_of: Callable[..., Path]
     ) -> None:
         policy = load_policy(checkpoint_of(name))
         env = policy.make_env(seed=5)
         expected = evaluate(policy.actor, env, episodes=3).returns
         env.close()
-        assert returns_of_own_loop(policy, make_own(), 3, seed=5) == pytest.approx(expected, rel=1e-6)
+        assert returns_of_own_loop(policy, policy.make_gymnasium_env(), 3, seed=5) == pytest.approx(expected, rel=1e-6)
+
+    def test_own_environment_may_have_other_keys(self, checkpoint_of: Callable[..., Path]) -> None:
+        env = load_policy(checkpoint_of("recall")).make_gymnasium_env(delay=7, max_episode_steps=3)
+        assert (env.unwrapped.delay, env.spec.max_episode_steps) == (7, 3)
+
+    def test_atari_games_have_no_single_environment(self, checkpoint_of: Callable[..., Path]) -> None:
+        with pytest.raises(ConfigurationError, match=r"ALE/Pong-v5.*make_env"):
+            load_policy(checkpoint_of("pong")).make_gymnasium_env()
 
     def test_a_training_from_python_acts_as_in_its_evaluation(self, trained_from_python: Path) -> None:
         env = make_env("CartPole-v1")

@@ -28,7 +28,7 @@ import torch
 import yaml
 from filelock import FileLock
 from gymnasium import spaces
-from lightning import Callback, Trainer
+from lightning import Trainer
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -37,9 +37,9 @@ from torchppo.pipelines import train as train_module
 from torchppo.pipelines.cli.config import compose
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.collectors.collector import Collector
+from torchppo.pipelines.distributed import SIGNALS
 from torchppo.pipelines.episodes import Evaluation
 from torchppo.pipelines.ppo import PPO
-from torchppo.pipelines.train import SIGNALS, StopOnSignal
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
 Blocked = Callable[[], AbstractContextManager[None]]
@@ -69,10 +69,17 @@ SUMMARY = {
         "train_return_mean",
         "train_episodes",
     ),
-    *("eval_return_mean", "eval_return_std", "eval_episodes", "time", "exit", "version"),
+    *("eval_return_mean", "eval_return_std", "eval_episodes", "eval_episodes_cut", "time", "exit", "version"),
 }
 METRICS = {
-    *("rollout/ep_rew_mean", "rollout/ep_len_mean", "train/approx_kl", "train/clip_fraction", "time/fps"),
+    *(
+        "rollout/ep_rew_mean",
+        "rollout/ep_rew_std",
+        "rollout/ep_len_mean",
+        "train/approx_kl",
+        "train/clip_fraction",
+        "time/fps",
+    ),
     *("train/explained_variance", "train/entropy", "train/grad_norm", "eval/mean_reward"),
 }
 
@@ -377,7 +384,7 @@ class TestEvaluation:
         env = ("env=torchrl", "env._target_=torchrl.envs.GymEnv", "+env.env_name=Scripted-v0", "num_threads=1")
         sizes = ("collector.frames_per_env=8", "update.minibatch_size=8", "total_frames=16", "eval.every_frames=8")
         assert run(*env, *sizes) == 0
-        assert num_threads == [1]
+        assert set(num_threads) == {1}
 
     def test_does_not_change_the_training(self, scripted: Callable[..., list[str]]) -> None:
         weights = []
@@ -386,6 +393,92 @@ class TestEvaluation:
             assert run(*overrides, f"eval.every_frames={every}", run_dir=run_dir) == 0
             weights.append(torch.load(f"{run_dir}/checkpoints/last.ckpt", weights_only=True)["state_dict"])
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+    def test_makes_its_environments_once_and_closes_them(self, scripted: Callable[..., list[str]]) -> None:
+        made, closed = [], []
+        scripted()
+
+        class Counted(Scripted):
+            def __init__(self, **keywords: Any) -> None:
+                super().__init__(**keywords)
+                made.append(self)
+
+            def close(self) -> None:
+                closed.append(self)
+
+        gymnasium.registry["Scripted-v0"].entry_point = Counted
+        assert run(*SCRIPTED, "eval.every_frames=32", "eval.episodes=3") == 0
+        assert len(made) == 4 + 3
+        assert {id(env) for env in closed} == {id(env) for env in made}
+
+    def test_has_the_workers_of_the_training(self, scripted: Callable[..., list[str]]) -> None:
+        processes: list[int] = []
+        overrides = scripted(at=1, event=lambda: processes.append(os.getpid()))
+        assert run(*overrides, "env.num_workers=2", "eval.every_frames=32") == 0
+        assert processes == []  # every step was one of another process
+        assert (summary()["eval_episodes"], summary()["eval_return_mean"]) == (2, 12.0)
+
+    @pytest.mark.parametrize("every", ["32", "null"])
+    def test_without_episodes_makes_no_environment(self, every: str, scripted: Callable[..., list[str]]) -> None:
+        made = []
+        scripted()
+        gymnasium.registry["Scripted-v0"].entry_point = lambda **_: made.append(Scripted()) or made[-1]  # type: ignore[func-returns-value]
+        assert run(*SCRIPTED, "eval.episodes=0", "eval.video=true", f"eval.every_frames={every}") == 0
+        assert len(made) == 4
+        assert {path.name for path in Path("run/checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+        assert not Path("run/videos").exists()
+        figures = summary()
+        assert (figures["eval_return_mean"], figures["eval_episodes"], figures["train_return_mean"]) == (None, 0, 12.0)
+
+    def test_has_the_keys_of_eval_env_and_a_limit(self, scripted: Callable[..., list[str]]) -> None:
+        scripted()
+        gymnasium.registry["Scripted-v0"].entry_point = Scripted
+        assert run(*SCRIPTED, "+eval.env.length=1000", "+eval.env.reward=1.5", "eval.max_steps=10") == 0
+        figures = summary()
+        assert (figures["train_return_mean"], figures["eval_return_mean"]) == (12.0, 15.0)
+        assert (figures["eval_episodes"], figures["eval_episodes_cut"]) == (2, 2)
+
+    def test_that_cannot_make_a_second_environment_names_the_way_out(
+        self, scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        scripted()
+        made: list[Scripted] = []
+
+        def make(**_: Any) -> Scripted:
+            if made:
+                raise RuntimeError("the port is in use")
+            made.append(Scripted())
+            return made[0]
+
+        gymnasium.registry["Scripted-v0"].entry_point = make  # type: ignore[assignment]
+        one = ["env.num_envs=1", "update.minibatch_size=8"]
+        assert run(*SCRIPTED, *one) == 3
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert "the port is in use" in message
+        assert "eval.episodes=0" in message
+        made.clear()
+        assert run(*SCRIPTED, *one, "eval.episodes=0") == 0
+
+
+def test_training_and_evaluation_work_in_a_thread(scripted: Callable[..., list[str]]) -> None:
+    """Only the main thread may handle signals."""
+    codes: list[int] = []
+    overrides = [
+        *scripted(),
+        "compile=auto",
+        "total_frames=320",
+        "env.num_workers=1",
+        "trainer.enable_checkpointing=true",
+    ]
+
+    def work() -> None:
+        codes.append(run(*overrides))
+        codes.append(main(["eval", "run/checkpoints/last.ckpt", "--no-video", "--episodes", "2", "--json"]))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(timeout=120)
+    assert codes == [0, 0]
 
 
 class TestBadInput:
@@ -430,7 +523,7 @@ class TestBadInput:
             (["collector.frames_per_env=0"], 2, ["collector.frames_per_env=0"]),
             (["total_frames=0"], 2, ["total_frames=0"]),
             (["update.epochs=0"], 2, ["update.epochs=0"]),
-            (["eval.episodes=0"], 2, ["eval.episodes=0"]),
+            (["eval.episodes=-1"], 2, ["eval.episodes=-1"]),
             (["eval.every_frames=0"], 2, ["eval.every_frames=0", "null"]),
             (["+trainer.fast_dev_run=true"], 2, ["trainer.fast_dev_run", "total_frames"]),
             (["trainer.enable_progress_bar=true"], 2, ["trainer.enable_progress_bar", "torchppo"]),
@@ -684,47 +777,12 @@ class TestSignals:
         assert checkpoint["torchppo"]["frames"] == figures["frames"] > 0
 
 
-class RaiseSignal(Callback):
-    """Raises a signal at the start of the training, before the first rollout is collected."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def on_train_start(self, trainer: Trainer, pl_module: object) -> None:
-        signal.raise_signal(self.number)
-
-
 @pytest.fixture(autouse=True)
 def restore_handlers() -> Iterator[None]:
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
     for number, handler in zip(SIGNALS, before, strict=True):
         signal.signal(number, handler)
-
-
-class TestStopOnSignal:
-    @pytest.mark.parametrize("number", SIGNALS)
-    def test_training_ends_after_the_rollout_and_handlers_are_restored(
-        self, number: signal.Signals, make: Make, fit: Fit
-    ) -> None:
-        before = signal.getsignal(number)
-        stop = StopOnSignal()
-        ppo, collector = make(rollouts=3)
-        fit(ppo, collector, callbacks=[stop, RaiseSignal(number)])
-        assert (stop.received, ppo.num_rollouts) == (number, 1)
-        assert signal.getsignal(number) is before
-
-    def test_without_a_signal_the_training_is_complete(self, make: Make, fit: Fit) -> None:
-        stop = StopOnSignal()
-        ppo, collector = make(rollouts=2)
-        fit(ppo, collector, callbacks=[stop])
-        assert (stop.received, ppo.num_rollouts) == (None, 2)
-        assert stop.interruptible(lambda: "result") == "result"
-
-    def test_work_does_not_start_after_a_signal(self, make: Make, fit: Fit) -> None:
-        stop = StopOnSignal()
-        fit(*make(rollouts=2), callbacks=[stop, RaiseSignal(signal.SIGINT)])
-        assert stop.interruptible(lambda: pytest.fail("the work has started")) is None
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs signals that can be blocked")

@@ -22,7 +22,7 @@ from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.components.instantiate import seed_for_rank
 from torchppo.pipelines.distributed import normalized, summed
-from torchppo.pipelines.episodes import EvaluationEpisodes
+from torchppo.pipelines.evaluate import EvaluationEpisodes
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 

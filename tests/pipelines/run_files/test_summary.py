@@ -1,4 +1,4 @@
-"""The summary is valid JSON, the tables and the progress bar show figures, and the learning curve is drawn."""
+"""The summary is valid JSON, the tables and the log show figures, and the learning curve is drawn."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
-from lightning import Callback, Trainer
+from lightning import Trainer
+from matplotlib.figure import Figure
 
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.run_files.summary import (
-    ProgressBar,
+    ProgressLines,
     Stopwatch,
+    finish_plot,
+    first_text,
     null_if_not_finite,
     plot_learning_curve,
+    plot_mean,
     print_evaluation,
     print_files,
     print_summary,
@@ -42,6 +47,7 @@ SUMMARY: dict[str, Any] = {
     "eval_return_mean": 500.0,
     "eval_return_std": 1.5,
     "eval_episodes": 20,
+    "eval_episodes_cut": 0,
     "time": {"collect": 0.4, "estimate": 0.02, "update": 0.5, "other": 0.08},
     "exit": "completed",
     "version": "0.1.0",
@@ -53,6 +59,7 @@ EVALUATION: dict[str, Any] = {
     "eval_return_std": 12.0,
     "eval_length_mean": 488.0,
     "eval_episodes": 20,
+    "eval_episodes_cut": 0,
     "video": None,
 }
 
@@ -115,7 +122,7 @@ class TestTables:
             ({"train_return_mean": None, "train_episodes": 0}, "no episode ended"),
             (
                 {"eval_return_mean": None, "eval_return_std": None, "eval_episodes": 0},
-                "interrupted before the first evaluation",
+                "none",
             ),
         ],
         ids=["training", "evaluation"],
@@ -153,6 +160,23 @@ class TestLearningCurve:
         plot_learning_curve(metrics, tmp_path / "curve.png", "CartPole-v1, seed 0")
         assert plt.imread(tmp_path / "curve.png").shape == (480, 840, 4)
 
+    def test_shades_an_interval_around_the_mean(self) -> None:
+        axes = Figure().subplots()
+        plot_mean(axes, [0.0, 10.0], [5.0, 6.0], [(4.0, 7.0), (5.0, 8.0)], label="returns")
+        finish_plot(axes, "title", "return")
+        (line,), (band,) = axes.get_lines(), axes.collections
+        assert line.get_ydata().tolist() == [5.0, 6.0]
+        corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
+        assert corners == {(0.0, 4.0), (0.0, 7.0), (10.0, 5.0), (10.0, 8.0)}
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["returns"]
+
+    @pytest.mark.parametrize("rows", ["", "256,1.0,,\n", "256,,30.0,0.0\n", "256,1.0,,\n512,2.0,30.0,4.0\n"])
+    def test_is_drawn_with_few_points(self, rows: str, tmp_path: Path) -> None:
+        header = "step,rollout/ep_rew_mean,eval/mean_reward,eval/std_reward\n"
+        (tmp_path / "metrics.csv").write_text(header + rows)
+        plot_learning_curve(tmp_path / "metrics.csv", tmp_path / "curve.png", "a title")
+        assert (tmp_path / "curve.png").stat().st_size > 0
+
     def test_is_drawn_without_episodes(self, tmp_path: Path) -> None:
         (tmp_path / "metrics.csv").write_text("step,train/entropy\n256,0.69\n")
         plot_learning_curve(tmp_path / "metrics.csv", tmp_path / "curve.png", "a title")
@@ -163,28 +187,25 @@ class TestLearningCurve:
         assert plt.get_fignums() == []
 
 
-class Fail(Callback):
-    """Raises after the first rollout."""
-
-    def on_train_batch_end(self, *_: object) -> None:
-        raise ZeroDivisionError
-
-
-class TestProgressBar:
-    def test_shows_frames_metrics_and_time_shares(
+class TestProgressLines:
+    def test_show_the_start_the_first_and_the_last_rollout(
         self, make: Make, fit: Fit, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        fit(*make(rollouts=2), callbacks=[ProgressBar()])
-        shown = " ".join(capsys.readouterr().out.split())
-        assert "64/64" in shown
-        for pattern in (r"frames/s \d", r"KL \S*\d", r"collect \d+%", r"environment \d+%", r"update \d+%"):
-            assert re.search(pattern, shown), pattern
+        fit(*make(rollouts=3), callbacks=[ProgressLines()])
+        first, *lines = capsys.readouterr().out.splitlines()
+        assert first == "starting"
+        assert [line.split()[0] for line in lines] == ["32/96", "96/96"]
+        assert all(re.search(r"fps \d+", line) and len(line) <= 80 for line in lines)
 
-    def test_stops_after_an_exception(self, make: Make, fit: Fit) -> None:
-        bar = ProgressBar()
-        with pytest.raises(ZeroDivisionError):
-            fit(*make(rollouts=2), callbacks=[bar, Fail()])
-        assert bar._progress.live.is_started is False
+    def test_show_every_rollout_that_takes_longer_than_the_interval(
+        self, make: Make, fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ProgressLines, "seconds", 0.0)
+        fit(*make(rollouts=3), callbacks=[ProgressLines()])
+        assert len(capsys.readouterr().out.splitlines()) == 4
+
+    def test_say_that_a_graph_is_compiled(self) -> None:
+        assert [first_text(SimpleNamespace(compile_mode=mode)) for mode in (False, "auto")] == ["starting", "compiling"]
 
 
 def test_stopwatch_measures_the_training(make: Make, fit: Fit) -> None:

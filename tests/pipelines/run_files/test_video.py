@@ -1,7 +1,9 @@
-"""A video shows what an environment renders, and other frames are rejected."""
+"""A video shows what an environment renders, with the episode, its step and its return."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +12,28 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from gymnasium import spaces
+from omegaconf import OmegaConf
 from tensordict.nn import TensorDictModule
 from torch import nn
 
 from torchppo.envs import SerialVectorEnv, VectorEnv
 from torchppo.errors import EnvironmentFailure
-from torchppo.pipelines.run_files.video import record_video
+from torchppo.pipelines.episodes import rollout_episodes
+from torchppo.pipelines.run_files.frames import TEXT_HEIGHT
+from torchppo.pipelines.run_files.video import build_rendering_env, episode_images, record_video, try_to_record_video
+
+ACTOR = TensorDictModule(nn.Linear(2, 2), ["observation"], ["action"])
 
 
 class Rendering(gymnasium.Env[Any, Any]):
-    """Episodes of five steps that render `frame(step)`."""
+    """Episodes of five steps with a reward of 2 that render `frame(step)`."""
 
-    metadata = {"render_fps": 10}  # noqa: RUF012
+    metadata = {"render_fps": 10, "render_modes": ["rgb_array"]}  # noqa: RUF012
     observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (2,))
 
-    def __init__(self, frame: Any) -> None:
-        self.frame, self.render_mode = frame, None if frame is None else "rgb_array"
-        self.num_steps, self.closed = 0, False
+    def __init__(self, frame: Any, render_mode: str | None = "rgb_array") -> None:
+        self.frame, self.render_mode = frame, render_mode
+        self.num_steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self.num_steps = 0
@@ -34,45 +41,101 @@ class Rendering(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.num_steps += 1
-        return np.zeros(2, np.float32), 0.0, self.num_steps == 5, False, {}
+        return np.zeros(2, np.float32), 2.0, self.num_steps == 5, False, {}
 
     def render(self) -> Any:
         return self.frame(self.num_steps)
 
-    def close(self) -> None:
-        self.closed = True
+
+def record(frame: Callable[[int], Any] | None, path: Path, **options: Any) -> None:
+    with closing(VectorEnv(SerialVectorEnv([lambda: Rendering(frame, "rgb_array" if frame else None)]))) as env:
+        record_video(ACTOR, env, path, **options)
 
 
-def record(env: Rendering, path: Path) -> None:
-    actor = TensorDictModule(nn.Linear(2, 2), ["observation"], ["action"])
-    record_video(actor, VectorEnv(SerialVectorEnv([lambda: env])), path)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the reader does not close its pipes
-def test_video_has_the_size_and_the_frames_of_an_episode(tmp_path: Path) -> None:
-    env = Rendering(lambda step: np.full((32, 48, 3), 40 * step, np.uint8))
-    record(env, tmp_path / "videos" / "one.mp4")
-    reader = imageio_ffmpeg.read_frames(str(tmp_path / "videos" / "one.mp4"))
+def read(path: Path) -> tuple[dict[str, Any], list[Any]]:
+    reader = imageio_ffmpeg.read_frames(str(path))
     meta = next(reader)
-    frames = [np.frombuffer(frame, np.uint8).reshape(32, 48, 3) for frame in reader]
-    assert (meta["size"], meta["fps"]) == ((48, 32), 10.0)
-    np.testing.assert_allclose([frame.mean() for frame in frames], [40, 80, 120, 160], atol=4)
-    assert env.closed
+    width, height = meta["size"]
+    return meta, [np.frombuffer(frame, np.uint8).reshape(height, width, 3)[TEXT_HEIGHT:] for frame in reader]
+
+
+# The reader does not close its pipes.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+class TestVideo:
+    def test_has_the_frames_of_the_episodes_below_a_line_of_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "videos" / "one.mp4"
+        record(lambda step: np.full((32, 240, 3), 40 * step, np.uint8), path, episodes=2)
+        meta, frames = read(path)
+        assert (meta["size"], meta["fps"]) == ((240, 32 + TEXT_HEIGHT), 10.0)
+        np.testing.assert_allclose([frame.mean() for frame in frames], [40, 80, 120, 160] * 2, atol=4)
+
+    def test_skips_missing_frames_and_resizes_others_to_the_size_of_the_first(self, tmp_path: Path) -> None:
+        frames = [None, None, np.full((20, 240, 3), 50, np.uint8), np.full((40, 240, 3), 150, np.uint8), None, None]
+        record(lambda step: frames[step], tmp_path / "one.mp4")
+        meta, shown = read(tmp_path / "one.mp4")
+        assert meta["size"] == (240, 20 + TEXT_HEIGHT)
+        np.testing.assert_allclose([frame.mean() for frame in shown], [50, 150], atol=4)
+
+
+def test_text_has_the_episode_the_step_and_the_return() -> None:
+    with closing(VectorEnv(SerialVectorEnv([lambda: Rendering(lambda _: np.zeros((8, 8)))]))) as env:
+        texts = [text for _, text in episode_images(rollout_episodes(ACTOR, env), env, 2, 100)]
+    assert texts[3:5] == ["episode 1   step 4   return 8", "episode 2   step 1   return 2"]
 
 
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
         (None, "rgb_array"),
-        (lambda _: np.zeros((32, 48, 3)), r"float64 \(32, 48, 3\)"),
-        (lambda _: np.zeros((32, 48, 4), np.uint8), r"uint8 \(32, 48, 4\)"),
-        (lambda _: np.zeros((32, 48), np.uint8), r"uint8 \(32, 48\)"),
-        (lambda step: np.zeros((32 * step, 48, 3), np.uint8), r"\(32, 48, 3\).*\(64, 48, 3\)"),
+        (lambda _: None, "nothing"),
+        (lambda _: "text", "str"),
+        (lambda _: np.zeros(3), r"float64 \(3,\)"),
     ],
-    ids=["no render mode", "floats", "four channels", "no channels", "changing size"],
+    ids=["no render mode", "nothing", "text", "a vector"],
 )
-def test_other_frames_are_rejected_and_the_environment_is_closed(frame: Any, message: str, tmp_path: Path) -> None:
-    env = Rendering(frame)
+def test_other_frames_are_an_environment_failure(frame: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFailure, match=message):
-        record(env, tmp_path / "one.mp4")
-    assert env.closed
+        record(frame, tmp_path / "one.mp4")
+
+
+@pytest.mark.parametrize("fps", [None, "fast", 0])
+def test_a_frame_rate_that_is_not_a_number_is_replaced(
+    fps: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(Rendering.metadata, "render_fps", fps)
+    record(lambda _: np.zeros((32, 240, 3), np.uint8), tmp_path / "one.mp4")
+
+
+class TestTorchRL:
+    @pytest.fixture
+    def env_id(self) -> Iterator[str]:
+        def make(**options: Any) -> Rendering:
+            return Rendering(lambda step: np.full((32, 240, 3), 40 * step, np.uint8), **options)
+
+        gymnasium.register("Rendering-v0", entry_point=make)  # type: ignore[arg-type]
+        yield "Rendering-v0"
+        gymnasium.registry.pop("Rendering-v0")
+
+    @pytest.mark.parametrize("options", [{}, {"from_pixels": True, "pixels_only": False}])
+    def test_environment_is_filmed(self, options: dict[str, Any], env_id: str, tmp_path: Path) -> None:
+        env = {"_target_": "torchrl.envs.GymEnv", "env_name": env_id, **options}
+        cfg = OmegaConf.create({"env": env, "transforms": [], "eval": {"env": {}}, "compile": False})
+        assert try_to_record_video(cfg, ACTOR, tmp_path / "one.mp4", 0, episodes=1) == tmp_path / "one.mp4"
+
+    def test_environment_that_cannot_render_is_reported_in_one_line(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        env = {"_target_": "torchrl.envs.PendulumEnv"}
+        cfg = OmegaConf.create({"env": env, "transforms": [], "eval": {"env": {}}, "compile": False})
+        assert try_to_record_video(cfg, ACTOR, tmp_path / "one.mp4", 0, episodes=1) is None
+        err = capsys.readouterr().err
+        assert err.startswith("no video: ")
+        assert err.count("\n") == 1
+
+
+def test_a_render_mode_of_eval_env_is_used() -> None:
+    env = {"_target_": "torchppo.envs.make_env", "id": "CartPole-v1", "num_envs": 3, "render_mode": "human"}
+    for mode in ("rgb_array_list", None):
+        cfg = OmegaConf.create({"env": env, "transforms": [], "eval": {"env": {"render_mode": mode}}})
+        with closing(build_rendering_env(cfg, 0)) as rendering:
+            assert (rendering.vector.render_mode, rendering.num_envs) == (mode or "rgb_array", 1)

@@ -1,0 +1,92 @@
+"""Frames of a video: what environments render, as images of one size with a line of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ...errors import EnvironmentFailure
+
+MIN_WIDTH = 240
+"""Smaller frames are enlarged by a whole number, so that the text fits."""
+TEXT_HEIGHT = 18
+
+
+def images_of(rendered: Any) -> list[NDArray[np.uint8]]:
+    """Return what `render()` returned as images `[height, width, 3]`.
+
+    Args:
+        rendered: an image, a list of images, or `None`. An image is grey, RGB or RGBA, has its channels last or first,
+            and holds integers in [0, 255], or floats or booleans in [0, 1] or [0, 255].
+
+    Raises:
+        EnvironmentFailure: if something is not an image.
+
+    """
+    if rendered is None:
+        return []
+    if isinstance(rendered, list | tuple) and all(one is None or np.ndim(one) >= 2 for one in rendered):
+        return [image for one in rendered for image in images_of(one)]
+    array = rendered.detach().cpu().numpy() if isinstance(rendered, Tensor) else np.asarray(rendered)
+    if array.dtype.kind not in "buif" or array.size == 0 or array.ndim not in (2, 3, 4):
+        text = f"{type(rendered).__name__} {array.dtype} {array.shape}"
+        raise EnvironmentFailure(f"the environment renders {text}, not an image [height, width, 3]")
+    if array.ndim == 4:  # a sequence of images
+        return [image for one in array for image in images_of(one)]
+    return [_rgb(_as_uint8(array))]
+
+
+def _as_uint8(array: NDArray[Any]) -> NDArray[np.uint8]:
+    if array.dtype == np.uint8:
+        return array
+    array = np.nan_to_num(array.astype(np.float64))
+    return np.clip(array * 255 if array.max() <= 1.0 else array, 0, 255).round().astype(np.uint8)
+
+
+def _rgb(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Convert `[height, width]`, or an image with 1 to 4 channels (last, or else first), to `[height, width, 3]`."""
+    if array.ndim == 3 and array.shape[-1] not in (1, 2, 3, 4):
+        if array.shape[0] not in (1, 2, 3, 4):
+            raise EnvironmentFailure(f"the environment renders an array {array.shape}, not an image [height, width, 3]")
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 2:
+        array = array[..., None]
+    return np.repeat(array[..., :1], 3, -1) if array.shape[-1] < 3 else array[..., :3]
+
+
+class Canvas:
+    """Brings images to the size of the first one and writes a line of text above them."""
+
+    def __init__(self, first: NDArray[np.uint8]) -> None:
+        height, width = first.shape[:2]
+        scale = max(1, math.ceil(MIN_WIDTH / width))
+        # The codec needs even sizes.
+        self._size = (width * scale + width * scale % 2, height * scale + height * scale % 2)
+        self.size = (self._size[0], self._size[1] + TEXT_HEIGHT)
+
+    def __call__(self, image: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
+        canvas = Image.new("RGB", self.size)
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        if picture.size != self._size:
+            picture = picture.resize(self._size, Image.Resampling.NEAREST)
+        canvas.paste(picture, (0, TEXT_HEIGHT))
+        ImageDraw.Draw(canvas).text((4, 3), text, fill="white")
+        return np.asarray(canvas)
+
+
+def newest_image(observation: Sequence[Any] | Tensor | None) -> NDArray[np.uint8]:
+    """Return the newest grey image of stacked ones `[1, images, height, width]`, enlarged.
+
+    Raises:
+        EnvironmentFailure: if the observation is something else.
+
+    """
+    if not (isinstance(observation, Tensor) and observation.dim() == 4):
+        raise EnvironmentFailure("the environment does not render rgb_array")
+    return images_of(observation[0, -1].cpu().numpy())[0]

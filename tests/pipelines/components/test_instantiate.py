@@ -1,0 +1,49 @@
+"""Evaluations have the environment of the training with whole games, raw rewards and the keys of `eval.env`."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from torchppo.pipelines.components.instantiate import build_evaluation_env, evaluation_config
+
+
+def config(env: dict[str, Any], **changes: Any) -> DictConfig:
+    node = {"_target_": "torchppo.envs.make_env", "id": "CartPole-v1", "num_envs": 8, "num_workers": 0, **env}
+    return OmegaConf.create({"env": node, "transforms": [], "eval": {"env": changes}})
+
+
+@pytest.mark.parametrize("key", ["episodic_life", "terminal_on_life_loss", "reward_clipping", "clip_reward"])
+def test_games_are_whole_and_rewards_are_raw(key: str) -> None:
+    wrappers = [{"_target_": "gymnasium.wrappers.AtariPreprocessing", key: True}, {"_target_": "other.Wrapper"}]
+    cfg = config({key: True, "wrappers": [*wrappers, {"_target_": "a.EpisodicLifeEnv"}]})
+    env = evaluation_config(cfg).env
+    assert env[key] is False
+    assert env.wrappers == [{**wrappers[0], key: False}, wrappers[1]]
+    assert cfg.env[key] is True
+    assert key not in evaluation_config(config({})).env
+
+
+def test_eval_env_replaces_and_adds_keys() -> None:
+    env = evaluation_config(config({"episodic_life": True}, id="Other-v0", gravity=5, episodic_life=True)).env
+    assert (env.id, env.gravity, env.episodic_life, env.num_envs) == ("Other-v0", 5, True, 8)
+    assert evaluation_config(config({"wrappers": [{"_target_": "a"}]}, wrappers=[])).env.wrappers == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "episodes", "num_envs"), [({}, 3, 3), ({}, 100, 20), ({"num_envs": 2}, 100, 2), ({"num_envs": 2}, 1, 1)]
+)
+def test_number_of_environments_follows_from_the_episodes(
+    changes: dict[str, int], episodes: int, num_envs: int
+) -> None:
+    with closing(build_evaluation_env(config({}, **changes), seed=0, episodes=episodes)) as env:
+        assert env.num_envs == num_envs
+
+
+@pytest.mark.parametrize(("changes", "num_workers"), [({}, 3), ({"num_workers": 0}, 0), ({"num_workers": 2}, 2)])
+def test_workers_are_those_of_the_training(changes: dict[str, int], num_workers: int) -> None:
+    with closing(build_evaluation_env(config({"num_workers": 4}, **changes), seed=0, episodes=3)) as env:
+        assert len(getattr(env.vector, "_workers", [])) == num_workers
