@@ -8,6 +8,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,13 @@ def with_tuples(factory: str | Callable[..., Any], kwargs: dict[str, Any]) -> di
     return {key: _as_tuple(value) if key in expected else value for key, value in kwargs.items()}
 
 
+def wrapper_with_tuples(wrapper: Any) -> Any:
+    """Convert lists to tuples in the arguments of a wrapper that is a partial, as `with_tuples` does."""
+    if not isinstance(wrapper, partial) or not contains_list(wrapper.keywords):
+        return wrapper
+    return partial(wrapper.func, *wrapper.args, **with_tuples(wrapper.func, wrapper.keywords))
+
+
 def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
 
@@ -94,7 +102,9 @@ def _tuple_parameters(function: Callable[..., Any]) -> Iterator[str]:
         text = annotation if isinstance(annotation, str) else ""
         origin = typing.get_origin(annotation) or annotation
         options = (origin, *(typing.get_origin(option) or option for option in typing.get_args(annotation)))
-        is_tuple = re.match(r"(typing\.)?(Optional\[)?([Tt]uple)\b", text) or tuple in options
+        is_tuple = tuple in options or (
+            re.search(r"\b[Tt]uple\b", text) and not re.search(r"\b([Ll]ist|Dict|dict)\b", text)
+        )
         if isinstance(parameter.default, tuple) or (is_tuple and list not in options):
             yield name
 

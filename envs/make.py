@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure
-from .entry_points import EnvFactory, call_factory, find_factory, hint_for, tuple_hint, with_tuples
+from .entry_points import EnvFactory, call_factory, find_factory, hint_for, tuple_hint, with_tuples, wrapper_with_tuples
 from .failures import environment_failure
 from .vector.atari import make_atari_vector
 from .vector.num_workers import fastest_num_workers
@@ -149,7 +149,7 @@ def make_gymnasium_env(
     if wrappers:
         env = RawEpisodeReward(env)  # innermost, to read the rewards before wrappers change them
     for index, wrapper in enumerate(wrappers):
-        env = wrapped(env, wrapper, f"env.wrappers[{index}]", name)
+        env = wrapped(env, wrapper_with_tuples(wrapper), f"env.wrappers[{index}]", name)
     for attribute in ("observation_space", "action_space"):
         space = getattr(env, attribute, None)
         if not isinstance(space, gymnasium.Space):

@@ -26,7 +26,7 @@ from .collectors.vector import as_array, is_action
 from .components.instantiate import build_evaluation_env, call, evaluation_config
 from .step_factory import device_of
 
-BATCH_KEYS = ("num_envs", "num_workers", "step_timeout")
+BATCH_KEYS = ("num_envs", "num_workers", "step_timeout", "info_keys")
 """Keys of `env` that a single environment does not have."""
 GymnasiumEnv = VectorEnv | gymnasium.Env[Any, Any] | GymnasiumVectorEnv[Any, Any, Any]
 

@@ -196,3 +196,8 @@ class TestMasksAreFound:
         env = make_gymnasium_env(Ends, action_space=spaces.Discrete(2), mask=[1, 0])
         env.reset()
         assert env.step(0)[0]["action_mask"].tolist() == [1, 1]
+
+
+def test_lists_become_tuples_in_arguments_of_wrappers() -> None:
+    env = make_gymnasium_env("CartPole-v1", wrappers=[partial(gymnasium.wrappers.ReshapeObservation, shape=[2, 2])])
+    assert env.observation_space.shape == (2, 2)

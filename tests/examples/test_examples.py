@@ -1,12 +1,10 @@
-"""Every example has at most 60 lines and runs, and so do the programs of the README."""
+"""Every example has at most 60 lines and runs."""
 
 from __future__ import annotations
 
 import importlib
-import re
 import runpy
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -154,32 +152,6 @@ class TestUsePolicy:
         first = self.returns(checkpoint, monkeypatch, capsys)
         assert first == self.returns(checkpoint, monkeypatch, capsys)
         assert [float(line.removeprefix("return ")) >= 8 for line in first] == [True]
-
-
-class TestReadme:
-    @pytest.fixture
-    def programs(self) -> list[str]:
-        return re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), re.DOTALL)
-
-    def test_trains_in_at_most_ten_lines(self, programs: list[str]) -> None:
-        lines = [line for line in programs[0].splitlines() if line.strip()]
-        assert len(lines) <= 10
-        assert max(map(len, lines)) <= 120
-        names: dict[str, Any] = {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Lightning's hints about the machine
-            exec(programs[0].replace("50_000", "512"), names)
-        assert names["ppo"].frames == 512
-
-    def test_acts_with_a_checkpoint(
-        self, programs: list[str], train: Train, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        checkpoint = train("own_policy", []) / "checkpoints" / "last.ckpt"
-        capsys.readouterr()
-        names: dict[str, Any] = {"observation": np.zeros(4)}
-        exec(programs[1].replace("runs/cartpole/<run>/checkpoints/best.ckpt", str(checkpoint)), names)
-        assert names["action"] in (0, 1)
-        assert float(capsys.readouterr().out) >= 8
 
 
 @pytest.mark.filterwarnings("ignore:The env passed to Collector is missing transforms:FutureWarning")
