@@ -139,7 +139,9 @@ class TestCalls:
 @pytest.mark.parametrize(
     "reward", [2, True, np.float16(2), np.array(2.0), np.array([2]), torch.tensor([2.0])], ids=repr
 )
-@pytest.mark.parametrize("flag", [np.bool_, lambda value: np.array([value]), torch.tensor, int], ids=str)
+@pytest.mark.parametrize(
+    "flag", [np.bool_, lambda value: np.array([value]), torch.tensor, int], ids=["numpy", "array", "tensor", "int"]
+)
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_rewards_and_flags_may_be_numpy_or_torch(
     reward: Any, flag: Any, num_workers: int, counting_env: Callable[..., Any]
