@@ -129,6 +129,9 @@ def check_user_files(cfg: DictConfig, overridden: Collection[str]) -> None:
         raise ConfigurationError("the file in experiment/ changes nothing; begin it with '# @package _global_'")
 
 
+BUILT_IN_POLICY = "torchppo.modules.actor_critic.make_actor_critic"
+
+
 def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
     """Raise a ConfigurationError if a key of the command line changes nothing.
 
@@ -137,7 +140,8 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
         chosen: keys of the command line.
 
     """
-    epochs, has_memory = OmegaConf.select(cfg, "update.epochs"), OmegaConf.select(cfg, "policy.memory") is not None
+    epochs, target = OmegaConf.select(cfg, "update.epochs"), OmegaConf.select(cfg, "policy._target_")
+    has_memory = OmegaConf.select(cfg, "policy.memory") is not None or target != BUILT_IN_POLICY  # may have its own
     only_once, no_memory = f"update.epochs={epochs}", "memory=none"
     reasons = {
         "eval.stop_at": cfg.eval.every_frames is None and "eval.every_frames=null",

@@ -18,7 +18,6 @@ SMALL = [
     "experiment=cartpole_positions",
     "env.num_envs=3",
     "collector.frames_per_env=24",
-    "update.sequence_length=8",
     "update.minibatch_size=24",
     "compile=false",
 ]
@@ -32,7 +31,9 @@ MEMORIES = {
 
 def make_training(*overrides: str) -> Training:
     torch.manual_seed(0)
-    return build_training(compose([*SMALL, *overrides]), 0)
+    has_memory = "policy=mlp" not in overrides or "memory=gru" in overrides
+    sequences = ["update.sequence_length=8"] if has_memory else []
+    return build_training(compose([*SMALL, *sequences, *overrides]), 0)
 
 
 def collect(training: Training, num_rollouts: int) -> list[TensorDictBase]:
