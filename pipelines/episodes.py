@@ -26,7 +26,7 @@ from .distributed import on_rank_zero
 from .metrics.episode_info import add_infos, ended_infos, mean_infos
 from .step_factory import EVALUATION_STEPS, Compile
 
-MAX_STEPS = 10_000
+MAX_STEPS = 5_000
 """Default `max_steps` of an environment without a time limit."""
 ATARI_MAX_STEPS = 27_000
 """The time limit of Atari games, 108,000 frames of the console."""
@@ -122,7 +122,7 @@ def evaluate(
 
 
 def default_max_steps(env: EnvBase) -> int:
-    """Return the time limit of an environment, or 10,000 steps if it has none."""
+    """Return the time limit of an environment, or 5,000 steps if it has none."""
     vector = vector_of(env)
     if isinstance(vector, SplitAtariVectorEnv):
         return ATARI_MAX_STEPS

@@ -140,10 +140,10 @@ def episode_images(
     """
     episode, start = 1, time.monotonic()
     for index, step in enumerate(steps):
-        data = step["next"]
-        is_over = bool(data["done"].any())
+        first = step["next"].reshape(-1)[0]  # TorchRL environments may have several
+        is_over = bool(first["done"].any())
         if index == 0 or not is_over:
-            text = f"episode {episode}   step {int(data['step_count'])}   return {float(data['episode_reward']):.5g}"
+            text = f"episode {episode}   step {int(first['step_count'])}   return {float(first['episode_reward']):.5g}"
             for image in images_of(render(env, step)):
                 yield image, text
         episode += is_over

@@ -149,7 +149,7 @@ class TestEpisodes:
         [
             ("CartPole-v1", {}, 500),
             ("CartPole-v1", {"max_episode_steps": 70_000}, 70_000),
-            ("torchppo.envs:torchppo/Recall-v0", {}, 10_000),
+            ("torchppo.envs:torchppo/Recall-v0", {}, 5_000),
             ("ALE/Pong-v5", {}, 27_000),
         ],
     )
