@@ -66,10 +66,10 @@ def plot(curves: list[tuple[str, int, float, float]], experiments: list[str], pa
 
 
 def plot_seeds(axes: Any, rows: list[tuple[int, float, float]], name: str = "") -> None:
-    """Plot the mean of `(seed, frames, return)` over seeds, and the interval from the lowest to the highest seed."""
+    """Plot the mean return of rows `(seed, frames, return)` over seeds, and the range from lowest to highest."""
     seeds = sorted({seed for seed, _, _ in rows})
     series = [np.array([row[1:] for row in rows if row[0] == seed]) for seed in seeds]
-    # From the first frame that every seed has to the last one; a seed may be solved, and end, earlier than others.
+    # Start at the first frame that all seeds have. End at the last frame of any seed: some seeds stop early.
     frames = np.linspace(max(one[0, 0] for one in series), max(one[-1, 0] for one in series), CURVE_POINTS)
     returns = np.stack([np.interp(frames, one[:, 0], one[:, 1]) for one in series])
     bounds = list(zip(returns.min(0).tolist(), returns.max(0).tolist(), strict=True)) if len(seeds) > 1 else []

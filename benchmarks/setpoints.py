@@ -1,11 +1,11 @@
-"""Train the default policy on set points in action boxes that are not around [-1, 1].
+"""Train the default policy on set points in action boxes far from [-1, 1].
 
     python benchmarks/setpoints.py --seeds 0 1 2
     python benchmarks/setpoints.py --targets 0.2 -- optimizer.lr=3e-4 update.epochs=10
 
-The observation is constant, an episode has 20 steps, and the reward is -|action - target| / (range / 2). The return of
-a random policy is about -10. Words after `--` are overrides of every run. Writes setpoints.csv to the folder of this
-file.
+The observation is constant, an episode has 20 steps, and the reward is -|action - target| / (range / 2). A uniformly
+random policy has a return of about -14 with the default targets. Words after `--` are overrides of every run. The
+results are written to setpoints.csv in the folder of this file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SETTINGS = (
 
 
 class SetPoint(gymnasium.Env[Any, Any]):
-    """Asks for one action, `low + target * (high - low)`, at every step."""
+    """Rewards the action `low + target * (high - low)` at every step."""
 
     def __init__(self, low: float, high: float, target: float) -> None:
         self.observation_space = spaces.Box(-1, 1, (1,), np.float32)

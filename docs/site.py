@@ -1,7 +1,7 @@
-"""Hooks of mkdocs: include other files of the repository in pages, and point links to the pages of the site.
+"""Hooks of mkdocs that include other files of the repository in pages and adapt links to the site.
 
-A page includes a file with `<!-- include README.md -->`, or one section of it with `<!-- include README.md: Results
--->`. `<!-- configuration -->` and `<!-- examples -->` insert the tables of all keys and all examples.
+`<!-- include README.md -->` includes a file, and `<!-- include README.md: Results -->` includes one section of it.
+`<!-- configuration -->` inserts the tables of all keys, and `<!-- examples -->` inserts all examples.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ PAGES = {
     "benchmarks": "benchmarks.md",
     "conf": "configuration.md",
 }
-"""The pages of files and folders outside of `docs/`."""
+"""The pages of files and folders outside `docs/`."""
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pictures and data of the benchmarks to the site."""
+    """Add the figures and data of the benchmarks to the site."""
     from mkdocs.structure.files import File
 
     for path in sorted((ROOT / "benchmarks").iterdir()):
@@ -43,7 +43,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Replace the comments of a page by what they include, and its links by links within the site."""
+    """Replace the comments of a page with the content that they include, and its links with links within the site."""
     source = page.file.src_uri
     markdown = site_links(markdown, "docs", Path(source).parent.as_posix())
     markdown = INCLUDE.sub(lambda match: included(match[1], match[2], Path(source).parent.as_posix()), markdown)
@@ -55,7 +55,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def included(name: str, heading: str | None, folder: str) -> str:
-    """Return a file of the repository, or the section with a heading, with links for a page in `folder`."""
+    """Return a file of the repository, or the section with this heading, with links for a page in `folder`."""
     text = (ROOT / name).read_text()
     if heading is not None:
         sections = re.split(r"^## ", text, flags=re.MULTILINE)
@@ -64,9 +64,9 @@ def included(name: str, heading: str | None, folder: str) -> str:
 
 
 def site_links(markdown: str, source: str, folder: str) -> str:
-    """Replace links relative to the repository's folder `source` by links relative to `docs/<folder>`.
+    """Replace links relative to the folder `source` of the repository with links relative to `docs/<folder>`.
 
-    Links of pages in `docs/` to each other stay as they are.
+    Links between pages in `docs/` do not change.
     """
 
     def target(match: re.Match[str]) -> str:
@@ -94,7 +94,7 @@ def configuration() -> Iterator[str]:
         return key.choice.split("=")[0]
 
     for group, keys in groupby(sorted(reference(), key=group_of), key=group_of):
-        yield f"\n## {group or 'All trainings'}\n"
+        yield f"\n## {group or 'General'}\n"
         for choice, rows in groupby(keys, key=lambda key: key.choice):
             if choice:
                 yield f"\n### `{choice}`\n"

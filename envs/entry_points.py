@@ -1,4 +1,4 @@
-"""Finds the class or function behind an id, fits keyword arguments to it, and explains why an environment fails."""
+"""Resolves ids to classes and functions, converts keyword arguments, and explains why an environment fails."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ TUPLE_HINT = "; to pass a tuple instead of a list, write {_target_: builtins.tup
 
 
 def find_factory(id: str) -> Callable[..., Any] | None:  # noqa: A002
-    """Return the class or function that `package.module.Name` or `module:Name` names; `None` for any other id.
+    """Return the class or function at `package.module.Name` or `module:Name`, or `None` for any other id.
 
     Raises:
-        ImportError: if the module exists, but cannot be imported.
+        ImportError: if the module exists but cannot be imported.
 
     """
     module, separator, name = id.rpartition(":" if ":" in id else ".")
@@ -50,8 +50,7 @@ def is_module(name: str) -> bool:
 def with_tuples(factory: str | Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Convert lists to tuples for the parameters whose default or annotation is a tuple.
 
-    YAML and the command line have no tuples. Lists inside of dictionaries are not converted, because nothing tells
-    their type.
+    YAML and the command line have no tuples. Lists in dictionaries are not converted, because their type is unknown.
 
     Args:
         factory: an id, or the class or function that receives the arguments.
@@ -65,7 +64,7 @@ def with_tuples(factory: str | Callable[..., Any], kwargs: dict[str, Any]) -> di
 
 
 def wrapper_with_tuples(wrapper: Any) -> Any:
-    """Convert lists to tuples in the arguments of a wrapper that is a partial, as `with_tuples` does."""
+    """Apply `with_tuples` to the keyword arguments of a wrapper that is a partial."""
     if not isinstance(wrapper, partial) or not contains_list(wrapper.keywords):
         return wrapper
     return partial(wrapper.func, *wrapper.args, **with_tuples(wrapper.func, wrapper.keywords))
@@ -76,7 +75,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _functions(factory: str | Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """Yield the functions that receive the arguments: for a class, the constructors of the class and its bases."""
+    """Yield the functions that receive the arguments. For a class, these are the constructors of it and its bases."""
     target: Any = factory
     if isinstance(factory, str):
         module, _, name = factory.rpartition(":")
@@ -131,20 +130,20 @@ def call_factory(factory: EnvFactory, name: str, kwargs: dict[str, Any]) -> gymn
 
 
 def tuple_hint(error: Exception, kwargs: dict[str, Any]) -> str:
-    """Return how to write a tuple if a list in the arguments may have caused the error."""
+    """Return how to write a tuple if a list in the arguments may have caused the error, or an empty string."""
     mentions_list = isinstance(error, TypeError | AssertionError) or "tuple" in str(error) or "list" in str(error)
     return TUPLE_HINT if mentions_list and contains_list(kwargs) else ""
 
 
 def hint_for(id: str, error: Exception) -> str:  # noqa: A002
-    """Return what to do about an error of `gymnasium.make`, to be appended to its message."""
+    """Return a hint to append to the message of an error of `gymnasium.make`."""
     if atari := _atari_hint(id, error):
         return atari
     hint = ""
     if isinstance(error, gymnasium.error.UnregisteredEnv):
         hint = did_you_mean(id, gymnasium.registry)
     if isinstance(error, gymnasium.error.NameNotFound) and ":" not in id:
-        hint += f"; if a module of yours registers it, use env.id=module:{id}; to name a class, env.id=module.Class"
+        hint += f"; if your module registers it, use env.id=module:{id}; for a class, use env.id=module.Class"
     if isinstance(error, ModuleNotFoundError) and id.startswith("minigrid:"):
         hint = "; pip install 'torchppo[minigrid]'"
     return hint
@@ -160,7 +159,7 @@ def _atari_hint(id: str, error: Exception) -> str:  # noqa: A002
     if package is None:
         has_suffix = "NoFrameskip" in id or "Deterministic" in id
         return f"; Atari games need pip install 'torchppo[atari]' and env.id={new}" if has_suffix else ""
-    # The file tells whether the game exists. Importing ale-py would register the old ids.
+    # Check the file of the game, because importing ale-py would register the old ids.
     file = re.sub(r"(?<!^)(?=[A-Z])", "_", match["game"]).lower() + ".bin"
     if not any(Path(folder, "roms", file).exists() for folder in package.submodule_search_locations or ()):
         return ""

@@ -25,9 +25,9 @@ from .vector_env import VectorEnv
 from .wrappers import RawEpisodeReward, Wrapper, with_action_mask, wrapped
 
 OTHER_SOURCES = ("gymnasium.core", "gymnasium.wrappers", __package__)
-"""Modules that mention action masks, but do not report any."""
+"""Modules whose code contains `action_mask`, but whose environments have no mask."""
 
-# Bounds of float64 lose digits in float32. Users cannot act on it.
+# Gymnasium warns that float64 bounds lose precision in float32. Users can ignore this.
 warnings.filterwarnings("ignore", message=".*precision lowered by casting")
 
 
@@ -45,15 +45,15 @@ def make_env(
     """Make a batch of Gymnasium environments.
 
     Args:
-        id: see `make_gymnasium_env`, or a vector environment, which accepts no other argument (see `VectorEnv`).
+        id: see `make_gymnasium_env`, or a vector environment, for which other arguments are errors (see `VectorEnv`).
             `ALE/<Game>-v5` uses ale-py's native vector environment (see `make_atari_vector`).
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
         num_workers: number of worker processes. 0 steps the environments in this process, `auto` measures which is
             faster. The data do not depend on it.
         step_timeout: seconds after which a step of a worker fails.
         wrappers: applied to each environment, the first one innermost.
-        info_keys: entries of `info` that become metrics, with their values in the last step of an episode.
-            `is_success` and `success` always become metrics.
+        info_keys: entries of `info` in the last step of an episode that become metrics, besides `is_success` and
+            `success`.
         render_mode: passed in the same way as `kwargs`. Ignored for Atari games, whose videos show the observations.
         kwargs: see `make_gymnasium_env`.
 
@@ -126,12 +126,12 @@ def make_gymnasium_env(
 ) -> gymnasium.Env[Any, Any]:
     """Make one Gymnasium environment.
 
-    If it reports a mask of the valid actions, `ActionMask` is applied after the other wrappers. To find
-    `info["action_mask"]`, an environment whose source code mentions it is reset once.
+    If the environment reports a mask of valid actions, `ActionMask` is applied after the other wrappers. If the source
+    code contains `action_mask`, the environment is reset once to check for `info["action_mask"]`.
 
     Args:
-        id: a registered id, `module:id` to import the module that registers it, or a class or function or its dotted
-            path.
+        id: a registered id, `module:id` to import the module that registers it, a class or function, or the dotted
+            path of a class or function.
         wrappers: applied in order, the first one innermost.
         kwargs: passed to `gymnasium.make`, or to the class or function. Lists become tuples where the default or the
             annotation of the parameter is a tuple.
@@ -158,7 +158,7 @@ def make_gymnasium_env(
 
 
 def _make_unwrapped(id: str | EnvFactory, name: str, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:  # noqa: A002
-    """Make an environment from an id, or from a class or function or its dotted path."""
+    """Make an environment from an id, a class or function, or its dotted path."""
     factory: str | EnvFactory = id
     try:
         if isinstance(id, str) and id not in gymnasium.registry:
@@ -193,7 +193,11 @@ def _without_order_enforcing(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any,
 
 
 def may_report_mask(env: gymnasium.Env[Any, Any]) -> bool:
-    """Return whether discrete actions may have a mask: the code of the environment or of a wrapper mentions it."""
+    """Return whether an environment may report an action mask.
+
+    The actions are discrete, and the environment or a wrapper has a method `action_masks` or contains `action_mask` in
+    the source code of its module.
+    """
     observation = env.observation_space
     has_mask = isinstance(observation, spaces.Dict) and "action_mask" in observation.spaces
     if has_mask or not isinstance(env.action_space, spaces.Discrete | spaces.MultiDiscrete):
@@ -208,7 +212,7 @@ def may_report_mask(env: gymnasium.Env[Any, Any]) -> bool:
 
 
 def _source(module: str) -> str:
-    """Return the source code of a module; empty if there is none."""
+    """Return the source code of a module, or an empty string if it has none."""
     try:
         return inspect.getsource(sys.modules[module])
     except (KeyError, OSError, TypeError):

@@ -30,8 +30,8 @@ def batched(env: EnvBase) -> EnvBase:
     A `VectorEnv` has all of these and is returned unchanged. Only the transforms that are missing are added:
     `RewardSum`, `StepCounter` and, where a spec is float64 (as in MuJoCo), `DoubleToFloat`.
 
-    An environment's own entry `episode_reward` or `step_count` that cannot come from these transforms, because its
-    shape or dtype differs, is renamed to `env_episode_reward` or `env_step_count`. An entry `mask` with one flag per
+    If the environment has an entry `episode_reward` or `step_count` whose shape or dtype differs from that of these
+    transforms, the entry is renamed to `env_episode_reward` or `env_step_count`. An entry `mask` with one flag per
     action is copied to `action_mask`, which policies read.
 
     Args:
@@ -67,7 +67,7 @@ def batched(env: EnvBase) -> EnvBase:
 
 
 def is_own_entry(env: EnvBase, key: str) -> bool:
-    """Return whether the entry `key` of `EPISODE_KEYS` exists, but is not that of `RewardSum` or `StepCounter`."""
+    """Return whether the entry `key` exists and differs in shape or dtype from that of `RewardSum` or `StepCounter`."""
     if key not in env.observation_spec.keys():  # noqa: SIM118 - Composite does not implement `in`
         return False
     spec = env.observation_spec[key]
@@ -88,7 +88,7 @@ def has_root_mask(env: EnvBase) -> bool:
 
 
 def raise_on_several_agents(env: EnvBase) -> None:
-    """Raise an EnvironmentFailure if an environment has not exactly one reward and one action."""
+    """Raise an EnvironmentFailure unless an environment has exactly one action and one reward."""
     actions = [key for key in env.action_keys if key != "action" and key[0] != "action"]
     others = [*actions, *(key for key in env.reward_keys if key != "reward")]
     if others:

@@ -32,16 +32,16 @@ class VectorEnv(EnvBase):
     `episode_reward` and `step_count` are those of TorchRL's `RewardSum` and `StepCounter`, except that
     `episode_reward` sums the rewards of the environment before any wrapper changes them.
 
-    `call`, `get_attr` and `set_attr` reach the environments and their wrappers, also in worker processes, as in
+    `call`, `get_attr` and `set_attr` apply to the environments and their wrappers, also in worker processes, as in
     `gymnasium.vector`. They also work through TorchRL's `TransformedEnv`.
 
     Args:
-        vector: a vector environment. In every autoreset mode, the last observation of an episode is the true final
+        vector: a vector environment in any autoreset mode. The last observation of an episode is the true final
             observation, and a new episode starts only on request (see `without_autoreset`).
 
     Raises:
-        EnvironmentFailure: if a space is not supported, if the vector environment does not say when it resets, or if
-            it is not a `SlicedVectorEnv` and has nested spaces or spaces that need encoding.
+        EnvironmentFailure: if a space is not supported, if the vector environment has no autoreset mode, or if it is
+            not a `SlicedVectorEnv` and has nested spaces or spaces that need encoding.
 
     """
 
@@ -75,7 +75,7 @@ class VectorEnv(EnvBase):
 
     @property
     def skipped(self) -> NDArray[np.bool_] | None:
-        """Environments whose last step was no transition (see `NextStepReset`); `None` if there are no such steps."""
+        """Whether the last step of each environment was skipped; `None` without skipped steps (see `NextStepReset`)."""
         return getattr(self.vector, "skipped", None)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:

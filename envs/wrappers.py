@@ -88,12 +88,12 @@ class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
 class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Adds the mask of valid actions to the observation: `Dict(observation=<the original>, action_mask=MultiBinary)`.
 
-    The mask comes from the method `action_masks()` of the environment or of a wrapper, or else from
+    The mask is the result of the method `action_masks()` of the environment or of a wrapper. Without this method, it is
     `info["action_mask"]` of every reset and step. It has one entry per action value, 1 where the value is allowed:
-    `[n]` for Discrete, `[sum(nvec)]` for MultiDiscrete (the masks of all dimensions, concatenated or as a tuple).
-    Without a mask in the `info` of the last step of an episode, all actions count as valid there.
+    `[n]` for Discrete, `[sum(nvec)]` for MultiDiscrete (the masks of all dimensions, concatenated or as a tuple). If
+    the `info` of the last step of an episode has no mask, all actions are valid.
 
-    `make_gymnasium_env` applies this wrapper by itself if an environment with these actions reports a mask.
+    `make_gymnasium_env` applies this wrapper automatically if an environment with these actions reports a mask.
 
     Raises:
         ConfigurationError: if the action space is neither Discrete nor MultiDiscrete.
@@ -147,21 +147,21 @@ class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def mask_method(env: gymnasium.Env[Any, Any]) -> Callable[[], Any] | None:
-    """Return the method `action_masks` of an environment or of one of its wrappers, as sb3-contrib names it."""
+    """Return the method `action_masks` of an environment or its wrappers, or `None`. sb3-contrib has the same name."""
     method = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
     return method if callable(method) else None
 
 
 def flat_mask(mask: Any) -> NDArray[np.int8]:
-    """Return a mask as an array `[num_choices]`; masks of the dimensions of a MultiDiscrete are concatenated."""
+    """Return a mask as an array `[num_choices]`. A tuple of masks, one per dimension, is concatenated."""
     parts = mask if isinstance(mask, list | tuple) and any(np.ndim(part) for part in mask) else [mask]
     return np.concatenate([np.asarray(part).astype(np.int8).reshape(-1) for part in parts])
 
 
 def with_action_mask(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Apply `ActionMask` to an environment with discrete actions if it reports a mask that fits.
+    """Apply `ActionMask` to an environment with discrete actions if it reports a mask of the right size.
 
-    Resets the environment if it has no method `action_masks`, because only the `info` of a reset shows the mask.
+    If the environment has no method `action_masks`, it is reset to check for a mask in `info`.
     """
     masked = ActionMask(env)
     if mask_method(env) is not None:

@@ -1,7 +1,7 @@
-"""A curriculum: a Lightning callback makes the environments harder as the return grows.
+"""A curriculum: a Lightning callback makes the environments harder as the return increases.
 
-`env.get_attr`, `env.set_attr` and `env.call` reach the training environments and their wrappers, also in worker
-processes. Evaluations have other environments, which stay as hard as the configuration says.
+`env.get_attr`, `env.set_attr` and `env.call` apply to the training environments and their wrappers, also in worker
+processes. The callback does not change the evaluation environments.
 
     python examples/curriculum.py
 """
@@ -18,7 +18,7 @@ from torchppo.pipelines.cli.main import main
 
 
 class Walk(gymnasium.Env[NDArray[np.float32], np.int64]):
-    """Walk to a goal that is `distance` steps to the left or right; the observation is its direction."""
+    """Walk to a goal that is `distance` steps to the left or right. The observation is the direction of the goal."""
 
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)  # left, right
@@ -39,7 +39,7 @@ class Walk(gymnasium.Env[NDArray[np.float32], np.int64]):
 
 
 class Curriculum(Callback):
-    """Starts near the goal, and doubles the distance whenever the mean return of the last episodes exceeds 0.8."""
+    """Starts with a distance of 2 and doubles it if the mean return of the last episodes exceeds 0.8."""
 
     def on_train_start(self, trainer: Any, ppo: LightningModule) -> None:
         trainer.train_dataloader.env.set_attr("distance", 2)

@@ -1,7 +1,7 @@
 """Action masking: the environment reports the valid actions, and the policy samples only from them.
 
-A mask in `info["action_mask"]` or from a method `action_masks()` is found and added to the observation. The policy
-masks its logits with it. Masks work for Discrete and MultiDiscrete actions.
+torchppo adds the mask in `info["action_mask"]`, or the result of a method `action_masks()`, to the observation. The
+policy masks its logits with it. Masks work for Discrete and MultiDiscrete actions.
 
     python examples/masked_actions.py
 """

@@ -1,4 +1,4 @@
-"""Act with a trained policy in your own loop, in the environment of its training.
+"""Act with a trained policy in your own loop, in its training environment.
 
 python examples/use_policy.py runs/cartpole/<run>/checkpoints/best.ckpt
 """
@@ -8,7 +8,7 @@ import sys
 import torchppo
 
 policy = torchppo.load_policy(sys.argv[1])
-env = policy.make_gymnasium_env()  # the id, keyword arguments and wrappers of the training
+env = policy.make_gymnasium_env()  # with the id, keyword arguments and wrappers of the training environment
 observation, _ = env.reset(seed=0)
 policy.reset()  # a new episode, for policies with a memory
 episode_reward, done = 0.0, False

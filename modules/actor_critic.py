@@ -76,15 +76,15 @@ def make_actor_critic(
     """Build an actor and a critic.
 
     Args:
-        observation_spec: Batched spec with the entry `observation`, a tensor or nested, and maybe an `action_mask`.
+        observation_spec: Batched spec with the entry `observation`, a tensor or nested, and optionally `action_mask`.
         action_spec: Batched spec of the action, a tensor or nested.
-        body: Builds the network before the memory and heads from its input shape. A single box of floats, or an image
-            unless the body is `mlp`, is its input directly; other observations are encoded and concatenated.
+        body: Builds the network before the memory and heads from its input shape. It receives a single box of floats
+            directly, and a single image unless it is `mlp`. Other observations are encoded and concatenated.
         critic_body: Body of the critic; `None` means `body`.
         shared: Whether actor and critic share one feature extractor.
         actor_observations: Entries that the actor reads, such as `image` or `left/image`; `None` means all.
         critic_observations: The same for the critic.
-        encoders: Builders of encoders from the shape of an entry, by its name. The specs choose the others.
+        encoders: Builders of encoders by entry name, from the shape of the entry. The specs choose other encoders.
         memory: Builds the memory between body and heads from the number of features.
         head: Builds the heads of continuous actions.
         critic: Builds the value head from the number of features.
@@ -111,7 +111,7 @@ def make_actor_critic(
 
 
 def _check_shared(is_contradiction: bool) -> None:
-    """Raise a ConfigurationError if actor and critic cannot share a feature extractor."""
+    """Raise a ConfigurationError if actor and critic are to share a feature extractor, but cannot."""
     if is_contradiction:
         raise ConfigurationError(
             "policy.shared=true needs the same body and observations for actor and critic; set policy.shared=false, or "
@@ -152,10 +152,10 @@ def _make_head_module(head: Head, feature_key: str, mask_key: NestedKey | None) 
 
 
 def without_critic(actor: TensorDictModuleBase) -> TensorDictModuleBase:
-    """Return the policy without the critic, whose recurrent state it advances during collection.
+    """Return the policy without the critic, whose recurrent state is only needed during collection.
 
     Returns:
-        The policy itself if that has no critic, or one that reads no other entries than the policy.
+        `actor` itself if it has no critic, or if its critic reads no additional entries.
 
     """
     if "critic_memory" not in recurrent_state_shapes(actor):

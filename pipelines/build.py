@@ -82,7 +82,7 @@ def build_training(cfg: DictConfig, rank: int, overrides: Iterable[str] = ()) ->
 
 
 def check_effects(overrides: Iterable[str], env: EnvBase, ppo: PPO) -> None:
-    """Raise a ConfigurationError for an override that changes nothing in this environment."""
+    """Raise a ConfigurationError for an override without effect in this environment."""
     leaves = env.full_action_spec.values(True, True)
     is_continuous = any(isinstance(leaf, Bounded | Unbounded) for leaf in leaves)
     coefficients = {name: float(value.sum()) for name, value in ppo.objective.named_buffers()}
@@ -106,7 +106,7 @@ def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Itera
     size = num_envs * num_steps
     ppo.update.check(num_envs, num_steps, in_sequences=is_recurrent(ppo.actor))
     if cfg.total_frames < size:
-        logger.warning("torchppo: total_frames=%d is less than one rollout; training for %d", cfg.total_frames, size)
+        logger.warning("torchppo: total_frames=%d is below a rollout; training for %d frames", cfg.total_frames, size)
     if is_torchrl:
         return build_torchrl_collector(cfg, env, ppo.actor, rank, size)
     collector: Iterable[TensorDictBase] = call_with_accepted(

@@ -62,9 +62,9 @@ def restore(
     Args:
         path: path of the checkpoint.
         seed: seed of the environment.
-        episodes: number of episodes that the environment is for.
+        episodes: number of episodes of the evaluation, which determines the number of environments.
         overrides: overrides of Hydra that change the environment.
-        options: arguments of the environment.
+        options: further arguments of `build_evaluation_env`.
 
     Raises:
         CheckpointError: if the file is not a checkpoint, or has no configuration to build a model from.
@@ -95,7 +95,7 @@ def change_environment(cfg: DictConfig, overrides: Iterable[Override]) -> None:
     """Apply overrides such as `env.gravity=5` to `cfg.eval.env`, and `eval.max_steps=100` to `cfg.eval`.
 
     Raises:
-        ConfigurationError: if an override is of another key, or of a key that the environment does not have.
+        ConfigurationError: if an override has another key, or replaces a key that the configuration does not have.
 
     """
     for override in overrides:

@@ -1,6 +1,6 @@
-"""Reductions over the ranks of a distributed run, and a signal that ends all of them.
+"""Reductions over the ranks of a distributed run, and a callback that ends training on all ranks after a signal.
 
-On a single process, reductions return their input.
+With a single process, reductions return their input.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class StopOnSignal(Callback):
             self._previous = {number: signal.getsignal(number) for number in SIGNALS}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace Lightning's handlers, which exit with code 0 or 1. Python has handlers only in the main thread."""
+        """Replace Lightning's handlers, which exit with code 0 or 1. Only the main thread can set handlers."""
         for number in self._previous:
             signal.signal(number, self._receive)
 

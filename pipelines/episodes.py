@@ -45,7 +45,7 @@ class Evaluation(NamedTuple):
         returns: undiscounted raw returns.
         lengths: numbers of steps.
         num_cut: number of episodes that were cut because they did not end.
-        infos: the entries of `info` that the episodes reported.
+        infos: values of the entries of `info` that the episodes reported, by key.
 
     """
 
@@ -78,16 +78,16 @@ def evaluate(
     deterministic: bool = True,
     compile: Compile = False,  # noqa: A002
 ) -> Evaluation:
-    """Roll out whole episodes. Every environment contributes the same number, so that short episodes do not count more.
+    """Evaluate a policy over whole episodes: the same number in every environment, so that short ones are not favored.
 
-    An episode of `max_steps` steps is cut: it counts with its return so far, and is the last one of its environment.
+    An episode is cut after `max_steps` steps. It counts with its return so far and is the last one of its environment.
 
     Args:
         actor: the policy.
         env: a batched environment that writes `episode_reward` and `step_count`.
         episodes: number of episodes.
-        max_steps: limit of an episode; `None`: see `default_max_steps`.
-        deterministic: whether to use `deterministic_sample` (mode, mean or median) instead of random samples.
+        max_steps: maximum number of steps of an episode; `None` uses `default_max_steps`.
+        deterministic: whether actions are the `deterministic_sample` (mode, mean or median) or random samples.
         compile: how the policy step runs.
 
     Raises:
@@ -122,7 +122,7 @@ def evaluate(
 
 
 def default_max_steps(env: EnvBase) -> int:
-    """Return the time limit of an environment, or 5,000 steps if it has none."""
+    """Return the time limit of an environment, or `MAX_STEPS` if it has none."""
     vector = vector_of(env)
     if isinstance(vector, SplitAtariVectorEnv):
         return ATARI_MAX_STEPS
@@ -151,8 +151,8 @@ class EvaluateAndSave(Callback):
     """Evaluates the policy every `every_frames` frames and at the end, and saves the last and the best checkpoint.
 
     Args:
-        run_evaluation: function that evaluates a policy, or returns `None` if a signal interrupts it. Without it, the
-            mean return of the training takes the place of that of evaluations.
+        run_evaluation: function that evaluates a policy, or returns `None` if a signal interrupts it. If it is `None`,
+            the mean training return is used instead of the mean return of evaluations.
         directory: folder of `best.ckpt` and `last.ckpt`.
         every_frames: frames between evaluations. `None` evaluates only at the end.
         stop_at: mean return of an evaluation that ends the training; `None` trains to the last frame.
@@ -191,7 +191,7 @@ class EvaluateAndSave(Callback):
             self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: Trainer, ppo: Any) -> float | None:
-        """Save the last checkpoint, evaluate, and save the best one. Return the mean return if there is one.
+        """Save the last checkpoint, evaluate, and save the best checkpoint. Return the mean return, or `None`.
 
         The last checkpoint is saved first, so that it exists even if the evaluation fails.
         """

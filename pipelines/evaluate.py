@@ -35,7 +35,7 @@ def evaluate_checkpoint(
     render_mode: str | None = None,
     overrides: Iterable[Override] = (),
 ) -> Summary:
-    """Roll out whole episodes with a checkpoint's policy, and record some.
+    """Evaluate the policy of a checkpoint over whole episodes, and record a video.
 
     Args:
         path: path of the checkpoint.
@@ -43,9 +43,9 @@ def evaluate_checkpoint(
         seed: seed of the environments and of random actions.
         video: path of the video; `None` disables it.
         video_episodes: number of episodes in the video.
-        deterministic: whether the actions are the `deterministic_sample` of the distribution, not random samples.
+        deterministic: see `evaluate`.
         render_mode: `human` shows the episodes in a window, one after the other.
-        overrides: overrides of Hydra, of `env` or `eval`.
+        overrides: overrides of Hydra for keys of `env` or `eval`.
 
     Raises:
         TorchPPOError: if the checkpoint cannot be used or its environment cannot be made.
@@ -71,7 +71,7 @@ def evaluate_checkpoint(
 
 
 def figures(result: Evaluation) -> Summary:
-    """Return the figures of an evaluation under their names in JSON."""
+    """Return the results of an evaluation with their names in JSON."""
     return {
         "eval_return_mean": result.mean,
         "eval_return_std": result.std,

@@ -102,7 +102,7 @@ class MonitoredModule(LightningModule):
             if has_monitors(self.trainer):
                 check_monitors(self.trainer)
             for logger in self.loggers:
-                # TensorBoardLogger does not replace the empty file that Lightning has saved.
+                # Lightning has saved an empty file, which TensorBoardLogger does not replace.
                 if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
                     Path(logger.log_dir, logger.NAME_HPARAMS_FILE).unlink(missing_ok=True)
                 logger.log_hyperparams(hyperparameters(self))
@@ -195,7 +195,7 @@ class EpisodeStatistics:
         data = (
             rollout["next"].select("done", "episode_reward", "step_count", "episode_info", strict=False).transpose(0, 1)
         )
-        done = data["done"] & (data["step_count"] > 0)  # 0: a step that was skipped
+        done = data["done"] & (data["step_count"] > 0)  # 0: a skipped step
         columns = (done.nonzero()[:, 0], data["episode_reward"][done], data["step_count"][done])
         infos = ended_infos(data, done) if "episode_info" in rollout["next"].keys() else repeat({})  # noqa: SIM118
         ended = gathered([*zip(*(column.tolist() for column in columns), infos, strict=False)])
@@ -207,7 +207,7 @@ class EpisodeStatistics:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Mean and spread of the returns, mean length and infos. Empty before the first episode has ended."""
+        """Mean and standard deviation of the returns, mean length, and means of `infos`; empty without an episode."""
         if not self.episodes:
             return {}
         rewards, lengths = zip(*self.episodes, strict=True)

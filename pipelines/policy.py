@@ -27,7 +27,7 @@ from .components.instantiate import build_evaluation_env, call, evaluation_confi
 from .step_factory import device_of
 
 BATCH_KEYS = ("num_envs", "num_workers", "step_timeout", "info_keys")
-"""Keys of `env` that a single environment does not have."""
+"""Keys of `env` that do not apply to a single environment."""
 GymnasiumEnv = VectorEnv | gymnasium.Env[Any, Any] | GymnasiumVectorEnv[Any, Any, Any]
 
 
@@ -118,9 +118,9 @@ class Policy:
         return mask
 
     def make_env(self, num_envs: int = 1, *, seed: int = 0, **changes: Any) -> EnvBase:
-        """Make the environment of the training, with its wrappers, transforms and keyword arguments.
+        """Make the training environment, with its wrappers, transforms and keyword arguments.
 
-        As in `torchppo eval`, games do not end with a life, and `eval.env` replaces keys. With
+        As in `torchppo eval`, Atari games do not end with the loss of a life, and `eval.env` replaces keys. With
         `num_envs=min(episodes, 20)`, `torchppo.evaluate(policy.actor, env, episodes)` has the same result.
 
         Args:
@@ -161,7 +161,7 @@ class Policy:
         return cast(gymnasium.Env[Any, Any], call(single, **changes))
 
     def _changed_config(self, changes: dict[str, Any]) -> DictConfig:
-        """Return the configuration with the keys of `changes`, because `build_env` replaces only existing keys."""
+        """Return the configuration with the keys of `changes`. `build_env` replaces only existing keys."""
         if self._config is None:
             raise CheckpointError(
                 "policy.make_env needs a checkpoint of torchppo train that is loaded without actor; use "

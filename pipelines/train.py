@@ -147,7 +147,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 def check_precision(trainer: Trainer) -> None:
-    """Raise a ConfigurationError if the precision does not fit the environments."""
+    """Raise a ConfigurationError if the precision is not supported."""
     if trainer.precision in ("64-true", "bf16-true", "16-true"):
         raise ConfigurationError(
             f"trainer.precision={trainer.precision} does not fit the environments' float32; use 32-true, bf16-mixed or "
@@ -172,9 +172,9 @@ def check_numbers(cfg: DictConfig, options: DictConfig) -> None:
 
 
 class Evaluator:
-    """Evaluates policies in environments that are made once, with the same seed each time.
+    """Evaluates policies with the same seed each time, in environments that are made once.
 
-    It does not change the random state of the training. It returns `None` if `stop` receives a signal.
+    Evaluations do not change the random state of training. They return `None` if `stop` receives a signal.
     """
 
     def __init__(self, cfg: DictConfig, stop: StopOnSignal) -> None:
@@ -183,7 +183,7 @@ class Evaluator:
         self._env: EnvBase | None = None
 
     def make_env(self) -> None:
-        """Make the environments before the training starts threads, which worker processes do not inherit."""
+        """Make the environments. Call this before training starts threads, which forked processes do not inherit."""
         with isolate_rng():
             try:
                 self._env = build_evaluation_env(self._cfg, seed=self._seed, episodes=self._cfg.eval.episodes)

@@ -90,10 +90,13 @@ def _split(space: spaces.Space[Any], batch: Any) -> list[Any]:
 
 
 def as_number(value: Any) -> float:
-    """Return a reward or flag as a number: a NumPy scalar, a tensor, or an array or list of one element.
+    """Return a reward or flag as a float.
+
+    Args:
+        value: a number, a NumPy scalar, or a tensor, array or list of one element.
 
     Raises:
-        EnvironmentFailure: if it is not one number.
+        EnvironmentFailure: if `value` is not one number.
 
     """
     if isinstance(value, float):

@@ -88,7 +88,7 @@ def decoder(space: spaces.Space[Any]) -> Converter:
 
 
 def _field(key: Any, space: spaces.Space[Any]) -> Converter:
-    """Return the function that reads the part of a nested action; an empty part is not in the array."""
+    """Return the function that reads a part of a nested action. Parts without elements are not in the array."""
     return identity if is_empty(space) else itemgetter(str(key))
 
 
@@ -178,7 +178,7 @@ def check_first_observations(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any,
     def step(action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         uninstall()
         observation, reward, terminated, truncated, info = env.step(action)
-        if isinstance(terminated, list | tuple) or isinstance(truncated, list | tuple):  # [False] would count as true
+        if isinstance(terminated, list | tuple) or isinstance(truncated, list | tuple):  # [False] is true in Python
             raise EnvironmentFailure(f"an environment returned {terminated=} and {truncated=}; return a bool for each")
         raise_on_mismatch(env, observation)
         return observation, reward, terminated, truncated, info

@@ -25,7 +25,7 @@ def action_spec(space: spaces.Space[Any], path: str = "action") -> TensorSpec:
     """Return the TorchRL spec of one environment's actions: a Composite for a Dict or Tuple, a spec for each leaf.
 
     Discrete actions start at zero, regardless of the `start` of the space. Items of a Tuple have the keys `0`, `1`, ...
-    Parts without elements, such as a Box of shape `(0,)`, are left out.
+    Parts without elements, such as a Box of shape `(0,)`, are omitted.
     TorchRL's own conversion is not used because it turns a MultiDiscrete with equal sizes into a stack of specs.
 
     Raises:
@@ -51,7 +51,7 @@ def action_spec(space: spaces.Space[Any], path: str = "action") -> TensorSpec:
 def observation_spec(space: spaces.Space[Any], path: str = "observation") -> TensorSpec:
     """Return the TorchRL spec of one environment's observations: a Composite for a Dict or Tuple, a spec for each leaf.
 
-    Discrete observations start at zero, and texts are tokens (see `tokenize`). Parts without elements are left out.
+    Discrete observations start at zero, and texts are tokens (see `tokenize`). Parts without elements are omitted.
 
     Raises:
         EnvironmentFailure: if no encoder supports the space; the message names its `path`.
@@ -78,7 +78,7 @@ def observation_spec(space: spaces.Space[Any], path: str = "observation") -> Ten
 def subspaces(space: spaces.Space[Any]) -> list[tuple[Any, spaces.Space[Any]]]:
     """Return the keys and spaces of a Dict or Tuple, in the order of the space; empty for any other space.
 
-    Spaces without elements are left out.
+    Spaces without elements are omitted.
     """
     match space:
         case spaces.Dict():
@@ -91,7 +91,7 @@ def subspaces(space: spaces.Space[Any]) -> list[tuple[Any, spaces.Space[Any]]]:
 
 
 def is_empty(space: spaces.Space[Any]) -> bool:
-    """Return whether elements of a space have no values: a shape with a 0, or a Dict or Tuple of only such spaces."""
+    """Return whether a space has a dimension of size 0, or is a Dict or Tuple that contains only such spaces."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         return not subspaces(space)
     return isinstance(space, spaces.Box | spaces.MultiDiscrete | spaces.MultiBinary) and 0 in space.shape
@@ -127,7 +127,7 @@ def _discrete_spec(space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiB
 
 
 SIGNED = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64, np.dtype(np.uint64): np.int64}
-"""Wider signed dtypes, because PyTorch has few operations for unsigned integers other than bytes."""
+"""Signed dtypes that replace unsigned ones. PyTorch supports few operations on unsigned integers other than bytes."""
 
 
 def _box_spec(space: spaces.Box) -> TensorSpec:
@@ -137,7 +137,7 @@ def _box_spec(space: spaces.Box) -> TensorSpec:
     bounds = (space.low, space.high)
     if space.dtype == np.uint64:
         bounds = (space.low.clip(max=2**63 - 1), space.high.clip(max=2**63 - 1))
-    with np.errstate(over="ignore"):  # a float64 that is infinite in float32
+    with np.errstate(over="ignore"):  # a float64 bound may be infinite in float32
         low, high = (torch.as_tensor(bound.astype(stored)) for bound in bounds)
     if not (low.isfinite().all() and high.isfinite().all()):
         return Unbounded(space.shape, dtype=low.dtype)

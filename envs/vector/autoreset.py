@@ -1,4 +1,4 @@
-"""Gymnasium vector environments that reset automatically, with resets on request."""
+"""Wrappers that add resets on request to Gymnasium vector environments that reset automatically."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ...errors import EnvironmentFailure
 
 
 def without_autoreset(vector: GymnasiumVectorEnv[Any, Any, Any]) -> GymnasiumVectorEnv[Any, Any, Any]:
-    """Return a vector environment that resets on request, in any autoreset mode of the original.
+    """Return a vector environment that resets on request. The result depends on the autoreset mode of `vector`.
 
-    - `DISABLED`: the original.
-    - `SAME_STEP`: see `SameStepReset`. The data are exact.
-    - `NEXT_STEP`: the original if it is Gymnasium's `SyncVectorEnv` or `AsyncVectorEnv`, which also reset single
-      environments on request, so that the data are exact. Otherwise, see `NextStepReset`.
+    - `DISABLED`: `vector` itself.
+    - `SAME_STEP`: a `SameStepReset`. The data is exact.
+    - `NEXT_STEP`: `vector` itself if it is a `SyncVectorEnv` or `AsyncVectorEnv` of Gymnasium. These reset single
+      environments on request, so the data is exact. Otherwise, a `NextStepReset`.
 
     Raises:
-        EnvironmentFailure: if the metadata do not name the autoreset mode.
+        EnvironmentFailure: if the metadata does not contain the autoreset mode.
 
     """
     mode = vector.metadata.get("autoreset_mode")
@@ -34,18 +34,18 @@ def without_autoreset(vector: GymnasiumVectorEnv[Any, Any, Any]) -> GymnasiumVec
             resets_single_envs = isinstance(vector.unwrapped, SyncVectorEnv | AsyncVectorEnv)
             return vector if resets_single_envs else NextStepReset(vector)
     raise EnvironmentFailure(
-        f"{vector} does not say when it resets; set its metadata['autoreset_mode'] to a gymnasium.vector.AutoresetMode"
+        f"{vector} has no autoreset mode; set its metadata['autoreset_mode'] to a gymnasium.vector.AutoresetMode"
     )
 
 
 class SameStepReset(VectorWrapper):
-    """Returns the final observations of `info["final_obs"]`, and the first ones of new episodes at the next reset."""
+    """Returns the final observations from `info["final_obs"]`. The next reset returns those of the new episodes."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start all episodes anew, or continue with the new episodes of `options["reset_mask"]`.
+        """Reset all environments, or continue with the new episodes of those in `options["reset_mask"]`.
 
         Raises:
-            EnvironmentFailure: if the episode of one of these environments has not ended.
+            EnvironmentFailure: if the episode of an environment in the mask has not ended.
 
         """
         if options is None:
@@ -67,19 +67,18 @@ class SameStepReset(VectorWrapper):
 
 
 class NextStepReset(VectorWrapper):
-    """Marks the steps in which an environment resets while the others go on.
+    """Marks the steps in which an environment is reset while others continue.
 
-    A vector environment in `AutoresetMode.NEXT_STEP` ignores the action in the step after the end of an episode,
-    resets, and returns the reward 0. This step is no transition. If all episodes end together, the whole batch is
-    reset instead, and there is no such step.
+    In the step after the end of an episode, a vector environment in `AutoresetMode.NEXT_STEP` ignores the action,
+    resets, and returns the reward 0. This step is not a transition. If all episodes end in the same step, the whole
+    batch is reset, and no such step occurs.
 
-    Otherwise, the step has the final observation before and after it, the reward 0, and is truncated, and `skipped`
-    is true for its environment. `Collector` and `evaluate` replace it (see `pipelines/collectors/skipped_steps.py`).
-    TorchRL's collectors keep it. Its advantage is near 0, because it leads from a state to the same state, and its
-    `step_count` is 0, so that it does not count as an episode.
+    A skipped step has the final observation before and after it and the reward 0. It is truncated, its `step_count` is
+    0, and `skipped` is true for its environment. `Collector` replaces it (see `pipelines/collectors/skipped_steps.py`),
+    and `evaluate` ignores it. TorchRL's collectors keep it: its advantage is near 0, because both states are the same.
 
     Attributes:
-        skipped: the environments that were reset in the last step, `[num_envs]`.
+        skipped: whether each environment was reset in the last step, bool `[num_envs]`.
 
     """
 
@@ -89,10 +88,10 @@ class NextStepReset(VectorWrapper):
         self._ended = self.skipped
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start all episodes anew, or those of `options["reset_mask"]` in the next step.
+        """Reset all environments, or those in `options["reset_mask"]` with the next step.
 
         Raises:
-            EnvironmentFailure: if the episode of one of these environments has not ended.
+            EnvironmentFailure: if the episode of an environment in the mask has not ended.
 
         """
         if options is None or (mask := options["reset_mask"] & ~self.skipped).all():

@@ -38,8 +38,7 @@ def require_fork(num_workers: int) -> None:
     """Raise a ConfigurationError if worker processes do not work on this system."""
     if not can_fork():
         raise ConfigurationError(
-            f"env.num_workers={num_workers} needs processes that fork, which {sys.platform} does not support; set "
-            "env.num_workers=0"
+            f"env.num_workers={num_workers} needs fork, which {sys.platform} does not support; set env.num_workers=0"
         )
 
 

@@ -1,4 +1,4 @@
-"""The interface of our vector environments, and what they read from and call in a single environment."""
+"""The interface of our vector environments, and functions that call and read a single environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..spaces.encoding import encoder, identity
 from ..spaces.specs import ALL_ENVS, StepArrays, subspaces
 
 SUCCESS_KEYS = ("is_success", "success")
-"""Keys of `info` that are always read at the end of an episode."""
+"""Keys of `info` that are read at the end of every episode."""
 
 
 class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
@@ -25,9 +25,9 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
 
     Attributes:
         info_keys: keys of the entries of `info` that are read at the end of an episode.
-        listed_info_keys: those that the user listed; the others are `SUCCESS_KEYS`.
-        episode_info: their values in the last step of each environment's last complete episode, `[num_envs,
-            len(info_keys)]`, NaN where `info` had no such entry. A reset writes them. `None` without keys.
+        listed_info_keys: the keys that the user listed; the others are `SUCCESS_KEYS`.
+        episode_info: values of `info_keys` in the last step of each environment's last complete episode, `[num_envs,
+            len(info_keys)]`. They are NaN if `info` had no such entry. A reset writes them. `None` without keys.
 
     """
 
@@ -36,11 +36,13 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
     episode_info: NDArray[np.float64] | None = None
 
     def read_episode_info(self, mask: NDArray[np.bool_]) -> None:
-        """Write `episode_info` of the environments in `mask` already before they are reset."""
+        """Write `episode_info` of the environments in `mask` before they are reset."""
 
     def call_envs(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Return the results of `call`, `get_attr` or `set_attr`, one per environment."""
-        raise ConfigurationError(f"{method}({args[0]!r}) does not work with {type(self).__name__}, which runs in C++")
+        raise ConfigurationError(
+            f"{method}({args[0]!r}) does not work with {type(self).__name__}, which runs in C++; remove the call"
+        )
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every environment or its wrappers and return the results."""
@@ -51,7 +53,7 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
         return self.call_envs("get_attr", name)
 
     def set_attr(self, name: str, values: Any) -> None:
-        """Set an existing attribute of every environment or wrapper: to one value, or to a list of one per environment.
+        """Set an existing attribute of every environment or wrapper to one value, or to a list with a value for each.
 
         Raises:
             ConfigurationError: if the number of values is wrong.
@@ -99,10 +101,10 @@ def call_env(
 
 
 def info_number(key: str, value: Any) -> float:
-    """Return an entry of `info` as a number; NaN for a success that is not one number.
+    """Return an entry of `info` as a number. For `SUCCESS_KEYS`, return NaN if the entry is not one number.
 
     Raises:
-        EnvironmentFailure: if another entry is not one number.
+        EnvironmentFailure: if the entry of another key is not one number.
 
     """
     try:
@@ -116,7 +118,7 @@ def info_number(key: str, value: Any) -> float:
 
 
 def raise_on_encoded_spaces(vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:
-    """Raise an EnvironmentFailure if the spaces need an encoding, which only a `SlicedVectorEnv` has."""
+    """Raise an EnvironmentFailure if the spaces need an encoding. Only a `SlicedVectorEnv` encodes."""
     observation, action = vector.single_observation_space, vector.single_action_space
     if encoder(observation) is not identity or subspaces(action):
         raise EnvironmentFailure(

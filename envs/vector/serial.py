@@ -1,4 +1,4 @@
-"""A vector environment that steps its environments in this process, and functions that others share with it."""
+"""A vector environment that steps its environments in this process, and functions of all vector environments."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class SerialVectorEnv(SlicedVectorEnv):
     """Steps its environments one after the other in this process.
 
     It is faster than Gymnasium's `SyncVectorEnv`, which merges the `info` of all environments at every step. Here
-    `info` is dropped, except for `raw_episode_reward` and `info_keys`. Observations of a Dict or Tuple space are
+    `info` is dropped, except for `raw_episode_reward` and the `info_keys`. Observations of a Dict or Tuple space are
     structured arrays. Actions of such a space must be structured arrays too (see `action_converter`).
 
     Args:
         env_fns: one function per environment that makes it.
         arrays: arrays that the steps write to; `None` allocates them.
         info_keys: entries of `info` to read at the end of an episode, in addition to `SUCCESS_KEYS`.
-        episode_info: array that they are written to; `None` allocates it.
+        episode_info: array that the entries are written to; `None` allocates it.
 
     Raises:
         EnvironmentFailure: if a space is not supported; while running, if one of the first two observations of an
@@ -108,8 +108,10 @@ class SerialVectorEnv(SlicedVectorEnv):
             value = info.get(key)
             if value is None and key not in self._missing and key not in SUCCESS_KEYS:
                 self._missing.add(key)
-                reported = ", ".join(map(str, info)) or "nothing"
-                message = f"env.info_keys: an episode ended without info[{key!r}]; its last info has {reported}"
+                reported = ", ".join(map(str, info)) or "an empty info"
+                message = (
+                    f"env.info_keys: an episode ended without info[{key!r}]; remove it, or use a key of {reported}"
+                )
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
             self.episode_info[index, position] = np.nan if value is None else info_number(key, value)
 
@@ -132,7 +134,7 @@ class SerialVectorEnv(SlicedVectorEnv):
 
 
 def all_info_keys(info_keys: Sequence[str]) -> tuple[str, ...]:
-    """Return `SUCCESS_KEYS` and further keys, each once.
+    """Return `SUCCESS_KEYS` and `info_keys` without duplicates.
 
     Raises:
         ConfigurationError: if `info_keys` is not a list of strings.
@@ -152,10 +154,10 @@ def episode_info_for(info_keys: Sequence[str], num_envs: int, allocate: Allocate
 
 @contextmanager
 def error_filters_removed() -> Iterator[None]:
-    """Remove filters that turn all warnings into errors and that the code of an environment adds.
+    """Remove warning filters with the action `error` that the code of an environment adds.
 
-    Some packages call `warnings.filterwarnings("error")` when they are imported. It would turn the warnings of all
-    other libraries into errors. Other filters are kept.
+    Some packages call `warnings.filterwarnings("error")` when they are imported. This turns the warnings of all other
+    libraries into errors. Filters with other actions are kept.
     """
     before = warnings.filters[:]
     try:

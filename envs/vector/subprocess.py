@@ -46,7 +46,7 @@ class SubprocessVectorEnv(SlicedVectorEnv):
         info_keys: see `SerialVectorEnv`.
 
     Raises:
-        ConfigurationError: if `num_workers` or `step_timeout` is out of range, or processes cannot fork.
+        ConfigurationError: if `num_workers` or `step_timeout` is out of range, or the system does not support fork.
         EnvironmentFailure: if a space is not supported; while running, if a worker fails, dies or does not answer in
             time.
 

@@ -1,4 +1,4 @@
-"""A worker process that steps some environments of a batch, and its control from the parent process."""
+"""A worker process that steps a slice of the environments, and the class that controls it from the parent process."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Worker:
     """Starts one worker process and controls it from the parent process.
 
     Args:
-        env_fns: one function for each of its environments.
-        env_slice: its environments in the batch.
+        env_fns: one function per environment of the worker.
+        env_slice: slice of the batch that the worker steps.
         shared: arrays of all environments.
         info_keys: see `SerialVectorEnv`.
         step_timeout: seconds after which a command fails.
@@ -121,7 +121,7 @@ def close_all(workers: Sequence[Worker]) -> None:
 
 
 class WorkerSignals(NamedTuple):
-    """What a worker and its parent process use to start commands and to wait for them."""
+    """Objects with which the parent process starts commands of a worker and waits for them."""
 
     command: NDArray[np.int8]
     go: Any

@@ -56,7 +56,7 @@ def mlp(
 
 
 def is_mlp(body: Callable[..., nn.Module]) -> bool:
-    """Return whether a body is `mlp`, which flattens its input, so that images need an encoder before it."""
+    """Return whether a body is `mlp`. It flattens its input, so images need an encoder before it."""
     return (body.func if isinstance(body, partial) else body) is mlp
 
 

@@ -80,13 +80,13 @@ def split_observation_spec(spec: Composite) -> ObservationEntries:
 def select_entries(
     spec: Composite, entries: ObservationEntries, names: Sequence[str] | None, option: str
 ) -> dict[NestedKey, TensorSpec]:
-    """Return the specs of the entries with these names, or of all entries of the observation if `names` is `None`.
+    """Return the specs of the entries with the given names.
 
-    A name such as `left/image` selects an entry, and `left` all entries in it. Entries next to `observation`, which
-    are not part of the observation, can be selected too.
+    A name such as `left/image` selects one entry, and `left` selects all entries in it. Root entries that are not part
+    of `observation` can also be selected. If `names` is `None`, all entries of the observation are returned.
 
     Raises:
-        ConfigurationError: If a name selects nothing; the message names the `option`.
+        ConfigurationError: If a name selects no entry; the message names the `option`.
 
     """
     if names is None:
@@ -108,7 +108,7 @@ def select_entries(
 def select_both(
     spec: Composite, entries: ObservationEntries, actor: Sequence[str] | None, critic: Sequence[str] | None
 ) -> tuple[dict[NestedKey, TensorSpec], dict[NestedKey, TensorSpec]]:
-    """Return the specs of the entries that the actor reads and of those that the critic reads."""
+    """Return the specs of the entries of the actor, and those of the critic."""
     return (
         select_entries(spec, entries, actor, "policy.actor_observations"),
         select_entries(spec, entries, critic, "policy.critic_observations"),
@@ -155,9 +155,9 @@ class FeatureExtractorBuilder:
     """Builds the feature extractors of actor and critic.
 
     Args:
-        specs: Specs of the entries that actor or critic read, for a batch of observations, `[num_envs, ...]`.
+        specs: Specs of all entries of a batch of observations that the actor or the critic reads, `[num_envs, ...]`.
         num_batch: Number of batch dimensions of the specs.
-        normalize: Whether to normalize every entry of floats, with statistics that all feature extractors share.
+        normalize: Whether to normalize every entry of floats. All feature extractors share the statistics.
         encoders: See `make_actor_critic`.
         memory: See `make_actor_critic`.
 
@@ -185,8 +185,8 @@ class FeatureExtractorBuilder:
         """Build an extractor that writes `<name>_features`, and its next recurrent state to `next, <name>_memory`.
 
         Args:
-            name: Beginning of the keys.
-            specs: Specs of the entries that it reads.
+            name: Prefix of the keys.
+            specs: Specs of the entries that the extractor reads.
             body: See `make_actor_critic`.
 
         """
@@ -209,7 +209,7 @@ class FeatureExtractorBuilder:
         is_box = len(specs) == 1 and isinstance(specs[0], Bounded | Unbounded) and len(shape)
         if is_box and entry_name(keys[0]) not in self.encoders:
             is_map = len(shape) > 1 and is_image(specs[0], self.num_batch)
-            # Bodies scale bytes themselves; other integers need an encoder, because bodies do not know the bounds.
+            # Image bodies scale bytes. Other integers need an encoder, because bodies do not know the bounds.
             if not is_mlp(body) if is_map else specs[0].dtype.is_floating_point:
                 normalizers = [self.normalizers[one] for one in keys if one in self.normalizers]
                 inputs = normalizers or (scale_image(specs[0]) if is_map else [])

@@ -135,7 +135,7 @@ def require_positive_width(name: str, width: int) -> None:
 
 
 def require_image_shape(shape: torch.Size, policy: str) -> torch.Size:
-    """Return the shape `[channels, height, width]` of an image.
+    """Check the shape of an image and return it as `[channels, height, width]`.
 
     Raises:
         ConfigurationError: If `policy` cannot process images of this shape.

@@ -1,4 +1,4 @@
-"""Which observations are images, and where their channels are."""
+"""Functions that detect images and convert them to `[channels, height, width]`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ MIN_IMAGE_SIZE = 36
 MAX_CHANNELS = 16
 """Largest number of channels of an image that is not of bytes."""
 COLORS = (1, 2, 3, 4)
-"""Numbers of channels of single images and of short stacks."""
+"""Usual numbers of channels of single images and short stacks."""
 
 
 def is_image(spec: TensorSpec, num_batch: int) -> bool:
-    """Return whether a box is an image or a map: neighboring entries belong together.
+    """Return whether a box is an image, so that convolutions can process it.
 
-    Bytes with 3 dimensions are, and with 4 (a stack of such images). Grey images with 2 dimensions, and boxes of other
-    dtypes with 3 or 4 and at most `MAX_CHANNELS` channels, need at least 36x36 pixels.
+    Boxes of bytes with 3 dimensions, or with 4 (stacked images), are images. Boxes of bytes with 2 dimensions are
+    grayscale images if they have at least 36x36 pixels. Boxes of other dtypes with 3 or 4 dimensions are images if they
+    have at least 36x36 pixels and at most `MAX_CHANNELS` channels.
     """
     shape = spec.shape[num_batch:]
     if not isinstance(spec, Bounded | Unbounded) or len(shape) not in (2, 3, 4):
@@ -33,13 +34,13 @@ def is_image(spec: TensorSpec, num_batch: int) -> bool:
 def channels_first_order(shape: torch.Size) -> tuple[int, ...]:
     """Return the dimensions of an image in the order (stack,) channels, height, width.
 
-    With 3 dimensions, the channels are the first or the last. These rules are tried in order:
+    With 3 dimensions, the channels are the first or the last dimension. The first rule that decides is used:
 
-    1. The other two dimensions are equal (a square), and not those of the alternative.
-    2. There are at most 4 channels, and more in the alternative.
-    3. The image is closer to a square. The channels are last if both are equally close.
+    1. The other two dimensions are equal (a square) in only one of the two orders.
+    2. There are at most 4 channels in only one of the two orders.
+    3. The image is closer to a square in one of the two orders. If both are equal, the channels are last.
 
-    With 4 dimensions, height and width are the two neighbors whose smaller one is largest.
+    With 4 dimensions, height and width are the adjacent pair whose smaller size is largest.
     """
     if len(shape) == 2:
         return (0, 1)
@@ -70,7 +71,7 @@ def _squareness(_: int, height: int, width: int) -> float:
 
 
 def channels_first_shape(shape: torch.Size) -> torch.Size:
-    """Return the shape `[channels, height, width]` of an image; the images of a stack are channels."""
+    """Return the shape `[channels, height, width]` of an image. The images of a stack become channels."""
     *channels, height, width = (shape[dim] for dim in channels_first_order(shape))
     return torch.Size([torch.Size(channels).numel(), height, width])
 
@@ -100,7 +101,7 @@ class ToChannelsFirst(nn.Module):
 
 
 class ScaleImage(nn.Module):
-    """Divides images by their largest value."""
+    """Divides images by the upper bound of their values."""
 
     def __init__(self, high: float) -> None:
         super().__init__()
@@ -112,10 +113,10 @@ class ScaleImage(nn.Module):
 
 
 def scale_image(spec: TensorSpec) -> list[nn.Module]:
-    """Return the module that scales an image to [0, 1], if the networks for images do not.
+    """Return a list with the module that scales an image to [0, 1], or an empty list if none is needed.
 
-    They divide bytes by 255 and expect other values in [0, 1]. Bytes may have a smaller upper bound, and other dtypes
-    one of up to 255.
+    Image networks divide bytes by 255 and expect other values in [0, 1]. The module is needed for bytes with an upper
+    bound other than 255, and for other dtypes with an upper bound above 1 and up to 255.
     """
     if not isinstance(spec, Bounded):
         return []

@@ -21,7 +21,7 @@ from .to_action import AddOffset, RoundToBounds, SplitAction
 Path = tuple[str, ...]
 """Path of a leaf in a nested action spec."""
 MAX_CHOICES = 64
-"""Largest number of integers in a range that has one logit for each; wider ranges have a rounded continuous head."""
+"""Maximum number of values of an integer with one logit per value. Wider ranges use a continuous head and rounding."""
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,14 @@ def _flat_head(path: Path, spec: TensorSpec, num_batch: int, width: int, continu
 
 
 def _num_integers(spec: Bounded, first: tuple[int, ...]) -> list[int]:
-    """Return the number of integers between the bounds of every entry; empty if one has more than `MAX_CHOICES`."""
+    """Return the number of values of every entry, or an empty list if an entry has more than `MAX_CHOICES`."""
     low, high = (bound[first].flatten().tolist() for bound in (spec.space.low, spec.space.high))
     nvec = [int(upper) - int(lower) + 1 for lower, upper in zip(low, high, strict=True)]
     return nvec if max(nvec, default=0) <= MAX_CHOICES else []
 
 
 def _continuous_head(path: Path, spec: TensorSpec, num_batch: int, width: int, continuous: ContinuousHead) -> Head:
-    """Build the head of a box at `path`: of floats, or of integers whose range is wide."""
+    """Build the head of a box of floats, or of integers with a wide range, at `path`."""
     batch, shape = spec.shape[:num_batch], spec.shape[num_batch:]
     flat, is_float = torch.Size([*batch, shape.numel()]), spec.dtype.is_floating_point
     bounds = [bound.reshape(flat) for bound in (spec.space.low, spec.space.high)] if isinstance(spec, Bounded) else []

@@ -27,7 +27,7 @@ from .to_action import ScaleToBounds, TanhToUnitInterval
 def gaussian(width: int, spec: TensorSpec, *, log_std: float = 0.0, state_dependent: bool = False) -> Head:
     """Build a Gaussian head; the environment clips the actions.
 
-    Mean and scale are in units of the action, or relative to the range if its bounds are far from [-1, 1] (see
+    Mean and scale are in units of the action, or relative to the range if the bounds are far from [-1, 1] (see
     `scale_to_range`).
 
     Args:
@@ -129,23 +129,24 @@ def _normal_network(width: int, num_actions: int, log_std: float, state_dependen
 def scale_to_range(network: nn.Module, spec: TensorSpec) -> nn.Module:
     """Scale a Gaussian to the range of every entry whose finite bounds are far from [-1, 1].
 
-    A standard Gaussian does not explore such a box. The mean becomes `centre + half_range * mean` and the scale
-    `half_range / 2 * scale`. An entry is near [-1, 1], and unchanged, if half its range is between 1/4 and 4, and its
-    centre is at most a quarter of that from 0. Ranges of 2^31 or more are the limits of a dtype, not of an action.
+    A standard Gaussian does not explore such a range. The mean becomes `center + half_range * mean`, and the scale
+    becomes `half_range / 2 * scale`. Entries near [-1, 1] are unchanged: their `half_range` is between 1/4 and 4, and
+    their `center` is at most `half_range / 4` from 0. Ranges of 2^31 or more are also unchanged, because they are the
+    limits of a dtype.
 
     Returns:
-        The network itself if all entries are unchanged.
+        The scaled network, or `network` itself if all entries are unchanged.
 
     """
     if not isinstance(spec, Bounded):
         return network
     low, high = (bound.reshape(-1, spec.shape[-1])[0].double() for bound in (spec.space.low, spec.space.high))
-    centre, half_range = (low + high) / 2, (high - low) / 2
-    is_near = (half_range >= 0.25) & (half_range <= 4) & (centre.abs() <= half_range / 4)
+    center, half_range = (low + high) / 2, (high - low) / 2
+    is_near = (half_range >= 0.25) & (half_range <= 4) & (center.abs() <= half_range / 4)
     is_scaled = ~is_near & (half_range > 0) & (half_range < 2**30)
     if not is_scaled.any():
         return network
-    return ScaleParameters(network, centre.float(), half_range.float(), is_scaled)
+    return ScaleParameters(network, center.float(), half_range.float(), is_scaled)
 
 
 def _finite_bounds(spec: TensorSpec, head: str) -> tuple[Tensor, Tensor]:

@@ -124,33 +124,34 @@ class ResampleNoise(nn.Module):
 
 
 class ScaleParameters(nn.Module):
-    """Scales a Gaussian to the range of an action: a mean of -1 or 1 becomes a bound, a scale of 1 half a half range.
+    """Scales the parameters of a Gaussian to the range of an action.
 
-    The bounds are thus two standard deviations from the initial mean, the centre.
+    A mean of -1 or 1 becomes a bound, and a scale of 1 becomes a quarter of the range. The bounds are two standard
+    deviations from the center if the scale is 1.
 
     Args:
-        network: Network whose first output is a mean; the others are scales or perturbations.
-        centre: Centre of the range, `[n]`.
-        half_range: Half of the width of the range, `[n]`. An entry with `is_scaled` false has no range.
-        is_scaled: Entries that are scaled; the parameters of others are unchanged, bool `[n]`.
+        network: Network whose first output is the mean. Its other outputs are scales or perturbations.
+        center: Center of the range, `[n]`.
+        half_range: Half the width of the range, `[n]`.
+        is_scaled: Whether an entry is scaled; the parameters of other entries are unchanged, bool `[n]`.
 
     """
 
-    centre: Tensor
+    center: Tensor
     half_range: Tensor
     unit: Tensor
 
-    def __init__(self, network: nn.Module, centre: Tensor, half_range: Tensor, is_scaled: Tensor) -> None:
+    def __init__(self, network: nn.Module, center: Tensor, half_range: Tensor, is_scaled: Tensor) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("centre", centre.where(is_scaled, 0.0), persistent=False)
+        self.register_buffer("center", center.where(is_scaled, 0.0), persistent=False)
         self.register_buffer("half_range", half_range.where(is_scaled, 1.0), persistent=False)
         self.register_buffer("unit", (half_range / 2).where(is_scaled, 1.0), persistent=False)
 
     def forward(self, features: Tensor, *args: Tensor | None, **kwargs: Tensor | None) -> Parameters:
         """Shapes: `[*, width] -> [*, n]` for every parameter."""
         loc, *others = self.network(features, *args, **kwargs)
-        return (self.centre + self.half_range * loc, *(self.unit * other for other in others))
+        return (self.center + self.half_range * loc, *(self.unit * other for other in others))
 
 
 class ConcatHeads(nn.Module):

@@ -1,4 +1,4 @@
-"""Modules from the samples of an action head to actions."""
+"""Modules that convert the samples of action heads to actions."""
 
 from __future__ import annotations
 

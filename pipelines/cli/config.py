@@ -45,7 +45,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
     Args:
         overrides: Hydra's overrides, such as `policy=mlp` or `optimizer.lr=1e-3`.
         config_dir: a folder with more groups, which are added to the built-in ones.
-        reserve: create the default `run_dir`, so that no other run chooses it.
+        reserve: whether to create the default `run_dir`, so that no other run uses it.
 
     Raises:
         ConfigurationError: if an override is wrong; the message names it and the most similar valid name.
@@ -101,12 +101,11 @@ def check_schema(cfg: DictConfig, make_default: MakeConfig, own_groups: Collecti
 
     Args:
         cfg: the configuration.
-        make_default: composes the configuration without the keys of the command line, to explain mistakes.
+        make_default: composes the configuration without the keys of the command line, for error messages.
         own_groups: groups of the user's folder.
 
     Returns:
-        The keys that are not checked: those of components that the user has replaced, and further arguments of
-        components.
+        The keys that are not checked: keys of the user's components, and additional arguments of built-in components.
 
     Raises:
         ConfigurationError: if a value is wrong or a key is unknown.
@@ -151,7 +150,7 @@ def fits(value: Any, field: Field) -> bool:
 
 
 def values_of(node: Any, prefix: str = "", target: str | None = None) -> Iterator[tuple[str, Any, str | None]]:
-    """Yield every key with its value and the `_target_` of its component, or `None` if it belongs to no component."""
+    """Yield every key with its value and the `_target_` of its component, or `None` for keys outside components."""
     target = node.get("_target_", target)
     for name, value in node.items():
         key = f"{prefix}{name}"
@@ -170,7 +169,7 @@ def built_in_targets() -> set[str]:
 
 
 def quote_path(word: str) -> str:
-    """Quote the value of `run_dir=`, so that a path may have any characters."""
+    """Quote the value of `run_dir=`, so that a path may contain any characters."""
     key, _, path = word.partition("=")
     is_plain = re.fullmatch(r"[\w./${}:+~@%-]*|(['\"]).*\1|.*\\.*", path, re.ASCII)
     return word if key.lstrip("+") != "run_dir" or is_plain else f"{key}={quoted(path)}"

@@ -1,4 +1,4 @@
-"""Checks that explain a mistake. `config.py` calls them only where there may be one."""
+"""Checks of the configuration whose errors explain a mistake."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def check_keys(overrides: Iterable[Override], cfg: DictConfig, known: list[str])
         if override.is_add() or override.is_force_add() or key in existing:
             continue
         if owners := [one.choice for one in reference() if one.key == key and one.choice]:
-            raise ConfigurationError(f"{key} is a key of {' and '.join(owners)}; choose it first (+{key}=... adds it)")
+            raise ConfigurationError(f"{key} belongs to {' or '.join(owners)}; choose it, or add +{key}=...")
         raise unknown_key(key, known, override.value(), cfg)
 
 
 def check_unknown_keys(keys: Iterable[str], cfg: DictConfig, known: list[str]) -> None:
-    """Raise a ConfigurationError for a key that belongs to no component and is not read as `${key}` by another."""
+    """Raise a ConfigurationError for a key outside components that no other key refers to as `${key}`."""
     used = re.findall(r"\$\{(?:[\w.]+:)?\.*([\w.]+)", OmegaConf.to_yaml(cfg))
     for key in keys:
         if not any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in used):
@@ -71,7 +71,7 @@ def check_unknown_keys(keys: Iterable[str], cfg: DictConfig, known: list[str]) -
 
 
 def unknown_key(key: str, known: Collection[str], value: Any, cfg: DictConfig) -> ConfigurationError:
-    """Return the error for an unknown key, with the most similar key or the one that other libraries call so."""
+    """Return the error for an unknown key, with the most similar key or our key for the name of another library."""
     is_misspelt = did_you_mean(key, known, cutoff=0.9)
     if not is_misspelt and (ours := in_our_words(key, value, known)):
         return ConfigurationError(f"unknown key {key!r}; write {ours}")
@@ -91,12 +91,12 @@ def wrong_value(key: str, value: Any, field: Field, default: Any) -> Configurati
 
 
 def default_text(default: Any) -> str:
-    """Return ` (the default is ...)`, or an empty string for a group of keys and without a default."""
+    """Return ` (the default is ...)`, or an empty string if there is no default or it is a group of keys."""
     return "" if default is None or isinstance(default, DictConfig) else f" (the default is {default})"
 
 
 def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
-    """Check that values of keys that the schema does not know have the type of their defaults.
+    """Check that the values of keys without an entry in the schema have the type of their defaults.
 
     Raises:
         ConfigurationError: if a value has another type; the message names the first such key.
@@ -124,7 +124,7 @@ def check_deleted_keys(cfg: DictConfig, built_in: DictConfig) -> None:
 
 
 def check_user_files(cfg: DictConfig, overridden: Collection[str]) -> None:
-    """Raise a ConfigurationError if an experiment in a user's file changes nothing."""
+    """Raise a ConfigurationError if an experiment in a user's file has no effect."""
     if "experiment" in cfg and not any(key.split(".")[0] == "experiment" for key in overridden):
         raise ConfigurationError("the file in experiment/ changes nothing; begin it with '# @package _global_'")
 
@@ -133,7 +133,7 @@ BUILT_IN_POLICY = "torchppo.modules.actor_critic.make_actor_critic"
 
 
 def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
-    """Raise a ConfigurationError if a key of the command line changes nothing.
+    """Raise a ConfigurationError if a key of the command line has no effect.
 
     Args:
         cfg: the configuration.
@@ -141,7 +141,7 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
 
     """
     epochs, target = OmegaConf.select(cfg, "update.epochs"), OmegaConf.select(cfg, "policy._target_")
-    has_memory = OmegaConf.select(cfg, "policy.memory") is not None or target != BUILT_IN_POLICY  # may have its own
+    has_memory = OmegaConf.select(cfg, "policy.memory") is not None or target != BUILT_IN_POLICY  # may have a memory
     only_once, no_memory = f"update.epochs={epochs}", "memory=none"
     reasons = {
         "eval.stop_at": cfg.eval.every_frames is None and "eval.every_frames=null",
@@ -155,7 +155,7 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
     for key in chosen:
         reason, value = reasons.get(key), OmegaConf.select(cfg, key)
         if reason and not is_off(value):
-            raise ConfigurationError(f"{key}={value} has no effect with {reason}; remove it, or change the other")
+            raise ConfigurationError(f"{key}={value} has no effect with {reason}; remove {key}")
 
 
 def is_off(value: Any) -> bool:

@@ -24,13 +24,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.video:
         require_writable(arguments.video)
-    is_filmed = not arguments.no_video and arguments.render is None
+    records_video = not arguments.no_video and arguments.render is None
     with stdout_to_stderr() if arguments.json else nullcontext():
         report = evaluate_checkpoint(
             arguments.checkpoint,
             episodes=arguments.episodes,
             seed=arguments.seed,
-            video=(arguments.video or default_video(arguments.checkpoint)) if is_filmed else None,
+            video=(arguments.video or default_video(arguments.checkpoint)) if records_video else None,
             video_episodes=arguments.video_episodes,
             deterministic=not arguments.stochastic,
             render_mode=arguments.render,
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.json:
         print(json.dumps(report, allow_nan=False), flush=True)
-        if sys.stdout is sys.__stdout__:  # an environment may still print when the process ends
+        if sys.stdout is sys.__stdout__:  # an environment may print when the process ends
             os.dup2(2, 1)
     else:
         print_evaluation(report)
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Redirect what this process, its libraries and its children print to stdout to stderr."""
+    """Redirect the stdout of this process, its libraries and its child processes to stderr."""
     sys.stdout.flush()
     stdout = os.dup(1)
     os.dup2(2, 1)
@@ -55,13 +55,13 @@ def stdout_to_stderr() -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        with suppress(AttributeError, OSError, TypeError):  # the output of C code is still in its buffer
+        with suppress(AttributeError, OSError, TypeError):  # flush the buffered output of C code
             ctypes.CDLL(None).fflush(None)
         os.dup2(stdout, 1)
         os.close(stdout)
 
 
 def default_video(checkpoint: Path) -> Path:
-    """Return a path in the checkpoint's run directory, or next to a checkpoint outside of one."""
+    """Return a path in the run directory of a checkpoint, or next to a checkpoint that is not in a run directory."""
     folder = checkpoint.resolve().parent
     return (folder.parent / "videos" if folder.name == "checkpoints" else folder) / f"{checkpoint.stem}.mp4"

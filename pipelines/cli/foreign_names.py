@@ -1,4 +1,4 @@
-"""Names of options in other libraries, and the same options of torchppo."""
+"""Translates option names of other libraries to keys of torchppo."""
 
 from __future__ import annotations
 
@@ -71,15 +71,15 @@ NAMES = {
     "run_dir=*": "log_dir logdir log_folder output_dir save_path save_dir out_dir exp_dir results_dir",
     "run_dir=runs/*": "exp_name run_name experiment_name tb_log_name",
 }
-"""Our options with their names in other libraries, separated by spaces. A `*` stands for the value."""
+"""Our overrides, and the names of these options in other libraries, separated by spaces. `*` stands for the value."""
 
 
 def in_our_words(name: str, value: Any, known: Collection[str]) -> str:
-    """Return what to write instead of an option of another library, such as `optimizer.lr=0.001`, or an empty string.
+    """Return our override for an option of another library, such as `optimizer.lr=0.001`, or an empty string.
 
     Args:
-        name: the name, such as `learning_rate`, `--learning-rate` or `ppo.learning_rate`.
-        value: its value; `None` if it is not known.
+        name: name of the option, such as `learning_rate`, `--learning-rate` or `ppo.learning_rate`.
+        value: value of the option; `None` if it is unknown.
         known: all keys of torchppo.
 
     """

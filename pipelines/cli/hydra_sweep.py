@@ -29,14 +29,14 @@ PACKAGES = {
 }
 """Packages of the plugins that `torchppo[sweep]` installs."""
 EXIT_CODE, OUTPUT = "exit_code", "output.txt"
-"""Files of every run in the folder of Hydra's job."""
+"""Files that are written for every run to the folder of Hydra's job."""
 
 
 def run_hydra_sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
     """Run a sweep with the plugins that `hydra/launcher=` and `hydra/sweeper=` name.
 
-    Every run is a process of its own, wherever the launcher starts it. Its result is the mean return of its last
-    evaluation, which Optuna maximizes. A run that fails has the result NaN.
+    Every run has its own process, on the machine that the launcher chooses. Its result is the mean return of its last
+    evaluation, which Optuna maximizes. The result of a failed run is NaN.
 
     Returns:
         The exit code of the first run that fails, or 0.
@@ -49,7 +49,7 @@ def run_hydra_sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
     check_installed(plugins)
     compose_with_hydra(plugins)
     fixed = [word for word in overrides if is_single_value(word)]
-    first = compose(fixed, config_dir)  # finds mistakes
+    first = compose(fixed, config_dir)  # raises for mistakes before the first run
     if any(word.startswith("run_dir=") for word in overrides):
         raise ConfigurationError(f"run_dir={first.run_dir} would be used by several runs; write hydra.sweep.dir=...")
     folder = Path(first.run_dir).parent / f"{datetime.now():%Y%m%d-%H%M%S}-sweep"
@@ -76,7 +76,14 @@ def run_hydra_sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
 
 
 def train_once(run: Sequence[str], fixed: Collection[str], command: Sequence[str]) -> float:
-    """Train one combination of values in a process and return its result. `fixed` are the keys with one value."""
+    """Train with one combination of values in a process and return its result.
+
+    Args:
+        run: overrides of the run.
+        fixed: keys that have the same value in all runs.
+        command: the command that trains.
+
+    """
     number, job = HydraConfig.get().job.num, Path(HydraConfig.get().runtime.output_dir)
     changed = [word for word in run if word.split("=")[0] not in fixed]
     run_dir = job.parents[1] / "-".join([str(number), *(file_name(word)[:50] for word in changed)])[:200]
@@ -97,13 +104,13 @@ def check_installed(plugins: Sequence[str]) -> None:
         package = PACKAGES.get(word.partition("=")[2])
         try:
             is_missing = package is not None and find_spec(f"hydra_plugins.{package}") is None
-        except ModuleNotFoundError:  # there is no plugin at all
+        except ModuleNotFoundError:  # no plugin is installed
             is_missing = True
         if is_missing:
             raise ConfigurationError(f"{word} needs pip install 'torchppo[sweep]'")
 
 
 def is_single_value(word: str) -> bool:
-    """Return whether an override has one value and belongs to a training, not to Hydra."""
+    """Return whether an override has one value and is not an option of Hydra."""
     (override,) = parse([word])
     return not override.is_sweep_override() and not re.match(r"hydra\b", override.key_or_group)

@@ -29,13 +29,13 @@ examples:
   torchppo train env.id=my_package:MyEnv-v0 --config-dir my_conf
   torchppo eval runs/cartpole/<run>/checkpoints/best.ckpt --json
 
-Choose only an environment with env= or env.id=, and an environment with tuned settings with experiment=.
+Use env= or env.id= to choose only the environment, and experiment= for an environment with tuned settings.
 """
 NOTES = {
-    "env": "  (only the environment, with default settings; experiment= has tuned ones)",
+    "env": "  (only the environment; use experiment= for tuned settings)",
     "experiment": "  (an environment with tuned settings)",
 }
-"""What `torchppo list` adds to the names of groups."""
+"""Notes that `torchppo list` prints after the names of groups."""
 EVAL_EXAMPLES = """\
 examples:
   torchppo eval runs/cartpole/<run>/checkpoints/best.ckpt --episodes 100 --stochastic
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = make_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # also in a file, so that a log is up to date
+        sys.stdout.reconfigure(line_buffering=True)  # keeps a log file up to date
     sys.path.append(str(Path.cwd()))  # for the user's own components and environments, as `python -m` does
     try:
         return int(arguments.run(arguments))
@@ -103,7 +103,7 @@ def add_eval(commands: Any, formatter: Any) -> None:
     evaluate = commands.add_parser(
         "eval",
         help="evaluate a checkpoint",
-        description="Evaluate a checkpoint and record a video. Overrides change the environment: env.gravity=5.",
+        description="Evaluate a checkpoint and record a video. Overrides such as env.gravity=5 change the environment.",
         epilog=EVAL_EXAMPLES,
         formatter_class=formatter,
     )
@@ -111,9 +111,9 @@ def add_eval(commands: Any, formatter: Any) -> None:
     evaluate.add_argument("overrides", nargs="*", metavar="override", help="env.key=value, or +env.key=value to add it")
     evaluate.add_argument("--episodes", type=int, default=20, help="number of episodes (default: 20)")
     evaluate.add_argument("--seed", type=int, default=0, help="seed of environments and random actions (default: 0)")
-    evaluate.add_argument("--stochastic", action="store_true", help="sample actions instead of the most likely ones")
-    evaluate.add_argument("--render", choices=["human"], help="show the episodes in a window; records no video")
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object, and all other output to stderr")
+    evaluate.add_argument("--stochastic", action="store_true", help="sample actions (default: deterministic actions)")
+    evaluate.add_argument("--render", choices=["human"], help="show the episodes in a window; no video is recorded")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object; other output goes to stderr")
     evaluate.add_argument("--video", type=Path, help="path of the video (default: in the run directory)")
     evaluate.add_argument("--video-episodes", type=int, default=3, help="episodes in the video (default: 3)")
     evaluate.add_argument("--no-video", action="store_true", help="record no video")
@@ -175,12 +175,12 @@ def run_train(arguments: argparse.Namespace) -> int:
         return train(cfg, arguments.overrides)
     finally:
         if not Path(cfg.run_dir).is_absolute():
-            with suppress(OSError):  # the folder is not empty
+            with suppress(OSError):  # keep a folder that is not empty
                 os.removedirs(cfg.run_dir)
 
 
 def print_preset(overrides: Sequence[str], env_id: str) -> None:
-    """Print the tuned settings of the chosen environment, if there are any and they are not used."""
+    """Print the name of the experiment with tuned settings if it exists and is not used."""
     from .presets import hint
 
     if line := hint(overrides, env_id):
@@ -221,7 +221,7 @@ def exit_on_signals() -> AbstractContextManager[None]:
 
 @contextmanager
 def handle_signals(handler: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
-    """Set a handler for some signals and restore the previous ones at the end. Only the main thread can do so."""
+    """Set a handler for some signals and restore the previous ones at the end. In other threads, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         numbers = ()
     before = [signal.signal(number, handler) for number in numbers]

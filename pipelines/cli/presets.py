@@ -10,7 +10,7 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def hint(overrides: Sequence[str], env_id: str) -> str:
-    """Return one line that names the tuned settings of an environment chosen without an experiment, or an empty string.
+    """Return one line that names the experiment with tuned settings for an environment, or an empty string.
 
     Args:
         overrides: the overrides of the command line.
@@ -25,7 +25,7 @@ def hint(overrides: Sequence[str], env_id: str) -> str:
 
 
 def tuned_experiment(env_id: str) -> str:
-    """Return the overrides that choose the tuned settings of an environment, or an empty string."""
+    """Return the overrides that select the tuned settings of an environment, or an empty string."""
     names = {path.stem for path in CONF.glob("env/*.yaml") if f"\nid: {env_id}\n" in path.read_text()}
     found = []
     for path in CONF.glob("experiment/*.yaml"):

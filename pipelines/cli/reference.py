@@ -1,4 +1,4 @@
-"""Describes every configuration key: its default, values and meaning, from `conf/` and `schema.py`."""
+"""Lists every configuration key with its default, values and meaning, from `conf/` and `schema.py`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Key(NamedTuple):
 
     Attributes:
         key: the dotted key. `*` stands for the name of a coefficient, such as `lr`.
-        choice: the choice that has the key, such as `objective=clip`; empty if every training has it.
+        choice: the choice that has the key, such as `objective=clip`; empty for keys that are always present.
         default: the default as YAML; `${...}` refers to another key.
         values: types and range of the values.
         meaning: what the key does, with its unit.
@@ -45,9 +45,9 @@ class Key(NamedTuple):
 
 
 def reference() -> list[Key]:
-    """Return all keys in the order of `conf/`, without those that presets change.
+    """Return all keys in the order of `conf/`, without the files of experiments.
 
-    A key of several choices, such as `estimator.gamma`, is listed once for each file that explains it.
+    A key of several choices, such as `estimator.gamma`, is listed once for each file that has a comment on it.
     """
     keys = []
     for path in sorted([CONF / ROOT, *CONF.glob("*/*.yaml")], key=lambda path: (len(path.parts), path)):
@@ -87,7 +87,7 @@ def walk(node: yaml.MappingNode, prefix: str, lines: list[str]) -> Iterator[tupl
 
 
 def describe(field: Field) -> str:
-    """Return the values of a key in words, such as `a whole number of at least 1, or null`."""
+    """Return the values of a key in words, such as `a whole number of at least 1 or null`."""
     limits = limits_of(field)
     words = [TYPE_NAMES[kind] + (limits if kind in (int, float) else "") for kind in field.types]
     words += [str(choice).lower() if isinstance(choice, bool) else choice for choice in field.choices]

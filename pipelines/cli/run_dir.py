@@ -13,11 +13,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 SWEPT = "TORCHPPO_SWEPT"
-"""Environment variable with the swept overrides of a run as a JSON list."""
+"""Environment variable that contains the swept overrides of a run as a JSON list."""
 
 
 def default_run_dir(cfg: DictConfig, choices: DictConfig, *, has_env_id: bool) -> str:
-    """Return `runs/<experiment or environment>/<date>-<time>-s<seed>`, in a sweep followed by the swept values."""
+    """Return `runs/<experiment or environment>/<date>-<time>-s<seed>`. In a sweep, append the swept values."""
     env = file_name(str(cfg.env.id)) if has_env_id else choices.env
     swept = [word.lstrip("+") for word in json.loads(os.environ.get(SWEPT, "[]")) if not word.startswith("seed=")]
     name = "-".join([f"{datetime.now():%Y%m%d-%H%M%S}-s{cfg.seed}", *(file_name(word)[:50] for word in swept)])
@@ -25,12 +25,12 @@ def default_run_dir(cfg: DictConfig, choices: DictConfig, *, has_env_id: bool) -
 
 
 def file_name(text: str) -> str:
-    """Replace characters of a text that paths on the command line would need quotes for."""
+    """Replace characters that need quotes in a path on the command line."""
     return re.sub(r"[^\w.+-]+", "-", text).strip("-")
 
 
 def create_unique(run_dir: str) -> str:
-    """Create a folder and return its path, with a number at the end if it exists already."""
+    """Create a folder and return its path. If it exists, append a number."""
     for number in count(1):
         path = Path(run_dir if number == 1 else f"{run_dir}-{number}")
         with suppress(FileExistsError):
@@ -40,5 +40,5 @@ def create_unique(run_dir: str) -> str:
 
 
 def is_first_rank() -> bool:
-    """Return whether this process is rank 0. The variables are those that Lightning, torchrun and SLURM set."""
+    """Return whether this process is rank 0, from the variables that Lightning, torchrun and SLURM set."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))

@@ -9,12 +9,12 @@ class Field(NamedTuple):
     """The values that a key accepts.
 
     Attributes:
-        types: types of the value; `float` includes whole numbers, `dict` is a group of any keys.
-        minimum: smallest number.
-        maximum: largest number.
-        above: all numbers must be greater than this.
-        below: all numbers must be less than this.
-        choices: values that are accepted in addition.
+        types: types of the value. `float` includes whole numbers, and `dict` is a group of any keys.
+        minimum: numbers must be at least this.
+        maximum: numbers must be at most this.
+        above: numbers must be greater than this.
+        below: numbers must be less than this.
+        choices: other values that are accepted.
         nullable: whether `null` is accepted.
         is_component: whether a group of keys needs a `_target_`.
 
@@ -175,7 +175,7 @@ FIELDS: dict[str, Field] = {
     "update.target_kl": NULLABLE_POSITIVE,
     "update.recompute_advantage": FLAG,
 }
-"""The values of every key in `conf/`. A `*` stands for one name. A new key needs a line here and a comment in YAML."""
+"""The values of every key in `conf/`. `*` stands for one name. A new key needs a line here and a comment in YAML."""
 
 DEPENDENT = frozenset(
     (

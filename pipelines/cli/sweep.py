@@ -21,13 +21,13 @@ from .main import handle_signals
 from .run_dir import SWEPT
 
 SIGNALS = 129
-"""Exit codes from here on come from a signal."""
+"""Smallest exit code of a process that a signal ended."""
 
 
 def run_sweep(overrides: Sequence[str], config_dir: Path | None, *, print_config: bool) -> int:
     """Run every combination of values in its own process, so that no run inherits another's state.
 
-    A run that fails does not stop the sweep; a signal does.
+    If a run fails, the sweep continues. If a signal ends a run, the sweep ends.
 
     Returns:
         The exit code of the first run that fails, or 0.
@@ -60,7 +60,7 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, *, print_config
 
 
 def print_failures(failed: Mapping[str, int], num_runs: int) -> int:
-    """Print the runs of a sweep that failed, and return the first of their exit codes, or 0."""
+    """Print the failed runs of a sweep. Return the exit code of the first one, or 0."""
     failed = {run: code for run, code in failed.items() if code}
     if failed and num_runs > 1:
         listed = "; ".join(f"{run} (exit {code})" for run, code in failed.items())
@@ -69,14 +69,14 @@ def print_failures(failed: Mapping[str, int], num_runs: int) -> int:
 
 
 def train_command(config_dir: Path | None, *, print_config: bool = False) -> list[str]:
-    """Return the command that runs one training."""
+    """Return the command that trains once."""
     options = ["--config-dir", str(config_dir)] if config_dir else []
     return [sys.executable, "-m", "torchppo", "train", *options, *(["--cfg"] if print_config else [])]
 
 
 @contextmanager
 def swept(overrides: Sequence[str]) -> Iterator[None]:
-    """Tell the processes that start within this context which of their overrides differ between runs."""
+    """Set the environment variable `SWEPT` to the overrides that differ between runs."""
     before = os.environ.get(SWEPT)
     os.environ[SWEPT] = json.dumps(list(overrides))
     try:

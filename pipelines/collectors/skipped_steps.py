@@ -12,21 +12,21 @@ from tensordict import TensorDictBase
 
 
 class SkippedStep(NamedTuple):
-    """A step of a rollout and the environments that were reset in it, `[num_envs]`; never all of them."""
+    """A step of a rollout, and which environments were reset in it, bool `[num_envs]`. It is never true for all."""
 
     step: int
     skipped: NDArray[np.bool_]
 
 
 def replace_skipped(rollout: TensorDictBase, steps: Sequence[SkippedStep]) -> TensorDictBase:
-    """Replace every skipped step by the transition of another environment at the same time, as an episode of its own.
+    """Replace every skipped step by a copy of the transition of another environment at the same time.
 
-    The copy is on-policy and ends with it: it is truncated unless the transition is terminal. So every frame of the
-    rollout is a true transition. The copied transition counts twice in the update, once with an advantage of one step.
-    `step_count` of the copy is 0, so that it does not count as an episode.
+    As a result, every frame of the rollout is a true on-policy transition. The copy is an episode of one step: it is
+    truncated unless the transition is terminal. The transition is used twice in the update, once with a one-step
+    advantage. `step_count` of the copy is 0, so that statistics do not count it as an episode.
 
     Args:
-        rollout: `[num_envs, time]`. It is changed in place.
+        rollout: `[num_envs, time]`. It is modified in place.
         steps: the skipped steps.
 
     """

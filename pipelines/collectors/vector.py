@@ -30,7 +30,7 @@ class VectorRollouts:
         double_buffer: let the policy act for one half of the environments while the other half steps.
 
     Raises:
-        ConfigurationError: if the environment does not support `double_buffer` or the memory of the policy.
+        ConfigurationError: if the environment does not support `double_buffer`, or a policy with a memory.
 
     """
 

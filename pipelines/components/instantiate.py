@@ -18,9 +18,9 @@ from ...errors import ConfigurationError, EnvironmentFailure
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # `call` reports its errors in one line
 MAX_ENVS = 20
-"""Maximum number of environments that an evaluation steps at once, unless `eval.env.num_envs` sets another one."""
+"""Maximum number of environments that an evaluation steps at once, unless `eval.env.num_envs` is set."""
 WHOLE_GAMES = dict.fromkeys(("episodic_life", "terminal_on_life_loss", "reward_clipping", "clip_reward"), False)
-"""Options of Atari environments and wrappers, with their values in evaluations."""
+"""Values of the options of Atari environments and wrappers in evaluations."""
 LIFE_WRAPPERS = ("EpisodicLifeEnv", "EpisodicLife")
 """Names of wrappers that end an episode when a life is lost. Evaluations omit them."""
 HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
@@ -62,9 +62,9 @@ def make_environment(node: DictConfig, changes: dict[str, Any]) -> EnvBase:
 
 
 def build_evaluation_env(cfg: DictConfig, *, seed: int, episodes: int = 1, **changes: Any) -> EnvBase:
-    """Build the environment of `evaluation_config` with an environment for each episode, at most 20.
+    """Build the environment of `evaluation_config`, with one environment per episode and at most `MAX_ENVS`.
 
-    Unless `changes` or `eval.env` set them, it has as many worker processes as the training.
+    It has as many worker processes as the training environment. `changes` and `eval.env` replace these numbers.
     """
     cfg = evaluation_config(cfg)
     sizes = cfg.eval.get("env") or {}
@@ -76,7 +76,7 @@ def build_evaluation_env(cfg: DictConfig, *, seed: int, episodes: int = 1, **cha
 
 
 def evaluation_config(cfg: DictConfig) -> DictConfig:
-    """Return the configuration with the environment of evaluations: whole games, raw rewards, changed by `eval.env`."""
+    """Return the configuration with whole games and raw rewards in `env`, and the changes of `eval.env`."""
 
     def with_whole_games(node: Any) -> dict[str, Any]:
         return {key: value for key, value in WHOLE_GAMES.items() if key in node}

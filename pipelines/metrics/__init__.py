@@ -1,1 +1,1 @@
-"""Metrics of environments, and the callbacks that monitor metrics."""
+"""Metrics that environments report, and support for callbacks that monitor metrics."""

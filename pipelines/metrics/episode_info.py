@@ -1,4 +1,4 @@
-"""Metrics of the entries of `info` that environments report in the last step of an episode, such as `is_success`."""
+"""Metrics from the `info` of the last step of an episode, such as `is_success`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 NAMES = {"is_success": "success_rate", "success": "success_rate"}
-"""Names of metrics that differ from the key in `info`."""
+"""Metrics whose name differs from the key in `info`."""
 
 
 class EpisodeInfo(NamedTuple):
@@ -26,7 +26,7 @@ class EpisodeInfo(NamedTuple):
 
 
 def write_episode_info(rollout: TensorDictBase, keys: Sequence[str], infos: Sequence[EpisodeInfo]) -> TensorDictBase:
-    """Write `("next", "episode_info", key)` `[num_envs, time, 1]` of every key that was reported; NaN elsewhere."""
+    """Write `("next", "episode_info", key)`, `[num_envs, time, 1]`, for every reported key. Missing values are NaN."""
     array = np.full((*rollout.shape, len(keys)), np.nan, np.float32)
     for step, envs, values in infos:
         array[envs, step] = values
@@ -37,11 +37,11 @@ def write_episode_info(rollout: TensorDictBase, keys: Sequence[str], infos: Sequ
 
 
 def ended_infos(data: TensorDictBase, index: Any) -> list[dict[str, float]]:
-    """Return the reported values of every episode that ended, by their keys in `info`.
+    """Return the reported values of every episode that ended, by key of `info`.
 
     Args:
         data: the entry `next` of a step or rollout, with `episode_info`.
-        index: where an episode ended: a list of indices, or a mask of the shape of `data`, or with a last dimension 1.
+        index: where an episode ended. Either a list of indices, or a mask `[*data.shape]` or `[*data.shape, 1]`.
 
     """
     index = index.reshape(data.shape) if isinstance(index, Tensor) else index
@@ -54,14 +54,14 @@ def ended_infos(data: TensorDictBase, index: Any) -> list[dict[str, float]]:
 def add_infos(
     values: dict[str, deque[float]], infos: Iterable[Mapping[str, float]], max_length: int | None = None
 ) -> None:
-    """Append the reported values of episodes to `values`, which keeps the last `max_length` of each key."""
+    """Append the reported values of episodes to `values`. `values` keeps the last `max_length` values of each key."""
     for info in infos:
         for key, value in info.items():
             values.setdefault(key, deque(maxlen=max_length)).append(value)
 
 
 def mean_infos(group: str, values: Mapping[str, Iterable[float]], separator: str = "/") -> dict[str, float]:
-    """Return the mean of every entry as `group/name`: `is_success` or `success` as `group/success_rate`."""
+    """Return the mean of every entry as `group/name`. The name of `is_success` and `success` is `success_rate`."""
     metrics: dict[str, float] = {}
     for key, numbers in sorted(values.items()):  # `is_success` first
         metrics.setdefault(f"{group}{separator}{NAMES.get(key, key)}", float(np.mean([*numbers])))

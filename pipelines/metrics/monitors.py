@@ -1,4 +1,4 @@
-"""When Lightning's `EarlyStopping` and `ModelCheckpoint` act in a training whose batches are rollouts."""
+"""Makes Lightning's `EarlyStopping` and `ModelCheckpoint` act after rollouts and evaluations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OWN_METRICS = ("rollout/", "train/", "eval/", "time/")
 
 
 def delayed_metrics(trainer: Trainer) -> list[str]:
-    """Return the metrics that may have no value yet, with those of the environment's `info`."""
+    """Return the metrics that may have no value yet, including those from the environment's `info`."""
     env = getattr(trainer.train_dataloader, "env", None)
     names = dict.fromkeys(NAMES.get(key, key) for key in getattr(env, "info_keys", ()))
     return [*DELAYED_METRICS, *(f"{group}/{name}" for group in ("rollout", "eval") for name in names)]
@@ -80,8 +80,8 @@ def skips_saving(callback: ModelCheckpoint, trainer: Trainer) -> bool:
 def save_after_rollouts(trainer: Trainer) -> None:
     """Make every `ModelCheckpoint` save after the rollout in which a save is due. Tested with Lightning 2.6.
 
-    Lightning saves if the number of optimizer steps is a multiple of `every_n_train_steps`, but a rollout takes many
-    steps at once. With manual optimization it ignores `train_time_interval`.
+    Lightning saves if the number of optimizer steps is a multiple of `every_n_train_steps`. A rollout takes many steps
+    at once and may skip these multiples. With manual optimization, Lightning ignores `train_time_interval`.
     """
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
     for callback in trainer.checkpoint_callbacks:

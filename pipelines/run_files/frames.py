@@ -1,4 +1,4 @@
-"""Frames of a video: what environments render, as images of one size with a line of text."""
+"""Frames of a video: rendered images of one size with a line of text."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor
 from ...errors import EnvironmentFailure
 
 MIN_WIDTH = 240
-"""Smaller frames are enlarged by a whole number, so that the text fits."""
+"""Minimum width of a frame. Narrower frames are enlarged by a whole number, so that the text fits."""
 TEXT_HEIGHT = 18
 
 
 def images_of(rendered: Any) -> list[NDArray[np.uint8]]:
-    """Return what `render()` returned as images `[height, width, 3]`.
+    """Convert the result of `render()` to images `[height, width, 3]`.
 
     Args:
-        rendered: an image, a list of images, or `None`. An image is grey, RGB or RGBA, has its channels last or first,
-            and holds integers in [0, 255], or floats or booleans in [0, 1] or [0, 255].
+        rendered: an image, a list of images, or `None`. An image is grayscale, RGB or RGBA, with the channels last or
+            first. Its values are integers in [0, 255], booleans, or floats in [0, 1] or [0, 255].
 
     Raises:
-        EnvironmentFailure: if something is not an image.
+        EnvironmentFailure: if `rendered` contains anything else.
 
     """
     if rendered is None:
@@ -50,7 +50,7 @@ def _as_uint8(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _rgb(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Convert `[height, width]`, or an image with 1 to 4 channels (last, or else first), to `[height, width, 3]`."""
+    """Convert `[height, width]`, or an image with 1 to 4 channels (last or first), to `[height, width, 3]`."""
     if array.ndim == 3 and array.shape[-1] not in (1, 2, 3, 4):
         if array.shape[0] not in (1, 2, 3, 4):
             raise EnvironmentFailure(f"the environment renders an array {array.shape}, not an image [height, width, 3]")
@@ -61,7 +61,7 @@ def _rgb(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class Canvas:
-    """Brings images to the size of the first one and writes a line of text above them."""
+    """Resizes images to the size of the first one and writes a line of text above them."""
 
     def __init__(self, first: NDArray[np.uint8]) -> None:
         height, width = first.shape[:2]
@@ -81,12 +81,12 @@ class Canvas:
 
 
 def newest_image(observation: Sequence[Any] | Tensor | None) -> NDArray[np.uint8]:
-    """Return the newest grey image of stacked ones `[1, images, height, width]`, enlarged.
+    """Return the newest of stacked grayscale images `[1, images, height, width]` as an RGB image.
 
     Raises:
-        EnvironmentFailure: if the observation is something else.
+        EnvironmentFailure: if the observation does not have these dimensions.
 
     """
     if not (isinstance(observation, Tensor) and observation.dim() == 4):
-        raise EnvironmentFailure("the environment does not render rgb_array")
+        raise EnvironmentFailure("the environment does not render images; support render_mode='rgb_array'")
     return images_of(observation[0, -1].cpu().numpy())[0]

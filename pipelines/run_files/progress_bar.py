@@ -1,4 +1,4 @@
-"""Progress bar of a training in a terminal."""
+"""Progress bar of training in a terminal."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def read_curve(metrics: Path, key: str) -> tuple[list[float], list[float]]:
 
 
 def plot_learning_curve(metrics: Path, path: Path, title: str) -> None:
-    """Plot the returns of training and evaluation over frames, each with its mean and standard deviation."""
+    """Plot the mean and standard deviation of the returns of training and evaluation over frames."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     frames, means = read_curve(metrics, "rollout/ep_rew_mean")
@@ -173,14 +173,14 @@ def plot_learning_curve(metrics: Path, path: Path, title: str) -> None:
 def plot_mean(
     axes: Any, frames: list[float], means: list[float], bounds: list[tuple[float, float]], *, label: str
 ) -> None:
-    """Plot a line with a shaded interval, the style of all learning curves. Without `bounds`, there is no interval."""
+    """Plot a line with a shaded interval, in the style of all learning curves. Empty `bounds` omit the interval."""
     (line,) = axes.plot(frames, means, marker="o" if len(frames) == 1 else None, label=label)
     if bounds and len(bounds) == len(frames):
         axes.fill_between(frames, *zip(*bounds, strict=True), color=line.get_color(), alpha=0.2, linewidth=0)
 
 
 def finish_plot(axes: Any, title: str, ylabel: str) -> None:
-    """Set the title, axes and legend of a plot over frames. The legend is below the plot, where it hides no data."""
+    """Set the title, axes and legend of a plot over frames. The legend is below the plot, so that it hides no data."""
     axes.set(xlabel="frames", ylabel=ylabel, title=title)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -207,7 +207,7 @@ class ProgressLines(Callback):
 
 
 def progress_text(trainer: Trainer) -> str:
-    """Return the speed and the newest metrics that exist, in at most 40 characters."""
+    """Return the frames per second and the newest metrics, in at most 40 characters."""
     metrics = trainer.callback_metrics
     shown = {"fps": "time/fps", "return": "rollout/ep_rew_mean", "KL": "train/approx_kl"}
     found = {name: float(metrics[key]) for name, key in shown.items() if key in metrics}
@@ -215,7 +215,7 @@ def progress_text(trainer: Trainer) -> str:
 
 
 def first_text(ppo: Any) -> str:
-    """Return what a training does until the end of its first rollout."""
+    """Return the text that is shown before the end of the first rollout."""
     return "compiling" if ppo.compile_mode else "starting"
 
 

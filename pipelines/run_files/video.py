@@ -34,7 +34,7 @@ from ..step_factory import Compile
 from .frames import Canvas, images_of, newest_image
 
 SLOW_MAX_STEPS, SLOW_SECONDS = 1_000, 10.0
-"""Steps and seconds after which a video ends, so that an episode without an end does not delay the results."""
+"""A video ends after both this many steps and this many seconds, so that endless episodes do not delay the results."""
 
 
 def try_to_record_video(
@@ -49,14 +49,14 @@ def try_to_record_video(
             options: dict[str, Any] = {"deterministic": deterministic, "compile": evaluation_compile(cfg)}
             record_video(actor, env, path, episodes=episodes, **options)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - rendering may raise anything, and the run is complete
-        path.unlink(missing_ok=True)  # an incomplete file
+        path.unlink(missing_ok=True)  # the file is incomplete
         Console(stderr=True, soft_wrap=True).print(f"no video: {type(error).__name__}: {error}", markup=False)
         return None
     return path
 
 
 def build_rendering_env(cfg: DictConfig, seed: int) -> EnvBase:
-    """Build one environment of an evaluation that renders, or has pixels among its observations."""
+    """Build one evaluation environment that renders, or that has pixels in its observations."""
     node = evaluation_config(cfg).env
     options: dict[str, Any] = {"seed": seed, "num_envs": 1, "num_workers": 0}
     if "render_mode" in node:
@@ -89,7 +89,7 @@ def record_video(
     deterministic: bool = True,
     compile: Compile = False,  # noqa: A002
 ) -> None:
-    """Record episodes as an mp4. A line above the picture shows the episode, its step and its return so far.
+    """Record episodes as an mp4. A line above the image shows the episode, its step and its return so far.
 
     Args:
         actor: the policy.
@@ -108,7 +108,7 @@ def record_video(
     images = episode_images(steps, env, episodes, max_steps)
     first = next(images, None)
     if first is None:
-        raise EnvironmentFailure("the environment renders nothing")
+        raise EnvironmentFailure("the environment renders nothing; return an image from render()")
     canvas = Canvas(first[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = imageio_ffmpeg.write_frames(
@@ -136,7 +136,7 @@ def episode_images(
 ) -> Iterator[tuple[NDArray[np.uint8], str]]:
     """Yield images and their text.
 
-    There are images after every step but the last of an episode, after which the environment shows the next one.
+    The last step of an episode has no image, because the environment shows the next episode after it.
     """
     episode, start = 1, time.monotonic()
     for index, step in enumerate(steps):
@@ -153,7 +153,7 @@ def episode_images(
 
 
 def render(env: EnvBase, step: TensorDictBase) -> Any:
-    """Return what the environment renders: its own rendering, its pixels, or the newest image of the observation."""
+    """Return the result of `render()`, the pixels of a TorchRL environment, or the newest image of the observation."""
     vector = vector_of(env)
     if vector is not None:
         if vector.render_mode is not None:

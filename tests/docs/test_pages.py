@@ -1,7 +1,7 @@
-"""Python blocks of the README and of the pages in docs/ run in shortened form, and their commands are composed.
+"""The Python blocks of the README and of the pages in docs/ run, shortened, and their commands are valid.
 
-Blocks of a page share their names and a folder. A block with a title is a file in that folder; a Python block with a
-title is executed too. Blocks that cannot run are marked with `<!-- not run: reason -->` in the line before.
+The blocks of a page share their variables and a folder. A block with a title is written to a file in that folder. A
+Python block with a title is also executed. Blocks that cannot run have `<!-- not run: reason -->` in the line before.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SHORT = {
     r"Trainer\(": "Trainer(enable_progress_bar=False, enable_model_summary=False, ",
     r"runs/cartpole/<run>/checkpoints/(last|best)\.ckpt": "trained.ckpt",
 }
-"""Patterns of Python blocks and what replaces them."""
+"""Patterns in Python blocks and their replacements."""
 CONTINUES = {"extending": "getting_started"}
 """Pages whose Python blocks continue the training of another page."""
 OTHER_COMMANDS = {
@@ -51,7 +51,7 @@ OTHER_COMMANDS = {
 }
 """First words of commands that are not checked, and why."""
 PLUGINS = r"hydra[./]|.*interval\("
-"""Words for Hydra's plugins, which the tests do not install."""
+"""Overrides for Hydra's plugins, which the tests do not install."""
 
 
 class Block(NamedTuple):
@@ -87,7 +87,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> Iterator[Path]:
-    """The current folder of a user, with a checkpoint; modules that a page imports from it are forgotten."""
+    """Change to a folder with a checkpoint. Afterwards, remove the modules that were imported from it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "trained.ckpt").symlink_to(checkpoint)
@@ -132,7 +132,7 @@ def test_python_blocks_run(page: Path, folder: Path) -> None:
 
 @pytest.fixture
 def _compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compose the same overrides only once; `compose` does so several times."""
+    """Cache the composed configurations, because `compose` composes the same overrides several times."""
     monkeypatch.setattr(config, "compose_with_hydra", lambda overrides: copy.deepcopy(composed(tuple(overrides))))
 
 

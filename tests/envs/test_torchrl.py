@@ -83,7 +83,7 @@ def only_first(mask: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     "own", [Unbounded((2,), dtype=torch.int32), Unbounded((2, 1)), Unbounded((2, 5), dtype=torch.int64)], ids=repr
 )
-def test_an_own_step_count_is_kept_under_another_name(own: Any) -> None:
+def test_a_step_count_of_the_environment_is_renamed(own: Any) -> None:
     env = batched(Custom(Composite(step_count=own, shape=[2])))
     rollout = env.rollout(4, break_when_any_done=False)
     assert rollout["next", "step_count"][0].flatten().tolist() == [1, 2, 3, 1]

@@ -440,7 +440,7 @@ class TestEvaluation:
         assert (figures["train_return_mean"], figures["eval_return_mean"]) == (12.0, 15.0)
         assert (figures["eval_episodes"], figures["eval_episodes_cut"]) == (2, 2)
 
-    def test_that_cannot_make_a_second_environment_names_the_way_out(
+    def test_that_cannot_make_a_second_environment_names_the_option_that_disables_it(
         self, scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
         scripted()

@@ -50,7 +50,7 @@ EXACT = [
 
 
 @pytest.mark.parametrize(("mode", "native"), EXACT)
-def test_the_data_are_those_of_separate_environments(
+def test_the_data_is_that_of_separate_environments(
     mode: AutoresetMode, native: bool, counting_env: Callable[..., Any]
 ) -> None:
     rollout = collect(make_vector(counting_env, mode, (2, 3), native=native), 6)
@@ -124,7 +124,7 @@ def test_the_native_cartpole_of_gymnasium_works() -> None:
     assert rollout["next", "observation"].isfinite().all()
 
 
-def test_metadata_without_an_autoreset_mode_raise(counting_env: Callable[..., Any]) -> None:
+def test_metadata_without_an_autoreset_mode_raises(counting_env: Callable[..., Any]) -> None:
     vector = SyncVectorEnv([counting_env])
     vector.metadata = {}
     with pytest.raises(EnvironmentFailure, match=r"metadata\['autoreset_mode'\]"):

@@ -35,7 +35,7 @@ SPECS: dict[str, tuple[TensorSpec, int]] = {  # spec of one environment, number 
     "small image, channels first": (bytes_of(2, 9, 5), 128),
     "one pixel": (bytes_of(1, 1, 1), 128),
     "memory": (bytes_of(128), 128),
-    "grey image": (bytes_of(8, 9), 72),
+    "grayscale image": (bytes_of(8, 9), 72),
     "integer": (Bounded(0, 9, (), dtype=torch.int64), 1),
     "unbounded integers": (Unbounded((2, 2), dtype=torch.int32), 4),
     "category": (Categorical(7, dtype=torch.int64), 7),
@@ -173,7 +173,7 @@ class TestImages:
     @pytest.mark.parametrize(
         ("spec", "num_features"),
         [
-            (Unbounded((50, 40), dtype=torch.float32), 2000),  # a table, not a grey image
+            (Unbounded((50, 40), dtype=torch.float32), 2000),  # a table, not a grayscale image
             (Unbounded((36, 36, 20), dtype=torch.float32), 36 * 36 * 20),
             (Bounded(0, 1, (10, 10, 4), dtype=torch.int8), 400),
         ],

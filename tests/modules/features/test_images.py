@@ -25,7 +25,7 @@ from torchppo.modules.features.images import ToChannelsFirst, channels_first_ord
         ((64, 96, 12), (2, 0, 1)),
         ((8, 9, 19), (2, 0, 1)),
         ((3, 5, 4), (0, 1, 2)),
-        ((7, 7, 7), (2, 0, 1)),  # nothing to tell by
+        ((7, 7, 7), (2, 0, 1)),  # no rule decides
         ((4, 64, 64, 3), (0, 3, 1, 2)),  # stacks
         ((4, 3, 64, 64), (0, 1, 2, 3)),
         ((64, 64, 3, 4), (3, 2, 0, 1)),

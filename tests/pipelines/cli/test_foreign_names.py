@@ -1,4 +1,4 @@
-"""Names of options in other libraries are answered with our keys."""
+"""Error messages translate option names of other libraries to our keys."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from torchppo.pipelines.cli.schema import FIELDS
         ("qqqqqq", 1, ""),
     ],
 )
-def test_are_answered_with_our_key(name: str, value: object, ours: str) -> None:
+def test_a_name_is_translated_to_our_key(name: str, value: object, ours: str) -> None:
     assert in_our_words(name, value, FIELDS) == ours
 
 
-def test_the_answers_are_keys_and_choices_of_ours() -> None:
+def test_translations_are_our_keys_and_choices() -> None:
     known = {*FIELDS, *keys_of(compose([])), "controller.lr.target_kl", "critic.optimizer.lr"}
     groups = {"optimizer", "controller", "policy", "head", "reward"}
     words = [answer.split(" ")[0] for answer in NAMES if not answer.startswith("Trainer")]
@@ -37,6 +37,6 @@ def test_the_answers_are_keys_and_choices_of_ours() -> None:
         assert key in known | groups, word
 
 
-def test_every_name_has_one_answer() -> None:
+def test_every_name_has_one_translation() -> None:
     names = [name for names in NAMES.values() for name in names.split()]
     assert len(names) == len(set(names))

@@ -1,4 +1,4 @@
-"""An environment that is chosen without an experiment offers its tuned settings."""
+"""`torchppo train` names the experiment with tuned settings for an environment."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def test_the_tuned_settings_are_named_in_one_line(words: str, experiment: str, r
 
 
 @pytest.mark.parametrize("words", ["experiment=pong", "experiment=atari env.id=ALE/Breakout-v5", "env.id=My-v0", ""])
-def test_nothing_is_printed_without_better_settings(words: str, run_command: RunCommand) -> None:
+def test_nothing_is_printed_if_tuned_settings_are_used_or_do_not_exist(words: str, run_command: RunCommand) -> None:
     assert run_command(f"train {words}").out == ""

@@ -1,4 +1,4 @@
-"""Evaluations have the environment of the training with whole games, raw rewards and the keys of `eval.env`."""
+"""Evaluation environments have whole games, raw rewards and the keys of `eval.env`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that a render function returns becomes images of one size."""
+"""Results of `render()` are converted to images of one size."""
 
 from __future__ import annotations
 

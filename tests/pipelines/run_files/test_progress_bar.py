@@ -25,9 +25,7 @@ class Fail(Callback):
 
 
 class TestProgressBar:
-    def test_shows_frames_metrics_and_time_shares(
-        self, make: Make, fit: Fit, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_shows_frames_and_metrics(self, make: Make, fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
         fit(*make(rollouts=2), callbacks=[ProgressBar()])
         shown = " ".join(capsys.readouterr().out.split())
         assert "64/64" in shown

@@ -117,7 +117,7 @@ class TestTorchRL:
         gymnasium.registry.pop("Rendering-v0")
 
     @pytest.mark.parametrize("options", [{}, {"from_pixels": True, "pixels_only": False}])
-    def test_environment_is_filmed(self, options: dict[str, Any], env_id: str, tmp_path: Path) -> None:
+    def test_environment_is_recorded(self, options: dict[str, Any], env_id: str, tmp_path: Path) -> None:
         env = {"_target_": "torchrl.envs.GymEnv", "env_name": env_id, **options}
         cfg = OmegaConf.create({"env": env, "transforms": [], "eval": {"env": {}}, "compile": False})
         assert try_to_record_video(cfg, ACTOR, tmp_path / "one.mp4", 0, episodes=1) == tmp_path / "one.mp4"
