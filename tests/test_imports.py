@@ -22,7 +22,7 @@ FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "hydra", "om
 LAYERS = (
     {"distributed", "metrics"},
     {"step_factory", "updates", "advantages", "monitoring", "compiled"},
-    {"collectors", "ppo"},
+    {"collectors", "ppo", "saving"},
     {"build", "components", "episodes"},
     {"run_files", "checkpoint"},
     {"train", "evaluate", "policy"},
