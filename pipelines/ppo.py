@@ -158,12 +158,14 @@ class PPO(MonitoredModule):
     def on_train_start(self) -> None:
         """Choose how a step runs, now that devices, precision and optimizer are known."""
         collector = self.trainer.train_dataloader
-        check_collector(collector, self.frames, self.total_frames)
+        is_same = self._resumed is not None and self._resumed["total_frames"] == self.total_frames
+        if not is_same:  # else the training may be complete, except for its last evaluation
+            check_collector(collector, self.frames, self.total_frames)
         if act_under := getattr(collector, "act_under", None):
             act_under(self.trainer.precision_plugin.forward_context)
         self._step = make_optimizer_step(self, self.compile_mode)
         self.update.setup(self)
-        if self._resumed is None or self._resumed["total_frames"] != self.total_frames:
+        if not is_same:
             self.coefficients.move(self.frames / self.total_frames, {}, self.optimizer)
         self._has_frozen_objects = False
         start_training(self, self._resumed)

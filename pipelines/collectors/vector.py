@@ -58,6 +58,7 @@ class VectorRollouts:
         self._observation: NDArray[Any] | None = None  # `None`: the next rollout begins with a reset
         self._context: RecurrentContext | None = None
         self._last_states: Mapping[str, Tensor] | None = None
+        self._is_tested = False
 
     def __call__(self) -> TensorDictBase:
         """Collect the next rollout, `[num_envs, time]`."""
@@ -134,8 +135,9 @@ class VectorRollouts:
 
     def test_resume(self) -> None:
         """Find out how the episodes can continue after a restart; call it before the first reset."""
-        if self._observation is None and hasattr(self.env.vector, "set_resume_class"):
+        if self._observation is None and not self._is_tested and hasattr(self.env.vector, "set_resume_class"):
             self.env.vector.set_resume_class()
+        self._is_tested = True
 
     def _collect(self, buffer: RolloutBuffer) -> None:
         for step in range(self.num_steps):
