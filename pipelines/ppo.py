@@ -159,8 +159,8 @@ class PPO(MonitoredModule):
         """Choose how a step runs, now that devices, precision and optimizer are known."""
         collector = self.trainer.train_dataloader
         is_same = self._resumed is not None and self._resumed["total_frames"] == self.total_frames
-        if not is_same:  # else the training may be complete, except for its last evaluation
-            check_collector(collector, self.frames, self.total_frames)
+        fits = check_collector(collector, self.frames, self.total_frames, may_be_complete=is_same)
+        self.trainer.should_stop = self.trainer.should_stop or not fits  # only the last evaluation may be missing
         if act_under := getattr(collector, "act_under", None):
             act_under(self.trainer.precision_plugin.forward_context)
         self._step = make_optimizer_step(self, self.compile_mode)
