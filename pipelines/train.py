@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from lightning import Callback, Trainer, seed_everything
+from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -63,8 +63,7 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None)
     stop, stopwatch = StopOnSignal(), Stopwatch()
     save_config = LambdaCallback(on_train_batch_start=lambda trainer, *_: save_configuration(trainer, cfg, overrides))
     evaluator = Evaluator(cfg, stop) if cfg.eval.episodes else None
-    evaluation = make_evaluation(cfg, evaluator)
-    progress: Callback = ProgressBar() if Console().is_terminal else ProgressLines()
+    evaluation, progress = make_evaluation(cfg, evaluator), ProgressBar() if Console().is_terminal else ProgressLines()
     trainer = build_trainer(cfg, [save_config, stopwatch, progress, evaluation, stop])
     check_precision(trainer)  # before the run directory exists
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)

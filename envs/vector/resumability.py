@@ -181,7 +181,8 @@ def take_steps(env: Replay, info: dict[str, Any], num_steps: int) -> list[Any]:
     space, results = copy.deepcopy(env.action_space), []
     space.seed(num_steps)
     for _ in range(num_steps):
-        observation, reward, terminated, truncated, info = env.step(random_action(space, info))
+        action = random_action(space, info) if "action_mask" in info else space.sample()
+        observation, reward, terminated, truncated, info = env.step(action)
         results.append(copy.deepcopy((observation, reward, terminated, truncated)))
         if terminated or truncated:
             observation, info = env.reset()

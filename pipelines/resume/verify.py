@@ -64,7 +64,7 @@ def verify_resume(cfg: DictConfig, num_rollouts: int) -> int:
         found = run(cfg, SaveAndStop({2 * num_rollouts: both}), half)
         first, second = (with_collector(load_checkpoint(path)) for path in (whole, both))
     expected = {frames: values for frames, values in expected.items() if frames in found}
-    differences = [*different(first, second, "checkpoint"), *different(expected, found, "metrics")]
+    differences = [*different(expected, found, "metrics"), *different(first, second, "checkpoint")]
     print(RESUME_TEXTS[first["torchppo"]["resume_class"]])
     frames = first["torchppo"]["frames"]
     for name in differences[:20]:

@@ -13,6 +13,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from ..checkpoint import load_checkpoint
 
+LOGGED_AT_START = ("hp_metric", "_hparams_")
+"""Entries of TensorBoard that Lightning writes again when a run continues."""
+
 
 def continue_logs(trainer: Trainer, checkpoint: Path) -> str:
     """Remove the later entries of `metrics.csv` and of TensorBoard's events, and let the loggers append to the rest.
@@ -33,6 +36,8 @@ def continue_logs(trainer: Trainer, checkpoint: Path) -> str:
     evaluated_at = content["callbacks"]["EvaluateAndSave"]["evaluated_at"]
 
     def is_kept(step: int, names: Iterable[str]) -> bool:
+        if any(name.startswith(LOGGED_AT_START) for name in names):
+            return False
         is_evaluation = any(name.startswith("eval/") for name in names)
         return bool(step <= (evaluated_at if is_evaluation else state["frames"]))
 
