@@ -130,6 +130,13 @@ class RewardNormalizer(nn.Module):
         self.moments = RunningMoments()
         self._current_returns: np.ndarray | None = None  # of the unfinished episodes, one per environment
 
+    def get_extra_state(self) -> Tensor | None:
+        """Return the returns of the unfinished episodes, float64 `[num_envs]`."""
+        return None if self._current_returns is None else torch.from_numpy(self._current_returns.copy())
+
+    def set_extra_state(self, state: Tensor | None) -> None:
+        self._current_returns = None if state is None else state.cpu().numpy().copy()
+
     @torch.no_grad()
     def update(self, reward: Tensor, is_init: Tensor, reduce: Reduce = no_reduce) -> None:
         """Accumulate the discounted returns over one rollout and update their statistics.
@@ -145,7 +152,7 @@ class RewardNormalizer(nn.Module):
         rewards, is_first = reward.double().cpu().numpy()[..., 0].T, is_init.cpu().numpy()[..., 0].T
         returns = np.empty_like(rewards)
         current = self._current_returns
-        if current is None or is_first[0].all():
+        if current is None or len(current) != len(reward) or is_first[0].all():
             current = np.zeros(reward.shape[0])
         for step in range(len(rewards)):
             current = np.where(is_first[step], 0.0, current * self.gamma) + rewards[step]

@@ -27,7 +27,7 @@ from ..modules.features.extractor import is_recurrent
 from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
 from ..modules.normalizers import ObservationNormalizer
 from ..modules.objectives.ppo_loss import PPOLoss
-from .collectors.collector import length_of_rollout
+from .collectors.vector import length_of_rollout
 from .components.instantiate import HYDRA_KEYS, build_env, call, call_with_accepted, parameter_names, seed_for_rank
 from .components.torchrl_collectors import build_torchrl_collector, num_envs_of_workers
 from .ppo import PPO

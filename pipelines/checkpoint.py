@@ -21,6 +21,7 @@ from ..errors import CheckpointError, ConfigurationError, did_you_mean
 from .build import build_ppo
 from .components.instantiate import build_evaluation_env
 from .ppo import PPO
+from .saving.files import PREVIOUS, verify_checksum
 
 CODE_HINT = "use the version of the code that wrote it"
 BUILD_HINT = "build it as in the training"
@@ -36,6 +37,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; checkpoints are runs/<name>/<run>/checkpoints/*.ckpt")
     content = io.BytesIO(path.read_bytes())
+    verify_checksum(path, content.getvalue())
     try:
         with zipfile.ZipFile(content) as archive:
             damaged = archive.testzip()  # `torch.load` does not verify the checksums
@@ -50,6 +52,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "torchppo" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint of torchppo; use one that torchppo train has written")
     return checkpoint
+
+
+def newest_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the path and the contents of a checkpoint, or of the last one of a run directory.
+
+    If `last.ckpt` is damaged or missing, the one before is used and a message says so.
+
+    Raises:
+        CheckpointError: if there is no valid checkpoint.
+
+    """
+    if path.is_dir():
+        path = (path if path.name == "checkpoints" else path / "checkpoints") / "last.ckpt"
+    try:
+        return path, load_checkpoint(path)
+    except CheckpointError as error:
+        previous = path.with_name(PREVIOUS)
+        if path.name != "last.ckpt" or not previous.is_file():
+            raise
+        checkpoint = load_checkpoint(previous)
+        print(f"torchppo: {error}; continuing from {previous}", file=sys.stderr, flush=True)
+        return previous, checkpoint
 
 
 def restore(

@@ -28,6 +28,11 @@ def num_ranks() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return distributed.get_rank() if num_ranks() > 1 else 0
+
+
 def summed(tensor: Tensor) -> Tensor:
     """Sum a tensor over all ranks; every rank gets the same result."""
     if num_ranks() > 1:
@@ -77,8 +82,7 @@ def raise_on_all_ranks(work: Callable[[], T]) -> T:
 
 def on_rank_zero(work: Callable[[], T]) -> T:
     """Do `work` on rank 0 and return its result on every rank, or raise its error on every rank."""
-    is_zero = num_ranks() == 1 or distributed.get_rank() == 0
-    return gathered([raise_on_all_ranks(lambda: work() if is_zero else cast(T, None))])[0]
+    return gathered([raise_on_all_ranks(lambda: work() if rank() == 0 else cast(T, None))])[0]
 
 
 def normalized(values: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from .collectors.torchrl import TensorDictStep, steps
 from .collectors.vector import VectorRollouts
 from .distributed import on_rank_zero
 from .metrics.episode_info import add_infos, ended_infos, mean_infos
+from .saving.files import LastCheckpoint, save_checkpoint
 from .step_factory import EVALUATION_STEPS, Compile
 
 MAX_STEPS = 5_000
@@ -150,12 +151,16 @@ def rollout_episodes(
 class EvaluateAndSave(Callback):
     """Evaluates the policy every `every_frames` frames and at the end, and saves the last and the best checkpoint.
 
+    The last checkpoint is also saved at other intervals (see `LastCheckpoint`).
+
     Args:
         run_evaluation: function that evaluates a policy, or returns `None` if a signal interrupts it. If it is `None`,
             the mean training return is used instead of the mean return of evaluations.
         directory: folder of `best.ckpt` and `last.ckpt`.
         every_frames: frames between evaluations. `None` evaluates only at the end.
         stop_at: mean return of an evaluation that ends the training; `None` trains to the last frame.
+        save_every_frames: see `LastCheckpoint`.
+        save_every_seconds: see `LastCheckpoint`.
 
     """
 
@@ -165,43 +170,62 @@ class EvaluateAndSave(Callback):
         directory: Path,
         every_frames: int | None,
         stop_at: float | None,
+        *,
+        save_every_frames: int | None = None,
+        save_every_seconds: float | None = None,
     ) -> None:
         self.run_evaluation = run_evaluation
         self.directory = directory
         self.every_frames = every_frames
         self.stop_at = stop_at
+        self.last_checkpoint = LastCheckpoint(directory, save_every_frames, save_every_seconds)
         self.best = float("-inf")
         self.last: Evaluation | None = None
-        self._evaluated_at = 0
+        self.evaluated_at = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "evaluated_at": self._evaluated_at}
+        last = None if self.last is None else plain_evaluation(self.last)
+        return {"best": self.best, "evaluated_at": self.evaluated_at, "last": last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self._evaluated_at = state_dict["best"], state_dict["evaluated_at"]
+        self.best, self.evaluated_at = state_dict["best"], state_dict["evaluated_at"]
+        self.last = None if state_dict["last"] is None else Evaluation(*state_dict["last"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Repeat the evaluation if it was interrupted after the checkpoint had been saved."""
+        self.last_checkpoint.start(pl_module.frames)
+        self._evaluate_if_due(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.every_frames is not None and pl_module.frames - self._evaluated_at >= self.every_frames:
-            mean = self._evaluate(trainer, pl_module)
-            if mean is not None and self.stop_at is not None and mean >= self.stop_at:
-                trainer.should_stop = True
+        if not self._evaluate_if_due(trainer, pl_module) and self.last_checkpoint.is_due(pl_module.frames):
+            self.last_checkpoint.save(trainer, pl_module.frames)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        if self._evaluated_at != pl_module.frames:
+        if self.evaluated_at != pl_module.frames:
             self._evaluate(trainer, pl_module)
+
+    def _evaluate_if_due(self, trainer: Trainer, ppo: Any) -> bool:
+        if self.every_frames is None or ppo.frames - self.evaluated_at < self.every_frames:
+            return False
+        mean = self._evaluate(trainer, ppo)
+        if mean is not None and self.stop_at is not None and mean >= self.stop_at:
+            trainer.should_stop = True
+        return True
 
     def _evaluate(self, trainer: Trainer, ppo: Any) -> float | None:
         """Save the last checkpoint, evaluate, and save the best checkpoint. Return the mean return, or `None`.
 
-        The last checkpoint is saved first, so that it exists even if the evaluation fails.
+        The last checkpoint is saved before, so that it exists even if the evaluation fails, and after, with its result.
         """
-        self._evaluated_at = ppo.frames
-        save_checkpoint(trainer, self.directory / "last.ckpt")
+        self.last_checkpoint.save(trainer, ppo.frames)
         mean = self._mean_return(trainer, ppo)
+        if mean is None and self.run_evaluation is not None:
+            return None  # a signal has interrupted the evaluation
+        self.evaluated_at = ppo.frames
         if mean is not None and mean > self.best:
             self.best = mean
             save_checkpoint(trainer, self.directory / "best.ckpt")
-            save_checkpoint(trainer, self.directory / "last.ckpt")  # with the new best return
+        save_checkpoint(trainer, self.last_checkpoint.path)
         return mean
 
     def _mean_return(self, trainer: Trainer, ppo: Any) -> float | None:
@@ -209,9 +233,10 @@ class EvaluateAndSave(Callback):
         if run is None:
             mean = trainer.callback_metrics.get("rollout/ep_rew_mean")
             return None if mean is None else float(mean)
-        self.last = evaluation = on_rank_zero(lambda: run(ppo.actor))
+        evaluation = on_rank_zero(lambda: run(ppo.actor))
         if evaluation is None:
             return None
+        self.last = evaluation
         ppo.publish(evaluation.metrics)
         for callback in trainer.checkpoint_callbacks:
             if getattr(callback, "monitor", None) in evaluation.metrics:
@@ -219,20 +244,7 @@ class EvaluateAndSave(Callback):
         return evaluation.mean
 
 
-def save_checkpoint(trainer: Trainer, path: Path) -> None:
-    """Write a checkpoint under a temporary name and rename it.
-
-    Lightning overwrites the file in place, so that a full disk would destroy the previous checkpoint too.
-
-    Raises:
-        OSError: if the file cannot be written; the error names `path`.
-
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        trainer.save_checkpoint(part)
-        if trainer.is_global_zero:
-            part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+def plain_evaluation(evaluation: Evaluation) -> list[Any]:
+    """Return the fields of an evaluation as lists and dictionaries."""
+    infos = {name: list(values) for name, values in evaluation.infos.items()}
+    return [list(evaluation.returns), list(evaluation.lengths), evaluation.num_cut, infos]

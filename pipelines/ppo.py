@@ -23,6 +23,7 @@ from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from .advantages import RolloutBatch, require_entries
 from .distributed import num_ranks, summed
 from .monitoring import EpisodeStatistics, MonitoredModule
+from .saving.state import load_training_state, start_training, training_state
 from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates import param_groups
 from .updates.coefficients import Coefficients
@@ -109,6 +110,7 @@ class PPO(MonitoredModule):
         self.coefficients = Coefficients(controllers or {}, objective)
         self.after_step: list[Callable[[], None]] = []
         self._step: Any = None
+        self._resumed: dict[str, Any] | None = None  # the state of the checkpoint that the training continues from
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, **components: Any) -> PPO:  # type: ignore[override]
@@ -156,13 +158,18 @@ class PPO(MonitoredModule):
     def on_train_start(self) -> None:
         """Choose how a step runs, now that devices, precision and optimizer are known."""
         collector = self.trainer.train_dataloader
-        check_collector(collector, self.frames, self.total_frames)
+        is_same = self._resumed is not None and self._resumed["total_frames"] == self.total_frames
+        fits = check_collector(collector, self.frames, self.total_frames, may_be_complete=is_same)
+        self.trainer.should_stop = self.trainer.should_stop or not fits  # only the last evaluation may be missing
         if act_under := getattr(collector, "act_under", None):
             act_under(self.trainer.precision_plugin.forward_context)
         self._step = make_optimizer_step(self, self.compile_mode)
         self.update.setup(self)
-        self.coefficients.move(self.frames / self.total_frames, {}, self.optimizer)
+        if not is_same:
+            self.coefficients.move(self.frames / self.total_frames, {}, self.optimizer)
         self._has_frozen_objects = False
+        start_training(self, self._resumed)
+        self._resumed = None  # the next training starts anew
         self._published_at = time.perf_counter()
 
     def training_step(self, rollout: TensorDictBase) -> None:
@@ -233,18 +240,8 @@ class PPO(MonitoredModule):
         gc.unfreeze()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["torchppo"] = {
-            "config": self.config,
-            "frames": self.frames,
-            "num_rollouts": self.num_rollouts,
-            "update": self.update.state_dict(),
-            "coefficients": self.coefficients.state_dict(),
-            **self.episodes.state_dict(),
-        }
+        checkpoint["torchppo"] = training_state(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint["torchppo"]
-        self.frames, self.num_rollouts = state["frames"], state["num_rollouts"]
-        self.update.load_state_dict(state["update"])
-        self.coefficients.load_state_dict(state["coefficients"])
-        self.episodes.load_state_dict(state)
+        self._resumed = checkpoint["torchppo"]
+        load_training_state(self, self._resumed)

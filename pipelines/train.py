@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from lightning import Callback, Trainer, seed_everything
+from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -38,14 +38,16 @@ from .run_files.summary import (
     write_summary,
 )
 from .run_files.video import try_to_record_video
+from .saving.state import describe_resume
 
 
-def train(cfg: DictConfig, overrides: list[str]) -> int:
+def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None) -> int:
     """Train and write everything to `cfg.run_dir`.
 
     Args:
         cfg: the composed configuration with `run_dir`.
         overrides: overrides of the command line, stored next to the configuration.
+        checkpoint: the checkpoint that the run in `cfg.run_dir` continues from; `None` starts a new run.
 
     Returns:
         The exit code: 0, or 128 plus the number of the signal that stopped the training.
@@ -61,8 +63,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
     stop, stopwatch = StopOnSignal(), Stopwatch()
     save_config = LambdaCallback(on_train_batch_start=lambda trainer, *_: save_configuration(trainer, cfg, overrides))
     evaluator = Evaluator(cfg, stop) if cfg.eval.episodes else None
-    evaluation = EvaluateAndSave(evaluator, run_dir / "checkpoints", cfg.eval.every_frames, cfg.eval.stop_at)
-    progress: Callback = ProgressBar() if Console().is_terminal else ProgressLines()
+    evaluation, progress = make_evaluation(cfg, evaluator), ProgressBar() if Console().is_terminal else ProgressLines()
     trainer = build_trainer(cfg, [save_config, stopwatch, progress, evaluation, stop])
     check_precision(trainer)  # before the run directory exists
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
@@ -72,8 +73,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
             stack.enter_context(closing(evaluator))
             evaluator.make_env()
         if trainer.is_global_zero:
-            stack.enter_context(locked(run_dir))
-        fit(trainer, training)
+            stack.enter_context(locked(run_dir, is_used=checkpoint is not None))
+        prepare_resume(cfg, trainer, training, checkpoint)
+        fit(trainer, training, checkpoint)
         if evaluator:
             evaluator.close()  # before the environment of the video is made
         if trainer.is_global_zero:
@@ -91,10 +93,30 @@ def train(cfg: DictConfig, overrides: list[str]) -> int:
     return 0 if stop.received is None else 128 + stop.received
 
 
-def fit(trainer: Trainer, training: Training) -> None:
+def make_evaluation(cfg: DictConfig, evaluator: Evaluator | None) -> EvaluateAndSave:
+    """Make the callback that evaluates and saves checkpoints."""
+    limits = {f"save_{name}": value for name, value in cfg.checkpoint.items()}
+    directory = Path(cfg.run_dir) / "checkpoints"
+    return EvaluateAndSave(evaluator, directory, cfg.eval.every_frames, cfg.eval.stop_at, **limits)
+
+
+def prepare_resume(cfg: DictConfig, trainer: Trainer, training: Training, checkpoint: Path | None) -> None:
+    """Prepare the log files of a run that continues; print how the run continues after the next restart."""
+    start, name = "", None
+    if checkpoint is not None:
+        from .run_files.continued_logs import continue_logs
+
+        name = continue_logs(trainer, checkpoint)
+        start = f"continuing from {checkpoint}; "
+    text = describe_resume(training.collector, name, require_exact=cfg.resume.require_exact)
+    if trainer.is_global_zero:
+        print(start + text, flush=True)
+
+
+def fit(trainer: Trainer, training: Training, checkpoint: Path | None) -> None:
     """Call `trainer.fit`; convert errors of Lightning to ConfigurationError, and Ctrl-C to KeyboardInterrupt."""
     try:
-        trainer.fit(training.ppo, train_dataloaders=training.collector)
+        trainer.fit(training.ppo, train_dataloaders=training.collector, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise ConfigurationError(f"trainer: {error}; change trainer.*") from error
     except SystemExit as error:  # Lightning turns Ctrl-C before the first rollout into this
@@ -110,7 +132,7 @@ def save_configuration(trainer: Trainer, cfg: DictConfig, overrides: list[str]) 
     rank 0 writes them, because the `run_dir` of other ranks may contain a later time.
     """
     path = Path(cfg.run_dir) / "config.yaml"
-    if trainer.is_global_zero and not path.exists():
+    if trainer.is_global_zero and (trainer.ckpt_path is not None or not path.exists()):
         OmegaConf.save(cfg, path, resolve=True)
         path.with_name("overrides.yaml").write_text(yaml.safe_dump(overrides))
 
@@ -124,8 +146,8 @@ def silence_lightning() -> None:
 
 
 @contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Create a run directory and lock it for this process.
+def locked(run_dir: Path, *, is_used: bool) -> Iterator[None]:
+    """Create a run directory, or with `is_used` take that of a run that continues, and lock it for this process.
 
     Raises:
         RunLockedError: if another process trains in it.
@@ -139,9 +161,10 @@ def locked(run_dir: Path) -> Iterator[None]:
     except Timeout:
         raise RunLockedError(f"run_dir={run_dir} is in use by another training; choose another run_dir") from None
     with lock:
-        if (run_dir / "config.yaml").exists():
+        if not is_used and (run_dir / "config.yaml").exists():
             raise ConfigurationError(
-                f"run_dir={run_dir} already holds a run; choose another run_dir or delete this folder"
+                f"run_dir={run_dir} already holds a run; choose another run_dir, delete this folder, or continue the "
+                f"run with torchppo resume {run_dir}"
             )
         yield
 

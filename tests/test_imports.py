@@ -22,10 +22,10 @@ FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "hydra", "om
 LAYERS = (
     {"distributed", "metrics"},
     {"step_factory", "updates", "advantages", "monitoring", "compiled"},
-    {"collectors", "ppo"},
+    {"collectors", "ppo", "saving"},
     {"build", "components", "episodes"},
     {"run_files", "checkpoint"},
-    {"train", "evaluate", "policy"},
+    {"train", "evaluate", "policy", "resume"},
     {"cli"},
 )
 """Files and folders of `pipelines`, the lowest layer first. Each imports its own layer and lower ones."""

@@ -28,12 +28,24 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
         listed_info_keys: the keys that the user listed; the others are `SUCCESS_KEYS`.
         episode_info: values of `info_keys` in the last step of each environment's last complete episode, `[num_envs,
             len(info_keys)]`. They are NaN if `info` had no such entry. A reset writes them. `None` without keys.
+        resume_class: how episodes continue after a restart, one of `resumability.RESUME_CLASSES`.
 
     """
 
     info_keys: tuple[str, ...] = ()
     listed_info_keys: tuple[str, ...] = ()
     episode_info: NDArray[np.float64] | None = None
+    resume_class = "inexact"
+
+    def set_resume_class(self, name: str | None = None) -> None:
+        """Set `resume_class`, to the result of a test without a name. Call it before the first reset."""
+
+    def env_states(self) -> list[Any]:
+        """Return what the environments continue their episodes from, as plain data; see `resume_class`."""
+        return []
+
+    def load_env_states(self, states: Sequence[Any]) -> None:
+        """Continue the episodes of `env_states`. The vector environment must have been made in the same way."""
 
     def read_episode_info(self, mask: NDArray[np.bool_]) -> None:
         """Write `episode_info` of the environments in `mask` before they are reset."""

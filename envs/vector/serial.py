@@ -20,6 +20,7 @@ from ..spaces.conversion import as_number
 from ..spaces.encoding import check_first_observations, encode_spaces
 from ..spaces.specs import ALL_ENVS, Allocate, StepArrays, action_spec, observation_spec, step_arrays_for
 from .interface import SUCCESS_KEYS, SlicedVectorEnv, call_env, info_number
+from .resumability import continue_episode, episode_state, resume_class, with_replay
 
 EnvFn = Callable[[], gymnasium.Env[Any, Any]]
 
@@ -59,6 +60,7 @@ class SerialVectorEnv(SlicedVectorEnv):
         except BaseException:
             self.close_extras()
             raise
+        self._env_fn = env_fns[0]
         init_vector_env(self, describe_env(self.envs[0]), len(self.envs))
         self.spec = self.envs[0].spec
         self.arrays = step_arrays_for(self.single_observation_space, self.num_envs) if arrays is None else arrays
@@ -124,6 +126,21 @@ class SerialVectorEnv(SlicedVectorEnv):
             )
         except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
             raise environment_failure(f"{method}({name!r}) failed", error) from None
+
+    def set_resume_class(self, name: str | None = None) -> None:
+        self.resume_class = name or ("inexact" if self.render_mode == "human" else resume_class(self._env_fn))
+        if self.resume_class == "replay":
+            self.envs = [with_replay(env) for env in self.envs]
+
+    def get_resume_class(self) -> str:
+        return self.resume_class
+
+    def env_states(self) -> list[Any]:
+        return [episode_state(env, self.resume_class) for env in self.envs]
+
+    def load_env_states(self, states: Sequence[Any]) -> None:
+        for env, state in zip(self.envs, states, strict=True):
+            continue_episode(env, self.resume_class, state)
 
     def render(self) -> tuple[Any, ...]:
         return tuple(env.render() for env in self.envs)

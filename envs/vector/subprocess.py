@@ -121,6 +121,18 @@ class SubprocessVectorEnv(SlicedVectorEnv):
             results += worker.call("call_envs", method, *own, **kwargs)
         return tuple(results)
 
+    def set_resume_class(self, name: str | None = None) -> None:
+        for worker in self._workers:  # the first one tests
+            worker.call("set_resume_class", name)
+            name = self.resume_class = name or str(worker.call("get_resume_class"))
+
+    def env_states(self) -> list[Any]:
+        return [state for worker in self._workers for state in worker.call("env_states")]
+
+    def load_env_states(self, states: Sequence[Any]) -> None:
+        for worker in self._workers:
+            worker.call("load_env_states", states[worker.env_slice])
+
     def double_buffer_groups(self) -> list[slice]:
         if len(self._workers) < 2:
             return []

@@ -1,4 +1,4 @@
-"""The command line: `torchppo train | eval | list`. PyTorch is imported only when it is needed."""
+"""The command line. PyTorch is imported only when it is needed."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ examples:
   torchppo train env.id=LunarLander-v3 total_frames=1_000_000
   torchppo train experiment=halfcheetah policy.body.num_cells=[256,256] -m seed=0,1,2
   torchppo train env.id=my_package:MyEnv-v0 --config-dir my_conf
+  torchppo resume runs/cartpole/<run>
   torchppo eval runs/cartpole/<run>/checkpoints/best.ckpt --json
 
 Use env= or env.id= to choose only the environment, and experiment= for an environment with tuned settings.
@@ -76,12 +77,13 @@ def make_parser() -> Parser:
         formatter_class=formatter,
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = top.add_subparsers(metavar="train | eval | list", required=True)
+    groups = options_by_group().items()
+    commands = top.add_subparsers(metavar="train | resume | eval | verify-resume | list", required=True)
     train = commands.add_parser(
         "train",
         help="train a policy",
         description="Train a policy. Overrides are Hydra's: group=choice, key=value, +new_key=value.",
-        epilog=f"groups:\n{describe_groups()}\n\n{EXAMPLES}",
+        epilog="\n".join(["groups:", *(f"  {name + '=':<12}{' | '.join(one)}" for name, one in groups), "", EXAMPLES]),
         formatter_class=formatter,
     )
     train.add_argument("overrides", nargs="*", metavar="override")
@@ -92,6 +94,7 @@ def make_parser() -> Parser:
     train.add_argument("--cfg", action="store_true", help="print the configuration and exit")
     train.set_defaults(run=run_train, parser=train)
     add_eval(commands, formatter)
+    add_resume(commands)
     listing = commands.add_parser("list", help="list environments, experiments and all other groups")
     listing.add_argument("-cd", "--config-dir", type=Path, help="a folder with your own groups")
     listing.set_defaults(run=run_list, parser=listing)
@@ -118,6 +121,19 @@ def add_eval(commands: Any, formatter: Any) -> None:
     evaluate.add_argument("--video-episodes", type=int, default=3, help="episodes in the video (default: 3)")
     evaluate.add_argument("--no-video", action="store_true", help="record no video")
     evaluate.set_defaults(run=run_eval, parser=evaluate)
+
+
+def add_resume(commands: Any) -> None:
+    """Add the commands `resume` and `verify-resume`."""
+    resume = commands.add_parser("resume", help="continue a run in its directory")
+    resume.add_argument("run_dir", type=Path, help="the directory of the run, or one of its checkpoints")
+    resume.add_argument("overrides", nargs="*", metavar="override", help="only total_frames=..., to train for longer")
+    verify = commands.add_parser("verify-resume", help="compare a training in two parts with an uninterrupted one")
+    verify.add_argument("overrides", nargs="*", metavar="override", help="those of torchppo train")
+    verify.add_argument("--rollouts", type=int, default=2, help="rollouts of each of the two parts (default: 2)")
+    verify.add_argument("-cd", "--config-dir", type=Path, help="a folder with your own groups")
+    for parser in (resume, verify):
+        parser.set_defaults(run=run_resume, parser=parser)
 
 
 class Parser(argparse.ArgumentParser):
@@ -166,7 +182,10 @@ def run_train(arguments: argparse.Namespace) -> int:
         print(OmegaConf.to_yaml(cfg), end="")
         return 0
     if any(word.startswith("env") for word in arguments.overrides):
-        print_preset(arguments.overrides, str(cfg.env.get("id")))
+        from .presets import hint
+
+        if line := hint(arguments.overrides, str(cfg.env.get("id"))):
+            print(line, flush=True)
     try:
         with exit_on_signals():
             from ..train import train
@@ -179,14 +198,6 @@ def run_train(arguments: argparse.Namespace) -> int:
                 os.removedirs(cfg.run_dir)
 
 
-def print_preset(overrides: Sequence[str], env_id: str) -> None:
-    """Print the name of the experiment with tuned settings if it exists and is not used."""
-    from .presets import hint
-
-    if line := hint(overrides, env_id):
-        print(line, flush=True)
-
-
 def run_eval(arguments: argparse.Namespace) -> int:
     """Run `torchppo eval`."""
     from .eval_command import run
@@ -194,9 +205,14 @@ def run_eval(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
-def describe_groups() -> str:
-    """Return one line per group with its choices."""
-    return "\n".join(f"  {group + '=':<12}{' | '.join(names)}" for group, names in options_by_group().items())
+def run_resume(arguments: argparse.Namespace) -> int:
+    """Run `torchppo resume` or `torchppo verify-resume`."""
+    with exit_on_signals():
+        from ..resume import resume_run, verify_resume
+
+    if "rollouts" not in arguments:
+        return resume_run(arguments.run_dir, arguments.overrides)
+    return verify_resume(compose(arguments.overrides, arguments.config_dir), arguments.rollouts)
 
 
 def run_list(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -16,11 +17,11 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from ...envs import EPISODE_KEYS, VectorEnv
 from ...errors import ConfigurationError
-from ..distributed import num_ranks, raise_on_all_ranks
+from ..distributed import num_ranks, raise_on_all_ranks, rank
 from ..step_factory import Compile
 from .rollout_buffer import require_finite
 from .torchrl import TorchRLRollouts
-from .vector import VectorRollouts
+from .vector import VectorRollouts, length_of_rollout
 
 
 class SizedRollouts(ABC):
@@ -73,16 +74,22 @@ class SizedRollouts(ABC):
             self._frames += frames_per_rollout
             yield rollout
 
+    @property
+    def resume_class(self) -> str:
+        """How episodes continue after a restart, one of `envs.vector.resumability.RESUME_CLASSES`."""
+        return "inexact"
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of frames collected so far, over all ranks.
+        """Return the number of frames collected so far, over all ranks, and the seconds.
 
         The policy saves its weights itself. Environments are not saved: they start new episodes after a restart.
         """
-        return {"frames": self._frames}
+        return {"frames": self._frames, "seconds": self._seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the number of frames, so that the next iteration collects only the remaining frames."""
         self._frames = int(state_dict["frames"])
+        self._seconds = float(state_dict.get("seconds", 0.0))
         self._is_resumed = True
 
 
@@ -194,6 +201,30 @@ class Collector(SizedRollouts):
             new = TensorDict.from_module(source) if isinstance(source, nn.Module) else TensorDict(source)
             TensorDict.from_module(self.policy).data.update_(new.data)
 
+    @property
+    def resume_class(self) -> str:
+        return getattr(self._rollouts, "resume_class", super().resume_class)
+
+    def test_resume(self) -> None:
+        """Find out how episodes can continue after a restart; call it before the first rollout."""
+        if test := getattr(self._rollouts, "test_resume", None):
+            test()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the collection as plain data: frames, episodes and environments (see `resume_class`).
+
+        The policy saves its weights itself. If `resume_class` is `inexact`, new episodes start after a restart.
+        """
+        save = getattr(self._rollouts, "state_dict", dict)
+        return {**super().state_dict(), "rollouts": save()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the collection of `state_dict`, with environments that were made in the same way."""
+        super().load_state_dict(state_dict)
+        self.env.set_seed(int(np.random.SeedSequence([self._frames, rank()]).generate_state(1)[0]))  # if episodes start
+        if load := getattr(self._rollouts, "load_state_dict", None):
+            load(state_dict.get("rollouts", {}))
+
     def set_seed(self, seed: int, static_seed: bool = False) -> int:
         """Seed the next reset of all environments; return a seed for another environment."""
         next_seed: int = self.env.set_seed(seed, static_seed=static_seed)
@@ -210,34 +241,6 @@ class Collector(SizedRollouts):
 
     def _collect(self) -> TensorDictBase:
         return require_finite(self._rollouts())
-
-
-def length_of_rollout(frames_per_env: int | None, frames_per_batch: int | None, num_envs: int) -> int:
-    """Return the steps of each environment in a rollout, from either of the two arguments.
-
-    Raises:
-        ConfigurationError: if not exactly one is given, it is below 1, or `frames_per_batch` is not a multiple of
-            `num_envs`.
-
-    """
-    if (frames_per_env is None) == (frames_per_batch is None):
-        problem = "is missing" if frames_per_env is None else "and collector.frames_per_batch are both set"
-        raise ConfigurationError(f"collector.frames_per_env {problem}; set one of collector.frames_per_{{env,batch}}")
-    name = "frames_per_batch" if frames_per_env is None else "frames_per_env"
-    value = frames_per_batch if frames_per_env is None else frames_per_env
-    assert value is not None
-    if value < 1:
-        raise ConfigurationError(f"collector.{name}={value} must be at least 1")
-    if frames_per_env is not None:
-        return frames_per_env
-    if value % num_envs:
-        below = value // num_envs * num_envs
-        nearest = [str(frames) for frames in (below, below + num_envs) if frames > 0]
-        raise ConfigurationError(
-            f"collector.frames_per_batch={value} is not a multiple of the number of environments ({num_envs}); use "
-            f"{' or '.join(nearest)}"
-        )
-    return value // num_envs
 
 
 def seconds_of(collector: Any) -> dict[str, float]:

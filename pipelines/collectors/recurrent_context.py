@@ -23,7 +23,7 @@ class RecurrentContext:
         num_steps: length of the rollout.
         num_envs: number of environments.
         device: device of the policy.
-        previous: context of the previous rollout; `None` starts from zeros.
+        previous: `last_states` of the previous rollout; `None` starts from zeros.
 
     """
 
@@ -33,7 +33,7 @@ class RecurrentContext:
         num_steps: int,
         num_envs: int,
         device: torch.device,
-        previous: RecurrentContext | None,
+        previous: Mapping[str, Tensor] | None,
     ) -> None:
         self._lengths = {key: length for key, (length, _) in shapes.items()}
         self._states = {
@@ -42,7 +42,7 @@ class RecurrentContext:
         }
         if previous is not None:
             for key, length in self._lengths.items():
-                self._states[key][:length] = previous._states[key][-length:]
+                self._states[key][:length] = previous[key]
 
     def read(self, step: int, env_slice: slice, is_init: NDArray[Any]) -> dict[Any, Tensor]:
         """Return `is_init` `[envs, 1]` and the states before a step `[envs, context_length, state_size]`."""
@@ -57,6 +57,10 @@ class RecurrentContext:
         """Store the states after a step, `[envs, state_size]` each."""
         for (key, length), state in zip(self._lengths.items(), states, strict=True):
             self._states[key][step + length, env_slice] = state
+
+    def last_states(self) -> dict[str, Tensor]:
+        """Return the states that the next rollout begins with, `[context_length, num_envs, state_size]`."""
+        return {key: self._states[key][-length:].clone() for key, length in self._lengths.items()}
 
     def windows(self) -> dict[str, Tensor]:
         """Return the states before every step and after the last one, as views.

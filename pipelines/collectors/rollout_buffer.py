@@ -177,8 +177,8 @@ class EpisodeCounters:
     """Returns and lengths of running episodes, as TorchRL's `RewardSum` and `StepCounter` write them."""
 
     def __init__(self, num_envs: int) -> None:
-        self._reward = np.zeros(num_envs)
-        self._length = np.zeros(num_envs, np.int64)
+        self.reward = np.zeros(num_envs)
+        self.length = np.zeros(num_envs, np.int64)
 
     def advance(
         self, rewards: NDArray[np.float64], done: NDArray[np.bool_], raw: NDArray[np.float64]
@@ -198,12 +198,12 @@ class EpisodeCounters:
                 if start == end:
                     continue
                 part = rewards[start:end, env].copy()
-                part[0] += self._reward[env]
+                part[0] += self.reward[env]
                 returns[start:end, env] = part.cumsum()
-                lengths[start:end, env] = np.arange(1, end - start + 1) + self._length[env]
+                lengths[start:end, env] = np.arange(1, end - start + 1) + self.length[env]
                 is_over = done[end - 1, env]
-                self._reward[env] = 0.0 if is_over else returns[end - 1, env]
-                self._length[env] = 0 if is_over else lengths[end - 1, env]
+                self.reward[env] = 0.0 if is_over else returns[end - 1, env]
+                self.length[env] = 0 if is_over else lengths[end - 1, env]
                 start = end
         return np.where(np.isnan(raw), returns, raw), lengths
 

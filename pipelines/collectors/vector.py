@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from ...envs import ALL_ENVS, VectorEnv
-from ...errors import ConfigurationError
+from ...envs.vector.plain_data import load_array, save_array
+from ...errors import ConfigurationError, EnvironmentFailure
 from ..metrics.episode_info import EpisodeInfo, write_episode_info
-from ..step_factory import Compile, PolicyFunction
+from ..step_factory import Compile, PolicyFunction, warn_once
 from .recurrent_context import RecurrentContext
 from .rollout_buffer import EpisodeCounters, RolloutBuffer
 from .skipped_steps import SkippedStep, replace_skipped
@@ -55,6 +57,8 @@ class VectorRollouts:
         self._may_skip = env.skipped is not None
         self._observation: NDArray[Any] | None = None  # `None`: the next rollout begins with a reset
         self._context: RecurrentContext | None = None
+        self._last_states: Mapping[str, Tensor] | None = None
+        self._is_tested = False
 
     def __call__(self) -> TensorDictBase:
         """Collect the next rollout, `[num_envs, time]`."""
@@ -73,7 +77,7 @@ class VectorRollouts:
                 "AutoresetMode.SAME_STEP or DISABLED, or use its id"
             )
         if states:
-            self._context = RecurrentContext(states, self.num_steps, self.env.num_envs, device, self._context)
+            self._context = RecurrentContext(states, self.num_steps, self.env.num_envs, device, self._last_states)
         buffer = RolloutBuffer(first, self._is_init, self.num_steps, device, len(self._groups))
         try:
             self._collect(buffer)
@@ -82,11 +86,58 @@ class VectorRollouts:
             raise
         self._observation = buffer.observations.array[-1].copy()
         self._is_init = buffer.is_init[-1].copy()
+        if self._context is not None:
+            self._last_states = self._context.last_states()
         windows = self._context.windows() if self._context else {}
         rollout = buffer.as_tensordict(self.policy.output_keys, windows, self._counters)
         if self._skipped:
             rollout = replace_skipped(rollout, self._skipped)
         return write_episode_info(rollout, self.env.info_keys, self._infos) if self._infos else rollout
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next rollout continues from, as plain data; empty if it begins with a reset."""
+        vector, name = self.env.vector, self.resume_class
+        if self._observation is None:
+            return {}
+        try:
+            envs = vector.env_states() if name != "inexact" else []
+        except EnvironmentFailure as error:
+            warn_once(f"torchppo: {error}; a restart begins new episodes")
+            return {}
+        arrays = (self._observation, self._is_init, self._counters.reward, self._counters.length)
+        return {
+            "resume_class": name,
+            "envs": envs,
+            "arrays": [save_array(array) for array in arrays],
+            "recurrent_states": dict(self._last_states or {}),
+            "seconds": dict(self.seconds),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the episodes of `state_dict`, or begin new ones if it has none of as many environments."""
+        self._observation = None
+        if state.get("resume_class", "inexact") == "inexact" or len(state["envs"]) != self.env.num_envs:
+            warn_once("torchppo: new episodes start, because the checkpoint has no state of these environments")
+            return
+        self.env.vector.set_resume_class(state["resume_class"])
+        self.env.vector.load_env_states(state["envs"])
+        arrays = [load_array(array) for array in state["arrays"]]
+        self._observation, self._is_init = arrays[:2]
+        self._counters = EpisodeCounters(self.env.num_envs)
+        self._counters.reward, self._counters.length = arrays[2:]
+        self._last_states = state["recurrent_states"] or None
+        self.seconds.update({key: value for key, value in state["seconds"].items() if key in self.seconds})
+
+    @property
+    def resume_class(self) -> str:
+        """How episodes continue after a restart (see `SlicedVectorEnv`)."""
+        return getattr(self.env.vector, "resume_class", "inexact")
+
+    def test_resume(self) -> None:
+        """Find out how the episodes can continue after a restart; call it before the first reset."""
+        if self._observation is None and not self._is_tested and hasattr(self.env.vector, "set_resume_class"):
+            self.env.vector.set_resume_class()
+        self._is_tested = True
 
     def _collect(self, buffer: RolloutBuffer) -> None:
         for step in range(self.num_steps):
@@ -142,3 +193,31 @@ def as_array(tensor: Tensor) -> NDArray[Any]:
     """Return a tensor as a NumPy array on the CPU."""
     array: NDArray[Any] = tensor.cpu().numpy()
     return array
+
+
+def length_of_rollout(frames_per_env: int | None, frames_per_batch: int | None, num_envs: int) -> int:
+    """Return the steps of each environment in a rollout, from either of the two arguments.
+
+    Raises:
+        ConfigurationError: if not exactly one is given, it is below 1, or `frames_per_batch` is not a multiple of
+            `num_envs`.
+
+    """
+    if (frames_per_env is None) == (frames_per_batch is None):
+        problem = "is missing" if frames_per_env is None else "and collector.frames_per_batch are both set"
+        raise ConfigurationError(f"collector.frames_per_env {problem}; set one of collector.frames_per_{{env,batch}}")
+    name = "frames_per_batch" if frames_per_env is None else "frames_per_env"
+    value = frames_per_batch if frames_per_env is None else frames_per_env
+    assert value is not None
+    if value < 1:
+        raise ConfigurationError(f"collector.{name}={value} must be at least 1")
+    if frames_per_env is not None:
+        return frames_per_env
+    if value % num_envs:
+        below = value // num_envs * num_envs
+        nearest = [str(frames) for frames in (below, below + num_envs) if frames > 0]
+        raise ConfigurationError(
+            f"collector.frames_per_batch={value} is not a multiple of the number of environments ({num_envs}); use "
+            f"{' or '.join(nearest)}"
+        )
+    return value // num_envs

@@ -224,10 +224,17 @@ class Stopwatch(Callback):
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._start = 0.0
+        self._start: float | None = None
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": 0.0 if self._start is None else time.perf_counter() - self._start}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self._start = time.perf_counter() - state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start = time.perf_counter()
+        if self._start is None:
+            self._start = time.perf_counter()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.seconds = time.perf_counter() - self._start
+        self.seconds = self.state_dict()["seconds"]

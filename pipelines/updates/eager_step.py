@@ -183,19 +183,26 @@ def check_connected(objective: Any, gradients: Mapping[nn.Parameter, Tensor | No
         )
 
 
-def check_collector(collector: Any, frames: int, total_frames: int) -> None:
-    """Raise a ConfigurationError if Lightning would prefetch, or no rollout fits after `frames` trained frames."""
+def check_collector(collector: Any, frames: int, total_frames: int, *, may_be_complete: bool) -> bool:
+    """Return whether a rollout fits after `frames` trained frames.
+
+    Raises:
+        ConfigurationError: if Lightning would prefetch, or no rollout fits and the training may not be complete.
+
+    """
     if not hasattr(collector, "__len__"):
         raise ConfigurationError(
             f"train_dataloaders={type(collector).__name__} has no length, so Lightning would collect the next rollout "
             "with old weights; add __len__, the number of rollouts"
         )
     next_frames = getattr(collector, "frames_per_batch", 1) * num_ranks()
-    if frames and frames + next_frames > total_frames:
+    fits = not frames or frames + next_frames <= total_frames
+    if not (fits or may_be_complete):
         raise ConfigurationError(
             f"total_frames={total_frames} leaves no room for a rollout of {next_frames} after {frames} trained frames; "
             "increase it"
         )
+    return fits
 
 
 def check_options(

@@ -313,7 +313,7 @@ class TestBestCheckpoint:
         trainer = fit(*make(rollouts=4), callbacks=[callback])
         assert callback.best >= float(trainer.callback_metrics["rollout/ep_rew_mean"]) > 0
         assert callback.last is None
-        assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "best.ckpt"}
+        assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "best.ckpt", "previous.ckpt"}
 
     @pytest.mark.parametrize("means", [(5.0, 0.0), (0.0, 5.0)])
     @pytest.mark.parametrize(("mean", "is_better"), [(4.0, False), (6.0, True)])

@@ -29,7 +29,8 @@ MEMORIES: dict[str, Callable[[int], Any]] = {
 
 
 def make_context(previous: RecurrentContext | None = None) -> RecurrentContext:
-    return RecurrentContext({"state": (LENGTH, 1)}, NUM_STEPS, NUM_ENVS, CPU, previous)
+    states = None if previous is None else previous.last_states()
+    return RecurrentContext({"state": (LENGTH, 1)}, NUM_STEPS, NUM_ENVS, CPU, states)
 
 
 def filled(start: int, previous: RecurrentContext | None = None) -> RecurrentContext:

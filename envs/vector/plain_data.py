@@ -1,0 +1,166 @@
+"""Arrays, random generators and objects of C libraries as plain data, which `torch.load(weights_only=True)` reads."""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.envs.registration import EnvSpec
+from numpy.lib.format import descr_to_dtype, dtype_to_descr
+
+GENERATORS = (np.random.Generator, np.random.RandomState, torch.Generator, random.Random)
+BIT_GENERATORS = {
+    kind.__name__: kind
+    for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
+}
+
+
+def save_array(array: Any) -> list[Any]:
+    """Return an array without Python objects as plain data."""
+    contiguous = np.ascontiguousarray(array)
+    data = torch.frombuffer(bytearray(contiguous.tobytes()), dtype=torch.uint8) if contiguous.nbytes else None
+    return [dtype_to_descr(contiguous.dtype), list(np.shape(array)), data]
+
+
+def load_array(saved: list[Any]) -> Any:
+    """Return the array of `save_array`."""
+    descr, shape, data = saved
+    dtype = descr_to_dtype([tuple(field) for field in descr] if isinstance(descr, list) else descr)
+    return np.frombuffer(b"" if data is None else data.numpy().tobytes(), dtype).reshape(shape).copy()
+
+
+def save_generator(generator: Any) -> list[Any]:
+    """Return the state of a random generator of NumPy, Python or PyTorch."""
+    if isinstance(generator, np.random.Generator):
+        return ["generator", _plain(generator.bit_generator.state)]
+    if isinstance(generator, np.random.RandomState):
+        return ["random_state", _plain(generator.get_state(legacy=False))]
+    if isinstance(generator, torch.Generator):
+        return ["torch_generator", generator.get_state()]
+    version, numbers, gauss = generator.getstate()
+    return ["random", version, list(numbers), gauss]
+
+
+def load_generator(saved: list[Any], current: Any) -> Any:
+    """Restore the state in `current` if it is a generator of this kind, else in a new generator; return it."""
+    kind, *state = saved
+    if kind == "generator":
+        values = _arrays(state[0])
+        if (
+            not isinstance(current, np.random.Generator)
+            or current.bit_generator.state["bit_generator"] != (values["bit_generator"])
+        ):
+            current = np.random.Generator(BIT_GENERATORS[values["bit_generator"]]())
+        current.bit_generator.state = values
+    elif kind == "random_state":
+        current = current if isinstance(current, np.random.RandomState) else np.random.RandomState()
+        current.set_state(_arrays(state[0]))
+    elif kind == "torch_generator":
+        current = current if isinstance(current, torch.Generator) else torch.Generator()
+        current.set_state(state[0])
+    else:
+        current = current if isinstance(current, random.Random) else random.Random()
+        current.setstate((state[0], tuple(state[1]), state[2]))
+    return current
+
+
+def _plain(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {key: _plain(value) for key, value in state.items()}
+    return ["array", *save_array(state)] if isinstance(state, np.ndarray) else state
+
+
+def _arrays(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {key: _arrays(value) for key, value in state.items()}
+    return load_array(state[1:]) if isinstance(state, list) else state
+
+
+def save_random_state() -> dict[str, Any]:
+    """Return the state of the global random generators of Python, NumPy and PyTorch, on every device in use."""
+    version, numbers, gauss = random.getstate()
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": _plain(np.random.get_state(legacy=False)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def load_random_state(state: dict[str, Any]) -> None:
+    """Restore the result of `save_random_state`. Devices that this process does not have are left out."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(_arrays(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    for device, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(generator, device)
+
+
+def own_attributes(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object, also those in slots."""
+    slots = (vars(base).get("__slots__", ()) for base in type(value).__mro__)
+    names = [name for slot in slots for name in ((slot,) if isinstance(slot, str) else slot)]
+    found = {name: getattr(value, name) for name in names if name[:2] != "__" and hasattr(value, name)}
+    return found | (object.__getattribute__(value, "__dict__") if hasattr(value, "__dict__") else {})
+
+
+def set_attribute(value: Any, name: str, new: Any) -> None:
+    """Set an attribute without calling code of its class."""
+    own = getattr(value, "__dict__", {})
+    if name in own or not hasattr(type(value), name):
+        own[name] = new
+    else:
+        object.__setattr__(value, name, new)
+
+
+def is_object(value: Any) -> bool:
+    """Return whether the attributes of a value are its state: that of a class that is written in Python."""
+    package = type(value).__module__.split(".")[0]
+    is_python = bool(type(value).__flags__ & 1 << 9)  # Py_TPFLAGS_HEAPTYPE
+    return is_python and package not in sys.stdlib_module_names - {"__main__"} and not isinstance(value, type | EnvSpec)
+
+
+def class_name(value: Any) -> str:
+    return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def save_mjdata(data: Any) -> list[Any]:
+    """Return all arrays of MuJoCo's `MjData`: a step also reads some that `mj_getState` omits, such as `xipos`."""
+    arrays = {name: getattr(data, name) for name in dir(type(data)) if name[:1] != "_" and name not in MJ_SIZED}
+    saved = [[name, save_array(array)] for name, array in arrays.items() if isinstance(array, np.ndarray)]
+    return [data.time, saved]
+
+
+def load_mjdata(state: list[Any], data: Any) -> Any:
+    data.time, arrays = state
+    for name, saved in arrays:
+        array = load_array(saved)
+        current = getattr(data, name)
+        if current.shape == array.shape:  # the others are results of the last step that the next one writes again
+            current[...] = array
+    return data
+
+
+def load_ale(state: bytes, ale: Any) -> Any:
+    from ale_py import ALEState
+
+    ale.restoreState(ALEState(state))
+    return ale
+
+
+MJ_SIZED = ("contact", "solver", "timer", "warning", "bind")
+NATIVE: dict[str, Any] = {
+    "MjData": ("mujoco", save_mjdata, load_mjdata),
+    "ALEInterface": ("ale_py", lambda ale: ale.cloneState(include_rng=True).serialize(), load_ale),
+}
+"""Classes of C libraries: the package, and functions that save and restore their state."""
+
+
+def parts_of(space: Any) -> list[Any]:
+    """Return the spaces that a space contains."""
+    parts = getattr(space, "spaces", ())
+    return list(parts.values() if isinstance(parts, dict) else parts)

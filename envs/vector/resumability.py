@@ -1,0 +1,202 @@
+"""How the episodes of an environment continue after a restart: the classes, the test that finds them, and replays."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from ...errors import EnvironmentFailure
+from ..failures import environment_failure
+from ..spaces.encoding import EncodeSpaces
+from ..wrappers import random_action
+from .plain_data import GENERATORS, load_random_state, save_random_state
+from .snapshot import SCALARS, StateError, load_state, save_state
+
+RESUME_CLASSES = ("snapshot", "replay", "inexact")
+"""`snapshot`: the state is saved and restored. `replay`: the current episodes are repeated with the same random state
+and actions. `inexact`: new episodes start."""
+NUM_TEST_STEPS = 12
+
+
+class Replay(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Records what is needed to repeat the current episode: the random state before its reset, and its actions."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._start: Any = None
+        self._actions: list[Any] = []
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self._start = [save_layers(self.env), kwargs.get("seed"), save_state(kwargs.get("options"))]
+        self._actions = []
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self._actions.append(copy.deepcopy(action))
+        return self.env.step(action)
+
+    def state(self) -> Any:
+        """Return the record of the current episode as plain data."""
+        return [self._start, [save_state(action) for action in self._actions]]
+
+    def repeat(self, state: Any) -> None:
+        """Repeat a recorded episode."""
+        (layers, seed, options), actions = state
+        load_layers(self.env, layers)
+        options = load_state(None, options)
+        self.reset(seed=seed, **({} if options is None else {"options": options}))
+        for action in actions:
+            self.step(load_state(None, action))
+
+
+def with_replay(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Apply `Replay`, to the actions that the environment itself receives."""
+    if not isinstance(env, EncodeSpaces):
+        return Replay(env)
+    env.env = Replay(env.env)
+    return env
+
+
+def episode_state(env: Any, name: str) -> Any:
+    """Return what the episode of an environment of class `name` continues from.
+
+    Raises:
+        EnvironmentFailure: if the state cannot be saved.
+
+    """
+    if name == "inexact":
+        return None
+    try:
+        return save_state(env) if name == "snapshot" else (env if isinstance(env, Replay) else env.env).state()
+    except StateError as error:
+        raise EnvironmentFailure(f"the state of {env.unwrapped} cannot be saved: {error}") from error
+
+
+def continue_episode(env: Any, name: str, state: Any) -> None:
+    """Continue the episode of `episode_state`.
+
+    Raises:
+        EnvironmentFailure: if the environment differs from the one that was saved.
+
+    """
+    try:
+        if name == "snapshot":
+            env.reset(seed=0)  # some environments make objects at the first reset
+            load_state(env, state)
+        elif name == "replay":
+            (env if isinstance(env, Replay) else env.env).repeat(state)
+    except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
+        raise environment_failure("an environment cannot continue from the checkpoint", error) from None
+
+
+def layers_of(env: gymnasium.Env[Any, Any]) -> Iterator[Any]:
+    """Yield the wrappers of an environment and the environment itself."""
+    yield env
+    while isinstance(env, gymnasium.Wrapper):
+        env = env.env
+        yield env
+
+
+def save_layers(env: gymnasium.Env[Any, Any]) -> list[Any]:
+    """Return the numbers, texts, spaces and random generators among the attributes of an environment and its wrappers.
+
+    Only the random generators of a space are saved.
+    """
+    kept = (*SCALARS, gymnasium.Space, *GENERATORS)
+    return [
+        [[name, save_state(value)] for name, value in vars(layer).items() if isinstance(value, kept)]
+        for layer in layers_of(env)
+    ]
+
+
+def load_layers(env: gymnasium.Env[Any, Any], saved: list[Any]) -> None:
+    """Restore the result of `save_layers`."""
+    for layer, attributes in zip(layers_of(env), saved, strict=True):
+        for name, value in attributes:
+            vars(layer)[name] = load_state(vars(layer).get(name), value)
+
+
+def resume_class(env_fn: Callable[[], gymnasium.Env[Any, Any]]) -> str:
+    """Return the class of an environment, one of `RESUME_CLASSES`.
+
+    Steps a new environment, and another one after the state of the first was restored in it, with the same actions.
+    The global random generators stay as they are.
+    """
+    before = save_random_state()
+    envs: list[gymnasium.Env[Any, Any]] = []
+    try:
+        first = Replay(env_fn())
+        envs.append(first)
+        begin(first, seed=1)
+        random_state = save_random_state()
+        restore: dict[str, Callable[[Replay], Any]] = {}
+        with suppress(Exception):
+            snapshot = save_state(first.env)
+            restore["snapshot"] = lambda env: load_state(env.env, snapshot)
+        with suppress(Exception):
+            replay = first.state()
+            restore["replay"] = lambda env: env.repeat(replay)
+        expected = continued(first)
+        for name, load in restore.items():
+            second = Replay(env_fn())
+            envs.append(second)
+            with suppress(Exception):
+                begin(second, seed=2)
+                load(second)
+                load_random_state(random_state)
+                if are_equal(continued(second), expected):
+                    return name
+    except (Exception, SystemExit):  # noqa: BLE001 - the training reports what an environment raises
+        return "inexact"
+    finally:
+        for env in envs:
+            with suppress(Exception):
+                env.close()
+        load_random_state(before)
+    return "inexact"
+
+
+def begin(env: Replay, seed: int) -> None:
+    """Take some steps with random actions: two episodes, the second one with the random state of the first."""
+    _, info = env.reset(seed=seed)
+    take_steps(env, info, NUM_TEST_STEPS // 2)
+    _, info = env.reset()
+    take_steps(env, info, NUM_TEST_STEPS)
+
+
+def continued(env: Replay) -> list[Any]:
+    """Continue the episode and begin another one. Return all that the environment returns, except for `info`."""
+    results = take_steps(env, {}, NUM_TEST_STEPS)
+    observation, info = env.reset()
+    return [*results, copy.deepcopy(observation), *take_steps(env, info, NUM_TEST_STEPS)]
+
+
+def take_steps(env: Replay, info: dict[str, Any], num_steps: int) -> list[Any]:
+    """Step with the same random actions for the same observations; reset where an episode ends."""
+    space, results = copy.deepcopy(env.action_space), []
+    space.seed(num_steps)
+    for _ in range(num_steps):
+        action = random_action(space, info) if "action_mask" in info else space.sample()
+        observation, reward, terminated, truncated, info = env.step(action)
+        results.append(copy.deepcopy((observation, reward, terminated, truncated)))
+        if terminated or truncated:
+            observation, info = env.reset()
+            results.append(copy.deepcopy(observation))
+    return results
+
+
+def are_equal(first: Any, second: Any) -> bool:
+    """Return whether two nested structures of arrays, numbers and texts are equal bit by bit."""
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(are_equal(value, second[key]) for key, value in first.items())
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(are_equal, first, second))
+    one, other = np.asarray(first), np.asarray(second)
+    return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())

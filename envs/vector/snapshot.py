@@ -1,0 +1,247 @@
+"""The state of a Gymnasium environment as plain data, which is saved and restored without pickling.
+
+It consists of the attributes of the environment, its wrappers and the objects in them. What neither `save_state` nor
+`load_state` knows, such as a function, stays as it is; `resumability.resume_class` finds out whether that matters.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict, defaultdict, deque
+from enum import Enum
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from .plain_data import (
+    GENERATORS,
+    NATIVE,
+    class_name,
+    is_object,
+    load_array,
+    load_generator,
+    own_attributes,
+    parts_of,
+    save_array,
+    save_generator,
+    set_attribute,
+)
+
+SCALARS = (type(None), bool, int, float, complex, str, bytes)
+MAPPINGS = {kind.__name__: kind for kind in (dict, OrderedDict, defaultdict)}
+SEQUENCES = {kind.__name__: kind for kind in (list, tuple, set, frozenset, deque)}
+BUILT_INS = (int, float, str, bytes, list, tuple, set, frozenset, dict, deque)
+MAX_BYTES = 16_000_000
+"""Limit of the state of one environment. It holds for large data sets, which are better not saved again and again."""
+MISSING: Any = object()
+
+
+class StateError(Exception):
+    """A state that cannot be saved, or does not fit the environment."""
+
+
+def save_state(env: Any) -> Any:
+    """Return the state of an environment as plain data: numbers, strings, bytes, lists and tensors.
+
+    Raises:
+        StateError: if the objects are nested too deeply.
+
+    """
+    try:
+        return _Saver().node(env)
+    except RecursionError:
+        raise StateError("the objects are nested too deeply") from None
+
+
+def load_state(env: Any, state: Any) -> Any:
+    """Restore the result of `save_state` in an environment that was made in the same way, and return it.
+
+    Other values than environments are restored in place too, or are new objects.
+
+    Objects that it lacks are made without calling code, and only of classes of its and its wrappers' packages.
+
+    Raises:
+        StateError: if the state does not fit.
+
+    """
+    try:
+        return _Loader(env).value(state, env)
+    except StateError:
+        raise
+    except Exception as error:  # the state may come from another version, and properties may raise anything
+        raise StateError(f"{type(error).__name__}: {error}") from error
+
+
+class _Saver:
+    """Converts values to nodes: scalars, and lists of the kind of a value, its number and its parts."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+        self._kept_alive: list[Any] = []
+        self._num_bytes = 0
+
+    def node(self, value: Any) -> Any:
+        if type(value) in SCALARS:
+            return value
+        if id(value) in self._numbers:
+            return ["ref", self._numbers[id(value)]]
+        self._numbers[id(value)] = number = len(self._numbers)
+        self._kept_alive.append(value)
+        self._num_bytes += value.nbytes if isinstance(value, np.ndarray | torch.Tensor) else 100
+        if self._num_bytes > MAX_BYTES:
+            raise StateError(f"the state has more than {MAX_BYTES} bytes")
+        kind, *parts = self._described(value)
+        return [kind, number, *parts]
+
+    def _described(self, value: Any) -> list[Any]:
+        name = type(value).__name__
+        if isinstance(value, np.ndarray):
+            if value.dtype.hasobject:
+                return ["objects", list(value.shape), [self.node(item) for item in value.ravel().tolist()]]
+            return ["array", save_array(value)]
+        if isinstance(value, np.generic):
+            return ["scalar", save_array(value)]
+        if isinstance(value, GENERATORS):
+            return ["generator", save_generator(value)]
+        if isinstance(value, torch.Tensor):
+            return ["tensor", value.detach().clone()]
+        if isinstance(value, gymnasium.Space):  # its bounds do not change
+            return ["space", self.node(value._np_random), [self.node(part) for part in parts_of(value)]]
+        if isinstance(value, Enum):
+            return ["enum", class_name(value), value.name]
+        if type(value) in SEQUENCES.values():
+            return ["sequence", name, [self.node(item) for item in value], getattr(value, "maxlen", None)]
+        if type(value) in MAPPINGS.values():
+            return ["mapping", name, [[self.node(key), self.node(item)] for key, item in value.items()]]
+        if name in NATIVE and type(value).__module__.startswith(NATIVE[name][0]):
+            return ["native", name, NATIVE[name][1](value)]
+        if is_object(value):
+            attributes = own_attributes(value)
+            if isinstance(value, BUILT_INS) or hasattr(value, "thisown"):  # an object of a C library that SWIG wraps
+                raise StateError(f"{class_name(value)} has a state that is not in its attributes")
+            return ["object", class_name(value), [[key, self.node(item)] for key, item in attributes.items()]]
+        return ["keep"]
+
+
+class _Loader:
+    """Restores nodes, where possible in the objects that the environment has."""
+
+    def __init__(self, env: Any) -> None:
+        layers = [env]
+        while isinstance(layers[-1], gymnasium.Wrapper):
+            layers.append(layers[-1].env)
+        modules = {base.__module__ for layer in layers for base in type(layer).__mro__}
+        self._packages = {name.split(".")[0] for name in modules} - {"builtins", "typing", "abc"}
+        self._values: dict[int, Any] = {}
+
+    def value(self, node: Any, current: Any = MISSING) -> Any:
+        """Return the value of a node, which is `current` if that can be changed in place."""
+        if not isinstance(node, list):
+            return node
+        kind, number, *parts = node
+        if kind == "ref":
+            return self._values[number]
+        if kind in ("sequence", "mapping", "object"):  # they may contain themselves
+            return getattr(self, f"_{kind}")(number, current, *parts)
+        if kind == "keep" and current is MISSING:
+            raise StateError("an object that cannot be saved is missing")
+        self._values[number] = current if kind == "keep" else getattr(self, f"_{kind}")(current, *parts)
+        return self._values[number]
+
+    def _array(self, current: Any, saved: list[Any]) -> Any:
+        array = load_array(saved)
+        is_same = isinstance(current, np.ndarray) and (current.shape, current.dtype) == (array.shape, array.dtype)
+        if not (is_same and current.flags.writeable):
+            return array
+        current[...] = array  # other arrays may be views of it
+        return current
+
+    def _objects(self, current: Any, shape: list[int], items: list[Any]) -> Any:
+        array = np.empty(shape, object)
+        olds = current.ravel().tolist() if isinstance(current, np.ndarray) else []
+        for index, item in enumerate(items):
+            array.flat[index] = self.value(item, olds[index] if index < len(olds) else MISSING)
+        return array
+
+    def _scalar(self, current: Any, saved: list[Any]) -> Any:
+        return load_array(saved)[()]
+
+    def _generator(self, current: Any, saved: list[Any]) -> Any:
+        return load_generator(saved, current)
+
+    def _tensor(self, current: Any, saved: torch.Tensor) -> Any:
+        if not isinstance(current, torch.Tensor):
+            return saved.clone()
+        if (current.shape, current.dtype) != (saved.shape, saved.dtype):
+            return saved.to(current.device)
+        current.data.copy_(saved)
+        return current
+
+    def _space(self, current: Any, generator: Any, parts: list[Any]) -> Any:
+        current._np_random = self.value(generator, current._np_random)
+        for part, saved in zip(parts_of(current), parts, strict=True):
+            self.value(saved, part)
+        return current
+
+    def _enum(self, current: Any, name: str, member: str) -> Any:
+        return (type(current) if class_name(current) == name else self._class(name, Enum))[member]
+
+    def _native(self, current: Any, name: str, state: Any) -> Any:
+        return NATIVE[name][2](state, current)
+
+    def _sequence(self, number: int, current: Any, name: str, items: list[Any], maxlen: int | None) -> Any:
+        kind: Any = SEQUENCES[name]
+        is_same = type(current) is kind
+        olds = [*current] if is_same and kind in (list, tuple, deque) else []
+        is_fixed = kind in (tuple, frozenset)
+        result: Any = current if is_same else deque(maxlen=maxlen) if kind is deque else kind()
+        self._values[number] = None if is_fixed else result
+        values = [self.value(item, olds[i] if i < len(olds) else MISSING) for i, item in enumerate(items)]
+        if is_fixed:
+            self._values[number] = result = kind(values)
+        else:
+            result.clear()
+            (result.update if kind is set else result.extend)(values)
+        return result
+
+    def _mapping(self, number: int, current: Any, name: str, items: list[Any]) -> Any:
+        kind: Any = MAPPINGS[name]
+        if kind is defaultdict and type(current) is not kind:
+            raise StateError("a defaultdict is missing, whose default is a function")
+        self._values[number] = result = current if type(current) is kind else kind()
+        olds = dict(result)
+        values = []
+        for key_node, item in items:
+            key = self.value(key_node)
+            values.append((key, self.value(item, olds.get(key, MISSING))))
+        result.clear()
+        result.update(values)
+        return result
+
+    def _object(self, number: int, current: Any, name: str, attributes: list[Any]) -> Any:
+        if current is MISSING or class_name(current) != name:
+            kind = self._class(name)
+            current = kind.__new__(kind)
+        self._values[number] = current
+        olds = own_attributes(current)
+        for key, node in attributes:
+            old = olds.pop(key, MISSING)
+            new = self.value(node, old)
+            if new is not old:
+                set_attribute(current, key, new)
+        for key in olds:
+            object.__delattr__(current, key)
+        return current
+
+    def _class(self, name: str, base: type = object) -> Any:
+        """Return a class of the environment's packages that is imported already."""
+        module, _, path = name.partition(":")
+        found: Any = sys.modules.get(module) if module.split(".")[0] in self._packages else None
+        for part in path.split("."):
+            found = getattr(found, part, None)
+        is_plain = isinstance(found, type) and issubclass(found, base) and not hasattr(found, "__del__")
+        if not is_plain or (base is object and found.__new__ is not object.__new__):
+            raise StateError(f"{name} is not a class whose objects can be made")
+        return found

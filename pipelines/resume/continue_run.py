@@ -1,0 +1,98 @@
+"""The command `torchppo resume`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from ...errors import CheckpointError, ConfigurationError
+from ..checkpoint import newest_checkpoint
+from ..train import train
+
+
+def resume_run(path: Path, overrides: Sequence[str] = ()) -> int:
+    """Continue a run in its directory from its last checkpoint.
+
+    Args:
+        path: the directory of the run, or one of its checkpoints.
+        overrides: nothing, or `total_frames=...`.
+
+    Returns:
+        The exit code of `train`; 0 if the run is complete.
+
+    Raises:
+        CheckpointError: if there is no valid checkpoint, or it was trained from Python.
+        ConfigurationError: if an override is not a larger `total_frames`.
+
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; pass a run directory or a checkpoint")
+    checkpoint, content = newest_checkpoint(path)
+    state = content["torchppo"]
+    if not state["config"]:
+        raise CheckpointError(
+            f"{checkpoint} has no configuration, because it was trained from Python; use trainer.fit(ppo, "
+            f'collector, ckpt_path="{checkpoint}")'
+        )
+    cfg = cast(DictConfig, OmegaConf.create(state["config"]))
+    folder = checkpoint.parent
+    run_dir = folder.parent if folder.name == "checkpoints" else Path(cfg.run_dir)
+    move_run(cfg, run_dir)
+    words = read_overrides(run_dir)
+    if total_frames := new_total_frames(overrides, state["frames"]):
+        cfg.total_frames = total_frames
+        words = [word for word in words if not word.startswith("total_frames=")] + [f"total_frames={total_frames}"]
+    elif path.is_dir() and is_complete(run_dir, state["frames"]):
+        print(f"{run_dir} is complete after {state['frames']:,} frames; total_frames=... trains for longer")
+        return 0
+    sys.path += [folder for folder in cfg.get("code_dirs", []) if folder not in sys.path]
+    return train(cfg, words, checkpoint)
+
+
+def move_run(cfg: DictConfig, run_dir: Path) -> None:
+    """Set the directory of a run, also in the options of its loggers."""
+    old, new = str(cfg.run_dir), str(run_dir)
+    for logger in cfg.logger.values():
+        for key, value in logger.items():
+            if isinstance(value, str) and value.removeprefix("file:").startswith(old):
+                logger[key] = value.replace(old, new, 1)
+    cfg.run_dir = new
+
+
+def read_overrides(run_dir: Path) -> list[str]:
+    """Return the overrides that the run was started with; empty without a file."""
+    path = run_dir / "overrides.yaml"
+    return [str(word) for word in yaml.safe_load(path.read_text()) or []] if path.is_file() else []
+
+
+def new_total_frames(overrides: Sequence[str], frames: int) -> int | None:
+    """Return the number in `total_frames=...`, or `None` without overrides."""
+    found = None
+    for word in overrides:
+        name, _, value = word.partition("=")
+        if name != "total_frames":
+            raise ConfigurationError(f"{word} cannot change when a run continues; only total_frames=... can")
+        try:
+            number = float(value.replace("_", ""))
+        except ValueError:
+            number = float("nan")
+        if not (number.is_integer() and number > frames):
+            raise ConfigurationError(f"{word} must be an integer above {frames}, the frames of the checkpoint")
+        found = int(number)
+    return found
+
+
+def is_complete(run_dir: Path, frames: int) -> bool:
+    """Return whether a run has written the summary of all its frames."""
+    path = run_dir / "summary.json"
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return summary.get("exit") == "completed" and summary.get("frames") == frames

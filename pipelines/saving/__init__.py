@@ -1,0 +1,1 @@
+"""Checkpoints of a training: what they contain, and how they are written to files."""

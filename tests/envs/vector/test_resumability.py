@@ -1,0 +1,121 @@
+"""Classes of environments after a restart."""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv
+from torchppo.envs.make import make_gymnasium_env
+from torchppo.envs.vector.atari import make_atari_vector
+from torchppo.envs.vector.plain_data import save_random_state
+from torchppo.envs.vector.resumability import are_equal, resume_class
+from torchppo.errors import EnvironmentFailure
+
+
+class Walk(gymnasium.Env[Any, Any]):
+    """Adds random numbers; where they come from decides the class."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = spaces.Dict(move=spaces.Discrete(2), by=spaces.Box(-1, 1, (1,)))
+
+    def __init__(self, hidden: str = "none") -> None:
+        self.hidden = hidden
+        self.draws: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.place = self.np_random.random()
+        if self.hidden == "episode":
+            self.draws = iter(self.np_random.random(1000).tolist())
+        return np.array([self.place]), {}
+
+    def step(self, action: Any) -> Any:
+        noise = {"none": self.np_random.random, "global": np.random.rand}.get(self.hidden)
+        self.place += action["by"][0] + (noise() if noise else next(self.draws or COUNTER))
+        return np.array([self.place]), self.place, bool(action["move"]) and self.place > 9, False, {}
+
+
+COUNTER = itertools.count()
+
+
+@pytest.mark.parametrize(
+    ("hidden", "name"),
+    [("none", "snapshot"), ("global", "snapshot"), ("episode", "replay"), ("process", "inexact")],
+)
+def test_class_depends_on_where_the_randomness_is(hidden: str, name: str) -> None:
+    before = save_random_state()
+    assert resume_class(partial(Walk, hidden)) == name
+    assert are_equal(np.asarray(before["torch"]), np.asarray(save_random_state()["torch"]))
+    assert before["python"] == save_random_state()["python"]
+
+
+@pytest.mark.parametrize(
+    ("id_", "name"), [("CartPole-v1", "snapshot"), ("Hopper-v5", "snapshot"), ("LunarLander-v3", "replay")]
+)
+def test_class_of_gymnasium_environments(id_: str, name: str) -> None:
+    assert resume_class(partial(make_gymnasium_env, id_)) == name
+
+
+def test_an_environment_that_fails_is_inexact() -> None:
+    assert resume_class(partial(gymnasium.make, "missing")) == "inexact"
+
+
+MAKERS: dict[str, Any] = {
+    "snapshot": lambda: SerialVectorEnv([partial(make_gymnasium_env, "Ant-v5")] * 2),
+    "replay": lambda: SerialVectorEnv([partial(make_gymnasium_env, "LunarLander-v3")] * 2),
+    "nested actions": lambda: SerialVectorEnv([partial(Walk, "episode")] * 2),
+    "workers": lambda: SubprocessVectorEnv([partial(make_gymnasium_env, "CartPole-v1")] * 3, 2),
+    "atari": lambda: make_atari_vector("ALE/Pong-v5", 3, num_threads=1),
+}
+
+
+def play(vector: Any, num_steps: int, *, seed: int) -> list[Any]:
+    """Step with random actions; reset single environments at fixed steps. Return all observations and rewards."""
+    dtype, results = getattr(vector.action_space, "dtype", None), []
+    vector.action_space.seed(seed)
+    for step in range(num_steps):
+        actions = vector.action_space.sample()
+        if dtype is None:  # a structured array
+            pairs = zip(actions["by"], actions["move"], strict=True)
+            actions = np.array([*pairs], [("by", "f4", (1,)), ("move", "i8")])
+        vector.send(actions)
+        arrays = vector.receive()
+        results += [arrays.observation.copy(), arrays.reward.copy()]
+        mask = arrays.terminated | arrays.truncated | (np.arange(vector.num_envs) == step - 3)
+        if mask.any():
+            results.append(vector.reset(options={"reset_mask": mask})[0].copy())
+    return results
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_vector_environments_continue_their_episodes(name: str) -> None:
+    vectors = [MAKERS[name]() for _ in range(2)]
+    vectors[0].set_resume_class()
+    vectors[0].reset(seed=3)
+    play(vectors[0], 10, seed=0)
+    states = vectors[0].env_states()
+    vectors[1].set_resume_class(vectors[0].resume_class)
+    vectors[1].load_env_states(states)
+    expected = play(vectors[0], 10, seed=1)
+    assert vectors[0].resume_class in ("snapshot", "replay")
+    assert are_equal(play(vectors[1], 10, seed=1), expected)
+    for vector in vectors:
+        vector.close()
+
+
+def test_atari_games_with_random_repetitions_or_without_a_seed_do_not_continue() -> None:
+    vector = make_atari_vector("ALE/Pong-v5", 1, num_threads=1, repeat_action_probability=0.25)
+    vector.set_resume_class()
+    assert vector.resume_class == "inexact"
+    vector.set_resume_class("replay")
+    vector.reset()
+    with pytest.raises(EnvironmentFailure, match="seed"):
+        vector.env_states()
+    vector.close()

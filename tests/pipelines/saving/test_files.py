@@ -1,0 +1,96 @@
+"""Checkpoint files are complete or recognized as damaged."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from torchppo.errors import CheckpointError
+from torchppo.pipelines.checkpoint import load_checkpoint, newest_checkpoint
+from torchppo.pipelines.saving.files import LastCheckpoint, add_checksum, verify_checksum
+
+
+class SavingTrainer:
+    is_global_zero = True
+
+    def __init__(self) -> None:
+        self.num_saves = 0
+
+    def save_checkpoint(self, path: Path) -> None:
+        self.num_saves += 1
+        torch.save({"torchppo": {"number": self.num_saves}, "weights": torch.arange(100)}, path)
+
+
+def make_file(path: Path) -> Path:
+    SavingTrainer().save_checkpoint(path)
+    add_checksum(path)
+    return path
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = make_file(tmp_path / "last.ckpt")
+    content = path.read_bytes()
+    verify_checksum(path, content)
+    generator = random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(content)
+        damaged[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+        with pytest.raises(CheckpointError, match="damaged"):
+            verify_checksum(path, bytes(damaged))
+
+
+def test_a_file_that_is_cut_off_is_refused_or_has_the_same_content(tmp_path: Path) -> None:
+    path = make_file(tmp_path / "last.ckpt")
+    content = path.read_bytes()
+    for size in (
+        0,
+        1,
+        10,
+        len(content) // 2,
+        len(content) - 94,
+        len(content) - 72,
+        len(content) - 71,
+        len(content) - 1,
+    ):
+        path.write_bytes(content[:size])
+        try:
+            loaded = load_checkpoint(path)
+        except CheckpointError:
+            continue
+        assert torch.equal(loaded["weights"], torch.arange(100))
+
+
+def test_the_last_two_checkpoints_are_kept_and_the_newest_valid_one_is_found(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trainer: Any = SavingTrainer()
+    saver = LastCheckpoint(tmp_path, None, None)
+    for frames in range(3):
+        saver.save(trainer, frames)
+    assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "previous.ckpt"}
+    assert newest_checkpoint(tmp_path / "last.ckpt")[1]["torchppo"]["number"] == 3
+    (tmp_path / "last.ckpt").write_bytes(b"damaged")
+    assert newest_checkpoint(tmp_path / "last.ckpt")[1]["torchppo"]["number"] == 2
+    assert "previous.ckpt" in capsys.readouterr().err
+    (tmp_path / "previous.ckpt").unlink()
+    with pytest.raises(CheckpointError):
+        newest_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_a_checkpoint_is_due_after_frames_or_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    saver = LastCheckpoint(tmp_path, 100, 60.0)
+    saver.start(0)
+    assert [saver.is_due(frames) for frames in (99, 100)] == [False, True]
+    now = 60.0
+    assert saver.is_due(0)
+    saver._cost = 1.0  # saving may take 1 % of the time
+    assert not saver.is_due(0)
+    now = 100.0
+    assert saver.is_due(0)

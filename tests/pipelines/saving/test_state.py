@@ -1,0 +1,127 @@
+"""A training that continues from a checkpoint equals one that was not interrupted, bit by bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import Callback, Trainer, seed_everything
+
+from torchppo.envs.vector.resumability import are_equal
+from torchppo.pipelines.build import Training, build_trainer, build_training
+from torchppo.pipelines.cli.config import compose
+
+SMALL = ("logger=[]", "trainer.accelerator=cpu", "run_dir=unused", "update.epochs=1", "seed=5")
+CARTPOLE = ("experiment=cartpole", "env.num_envs=2", "collector.frames_per_env=32", "update.minibatch_size=32")
+SETUPS = {
+    "cartpole": (*CARTPOLE, "compile=false", "total_frames=256"),
+    "traced": (*CARTPOLE, "compile=trace", "total_frames=256", "env.num_workers=2"),
+    "hopper": (
+        *("experiment=hopper", "collector.frames_per_env=64", "update.minibatch_size=32", "compile=false"),
+        *("total_frames=256", "policy.body.num_cells=[8]", "controller@controller.lr=kl_adaptive"),
+    ),
+    "gru": (
+        *("experiment=cartpole_positions", "env.num_envs=2", "collector.frames_per_env=32", "total_frames=256"),
+        *("update.minibatch_size=32", "update.sequence_length=8", "compile=false"),
+    ),
+    "pong": (
+        *("experiment=pong", "env.num_envs=2", "collector.frames_per_env=8", "total_frames=64", "compile=false"),
+        *("update.minibatch_size=16", "policy.body.num_features=8"),
+    ),
+}
+"""Four rollouts each."""
+
+
+class Metrics(Callback):
+    """Records the metrics of every rollout, and saves a checkpoint after the second one."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.rows: dict[int, dict[str, float]] = {}
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.rows[pl_module.frames] = {name: value for name, value in metrics.items() if not name.startswith("time/")}
+        if self.path is not None and pl_module.num_rollouts == 2:
+            trainer.save_checkpoint(self.path)
+
+
+def fit(words: tuple[str, ...], path: Path, *, resume: bool) -> tuple[Training, dict[int, dict[str, float]]]:
+    """Train from the start and save `path` after two rollouts, or continue from it."""
+    cfg = compose([*SMALL, *words])
+    seed_everything(99 if resume else 5, verbose=False)
+    metrics = Metrics(None if resume else path)
+    trainer = build_trainer(cfg, [metrics])
+    training = build_training(cfg, 0)
+    trainer.fit(training.ppo, train_dataloaders=training.collector, ckpt_path=path if resume else None)
+    training.close()
+    return training, metrics.rows
+
+
+def parts(training: Training) -> dict[str, Any]:
+    state = copy.deepcopy(training.ppo.optimizer.state_dict())
+    optimizer = {f"{index}/{name}": np.asarray(one) for index, s in state["state"].items() for name, one in s.items()}
+    weights = {name: np.asarray(one) for name, one in training.ppo.state_dict().items() if one is not None}
+    return {"optimizer": optimizer, "groups": state["param_groups"], "weights": weights}
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_a_training_in_two_parts_equals_one_without_interruption(setup: str, tmp_path: Path) -> None:
+    path = tmp_path / "middle.ckpt"
+    whole, expected = fit(SETUPS[setup], path, resume=False)
+    continued, found = fit(SETUPS[setup], path, resume=True)
+    assert list(found) == list(expected)[2:]
+    assert {frames: expected[frames] for frames in found} == found
+    assert are_equal(parts(continued), parts(whole))
+    assert continued.ppo.episodes.state_dict() == whole.ppo.episodes.state_dict()
+    assert torch.load(path, weights_only=True)["torchppo"]["resume_class"] in ("snapshot", "replay")
+
+
+LOSSES: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
+    "random numbers": lambda own, _: own["ranks"][0]["random"].update(torch=torch.get_rng_state()),
+    "observations": lambda _, rollouts: rollouts["arrays"][0][2].zero_(),
+    "is_init": lambda _, rollouts: rollouts["arrays"][1][2].fill_(1),
+    "episode lengths": lambda _, rollouts: rollouts["arrays"][3][2].zero_(),
+    "environments": lambda _, rollouts: rollouts["envs"].reverse(),
+    "recurrent states": lambda _, rollouts: [state.zero_() for state in rollouts["recurrent_states"].values()],
+    "episode statistics": lambda own, _: own.update(episodes=[]),
+}
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Training, dict[int, dict[str, float]]]:
+    path = tmp_path_factory.mktemp("interrupted") / "middle.ckpt"
+    return path, *fit(SETUPS["gru"], path, resume=False)
+
+
+@pytest.mark.parametrize("item", [*LOSSES, "returns of the reward normalizer"])
+def test_each_item_of_the_state_is_needed(
+    item: str, interrupted: tuple[Path, Training, dict[int, dict[str, float]]], tmp_path: Path
+) -> None:
+    path, whole, expected = interrupted
+    checkpoint = torch.load(path, weights_only=True)
+    loader = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+    if item in LOSSES:
+        LOSSES[item](checkpoint["torchppo"], loader["rollouts"])
+    else:
+        checkpoint["state_dict"]["reward_normalizer._extra_state"].zero_()
+    torch.save(checkpoint, tmp_path / "damaged.ckpt")
+    continued, found = fit(SETUPS["gru"], tmp_path / "damaged.ckpt", resume=True)
+    same_metrics = {frames: expected[frames] for frames in found} == found
+    assert not (same_metrics and are_equal(parts(continued), parts(whole)))
+
+
+def test_new_episodes_start_with_another_number_of_environments(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    path = tmp_path / "middle.ckpt"
+    fit(SETUPS["cartpole"], path, resume=False)
+    other = (*SETUPS["cartpole"], "env.num_envs=4", "collector.frames_per_env=16")
+    training, _ = fit(other, path, resume=True)
+    assert "new episodes start" in caplog.text
+    assert training.ppo.frames == 256
