@@ -52,8 +52,8 @@ def make_env(
             faster. The data do not depend on it.
         step_timeout: seconds after which a step of a worker fails.
         wrappers: applied to each environment, the first one innermost.
-        info_keys: entries of `info` that become metrics, with their values in the last step of an episode.
-            `is_success` and `success` always become metrics.
+        info_keys: entries of `info` that become metrics, with their values in the last step of an episode. Values that
+            are not finite are left out. `is_success` and `success` always become metrics.
         render_mode: passed in the same way as `kwargs`. Ignored for Atari games, whose videos show the observations.
         kwargs: see `make_gymnasium_env`.
 

@@ -88,7 +88,7 @@ class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
 class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Adds the mask of valid actions to the observation: `Dict(observation=<the original>, action_mask=MultiBinary)`.
 
-    The mask comes from the method `action_masks()` of the environment or of a wrapper, or else from
+    The mask comes from the method or property `action_masks` of the environment or of a wrapper, or else from
     `info["action_mask"]` of every reset and step. It has one entry per action value, 1 where the value is allowed:
     `[n]` for Discrete, `[sum(nvec)]` for MultiDiscrete (the masks of all dimensions, concatenated or as a tuple).
     Without a mask in the `info` of the last step of an episode, all actions count as valid there.
@@ -147,9 +147,14 @@ class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def mask_method(env: gymnasium.Env[Any, Any]) -> Callable[[], Any] | None:
-    """Return the method `action_masks` of an environment or of one of its wrappers, as sb3-contrib names it."""
-    method = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
-    return method if callable(method) else None
+    """Return a function that reads `action_masks` of an environment or of one of its wrappers, as sb3-contrib names it.
+
+    It may be a method or a property.
+    """
+    if not env.has_wrapper_attr("action_masks"):
+        return None
+    method = env.get_wrapper_attr("action_masks")
+    return method if callable(method) else lambda: env.get_wrapper_attr("action_masks")
 
 
 def flat_mask(mask: Any) -> NDArray[np.int8]:
