@@ -146,7 +146,7 @@ def fits(value: Any, field: Field) -> bool:
         is_below = (field.maximum is None or value <= field.maximum) and (field.below is None or value < field.below)
         return is_type and is_above and is_below
     if isinstance(value, dict) and field.is_component:
-        return not value or "_target_" in value
+        return "_target_" in value or not (value or field.nullable)
     return isinstance(value, field.types)
 
 
