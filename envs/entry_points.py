@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+from gymnasium.wrappers import TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure, did_you_mean
 from .failures import environment_failure
@@ -120,6 +121,10 @@ def call_factory(factory: EnvFactory, name: str, kwargs: dict[str, Any]) -> gymn
             f"env.id={name} is not an id, a class, a function that makes an environment or a gymnasium.vector "
             "environment; pass a function that returns it"
         )
+    limit = kwargs.get("max_episode_steps")
+    if limit is not None and not accepts(factory, "max_episode_steps"):  # as `gymnasium.make` does
+        kwargs = {key: value for key, value in kwargs.items() if key != "max_episode_steps"}
+        return TimeLimit(call_factory(factory, name, kwargs), limit)
     try:
         env = factory(**kwargs)
     except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
@@ -127,6 +132,17 @@ def call_factory(factory: EnvFactory, name: str, kwargs: dict[str, Any]) -> gymn
     if not isinstance(env, gymnasium.Env):
         raise EnvironmentFailure(f"{name} returned {type(env).__name__}, not a gymnasium.Env; return an environment")
     return env
+
+
+def accepts(factory: EnvFactory, name: str) -> bool:
+    """Return whether a class or function has a parameter."""
+    try:
+        inspect.signature(factory).bind_partial(**{name: None})
+    except TypeError:
+        return False
+    except ValueError:  # written in C
+        return True
+    return True
 
 
 def tuple_hint(error: Exception, kwargs: dict[str, Any]) -> str:

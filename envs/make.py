@@ -53,7 +53,7 @@ def make_env(
         step_timeout: seconds after which a step of a worker fails.
         wrappers: applied to each environment, the first one innermost.
         info_keys: entries of `info` in the last step of an episode that become metrics, besides `is_success` and
-            `success`.
+            `success`. Values that are not finite are omitted.
         render_mode: passed in the same way as `kwargs`. Ignored for Atari games, whose videos show the observations.
         kwargs: see `make_gymnasium_env`.
 

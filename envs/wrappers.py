@@ -88,7 +88,7 @@ class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
 class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Adds the mask of valid actions to the observation: `Dict(observation=<the original>, action_mask=MultiBinary)`.
 
-    The mask is the result of the method `action_masks()` of the environment or of a wrapper. Without this method, it is
+    The mask is `action_masks`, a method or property of the environment or of a wrapper. Without it, the mask is
     `info["action_mask"]` of every reset and step. It has one entry per action value, 1 where the value is allowed:
     `[n]` for Discrete, `[sum(nvec)]` for MultiDiscrete (the masks of all dimensions, concatenated or as a tuple). If
     the `info` of the last step of an episode has no mask, all actions are valid.
@@ -147,9 +147,14 @@ class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def mask_method(env: gymnasium.Env[Any, Any]) -> Callable[[], Any] | None:
-    """Return the method `action_masks` of an environment or its wrappers, or `None`. sb3-contrib has the same name."""
-    method = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
-    return method if callable(method) else None
+    """Return a function that reads `action_masks`, as in sb3-contrib, or `None` if there is no such attribute.
+
+    It may be a method or a property of the environment or of one of its wrappers.
+    """
+    if not env.has_wrapper_attr("action_masks"):
+        return None
+    method = env.get_wrapper_attr("action_masks")
+    return method if callable(method) else lambda: env.get_wrapper_attr("action_masks")
 
 
 def flat_mask(mask: Any) -> NDArray[np.int8]:

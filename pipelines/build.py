@@ -16,7 +16,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
-from torchrl.data import Bounded, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 from torchrl.objectives.value import TD1Estimator
@@ -24,6 +23,7 @@ from torchrl.objectives.value import TD1Estimator
 from ..errors import ConfigurationError, did_you_mean
 from ..modules.controllers import Controller
 from ..modules.features.extractor import is_recurrent
+from ..modules.heads.action_heads import has_continuous_head
 from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
 from ..modules.normalizers import ObservationNormalizer
 from ..modules.objectives.ppo_loss import PPOLoss
@@ -37,6 +37,8 @@ logger = logging.getLogger("torchppo")
 REPLACED_TRAINER_OPTIONS = {
     "enable_progress_bar": "torchppo has its own progress bar",
     "fast_dev_run": "total_frames=2048 makes a short run",
+    "val_check_interval": "set eval.every_frames",
+    "check_val_every_n_epoch": "set eval.every_frames",
 }
 """Options of Lightning's Trainer that do not work with this command, and what to use instead."""
 NOT_OF_EVERY_ESTIMATOR = ("lmbda", "vectorized", "value_network")
@@ -84,7 +86,7 @@ def build_training(cfg: DictConfig, rank: int, overrides: Iterable[str] = ()) ->
 def check_effects(overrides: Iterable[str], env: EnvBase, ppo: PPO) -> None:
     """Raise a ConfigurationError for an override without effect in this environment."""
     leaves = env.full_action_spec.values(True, True)
-    is_continuous = any(isinstance(leaf, Bounded | Unbounded) for leaf in leaves)
+    is_continuous = any(has_continuous_head(leaf, len(env.batch_size)) for leaf in leaves)
     coefficients = {name: float(value.sum()) for name, value in ppo.objective.named_buffers()}
     is_normalized = any(isinstance(module, ObservationNormalizer) for module in ppo.actor.modules())
     for word in overrides:
@@ -99,8 +101,7 @@ def check_effects(overrides: Iterable[str], env: EnvBase, ppo: PPO) -> None:
 
 def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Iterable[TensorDictBase]:
     """Build a collector. A target with the parameter `create_env_fn` has the interface of TorchRL's collectors."""
-    node = cfg.collector
-    is_torchrl = "create_env_fn" in parameter_names(node)
+    is_torchrl = "create_env_fn" in parameter_names(node := cfg.collector)
     num_envs = num_envs_of_workers(cfg, env) if is_torchrl else int(env.batch_size.numel())
     num_steps = length_of_rollout(node.get("frames_per_env"), node.get("frames_per_batch"), num_envs)
     size = num_envs * num_steps
@@ -177,8 +178,7 @@ def build_estimator(node: DictConfig, actor: Any, critic: Any, *, critic_lmbda: 
         ConfigurationError: if gamma or lambda is out of range, or the estimator has no lambda.
 
     """
-    names = parameter_names(node)
-    target = get_object(node._target_)
+    names, target = parameter_names(node), get_object(node._target_)
     if critic_lmbda is not None and "lmbda" not in names:
         raise ConfigurationError(
             f"critic.lmbda={critic_lmbda} needs an estimator with lambda, not {node._target_}; use estimator=gae or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,8 +98,8 @@ def evaluate(
 
     """
     for key, value in (("episodes", episodes), ("max_steps", max_steps)):
-        if value is not None and value < 1:
-            raise ConfigurationError(f"eval.{key}={value} must be at least 1")
+        if value is not None and (not isinstance(value, Integral) or value < 1):
+            raise ConfigurationError(f"eval.{key}={value} must be a whole number of at least 1")
     ended: list[tuple[float, int, bool]] = []
     infos: dict[str, Any] = {}
     num_envs, limit = env.batch_size.numel(), max_steps or default_max_steps(env)

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -235,10 +236,10 @@ def write_results(cfg: DictConfig, training: Training, summary: Summary) -> None
     write_summary(summary, run_dir / "summary.json")
     print_summary(summary)
     files = {"checkpoint": run_dir / "checkpoints" / "last.ckpt"}
-    if "csv" in cfg.logger:
+    for logger in [one for one in training.ppo.trainer.loggers if isinstance(one, CSVLogger)][:1]:
         files["learning curve"] = run_dir / "learning_curve.png"
         title = f"{summary['env']}, seed {summary['seed']}"
-        plot_learning_curve(run_dir / "metrics.csv", files["learning curve"], title)
+        plot_learning_curve(Path(logger.log_dir, "metrics.csv"), files["learning curve"], title)
     if cfg.eval.video and cfg.eval.episodes and summary["exit"] == "completed":
         seed = seed_for_rank(cfg.seed, EVALUATION_RANK)
         video = try_to_record_video(cfg, training.ppo.actor, run_dir / "videos" / "last.mp4", seed, episodes=1)

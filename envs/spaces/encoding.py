@@ -75,6 +75,8 @@ def decoder(space: spaces.Space[Any]) -> Converter:
     """
     if is_empty(space):
         element = space.sample()
+        if isinstance(element, np.ndarray):  # `action` is an action or a batch of them
+            return lambda action: np.broadcast_to(element, np.shape(action) + element.shape)
         return lambda _: element
     if isinstance(space, spaces.Tuple):
         items = [(_field(key, one), decoder(one)) for key, one in enumerate(space.spaces)]
@@ -122,6 +124,12 @@ def action_converter(space: spaces.Space[Any]) -> ActionConverter:
         return packed
 
     return convert
+
+
+def lacks_mask(observation: spaces.Space[Any], action: spaces.Space[Any]) -> bool:
+    """Return whether actions could have a mask, but the observation contains none."""
+    names = {path[-1] for path, _ in _leaf_spaces(observation, ("observation",))}
+    return isinstance(action, spaces.Discrete | spaces.MultiDiscrete) and "action_mask" not in names
 
 
 def _leaf_converter(space: spaces.Space[Any]) -> ActionConverter:

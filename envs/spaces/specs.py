@@ -17,8 +17,8 @@ from .text import MAX_WORDS, VOCABULARY_SIZE
 
 ALL_ENVS = slice(None)
 """The slice of all environments. Use this object, because vector environments compare slices with `is`."""
-RESERVED_NAMES = ("shape", "device", "dtype", "space")
-"""Names of attributes of a Composite, which its keys cannot have."""
+RESERVED_NAMES = ("shape", "device", "dtype", "space", "batch_size", "names", "data_cls", "step_mdp_static", "self")
+"""Names of attributes and arguments of a Composite, which its keys cannot have."""
 
 
 def action_spec(space: spaces.Space[Any], path: str = "action") -> TensorSpec:

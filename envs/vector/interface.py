@@ -18,6 +18,11 @@ from ..spaces.specs import ALL_ENVS, StepArrays, subspaces
 
 SUCCESS_KEYS = ("is_success", "success")
 """Keys of `info` that are read at the end of every episode."""
+METRIC_NAMES = (
+    *("ep_rew_mean", "ep_rew_std", "ep_len_mean", "mean_reward", "std_reward", "mean_ep_len"),
+    *("return_mean", "return_std", "length_mean", "episodes", "episodes_cut"),
+)
+"""Names of metrics that entries of `info` must not replace."""
 
 
 class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
@@ -113,14 +118,15 @@ def call_env(
 
 
 def info_number(key: str, value: Any) -> float:
-    """Return an entry of `info` as a number. For `SUCCESS_KEYS`, return NaN if the entry is not one number.
+    """Return an entry of `info` as a number. Return NaN if it is not finite, or for `SUCCESS_KEYS` not one number.
 
     Raises:
         EnvironmentFailure: if the entry of another key is not one number.
 
     """
     try:
-        return as_number(value)
+        number = as_number(value)
+        return number if abs(number) <= float(np.finfo(np.float32).max) else float("nan")  # rollouts are float32
     except EnvironmentFailure:
         if key in SUCCESS_KEYS:
             return float("nan")

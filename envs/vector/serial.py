@@ -17,11 +17,23 @@ from numpy.typing import NDArray
 from ...errors import ConfigurationError
 from ..failures import environment_failure
 from ..spaces.conversion import as_number
-from ..spaces.encoding import check_first_observations, encode_spaces
-from ..spaces.specs import ALL_ENVS, Allocate, StepArrays, action_spec, observation_spec, step_arrays_for
-from .interface import SUCCESS_KEYS, SlicedVectorEnv, call_env, info_number
+from ..spaces.encoding import check_first_observations, encode_spaces, lacks_mask
+from ..spaces.specs import (
+    ALL_ENVS,
+    RESERVED_NAMES,
+    Allocate,
+    StepArrays,
+    action_spec,
+    observation_spec,
+    step_arrays_for,
+)
+from .interface import METRIC_NAMES, SUCCESS_KEYS, SlicedVectorEnv, call_env, info_number
 from .resumability import continue_episode, episode_state, resume_class, with_replay
 
+UNUSED_MASK = (
+    'info["action_mask"] is not used; to use it, return it with every reset and step, and add '
+    "env.wrappers=[{_target_: torchppo.envs.wrappers.ActionMask, _partial_: true}]"
+)
 EnvFn = Callable[[], gymnasium.Env[Any, Any]]
 
 
@@ -69,6 +81,7 @@ class SerialVectorEnv(SlicedVectorEnv):
         self._infos: list[dict[str, Any] | None] = [None] * self.num_envs  # of the last step, `None` after a reset
         self._has_info = bool(info_keys)
         self._missing: set[str] = set()
+        self._lacks_mask = lacks_mask(self.single_observation_space, self.single_action_space)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -106,6 +119,9 @@ class SerialVectorEnv(SlicedVectorEnv):
         if info is None or not (info or self._has_info):
             return
         self._has_info = True
+        if self._lacks_mask and "action_mask" in info:
+            self._lacks_mask = False
+            warnings.warn(UNUSED_MASK, RuntimeWarning, stacklevel=2)
         for position, key in enumerate(self.info_keys):
             value = info.get(key)
             if value is None and key not in self._missing and key not in SUCCESS_KEYS:
@@ -154,11 +170,13 @@ def all_info_keys(info_keys: Sequence[str]) -> tuple[str, ...]:
     """Return `SUCCESS_KEYS` and `info_keys` without duplicates.
 
     Raises:
-        ConfigurationError: if `info_keys` is not a list of strings.
+        ConfigurationError: if `info_keys` is not a list of strings, or has the name of another metric.
 
     """
     if isinstance(info_keys, str) or not all(isinstance(key, str) for key in info_keys):
         raise ConfigurationError(f"env.info_keys={info_keys} is not a list of names; write env.info_keys=[name]")
+    if taken := [key for key in info_keys if key in (*METRIC_NAMES, *RESERVED_NAMES)]:
+        raise ConfigurationError(f"env.info_keys: {taken[0]!r} is the name of something else; rename it in info")
     return tuple(dict.fromkeys((*SUCCESS_KEYS, *info_keys)))
 
 
@@ -237,5 +255,5 @@ def close(env: gymnasium.Env[Any, Any]) -> None:
     """Close an environment and turn its exceptions into a warning, so that all other environments are closed too."""
     try:
         env.close()
-    except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's own code may raise anything
         warnings.warn(f"{env} failed to close: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)

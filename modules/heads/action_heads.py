@@ -132,6 +132,13 @@ def _flat_head(path: Path, spec: TensorSpec, num_batch: int, width: int, continu
     return Head(FullPrecision(network), ["logits"], partial(distribution, validate_args=False), to_action=to_action)
 
 
+def has_continuous_head(spec: TensorSpec, num_batch: int) -> bool:
+    """Return whether the head of a leaf is continuous: that of a box of floats, or of integers in a wide range."""
+    is_integer_range = isinstance(spec, Bounded) and not spec.dtype.is_floating_point
+    is_choice = is_integer_range and len(_num_integers(spec, (0,) * num_batch)) > 0
+    return isinstance(spec, Bounded | Unbounded) and not is_choice
+
+
 def _num_integers(spec: Bounded, first: tuple[int, ...]) -> list[int]:
     """Return the number of values of every entry, or an empty list if an entry has more than `MAX_CHOICES`."""
     low, high = (bound[first].flatten().tolist() for bound in (spec.space.low, spec.space.high))

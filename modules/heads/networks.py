@@ -31,7 +31,7 @@ class StateIndependentScale(nn.Module):
     def __init__(self, head: nn.Module, num_actions: int, log_std: float) -> None:
         super().__init__()
         self.head = head
-        self.log_std = nn.Parameter(torch.full((num_actions,), log_std))
+        self.log_std = nn.Parameter(torch.full((num_actions,), float(log_std)))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes: `[*, features] -> loc [*, num_actions], scale [*, num_actions]`."""
@@ -86,7 +86,7 @@ class StateDependentExploration(nn.Module):
     def __init__(self, width: int, num_actions: int, log_std: float) -> None:
         super().__init__()
         self.linear = orthogonal_(nn.Linear(width, num_actions), GAIN)
-        self.log_std = nn.Parameter(torch.full((width, num_actions), log_std))
+        self.log_std = nn.Parameter(torch.full((width, num_actions), float(log_std)))
 
     def forward(self, features: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the distribution parameters.

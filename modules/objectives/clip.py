@@ -45,8 +45,11 @@ class ClipPPOLoss(PPOLoss, torchrl_objectives.ClipPPOLoss):
         **options: Any,
     ) -> None:
         is_pair = isinstance(clip_epsilon, tuple | list)
-        epsilons = [float(one) for one in clip_epsilon] if is_pair else [float(clip_epsilon)]  # type: ignore[union-attr, arg-type]
-        if min(epsilons) <= 0 or (is_pair and (len(epsilons) != 2 or epsilons[0] >= 1)):
+        try:
+            epsilons = [float(one) for one in clip_epsilon] if is_pair else [float(clip_epsilon)]  # type: ignore[union-attr, arg-type]
+        except (TypeError, ValueError):  # not numbers
+            epsilons = []
+        if min(epsilons, default=0) <= 0 or (is_pair and (len(epsilons) != 2 or epsilons[0] >= 1)):
             raise ConfigurationError(
                 f"objective.clip_epsilon={clip_epsilon} must be positive, or a pair [low, high] with low < 1; 0.2 is "
                 "usual"

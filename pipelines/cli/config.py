@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -145,7 +146,7 @@ def fits(value: Any, field: Field) -> bool:
         is_below = (field.maximum is None or value <= field.maximum) and (field.below is None or value < field.below)
         return is_type and is_above and is_below
     if isinstance(value, dict) and field.is_component:
-        return not value or "_target_" in value
+        return "_target_" in value or not (value or field.nullable)
     return isinstance(value, field.types)
 
 
@@ -180,6 +181,10 @@ def quoted(text: str) -> str:
     return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"
 
 
+HYDRA_LOCK = threading.Lock()
+"""Hydra has one global state, and trainings may start in several threads."""
+
+
 def compose_with_hydra(overrides: Sequence[str]) -> DictConfig:
     """Compose `conf/train.yaml` with Hydra.
 
@@ -187,7 +192,7 @@ def compose_with_hydra(overrides: Sequence[str]) -> DictConfig:
         ConfigurationError: if Hydra fails; the message is Hydra's in one line.
 
     """
-    with one_line_errors(), initialize_config_module("torchppo.conf", version_base="1.3"):
+    with one_line_errors(), HYDRA_LOCK, initialize_config_module("torchppo.conf", version_base="1.3"):
         cfg = hydra.compose("train", list(overrides), return_hydra_config=True)
     OmegaConf.set_struct(cfg, False)
     return cfg

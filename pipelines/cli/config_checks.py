@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ...errors import ConfigurationError, did_you_mean
 from .foreign_names import in_our_words
 from .reference import TYPE_NAMES, describe, reference
-from .schema import Field
+from .schema import FIELDS, Field
 
 Options = dict[str, dict[str, str]]
 """The choices of every group with their descriptions."""
@@ -72,6 +72,9 @@ def check_unknown_keys(keys: Iterable[str], cfg: DictConfig, known: list[str]) -
 
 def unknown_key(key: str, known: Collection[str], value: Any, cfg: DictConfig) -> ConfigurationError:
     """Return the error for an unknown key, with the most similar key or our key for the name of another library."""
+    groups = [name for name, field in FIELDS.items() if dict in field.types and not field.is_component]
+    if any(key.startswith(f"{group}.") for group in groups if group not in ("logger", "intrinsic")):
+        return ConfigurationError(f"unknown key {key!r}; +{key}=... adds it")
     is_misspelt = did_you_mean(key, known, cutoff=0.9)
     if not is_misspelt and (ours := in_our_words(key, value, known)):
         return ConfigurationError(f"unknown key {key!r}; write {ours}")
@@ -143,8 +146,12 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
     epochs, target = OmegaConf.select(cfg, "update.epochs"), OmegaConf.select(cfg, "policy._target_")
     has_memory = OmegaConf.select(cfg, "policy.memory") is not None or target != BUILT_IN_POLICY  # may have a memory
     only_once, no_memory = f"update.epochs={epochs}", "memory=none"
+    every, total = cfg.eval.every_frames, cfg.total_frames
+    is_last = every is None or every >= total  # the only evaluation is the one after the training
+    ends = "eval.every_frames=null" if every is None else f"eval.every_frames={every} and total_frames={total}"
     reasons = {
-        "eval.stop_at": cfg.eval.every_frames is None and "eval.every_frames=null",
+        "eval.stop_at": is_last and ends,
+        "eval.video": cfg.eval.episodes == 0 and "eval.episodes=0",
         "env.step_timeout": cfg.env.get("num_workers", 1) == 0 and "env.num_workers=0",
         "update.sequence_length": not has_memory and no_memory,
         "update.burn_in": (not has_memory and no_memory) or (epochs == 1 and only_once),

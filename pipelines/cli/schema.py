@@ -48,7 +48,7 @@ NULLABLE_COMPONENT = COMPONENT._replace(nullable=True)
 
 FIELDS: dict[str, Field] = {
     "seed": NATURAL,
-    "total_frames": COUNT,
+    "total_frames": COUNT._replace(maximum=10**15),
     "run_dir": TEXT._replace(nullable=True),
     "num_threads": COUNT,
     "compile": Field(choices=(True, False, "auto", "trace")),
@@ -111,6 +111,8 @@ FIELDS: dict[str, Field] = {
     "policy.head.log_std": NUMBER,
     "policy.head.state_dependent": FLAG,
     "policy.head.num_steps": COUNT,
+    "policy.head": COMPONENT,
+    "policy.body": COMPONENT,
     "policy.critic_body": NULLABLE_COMPONENT,
     "policy.actor_observations": NULLABLE_LIST,
     "policy.critic_observations": NULLABLE_LIST,
@@ -182,7 +184,14 @@ FIELDS: dict[str, Field] = {
 
 DEPENDENT = frozenset(
     (
-        *("eval.stop_at", "env.step_timeout", "update.sequence_length", "update.burn_in", "update.recompute_advantage"),
+        *(
+            "eval.stop_at",
+            "eval.video",
+            "env.step_timeout",
+            "update.sequence_length",
+            "update.burn_in",
+            "update.recompute_advantage",
+        ),
         *("trainer.log_every_n_steps", "trainer.use_distributed_sampler"),
     )
 )

@@ -126,7 +126,7 @@ def call(node: DictConfig, **arguments: Any) -> Any:
 
 
 def require_target(node: Any) -> None:
-    if not isinstance(node, DictConfig) or "_target_" not in node:
+    if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
         raise ConfigurationError(f"{node!r} has no _target_; choose a component with group=choice")
 
 

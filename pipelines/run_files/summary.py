@@ -166,6 +166,8 @@ def plot_learning_curve(metrics: Path, path: Path, title: str) -> None:
     if frames:
         deviations = deviations if len(deviations) == len(means) else [0.0] * len(means)
         axes.errorbar(frames, means, deviations, fmt="o", capsize=3, label="evaluation")
+    if not axes.lines:
+        title += ": no episode ended"
     finish_plot(axes, title, "return (mean and std)")
     figure.savefig(path, dpi=120)
 
@@ -174,6 +176,8 @@ def plot_mean(
     axes: Any, frames: list[float], means: list[float], bounds: list[tuple[float, float]], *, label: str
 ) -> None:
     """Plot a line with a shaded interval, in the style of all learning curves. Empty `bounds` omit the interval."""
+    if not frames:
+        return
     (line,) = axes.plot(frames, means, marker="o" if len(frames) == 1 else None, label=label)
     if bounds and len(bounds) == len(frames):
         axes.fill_between(frames, *zip(*bounds, strict=True), color=line.get_color(), alpha=0.2, linewidth=0)

@@ -50,6 +50,11 @@ class TestIds:
         env = make_env(name, 2, shape=[64, 64])
         assert env.get_attr("shape") == ((4, 64, 64),) * 2
 
+    def test_a_dotted_path_may_have_a_time_limit(self) -> None:
+        env = make_env("own_envs.envs.MyEnv", 1, max_episode_steps=3)
+        rollout = env.rollout(10, break_when_any_done=True)
+        assert rollout["next", "truncated"].flatten().tolist() == [False, False, True]
+
     @pytest.mark.parametrize("name", ["own_envs.envs.No", "no_module.Env", "CartPole-v1", "torchppo.envs:x/Y-v0"])
     def test_other_ids_are_none(self, name: str) -> None:
         assert find_factory(name) is None

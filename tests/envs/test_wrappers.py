@@ -188,6 +188,29 @@ class TestMasksAreFound:
         with pytest.warns(RuntimeWarning, match=r"mask is not used: .*\(3,\).*\(2,\)"):
             make_gymnasium_env(MaskedEnv, action_space=spaces.Discrete(2), mask=[1, 1, 1])
 
+    def test_a_property_counts_as_the_method(self) -> None:
+        class WithProperty(MaskedEnv):
+            def info(self) -> dict[str, Any]:
+                return {}
+
+            @property
+            def action_masks(self) -> Any:
+                return self.mask
+
+        env = make_env(WithProperty, 2, action_space=spaces.Discrete(2), mask=[0, 1])
+        assert env.reset()["observation", "action_mask"].tolist() == [[0, 1]] * 2
+
+    def test_a_mask_that_is_found_too_late_is_named_in_a_warning(self) -> None:
+        class Late(MaskedEnv):
+            def reset(self, **_: Any) -> Any:
+                return np.zeros(2, np.float32), {}
+
+        env = make_env(Late, 2, action_space=spaces.Discrete(2), mask=[0, 1])
+        env.rollout(2)
+        with pytest.warns(RuntimeWarning, match=r"action_mask.*ActionMask") as caught:
+            env.reset()
+        assert len(caught) == 1
+
     def test_the_last_step_of_an_episode_needs_none(self) -> None:
         class Ends(MaskedEnv):
             def step(self, action: Any) -> Any:

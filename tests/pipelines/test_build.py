@@ -75,6 +75,16 @@ class Images(gymnasium.Env[Any, Any]):
         return self.observe(), float(action), self.steps == 5, False, {}
 
 
+class FewIntegers(Images):
+    """Its integer actions have one logit for each value, like discrete ones."""
+
+    action_space = spaces.Box(0, 5, (), np.int64)  # type: ignore[assignment]
+
+
+class ManyIntegers(Images):
+    action_space = spaces.Box(0, 500, (), np.int64)  # type: ignore[assignment]
+
+
 class Nested(gymnasium.Env[Any, Any]):
     """Nested observations and actions of every kind; the reward is one part of the action."""
 
@@ -627,6 +637,7 @@ class TestEffects:
         "words",
         [
             *(["head=beta"], ["policy.head.log_std=-1"]),
+            ["head=beta", "env.id=ours.FewIntegers"],
             ["policy.normalize_observation=true", "env.id=FrozenLake-v1"],
             ["controller@controller.clip_epsilon=linear", "objective=kl_penalty"],
             ["controller@controller.entropy_coeff=linear"],
@@ -642,6 +653,7 @@ class TestEffects:
         "words",
         [
             ["head=beta", "env=pendulum"],
+            ["head=beta", "env.id=ours.ManyIntegers"],
             ["policy.normalize_observation=true"],
             ["controller@controller.entropy_coeff=linear", "objective.entropy_coeff=0.1"],
         ],

@@ -304,6 +304,11 @@ class TestRunFiles:
         assert names >= {"summary.json", "checkpoints", *present}
         assert not names & absent
 
+    def test_learning_curve_is_that_of_a_csv_file_with_another_name(self, scripted: Callable[..., list[str]]) -> None:
+        assert run(*scripted(), "logger=csv", "logger.csv.name=a", "logger.csv.version=b") == 0
+        assert Path("run/a/b/metrics.csv").exists()
+        assert Path("run/learning_curve.png").exists()
+
 
 class TestFigures:
     def test_returns_are_raw_despite_reward_transforms(self, scripted: Callable[..., list[str]]) -> None:
@@ -528,6 +533,8 @@ class TestBadInput:
             (["eval.episodes=-1"], 2, ["eval.episodes=-1"]),
             (["eval.every_frames=0"], 2, ["eval.every_frames=0", "null"]),
             (["+trainer.fast_dev_run=true"], 2, ["trainer.fast_dev_run", "total_frames"]),
+            (["+trainer.val_check_interval=5"], 2, ["trainer.val_check_interval", "eval.every_frames"]),
+            (["estimator._target_=null"], 2, ["_target_"]),
             (["trainer.enable_progress_bar=true"], 2, ["trainer.enable_progress_bar", "torchppo"]),
             (["policy.body.num_cells=[a]"], 2, ["num_cells=['a']"]),
             (["env=torchrl", "env._target_=collections.OrderedDict"], 3, ["OrderedDict", "EnvBase"]),

@@ -206,6 +206,8 @@ class TestEnvironments:
         assert [*arrays] == [("observation", "a")]
         action = converter.actions({("action", "0"): np.zeros((1, 2), np.float32)}, is_single=True)
         assert spaces.Tuple([part, empty]).contains(action)
+        batch = converter.actions({("action", "0"): np.zeros((3, 2), np.float32)}, is_single=False)
+        assert [one.shape for one in batch] == [(3, 2), (3, 0)]
 
 
 class TestBoxActions:

@@ -173,7 +173,7 @@ class TestObservationSpec:
         assert "\n" not in message
 
 
-@pytest.mark.parametrize("key", ["shape", "device", ""])
+@pytest.mark.parametrize("key", ["shape", "device", "batch_size", "names", ""])
 def test_a_reserved_key_raises(key: str) -> None:
     space = spaces.Dict({"a": spaces.Dict({key: spaces.Discrete(2)})})
     for make_spec, path in ((observation_spec, "observation/a"), (action_spec, "action/a")):

@@ -98,6 +98,22 @@ class TestInfo:
 
         assert info_number("x", value) == float(np.ravel(value)[0])
 
+    @pytest.mark.parametrize("value", [float("inf"), -np.inf, np.nan, 1e300])
+    def test_values_that_are_not_finite_are_left_out(self, value: float, counting_env: Callable[..., Any]) -> None:
+        class NotFinite(Reports):
+            def step(self, action: Any) -> Any:
+                return *self.env.step(action)[:4], {"distance": value, "is_success": value}
+
+        (rollout,) = rollouts_of(make_env(lambda: NotFinite(counting_env()), info_keys=["distance"]), 4, 4)
+        statistics = EpisodeStatistics()
+        statistics.update(rollout)
+        assert {name for name in statistics.metrics if "distance" in name or "success" in name} == set()
+
+    @pytest.mark.parametrize("name", ["mean_reward", "return_mean", "episodes", "shape"])
+    def test_names_of_other_metrics_are_rejected(self, name: str) -> None:
+        with pytest.raises(ConfigurationError, match=rf"env\.info_keys: '{name}'"):
+            make_env("CartPole-v1", info_keys=[name])
+
     def test_an_entry_that_is_not_a_number_is_named(self, counting_env: Callable[..., Any]) -> None:
         class Text(Reports):
             def step(self, action: Any) -> Any:

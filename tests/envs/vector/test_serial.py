@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -134,9 +135,12 @@ def test_a_failed_construction_closes_the_environments_made_before(counting_env:
     assert first.closed
 
 
-def test_an_exception_in_close_is_a_warning_and_all_others_are_closed(serial: SerialVectorEnv) -> None:
-    counting_envs(serial)[0].close = lambda: 1 / 0
-    with pytest.warns(RuntimeWarning, match="failed to close: ZeroDivisionError"):
+@pytest.mark.parametrize(("close", "name"), [(lambda: 1 / 0, "ZeroDivisionError"), (sys.exit, "SystemExit")])
+def test_an_exception_in_close_is_a_warning_and_all_others_are_closed(
+    close: Callable[[], Any], name: str, serial: SerialVectorEnv
+) -> None:
+    counting_envs(serial)[0].close = close
+    with pytest.warns(RuntimeWarning, match=f"failed to close: {name}"):
         serial.close()
     assert [env.closed for env in counting_envs(serial)[1:]] == [True, True]
 

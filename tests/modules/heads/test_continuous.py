@@ -67,11 +67,15 @@ class TestBounds:
 
 
 class TestScale:
+    @pytest.mark.parametrize("log_std", [-1.2, -1])
     @pytest.mark.parametrize("continuous", [gaussian, gaussian_of_state, tanh_gaussian, tanh_gaussian_of_state])
-    def test_starts_at_exp_log_std(self, continuous: Callable[..., Head]) -> None:
-        network = make_head(batched(NEAR_BOX), 1, WIDTH, partial(continuous, log_std=-1.2)).network
+    def test_starts_at_exp_log_std(self, continuous: Callable[..., Head], log_std: float) -> None:
+        network = make_head(batched(NEAR_BOX), 1, WIDTH, partial(continuous, log_std=log_std)).network
         _, scale = network(torch.zeros(NUM_ENVS, WIDTH))
-        np.testing.assert_allclose(scale.detach().numpy(), np.exp(-1.2), rtol=1e-6)
+        np.testing.assert_allclose(scale.detach().numpy(), np.exp(log_std), rtol=1e-6)
+
+    def test_of_gsde_may_start_at_an_integer(self) -> None:
+        assert make_head(batched(NEAR_BOX), 1, WIDTH, partial(gsde, log_std=-2)).network.training
 
     def test_depends_on_the_features_only_if_state_dependent(self) -> None:
         for continuous, is_same in ((gaussian, True), (gaussian_of_state, False)):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +67,7 @@ def test_clip_fraction_is_the_fraction_of_ratios_outside_the_range() -> None:
     assert loss.metrics(ratios.log())["clip_fraction"].item() == 0.5
 
 
-@pytest.mark.parametrize("clip_epsilon", [0.0, -0.2])
-def test_rejects_a_clip_epsilon_that_is_not_positive(clip_epsilon: float) -> None:
-    with pytest.raises(ConfigurationError, match=rf"objective\.clip_epsilon={clip_epsilon} must be positive"):
+@pytest.mark.parametrize("clip_epsilon", [0.0, -0.2, ["a", "b"]])
+def test_rejects_a_clip_epsilon_that_is_not_positive(clip_epsilon: Any) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(f"objective.clip_epsilon={clip_epsilon} must be positive")):
         ClipPPOLoss(*make_networks(), clip_epsilon=clip_epsilon)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,9 @@ def test_a_configuration_survives_yaml() -> None:
     cfg = compose([])
     assert isinstance(cfg, DictConfig)
     assert OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)) == OmegaConf.to_container(cfg, resolve=True)
+
+
+def test_configurations_are_composed_in_several_threads() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        seeds = list(pool.map(lambda seed: compose([f"seed={seed}"]).seed, range(8)))
+    assert seeds == list(range(8))

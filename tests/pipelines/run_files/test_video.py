@@ -15,8 +15,9 @@ from gymnasium import spaces
 from omegaconf import OmegaConf
 from tensordict.nn import TensorDictModule
 from torch import nn
+from torchrl.envs import GymEnv, SerialEnv
 
-from torchppo.envs import SerialVectorEnv, VectorEnv
+from torchppo.envs import SerialVectorEnv, VectorEnv, batched
 from torchppo.errors import EnvironmentFailure
 from torchppo.pipelines.episodes import rollout_episodes
 from torchppo.pipelines.run_files.frames import TEXT_HEIGHT
@@ -121,6 +122,11 @@ class TestTorchRL:
         env = {"_target_": "torchrl.envs.GymEnv", "env_name": env_id, **options}
         cfg = OmegaConf.create({"env": env, "transforms": [], "eval": {"env": {}}, "compile": False})
         assert try_to_record_video(cfg, ACTOR, tmp_path / "one.mp4", 0, episodes=1) == tmp_path / "one.mp4"
+
+    def test_the_first_of_a_fixed_number_of_environments_is_filmed(self, env_id: str, tmp_path: Path) -> None:
+        with closing(batched(SerialEnv(3, lambda: GymEnv(env_id)))) as env:
+            record_video(ACTOR, env, tmp_path / "one.mp4", episodes=2)
+        assert len(read(tmp_path / "one.mp4")[1]) == 8
 
     def test_environment_that_cannot_render_is_reported_in_one_line(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
