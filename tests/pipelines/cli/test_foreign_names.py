@@ -31,7 +31,7 @@ def test_are_answered_with_our_key(name: str, value: object, ours: str) -> None:
 def test_the_answers_are_keys_and_choices_of_ours() -> None:
     known = {*FIELDS, *keys_of(compose([])), "controller.lr.target_kl", "critic.optimizer.lr"}
     groups = {"optimizer", "controller", "policy", "head", "reward"}
-    words = [answer.split(" ")[0] for answer in NAMES if not answer.startswith("Trainer")]
+    words = [answer.split(" ")[0] for answer in NAMES if not answer.startswith("torchppo resume")]
     for word in words:
         key = OverridesParser.create().parse_override(word.split("=")[0].lstrip("+") + "=1").key_or_group
         assert key in known | groups, word
