@@ -79,7 +79,7 @@ class SplitAtariVectorEnv(SlicedVectorEnv):
             self.arrays.truncated[half_slice] = truncated
         return self.arrays.select(env_slice)
 
-    def set_resume_class(self, name: str | None = None) -> None:
+    def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> None:
         """Record the games for a `replay`, unless the emulator is random."""
         self.resume_class = name or ("replay" if self._is_deterministic else "inexact")
         if self.resume_class == "replay":

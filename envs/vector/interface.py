@@ -42,7 +42,7 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
     episode_info: NDArray[np.float64] | None = None
     resume_class = "inexact"
 
-    def set_resume_class(self, name: str | None = None) -> None:
+    def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> None:
         """Set `resume_class`, to the result of a test without a name. Call it before the first reset."""
 
     def env_states(self) -> list[Any]:

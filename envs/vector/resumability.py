@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -121,18 +122,19 @@ def load_layers(env: gymnasium.Env[Any, Any], saved: list[Any]) -> None:
             vars(layer)[name] = load_state(vars(layer).get(name), value)
 
 
-def resume_class(env_fn: Callable[[], gymnasium.Env[Any, Any]]) -> str:
+def resume_class(env_fn: Callable[[], gymnasium.Env[Any, Any]], max_seconds: float = 20.0) -> str:
     """Return the class of an environment, one of `RESUME_CLASSES`.
 
     Steps a new environment, and another one after the state of the first was restored in it, with the same actions.
-    The global random generators stay as they are.
+    The global random generators stay as they are. An environment for which this takes too long is `inexact`.
     """
-    before = save_random_state()
+    before, start = save_random_state(), time.monotonic()
     envs: list[gymnasium.Env[Any, Any]] = []
     try:
         first = Replay(env_fn())
         envs.append(first)
-        begin(first, seed=1)
+        end = start + max_seconds / (4 if time.monotonic() > start + max_seconds / 8 else 1)  # others take as long
+        begin(first, 1, end)
         random_state = save_random_state()
         restore: dict[str, Callable[[Replay], Any]] = {}
         with suppress(Exception):
@@ -141,15 +143,15 @@ def resume_class(env_fn: Callable[[], gymnasium.Env[Any, Any]]) -> str:
         with suppress(Exception):
             replay = first.state()
             restore["replay"] = lambda env: env.repeat(replay)
-        expected = continued(first)
+        expected = continued(first, end)
         for name, load in restore.items():
             second = Replay(env_fn())
             envs.append(second)
             with suppress(Exception):
-                begin(second, seed=2)
+                begin(second, 2, end)
                 load(second)
                 load_random_state(random_state)
-                if are_equal(continued(second), expected):
+                if are_equal(continued(second, end), expected):
                     return name
     except (Exception, SystemExit):  # noqa: BLE001 - the training reports what an environment raises
         return "inexact"
@@ -161,26 +163,33 @@ def resume_class(env_fn: Callable[[], gymnasium.Env[Any, Any]]) -> str:
     return "inexact"
 
 
-def begin(env: Replay, seed: int) -> None:
+def begin(env: Replay, seed: int, end: float) -> None:
     """Take some steps with random actions: two episodes, the second one with the random state of the first."""
     _, info = env.reset(seed=seed)
-    take_steps(env, info, NUM_TEST_STEPS // 2)
+    take_steps(env, info, NUM_TEST_STEPS // 2, end)
     _, info = env.reset()
-    take_steps(env, info, NUM_TEST_STEPS)
+    take_steps(env, info, NUM_TEST_STEPS, end)
 
 
-def continued(env: Replay) -> list[Any]:
+def continued(env: Replay, end: float) -> list[Any]:
     """Continue the episode and begin another one. Return all that the environment returns, except for `info`."""
-    results = take_steps(env, {}, NUM_TEST_STEPS)
+    results = take_steps(env, {}, NUM_TEST_STEPS, end)
     observation, info = env.reset()
-    return [*results, copy.deepcopy(observation), *take_steps(env, info, NUM_TEST_STEPS)]
+    return [*results, copy.deepcopy(observation), *take_steps(env, info, NUM_TEST_STEPS, end)]
 
 
-def take_steps(env: Replay, info: dict[str, Any], num_steps: int) -> list[Any]:
-    """Step with the same random actions for the same observations; reset where an episode ends."""
+def take_steps(env: Replay, info: dict[str, Any], num_steps: int, end: float) -> list[Any]:
+    """Step with the same random actions for the same observations; reset where an episode ends.
+
+    Raises:
+        TimeoutError: after `end`, in seconds of `time.monotonic`.
+
+    """
     space, results = copy.deepcopy(env.action_space), []
     space.seed(num_steps)
     for _ in range(num_steps):
+        if time.monotonic() > end:
+            raise TimeoutError
         action = random_action(space, info) if "action_mask" in info else space.sample()
         observation, reward, terminated, truncated, info = env.step(action)
         results.append(copy.deepcopy((observation, reward, terminated, truncated)))

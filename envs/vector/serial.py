@@ -143,8 +143,9 @@ class SerialVectorEnv(SlicedVectorEnv):
         except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
             raise environment_failure(f"{method}({name!r}) failed", error) from None
 
-    def set_resume_class(self, name: str | None = None) -> None:
-        self.resume_class = name or ("inexact" if self.render_mode == "human" else resume_class(self._env_fn))
+    def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> None:
+        is_shown = self.render_mode == "human"
+        self.resume_class = name or ("inexact" if is_shown else resume_class(self._env_fn, max_seconds))
         if self.resume_class == "replay":
             self.envs = [with_replay(env) for env in self.envs]
 

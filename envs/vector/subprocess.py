@@ -121,9 +121,9 @@ class SubprocessVectorEnv(SlicedVectorEnv):
             results += worker.call("call_envs", method, *own, **kwargs)
         return tuple(results)
 
-    def set_resume_class(self, name: str | None = None) -> None:
+    def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> None:
         for worker in self._workers:  # the first one tests
-            worker.call("set_resume_class", name)
+            worker.call("set_resume_class", name, min(max_seconds, worker.step_timeout / 2))
             name = self.resume_class = name or str(worker.call("get_resume_class"))
 
     def env_states(self) -> list[Any]:

@@ -59,7 +59,7 @@ NAMES = {
     "empirical_normalization observation_filter normalize_input",
     "reward=normalized": "norm_reward normalize_reward normalize_rewards reward_scaling",
     "reward=clipped": "clip_reward clip_rewards reward_clip",
-    "Trainer.fit(..., ckpt_path=...) in Python, which continues a run": "resume resume_from resume_from_checkpoint "
+    "torchppo resume RUN, which continues a run": "resume resume_from resume_from_checkpoint "
     "checkpoint ckpt ckpt_path load load_model load_path restore restore_path pretrained pretrained_model",
     "logger=[csv,wandb]": "wandb track use_wandb wandb_project_name wandb_entity wandb_project",
     "logger=[csv,tensorboard]": "tensorboard tensorboard_log tb_log",

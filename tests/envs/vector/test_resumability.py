@@ -63,8 +63,9 @@ def test_class_of_gymnasium_environments(id_: str, name: str) -> None:
     assert resume_class(partial(make_gymnasium_env, id_)) == name
 
 
-def test_an_environment_that_fails_is_inexact() -> None:
+def test_an_environment_that_fails_or_is_slow_is_inexact() -> None:
     assert resume_class(partial(gymnasium.make, "missing")) == "inexact"
+    assert resume_class(Walk, max_seconds=0.0) == "inexact"
 
 
 MAKERS: dict[str, Any] = {

@@ -31,7 +31,7 @@ def test_a_name_is_translated_to_our_key(name: str, value: object, ours: str) ->
 def test_translations_are_our_keys_and_choices() -> None:
     known = {*FIELDS, *keys_of(compose([])), "controller.lr.target_kl", "critic.optimizer.lr"}
     groups = {"optimizer", "controller", "policy", "head", "reward"}
-    words = [answer.split(" ")[0] for answer in NAMES if not answer.startswith("Trainer")]
+    words = [answer.split(" ")[0] for answer in NAMES if not answer.startswith("torchppo resume")]
     for word in words:
         key = OverridesParser.create().parse_override(word.split("=")[0].lstrip("+") + "=1").key_or_group
         assert key in known | groups, word
