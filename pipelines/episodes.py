@@ -32,7 +32,6 @@ MAX_STEPS = 5_000
 """Default `max_steps` of an environment without a time limit."""
 ATARI_MAX_STEPS = 27_000
 """The time limit of Atari games, 108,000 frames of the console."""
-
 CUT_MESSAGE = """\
 torchppo: %d of the %d episodes of the evaluation were cut after %d steps and count with their return so far; end \
 episodes with +env.max_episode_steps=1000, or set eval.max_steps"""

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from ...errors import EnvironmentFailure, did_you_mean
 from ..spaces.specs import ALL_ENVS, StepArrays, step_arrays_for
-from .interface import SlicedVectorEnv
+from .interface import SlicedVectorEnv, env_seeds
 from .plain_data import load_array, save_array
-from .serial import EnvDescription, env_seeds, init_vector_env
+from .serial import EnvDescription, init_vector_env
 
 
 class SplitAtariVectorEnv(SlicedVectorEnv):

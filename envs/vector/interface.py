@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -143,3 +144,26 @@ def raise_on_encoded_spaces(vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:
             f"{vector} does not support the spaces {observation} and {action}; use "
             "torchppo.envs.SerialVectorEnv or SubprocessVectorEnv"
         )
+
+
+def env_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> Sequence[int | None]:
+    """Return one seed per environment: consecutive seeds from a number, or `None` for each without a seed."""
+    if seed is None:
+        return [None] * num_envs
+    if isinstance(seed, int):
+        return [seed + index for index in range(num_envs)]
+    return [None if one is None else int(one) for one in seed]
+
+
+def reset_indices(options: dict[str, Any] | None, num_envs: int) -> Sequence[int]:
+    """Return the indices of the environments to reset: those of `options["reset_mask"]`, or all."""
+    mask = (options or {}).get("reset_mask")
+    return range(num_envs) if mask is None else np.flatnonzero(mask).tolist()
+
+
+def close(env: gymnasium.Env[Any, Any]) -> None:
+    """Close an environment and turn its exceptions into a warning, so that all other environments are closed too."""
+    try:
+        env.close()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's own code may raise anything
+        warnings.warn(f"{env} failed to close: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)

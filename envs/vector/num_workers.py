@@ -9,7 +9,8 @@ from functools import partial
 from ..wrappers import random_action
 from .atari import num_cores
 from .forked_call import can_fork, run_in_subprocess
-from .serial import EnvFn, close
+from .interface import close
+from .serial import EnvFn
 
 MEASURE_SECONDS = 0.2
 """How long `fastest_num_workers` measures an environment."""

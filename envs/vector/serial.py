@@ -27,7 +27,16 @@ from ..spaces.specs import (
     observation_spec,
     step_arrays_for,
 )
-from .interface import METRIC_NAMES, SUCCESS_KEYS, SlicedVectorEnv, call_env, info_number
+from .interface import (
+    METRIC_NAMES,
+    SUCCESS_KEYS,
+    SlicedVectorEnv,
+    call_env,
+    close,
+    env_seeds,
+    info_number,
+    reset_indices,
+)
 from .resumability import continue_episode, episode_state, resume_class, with_replay
 
 UNUSED_MASK = (
@@ -235,26 +244,3 @@ def init_vector_env(vector: GymnasiumVectorEnv[Any, Any, Any], single: EnvDescri
     vector.action_space = batch_space(single.action_space, num_envs)
     vector.render_mode = single.render_mode
     vector.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.DISABLED}
-
-
-def env_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> Sequence[int | None]:
-    """Return one seed per environment: consecutive seeds from a number, or `None` for each without a seed."""
-    if seed is None:
-        return [None] * num_envs
-    if isinstance(seed, int):
-        return [seed + index for index in range(num_envs)]
-    return [None if one is None else int(one) for one in seed]
-
-
-def reset_indices(options: dict[str, Any] | None, num_envs: int) -> Sequence[int]:
-    """Return the indices of the environments to reset: those of `options["reset_mask"]`, or all."""
-    mask = (options or {}).get("reset_mask")
-    return range(num_envs) if mask is None else np.flatnonzero(mask).tolist()
-
-
-def close(env: gymnasium.Env[Any, Any]) -> None:
-    """Close an environment and turn its exceptions into a warning, so that all other environments are closed too."""
-    try:
-        env.close()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's own code may raise anything
-        warnings.warn(f"{env} failed to close: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)

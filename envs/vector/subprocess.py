@@ -17,17 +17,14 @@ from ...errors import ConfigurationError
 from ..spaces.encoding import action_dtype
 from ..spaces.specs import ALL_ENVS, StepArrays, step_arrays_for
 from .forked_call import require_fork, run_in_subprocess, shared_zeros
-from .interface import SlicedVectorEnv
+from .interface import SlicedVectorEnv, close, env_seeds, reset_indices
 from .serial import (
     EnvDescription,
     EnvFn,
     all_info_keys,
-    close,
     describe_env,
-    env_seeds,
     episode_info_for,
     init_vector_env,
-    reset_indices,
 )
 from .worker import NO_SEED, RESET, STEP, SharedArrays, Worker, close_all
 
