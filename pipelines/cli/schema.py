@@ -186,7 +186,6 @@ DEPENDENT = frozenset(
     (
         *(
             "eval.stop_at",
-            "eval.video",
             "env.step_timeout",
             "update.sequence_length",
             "update.burn_in",

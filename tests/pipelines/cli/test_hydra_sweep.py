@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,19 @@ import pytest
 from torchppo.pipelines.cli import hydra_sweep
 
 RunCommand = Callable[[str], Any]
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """Restore the logging configuration, which Hydra replaces for a sweep."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    existing = [one for one in root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    disabled = [(one, one.disabled) for one in existing]
+    yield
+    root.handlers[:], root.level = handlers, level
+    for one, was_disabled in disabled:
+        one.disabled = was_disabled
 
 
 @pytest.mark.parametrize("plugin", ["hydra/launcher=joblib", "hydra/launcher=submitit_slurm", "hydra/sweeper=optuna"])

@@ -63,7 +63,6 @@ MISTAKES = [  # command, and two texts of its error message
     ("train compile=fast", "compile=fast", "trace"),
     ("train eval.every_frames=null eval.stop_at=3", "eval.stop_at", "eval.every_frames=null"),
     ("train total_frames=1000 eval.stop_at=3", "eval.stop_at", "eval.every_frames=50000"),
-    ("train eval.episodes=0 eval.video=true", "eval.video", "eval.episodes=0"),
     ("train critic.optimizer.lr=1", "'critic.optimizer.lr'", "+critic.optimizer.lr="),
     ("train eval.env.gravity=1", "'eval.env.gravity'", "+eval.env.gravity="),
     ("train policy.body=null", "policy.body=None", "group of keys"),
