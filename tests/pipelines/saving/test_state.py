@@ -15,6 +15,7 @@ from lightning import Callback, Trainer, seed_everything
 from torchppo.envs.vector.resumability import are_equal
 from torchppo.pipelines.build import Training, build_trainer, build_training
 from torchppo.pipelines.cli.config import compose
+from torchppo.pipelines.step_factory import warn_once
 
 SMALL = ("logger=[]", "trainer.accelerator=cpu", "run_dir=unused", "update.epochs=1", "seed=5")
 CARTPOLE = ("experiment=cartpole", "env.num_envs=2", "collector.frames_per_env=32", "update.minibatch_size=32")
@@ -119,6 +120,7 @@ def test_each_item_of_the_state_is_needed(
 def test_new_episodes_start_with_another_number_of_environments(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
+    warn_once.cache_clear()  # another test may have caused the warning
     path = tmp_path / "middle.ckpt"
     fit(SETUPS["cartpole"], path, resume=False)
     other = (*SETUPS["cartpole"], "env.num_envs=4", "collector.frames_per_env=16")
