@@ -21,10 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torchrl.envs import EnvBase
 
+from ..envs.vector.interface import SlicedVectorEnv
+from ..envs.vector_env import vector_of
 from ..errors import ConfigurationError, EnvironmentFailure, RunLockedError
 from .build import EVALUATION_RANK, Training, build_trainer, build_training, env_name, evaluation_compile
 from .collectors.collector import seconds_of
-from .components.instantiate import build_evaluation_env, seed_for_rank
+from .components.instantiate import build_evaluation_env, evaluation_config, seed_for_rank
 from .distributed import StopOnSignal
 from .episodes import EvaluateAndSave, Evaluation, evaluate
 from .run_files.progress_bar import ProgressBar
@@ -57,7 +59,6 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None)
         TorchPPOError: if training cannot start or fails; the message says what to do.
 
     """
-    check_numbers(cfg, cfg.eval)
     silence_lightning()
     torch.set_num_threads(cfg.num_threads)
     run_dir = Path(cfg.run_dir)
@@ -75,7 +76,7 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None)
             evaluator.make_env()
         if trainer.is_global_zero:
             stack.enter_context(locked(run_dir, is_used=checkpoint is not None))
-        prepare_resume(cfg, trainer, training, checkpoint)
+        prepare_resume(cfg, trainer, training, evaluator, checkpoint)
         fit(trainer, training, checkpoint)
         if evaluator:
             evaluator.close()  # before the environment of the video is made
@@ -101,15 +102,21 @@ def make_evaluation(cfg: DictConfig, evaluator: Evaluator | None) -> EvaluateAnd
     return EvaluateAndSave(evaluator, directory, cfg.eval.every_frames, cfg.eval.stop_at, **limits)
 
 
-def prepare_resume(cfg: DictConfig, trainer: Trainer, training: Training, checkpoint: Path | None) -> None:
+def prepare_resume(
+    cfg: DictConfig, trainer: Trainer, training: Training, evaluator: Evaluator | None, checkpoint: Path | None
+) -> None:
     """Prepare the log files of a run that continues; print how the run continues after the next restart."""
-    start, name = "", None
+    start, name, found = "", None, None
+    if checkpoint is None and evaluator is None and not cfg.resume.require_exact:
+        found = "inexact"  # without a test, because a second environment may be impossible
+    if checkpoint is None and evaluator is not None and trainer.is_global_zero:
+        found = evaluator.resume_class()
     if checkpoint is not None:
         from .run_files.continued_logs import continue_logs
 
         name = continue_logs(trainer, checkpoint)
         start = f"continuing from {checkpoint}; "
-    text = describe_resume(training.collector, name, require_exact=cfg.resume.require_exact)
+    text = describe_resume(training.collector, name, found, require_exact=cfg.resume.require_exact)
     if trainer.is_global_zero:
         print(start + text, flush=True)
 
@@ -179,22 +186,6 @@ def check_precision(trainer: Trainer) -> None:
         )
 
 
-def check_numbers(cfg: DictConfig, options: DictConfig) -> None:
-    """Raise a ConfigurationError if `num_threads` or one of the options of `eval` is out of range."""
-    if cfg.num_threads < 1:
-        raise ConfigurationError(f"num_threads={cfg.num_threads} must be at least 1")
-    if options.episodes < 0:
-        raise ConfigurationError(f"eval.episodes={options.episodes} must not be negative; 0 disables evaluations")
-    if options.max_steps is not None and options.max_steps < 1:
-        raise ConfigurationError(f"eval.max_steps={options.max_steps} must be at least 1, or null")
-    if options.every_frames is not None and options.every_frames < 1:
-        raise ConfigurationError(
-            f"eval.every_frames={options.every_frames} must be at least 1, or null to evaluate only at the end"
-        )
-    if not isinstance(options.stop_at, int | float | None):
-        raise ConfigurationError(f"eval.stop_at={options.stop_at} is not a number")
-
-
 class Evaluator:
     """Evaluates policies with the same seed each time, in environments that are made once.
 
@@ -213,6 +204,14 @@ class Evaluator:
                 self._env = build_evaluation_env(self._cfg, seed=self._seed, episodes=self._cfg.eval.episodes)
             except EnvironmentFailure as error:
                 raise EnvironmentFailure(f"evaluation: {error}; eval.episodes=0 disables evaluations") from error
+
+    def resume_class(self) -> str | None:
+        """Return the class of the environments (see `SlicedVectorEnv`); `None` if those of training may differ."""
+        vector = vector_of(cast(EnvBase, self._env))
+        if not isinstance(vector, SlicedVectorEnv) or evaluation_config(self._cfg).env != self._cfg.env:
+            return None
+        with isolate_rng():
+            return vector.own_resume_class()
 
     def __call__(self, actor: Any) -> Evaluation | None:
         return self._stop.interruptible(lambda: self._evaluate(actor))

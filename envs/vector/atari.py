@@ -79,11 +79,12 @@ class SplitAtariVectorEnv(SlicedVectorEnv):
             self.arrays.truncated[half_slice] = truncated
         return self.arrays.select(env_slice)
 
-    def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> None:
+    def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> str:
         """Record the games for a `replay`, unless the emulator is random."""
         self.resume_class = name or ("replay" if self._is_deterministic else "inexact")
         if self.resume_class == "replay":
             self._records = {half: GameRecord(part.stop - part.start) for half, part in self._halves}
+        return self.resume_class
 
     def env_states(self) -> list[Any]:
         states = [state for half, _ in self._halves for state in self._records[half].states()]

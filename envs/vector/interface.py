@@ -43,8 +43,13 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
     episode_info: NDArray[np.float64] | None = None
     resume_class = "inexact"
 
-    def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> None:
-        """Set `resume_class`, to the result of a test without a name. Call it before the first reset."""
+    def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> str:
+        """Set and return `resume_class`. Without a name, test new environments. Call this before the first reset."""
+        return self.resume_class
+
+    def own_resume_class(self, max_seconds: float = 20.0) -> str | None:
+        """Return the `resume_class` after a test of these environments before their first reset; `None`: no test."""
+        return None
 
     def env_states(self) -> list[Any]:
         """Return what the environments continue their episodes from, as plain data; see `resume_class`."""

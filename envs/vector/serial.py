@@ -37,7 +37,7 @@ from .interface import (
     info_number,
     reset_indices,
 )
-from .resumability import continue_episode, episode_state, resume_class, with_replay
+from .resumability import continue_episode, episode_state, resume_class, resume_class_of, with_replay
 
 UNUSED_MASK = (
     'info["action_mask"] is not used; to use it, return it with every reset and step, and add '
@@ -152,14 +152,15 @@ class SerialVectorEnv(SlicedVectorEnv):
         except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
             raise environment_failure(f"{method}({name!r}) failed", error) from None
 
-    def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> None:
+    def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> str:
         is_shown = self.render_mode == "human"
         self.resume_class = name or ("inexact" if is_shown else resume_class(self._env_fn, max_seconds))
         if self.resume_class == "replay":
             self.envs = [with_replay(env) for env in self.envs]
-
-    def get_resume_class(self) -> str:
         return self.resume_class
+
+    def own_resume_class(self, max_seconds: float = 20.0) -> str:
+        return "inexact" if self.render_mode == "human" else resume_class_of(self.envs, max_seconds)
 
     def env_states(self) -> list[Any]:
         return [episode_state(env, self.resume_class) for env in self.envs]

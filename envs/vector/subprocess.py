@@ -118,10 +118,15 @@ class SubprocessVectorEnv(SlicedVectorEnv):
             results += worker.call("call_envs", method, *own, **kwargs)
         return tuple(results)
 
-    def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> None:
+    def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> str:
         for worker in self._workers:  # the first one tests
-            worker.call("set_resume_class", name, min(max_seconds, worker.step_timeout / 2))
-            name = self.resume_class = name or str(worker.call("get_resume_class"))
+            name = str(worker.call("set_resume_class", name, min(max_seconds, worker.step_timeout / 2)))
+            self.resume_class = name
+        return self.resume_class
+
+    def own_resume_class(self, max_seconds: float = 20.0) -> str:
+        worker = self._workers[0]
+        return str(worker.call("own_resume_class", min(max_seconds, worker.step_timeout / 2)))
 
     def env_states(self) -> list[Any]:
         return [state for worker in self._workers for state in worker.call("env_states")]

@@ -205,10 +205,10 @@ class Collector(SizedRollouts):
     def resume_class(self) -> str:
         return getattr(self._rollouts, "resume_class", super().resume_class)
 
-    def test_resume(self) -> None:
-        """Find out how episodes can continue after a restart; call it before the first rollout."""
-        if test := getattr(self._rollouts, "test_resume", None):
-            test()
+    def set_resume_class(self, name: str | None = None) -> None:
+        """Set how episodes continue after a restart. Without a name, test new environments."""
+        if set_class := getattr(self._rollouts, "set_resume_class", None):
+            set_class(name)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the collection as plain data: frames, episodes and environments (see `resume_class`).

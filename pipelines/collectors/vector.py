@@ -58,7 +58,7 @@ class VectorRollouts:
         self._observation: NDArray[Any] | None = None  # `None`: the next rollout begins with a reset
         self._context: RecurrentContext | None = None
         self._last_states: Mapping[str, Tensor] | None = None
-        self._is_tested = False
+        self._has_resume_class = False
 
     def __call__(self) -> TensorDictBase:
         """Collect the next rollout, `[num_envs, time]`."""
@@ -118,6 +118,7 @@ class VectorRollouts:
         self._observation = None
         if state.get("resume_class", "inexact") == "inexact" or len(state["envs"]) != self.env.num_envs:
             warn_once("torchppo: new episodes start, because the checkpoint has no state of these environments")
+            self._has_resume_class = state.get("resume_class") == "inexact"
             return
         self.env.vector.set_resume_class(state["resume_class"])
         self.env.vector.load_env_states(state["envs"])
@@ -133,11 +134,11 @@ class VectorRollouts:
         """How episodes continue after a restart (see `SlicedVectorEnv`)."""
         return getattr(self.env.vector, "resume_class", "inexact")
 
-    def test_resume(self) -> None:
-        """Find out how the episodes can continue after a restart; call it before the first reset."""
-        if self._observation is None and not self._is_tested and hasattr(self.env.vector, "set_resume_class"):
-            self.env.vector.set_resume_class()
-        self._is_tested = True
+    def set_resume_class(self, name: str | None = None) -> None:
+        """Set `resume_class` once, before the first reset. Without a name, test new environments."""
+        if self._observation is None and not self._has_resume_class and hasattr(self.env.vector, "set_resume_class"):
+            self.env.vector.set_resume_class(name)
+        self._has_resume_class = True
 
     def _collect(self, buffer: RolloutBuffer) -> None:
         for step in range(self.num_steps):

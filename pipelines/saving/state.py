@@ -90,8 +90,8 @@ def start_training(ppo: Any, resumed: Mapping[str, Any] | None) -> None:
             for name, module in modules_with_state(ppo).items():
                 module.set_extra_state(own["modules"][name])
         load_random_state(own["random"])
-    if test := getattr(collector, "test_resume", None):
-        test()
+    if set_class := getattr(collector, "set_resume_class", None):
+        set_class()
 
 
 def resume_class_of(collector: Any) -> str:
@@ -99,12 +99,13 @@ def resume_class_of(collector: Any) -> str:
     return str(getattr(collector, "resume_class", "inexact"))
 
 
-def describe_resume(collector: Any, name: str | None, *, require_exact: bool) -> str:
+def describe_resume(collector: Any, name: str | None, found: str | None, *, require_exact: bool) -> str:
     """Return a sentence on how a training continues after a restart.
 
     Args:
-        collector: is tested before the first rollout if it has `test_resume`.
+        collector: receives its `resume_class` at the first start.
         name: the `resume_class` that a checkpoint stored; `None` at the first start.
+        found: the `resume_class` that other environments have; `None` tests new environments.
         require_exact: whether to refuse `inexact`.
 
     Raises:
@@ -112,8 +113,8 @@ def describe_resume(collector: Any, name: str | None, *, require_exact: bool) ->
 
     """
     if name is None:
-        if test := getattr(collector, "test_resume", None):
-            test()
+        if set_class := getattr(collector, "set_resume_class", None):
+            set_class(found)
         name = resume_class_of(collector)
     if name == "inexact" and require_exact:
         raise ConfigurationError(
