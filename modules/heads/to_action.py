@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 
-class ScaleToBounds(nn.Module):
-    """Maps [0, 1] to the range between two bounds.
+class ToBounds(nn.Module):
+    """Base class of modules that map to the range between two bounds.
 
     The bounds are not saved in checkpoints, because the environment defines them.
 
@@ -27,6 +27,10 @@ class ScaleToBounds(nn.Module):
         self.register_buffer("low", low.clone(), persistent=False)
         self.register_buffer("high", high.clone(), persistent=False)
 
+
+class ScaleToBounds(ToBounds):
+    """Maps [0, 1] to the range between the bounds."""
+
     def forward(self, fraction: Tensor) -> Tensor:
         """Shapes: `[*, n] -> [*, n]`, in the dtype of the bounds."""
         action = self.low + (self.high - self.low) * fraction
@@ -40,22 +44,8 @@ class TanhToUnitInterval(nn.Module):
         return (value.tanh() + 1) / 2
 
 
-class RoundToBounds(nn.Module):
-    """Rounds numbers to the nearest integers within the bounds.
-
-    Args:
-        low: Lower bounds, int64 `[n]`.
-        high: Upper bounds, int64 `[n]`.
-
-    """
-
-    low: Tensor
-    high: Tensor
-
-    def __init__(self, low: Tensor, high: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("low", low.clone(), persistent=False)
-        self.register_buffer("high", high.clone(), persistent=False)
+class RoundToBounds(ToBounds):
+    """Rounds numbers to the nearest integers within the bounds, which are int64."""
 
     def forward(self, value: Tensor) -> Tensor:
         """Shapes: `[*, n] -> int64 [*, n]`."""
