@@ -103,7 +103,7 @@ def restore(
         )
     cfg = OmegaConf.create(config)
     change_environment(cfg, overrides)
-    sys.path += [folder for folder in cfg.get("code_dirs", []) if folder not in sys.path]
+    add_code_dirs(cfg)
     env = build_evaluation_env(cfg, seed=seed, episodes=episodes, **options)
     try:
         ppo = build_ppo(cfg, env)
@@ -132,6 +132,11 @@ def change_environment(cfg: DictConfig, overrides: Iterable[Override]) -> None:
             hint = did_you_mean(key.removeprefix("eval."), known)
             raise ConfigurationError(f"{word}: the training did not set {name}{hint}; add it with +{word}")
         OmegaConf.update(cfg, key, override.value(), force_add=True)
+
+
+def add_code_dirs(cfg: DictConfig) -> None:
+    """Make the modules importable that a training found in its own folders."""
+    sys.path += [folder for folder in cfg.get("code_dirs", []) if folder not in sys.path]
 
 
 def load_module(make: Callable[..., PPO], path: Path | str, components: dict[str, Any]) -> PPO:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from ...errors import CheckpointError, ConfigurationError
-from ..checkpoint import newest_checkpoint
+from ..checkpoint import add_code_dirs, newest_checkpoint
 from ..train import train
 
 
@@ -51,7 +50,7 @@ def resume_run(path: Path, overrides: Sequence[str] = ()) -> int:
     elif path.is_dir() and is_complete(run_dir, state["frames"]):
         print(f"{run_dir} is complete after {state['frames']:,} frames; total_frames=... trains for longer")
         return 0
-    sys.path += [folder for folder in cfg.get("code_dirs", []) if folder not in sys.path]
+    add_code_dirs(cfg)
     return train(cfg, words, checkpoint)
 
 
