@@ -34,7 +34,7 @@ from .config_checks import (
     wrong_value,
 )
 from .run_dir import create_unique, default_run_dir, is_first_rank
-from .schema import DEPENDENT, FIELDS, Field
+from .schema import FIELDS, Field
 
 CONF = Path(__file__).parents[2] / "conf"
 MakeConfig = Callable[[], DictConfig]
@@ -93,8 +93,7 @@ def check_all(cfg: DictConfig, make_default: MakeConfig, chosen: Sequence[str], 
     free = check_schema(cfg, make_default, own_groups)
     if keys := [key for key in chosen if key in free]:
         check_types(cfg, make_default(), keys)
-    if DEPENDENT.intersection(chosen):
-        check_effects(cfg, chosen)
+    check_effects(cfg, chosen)
 
 
 def check_schema(cfg: DictConfig, make_default: MakeConfig, own_groups: Collection[str]) -> set[str]:

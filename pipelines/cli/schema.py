@@ -181,17 +181,3 @@ FIELDS: dict[str, Field] = {
     "update.recompute_advantage": FLAG,
 }
 """The values of every key in `conf/`. `*` stands for one name. A new key needs a line here and a comment in YAML."""
-
-DEPENDENT = frozenset(
-    (
-        *(
-            "eval.stop_at",
-            "env.step_timeout",
-            "update.sequence_length",
-            "update.burn_in",
-            "update.recompute_advantage",
-        ),
-        *("trainer.log_every_n_steps", "trainer.use_distributed_sampler"),
-    )
-)
-"""Keys that have no effect with some values of other keys; see `config_checks.check_effects`."""
