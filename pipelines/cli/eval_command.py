@@ -1,4 +1,4 @@
-"""The command `torchppo eval`."""
+"""The command `torchppo eval`. Importing this file imports PyTorch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 
+from ..evaluate import evaluate_checkpoint
+from ..run_files.summary import print_evaluation
+from ..run_files.video import require_writable
 from .config import parse
-from .main import exit_on_signals
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run `torchppo eval`."""
-    with exit_on_signals():
-        from ..evaluate import evaluate_checkpoint
-        from ..run_files.summary import print_evaluation
-        from ..run_files.video import require_writable
-
     if arguments.video:
         require_writable(arguments.video)
     records_video = not arguments.no_video and arguments.render is None

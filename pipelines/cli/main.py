@@ -200,7 +200,8 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def run_eval(arguments: argparse.Namespace) -> int:
     """Run `torchppo eval`."""
-    from .eval_command import run
+    with exit_on_signals():
+        from .eval_command import run
 
     return run(arguments)
 
