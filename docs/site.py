@@ -88,7 +88,7 @@ def site_links(markdown: str, source: str, folder: str) -> str:
 
 def configuration() -> Iterator[str]:
     """Yield one table of keys for every group of the configuration."""
-    from torchppo.pipelines.cli.reference import reference
+    from torchppo.pipelines.cli.keys.reference import reference
 
     def group_of(key: Any) -> str:
         return key.choice.split("=")[0]

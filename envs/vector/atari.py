@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import EnvironmentFailure, did_you_mean
+from ..resume.plain_data import load_array, save_array
 from ..spaces.specs import ALL_ENVS, StepArrays, step_arrays_for
 from .interface import SlicedVectorEnv, env_seeds
-from .plain_data import load_array, save_array
 from .serial import EnvDescription, init_vector_env
 
 

@@ -34,7 +34,7 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
         listed_info_keys: the keys that the user listed; the others are `SUCCESS_KEYS`.
         episode_info: values of `info_keys` in the last step of each environment's last complete episode, `[num_envs,
             len(info_keys)]`. They are NaN if `info` had no such entry. A reset writes them. `None` without keys.
-        resume_class: how episodes continue after a restart, one of `resumability.RESUME_CLASSES`.
+        resume_class: how episodes continue after a restart, one of `resume.resumability.RESUME_CLASSES`.
 
     """
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...errors import ConfigurationError
 from ..failures import environment_failure
+from ..resume.resumability import continue_episode, episode_state, resume_class, resume_class_of, with_replay
 from ..spaces.conversion import as_number
 from ..spaces.encoding import check_first_observations, encode_spaces, lacks_mask
 from ..spaces.specs import (
@@ -37,7 +38,6 @@ from .interface import (
     info_number,
     reset_indices,
 )
-from .resumability import continue_episode, episode_state, resume_class, resume_class_of, with_replay
 
 UNUSED_MASK = (
     'info["action_mask"] is not used; to use it, return it with every reset and step, and add '

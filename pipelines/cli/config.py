@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ...errors import ConfigurationError
-from .config_checks import (
+from .keys.checks import (
     Options,
     check_choices,
     check_deleted_keys,
@@ -33,8 +33,8 @@ from .config_checks import (
     keys_of,
     wrong_value,
 )
+from .keys.schema import FIELDS, Field
 from .run_dir import create_unique, default_run_dir, is_first_rank
-from .schema import FIELDS, Field
 
 CONF = Path(__file__).parents[2] / "conf"
 MakeConfig = Callable[[], DictConfig]

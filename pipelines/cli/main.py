@@ -158,8 +158,8 @@ class Parser(argparse.ArgumentParser):
 
     def _override(self, word: str, args: Sequence[str] | None) -> str:
         """Return the override for an option such as `--total-timesteps 1000`, or an empty string."""
-        from .foreign_names import in_our_words
-        from .schema import FIELDS
+        from .keys.foreign_names import in_our_words
+        from .keys.schema import FIELDS
 
         words = list(sys.argv[1:] if args is None else args)
         name, has_value, value = word.partition("=")

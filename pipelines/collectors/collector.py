@@ -76,7 +76,7 @@ class SizedRollouts(ABC):
 
     @property
     def resume_class(self) -> str:
-        """How episodes continue after a restart, one of `envs.vector.resumability.RESUME_CLASSES`."""
+        """How episodes continue after a restart, one of `envs.resume.resumability.RESUME_CLASSES`."""
         return "inexact"
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from ...envs import ALL_ENVS, VectorEnv
-from ...envs.vector.plain_data import load_array, save_array
+from ...envs.resume.plain_data import load_array, save_array
 from ...errors import ConfigurationError, EnvironmentFailure
 from ..metrics.episode_info import EpisodeInfo, write_episode_info
 from ..step_factory import Compile, PolicyFunction, warn_once

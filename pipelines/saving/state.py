@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ...envs.vector.plain_data import load_random_state, save_random_state
+from ...envs.resume.plain_data import load_random_state, save_random_state
 from ...errors import ConfigurationError
 from ..distributed import gathered, num_ranks, rank
 from .files import verify_checksum

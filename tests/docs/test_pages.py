@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from torchppo.pipelines.cli import config
+from torchppo.pipelines.cli.keys.reference import reference
 from torchppo.pipelines.cli.main import main, make_parser
-from torchppo.pipelines.cli.reference import reference
 from torchppo.pipelines.cli.sweep import combinations
 
 ROOT = Path(__file__).parents[2]

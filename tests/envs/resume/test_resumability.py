@@ -13,9 +13,9 @@ from gymnasium import spaces
 
 from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv
 from torchppo.envs.make import make_gymnasium_env
+from torchppo.envs.resume.plain_data import save_random_state
+from torchppo.envs.resume.resumability import are_equal, resume_class
 from torchppo.envs.vector.atari import make_atari_vector
-from torchppo.envs.vector.plain_data import save_random_state
-from torchppo.envs.vector.resumability import are_equal, resume_class
 from torchppo.errors import EnvironmentFailure
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from .schema import FIELDS, Field
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 ROOT = "train.yaml"
 
 PACKAGE = re.compile(r"# @package (\S+)")

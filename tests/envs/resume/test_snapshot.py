@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from torchppo.envs.make import make_gymnasium_env
-from torchppo.envs.vector.plain_data import load_random_state, save_random_state
-from torchppo.envs.vector.resumability import are_equal
-from torchppo.envs.vector.snapshot import StateError, load_state, save_state
+from torchppo.envs.resume.plain_data import load_random_state, save_random_state
+from torchppo.envs.resume.resumability import are_equal
+from torchppo.envs.resume.snapshot import StateError, load_state, save_state
 
 
 def reread(state: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ...errors import ConfigurationError, did_you_mean
+from ....errors import ConfigurationError, did_you_mean
 from .foreign_names import in_our_words
 from .reference import TYPE_NAMES, describe, reference
 from .schema import FIELDS, Field

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from torchppo.pipelines.cli.reference import describe, keys_of_file, reference
-from torchppo.pipelines.cli.schema import FIELDS, NATURAL, Field
+from torchppo.pipelines.cli.keys.reference import describe, keys_of_file, reference
+from torchppo.pipelines.cli.keys.schema import FIELDS, NATURAL, Field
 
-CONF = Path(__file__).parents[3] / "conf"
+CONF = Path(__file__).parents[4] / "conf"
 
 
 def test_every_key_of_conf_has_a_field_and_a_meaning() -> None:

@@ -6,8 +6,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from torchppo.pipelines.cli.config import compose, keys_of
-from torchppo.pipelines.cli.foreign_names import NAMES, in_our_words
-from torchppo.pipelines.cli.schema import FIELDS
+from torchppo.pipelines.cli.keys.foreign_names import NAMES, in_our_words
+from torchppo.pipelines.cli.keys.schema import FIELDS
 
 
 @pytest.mark.parametrize(

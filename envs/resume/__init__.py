@@ -1,0 +1,1 @@
+"""Saving the state of environments and continuing from it."""

@@ -1,0 +1,1 @@
+"""The configuration keys: their types, ranges and meanings, and the checks of a configuration."""
