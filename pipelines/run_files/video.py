@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from itertools import chain
@@ -12,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, cast
 
+import gymnasium
 import imageio_ffmpeg
 import numpy as np
 from hydra.utils import get_object
@@ -25,6 +27,7 @@ from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 from torchrl.envs.gym_like import GymLikeEnv
 
+from ...envs import SerialVectorEnv
 from ...envs.vector_env import vector_of
 from ...errors import EnvironmentFailure
 from ..build import evaluation_compile
@@ -33,8 +36,8 @@ from ..episodes import rollout_episodes
 from ..step_factory import Compile
 from .frames import Canvas, images_of, newest_image
 
-SLOW_MAX_STEPS, SLOW_SECONDS = 1_000, 10.0
-"""A video ends after both this many steps and this many seconds, so that endless episodes do not delay the results."""
+MAX_SECONDS = 30.0
+"""A video ends after this many seconds of recording, so that slow rendering does not delay the results."""
 
 
 def try_to_record_video(
@@ -104,6 +107,7 @@ def record_video(
         EnvironmentFailure: if the environment renders nothing.
 
     """
+    collect_frames(env)
     steps = rollout_episodes(actor, env, deterministic=deterministic, compile=compile)
     images = episode_images(steps, env, episodes, max_steps)
     first = next(images, None)
@@ -131,39 +135,81 @@ def frames_per_second(env: EnvBase) -> float:
     return float(fps) if isinstance(fps, int | float | np.number) and fps > 0 else 30.0
 
 
+class CollectFrames(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Renders after every reset and every step, because the next episode starts before the images are read.
+
+    Gymnasium's `RenderCollection` needs `metadata["render_modes"]`, which some environments lack.
+
+    Attributes:
+        starts: images after resets, one for every episode.
+        last: image after the last step.
+
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.starts: deque[Any] = deque()
+        self.last: Any = None
+        self._has_started = False
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        result = self.env.reset(**kwargs)
+        if self._has_started:  # the episode had no steps
+            self.starts.pop()
+        self.starts.append(self.env.render())
+        self._has_started = True
+        return result
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        result = self.env.step(action)
+        self.last, self._has_started = self.env.render(), False
+        return result
+
+
+def collect_frames(env: EnvBase) -> None:
+    """Wrap Gymnasium environments that render in `CollectFrames`."""
+    vector = vector_of(env)
+    if isinstance(vector, SerialVectorEnv) and vector.render_mode is not None:
+        vector.envs = [CollectFrames(one) for one in vector.envs]
+
+
 def episode_images(
     steps: Iterator[TensorDictBase], env: EnvBase, episodes: int, max_steps: int
 ) -> Iterator[tuple[NDArray[np.uint8], str]]:
-    """Yield images and their text.
-
-    The last step of an episode has no image, because the environment shows the next episode after it.
-    """
-    episode, start = 1, time.monotonic()
+    """Yield images and their text: the first state of every episode, and the state after every step."""
+    episode, is_first, start = 1, True, time.monotonic()
     for index, step in enumerate(steps):
-        first = step["next"].reshape(-1)[0]  # TorchRL environments may have several
-        is_over = bool(first["done"].any())
-        if index == 0 or not is_over:
-            text = f"episode {episode}   step {int(first['step_count'])}   return {float(first['episode_reward']):.5g}"
-            for image in images_of(render(env, step)):
-                yield image, text
-        episode += is_over
-        is_slow = index + 1 >= SLOW_MAX_STEPS and time.monotonic() - start > SLOW_SECONDS
-        if episode > episodes or index + 1 >= max_steps or is_slow:
+        one = step["next"].reshape(-1)[0]  # TorchRL environments may have several
+        is_over = bool(one["done"].any())
+        before, after = views(env, step, is_first, is_over)
+        values = int(one["step_count"]), float(one["episode_reward"])
+        for view, (count, reward) in ((before, (0, 0.0)), (after, values)):
+            for image in images_of(view):
+                yield image, f"episode {episode}   step {count}   return {reward:.5g}"
+        episode, is_first = episode + is_over, is_over
+        is_late = time.monotonic() - start > MAX_SECONDS
+        if episode > episodes or index + 1 >= max_steps or is_late:
             return
 
 
-def render(env: EnvBase, step: TensorDictBase) -> Any:
-    """Return the result of `render()`, the pixels of a TorchRL environment, or the newest image of the observation."""
+def views(env: EnvBase, step: TensorDictBase, is_first: bool, is_over: bool) -> tuple[Any, Any]:
+    """Return what the environment shows before a step, if the step is the first of an episode, and after it.
+
+    It is the result of `render()`, the pixels of a TorchRL environment, or the newest image of the observation.
+    """
     vector = vector_of(env)
+    if vector is not None and vector.render_mode is not None:
+        collected = vector.envs[0] if isinstance(vector, SerialVectorEnv) else None
+        if not isinstance(collected, CollectFrames):
+            return None, vector.render()[0]
+        return collected.starts.popleft() if is_first else None, collected.last
     if vector is not None:
-        if vector.render_mode is not None:
-            return vector.render()[0]
-        return newest_image(step.get("observation"))
-    pixels = step["next"].get("pixels", None)
-    if pixels is not None:
-        return pixels[0]
+        before, after = step.get("observation"), step["next"].get("observation")
+        return newest_image(before) if is_first else None, newest_image(after)
+    if "pixels" in step["next"].keys():  # noqa: SIM118 - TensorDict does not implement `in`
+        return step["pixels"][0] if is_first else None, step["next", "pixels"][0]
     while isinstance(env, TransformedEnv | BatchedEnvBase):
         env = env.base_env if isinstance(env, TransformedEnv) else env._envs[0]
     if not callable(getattr(env, "render", None)):
         raise EnvironmentFailure(f"{type(env).__name__} has no pixels and no render(); add +env.from_pixels=true")
-    return env.render()
+    return None, None if is_over else env.render()  # the environment has been reset

@@ -21,7 +21,13 @@ from torchppo.envs import SerialVectorEnv, VectorEnv, batched
 from torchppo.errors import EnvironmentFailure
 from torchppo.pipelines.episodes import rollout_episodes
 from torchppo.pipelines.run_files.frames import TEXT_HEIGHT
-from torchppo.pipelines.run_files.video import build_rendering_env, episode_images, record_video, try_to_record_video
+from torchppo.pipelines.run_files.video import (
+    build_rendering_env,
+    collect_frames,
+    episode_images,
+    record_video,
+    try_to_record_video,
+)
 
 ACTOR = TensorDictModule(nn.Linear(2, 2), ["observation"], ["action"])
 
@@ -32,8 +38,8 @@ class Rendering(gymnasium.Env[Any, Any]):
     metadata = {"render_fps": 10, "render_modes": ["rgb_array"]}  # noqa: RUF012
     observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (2,))
 
-    def __init__(self, frame: Any, render_mode: str | None = "rgb_array") -> None:
-        self.frame, self.render_mode = frame, render_mode
+    def __init__(self, frame: Any, render_mode: str | None = "rgb_array", length: int = 5) -> None:
+        self.frame, self.render_mode, self.length = frame, render_mode, length
         self.num_steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -42,7 +48,7 @@ class Rendering(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.num_steps += 1
-        return np.zeros(2, np.float32), 2.0, self.num_steps == 5, False, {}
+        return np.zeros(2, np.float32), 2.0, self.num_steps == self.length, False, {}
 
     def render(self) -> Any:
         return self.frame(self.num_steps)
@@ -68,7 +74,7 @@ class TestVideo:
         record(lambda step: np.full((32, 240, 3), 40 * step, np.uint8), path, episodes=2)
         meta, frames = read(path)
         assert (meta["size"], meta["fps"]) == ((240, 32 + TEXT_HEIGHT), 10.0)
-        np.testing.assert_allclose([frame.mean() for frame in frames], [40, 80, 120, 160] * 2, atol=4)
+        np.testing.assert_allclose([frame.mean() for frame in frames], [0, 40, 80, 120, 160, 200] * 2, atol=4)
 
     def test_skips_missing_frames_and_resizes_others_to_the_size_of_the_first(self, tmp_path: Path) -> None:
         frames = [None, None, np.full((20, 240, 3), 50, np.uint8), np.full((40, 240, 3), 150, np.uint8), None, None]
@@ -78,10 +84,17 @@ class TestVideo:
         np.testing.assert_allclose([frame.mean() for frame in shown], [50, 150], atol=4)
 
 
-def test_text_has_the_episode_the_step_and_the_return() -> None:
-    with closing(VectorEnv(SerialVectorEnv([lambda: Rendering(lambda _: np.zeros((8, 8)))]))) as env:
-        texts = [text for _, text in episode_images(rollout_episodes(ACTOR, env), env, 2, 100)]
-    assert texts[3:5] == ["episode 1   step 4   return 8", "episode 2   step 1   return 2"]
+@pytest.mark.parametrize("length", [5, 1])
+def test_every_episode_has_its_first_and_its_last_state(length: int) -> None:
+    with closing(
+        VectorEnv(SerialVectorEnv([lambda: Rendering(lambda step: np.full((8, 8), step), length=length)]))
+    ) as env:
+        collect_frames(env)
+        images = list(episode_images(rollout_episodes(ACTOR, env), env, 2, 100))
+    assert [text.split("   ") for _, text in images] == [
+        [f"episode {episode}", f"step {step}", f"return {2 * step}"] for episode in (1, 2) for step in range(length + 1)
+    ]
+    assert [image.max() for image, _ in images] == [255 if step == 1 else step for step in range(length + 1)] * 2
 
 
 @pytest.mark.parametrize(
