@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-from torchrl.data import Categorical, MultiCategorical, OneHot
+from torch import Tensor, nn
+from torchrl.data import Bounded, Categorical, MultiCategorical, OneHot
 from torchrl.envs import (
     Compose,
     DoubleToFloat,
@@ -28,7 +31,8 @@ def batched(env: EnvBase) -> EnvBase:
     """Give an environment a batch dimension, episode statistics and float32 data.
 
     A `VectorEnv` has all of these and is returned unchanged. Only the transforms that are missing are added:
-    `RewardSum`, `StepCounter` and, where a spec is float64 (as in MuJoCo), `DoubleToFloat`.
+    `RewardSum`, `StepCounter` and, where a spec is float64 (as in MuJoCo), `DoubleToFloat`. Continuous actions are
+    clipped to their bounds before they reach the environment; the data contain the actions of the policy.
 
     If the environment has an entry `episode_reward` or `step_count` whose shape or dtype differs from that of these
     transforms, the entry is renamed to `env_episode_reward` or `env_step_count`. An entry `mask` with one flag per
@@ -60,10 +64,35 @@ def batched(env: EnvBase) -> EnvBase:
     ]
     if has_root_mask(env):
         transforms.append(RenameTransform(["mask"], ["action_mask"], create_copy=True))
+    action = env.full_action_spec.get("action", None)
+    if isinstance(action, Bounded) and action.dtype.is_floating_point and not clips_actions(env):
+        transforms.append(ClipAction(action.space.low, action.space.high))
     specs = [spec for composite in (env.input_spec, env.output_spec) for spec in composite.values(True, True)]
     if any(spec.dtype == torch.float64 for spec in specs):
         transforms.append(DoubleToFloat())
     return TransformedEnv(env, Compose(*transforms), auto_unwrap=True) if transforms else env
+
+
+class ClipAction(Transform):
+    """Clips actions to their bounds. TorchRL's `ClipTransform` has one bound for all elements.
+
+    Args:
+        low: lower bounds, of the shape of the actions.
+        high: upper bounds, of the shape of the actions.
+
+    """
+
+    def __init__(self, low: Tensor, high: Tensor) -> None:
+        super().__init__(in_keys_inv=["action"], out_keys_inv=["action"])
+        self.low, self.high = low, high
+
+    def _inv_apply_transform(self, action: Tensor) -> Tensor:
+        return action.clamp(self.low, self.high)
+
+
+def clips_actions(env: EnvBase) -> bool:
+    """Return whether `ClipAction` is one of the transforms of an environment."""
+    return any(isinstance(transform, ClipAction) for transform in transforms_of(env))
 
 
 def is_own_entry(env: EnvBase, key: str) -> bool:
@@ -113,11 +142,16 @@ def base_name(env: EnvBase) -> str:
 
 def check_transforms(env: EnvBase) -> None:
     """Raise a ConfigurationError if an `ObservationNorm` of an environment has no statistics."""
+    for transform in transforms_of(env):
+        if isinstance(transform, ObservationNorm) and not transform.initialized:
+            raise ConfigurationError(
+                "ObservationNorm has no loc and scale; set them, call its init_stats from Python, or use "
+                "policy.normalize_observation=true"
+            )
+
+
+def transforms_of(env: EnvBase) -> Iterator[nn.Module]:
+    """Iterate over the transforms of an environment, including those inside a `Compose`."""
     while isinstance(env, TransformedEnv):
-        for module in env.transform.modules():
-            if isinstance(module, ObservationNorm) and not module.initialized:
-                raise ConfigurationError(
-                    "ObservationNorm has no loc and scale; set them, call its init_stats from Python, or use "
-                    "policy.normalize_observation=true"
-                )
+        yield from env.transform.modules()
         env = env.base_env

@@ -40,6 +40,18 @@ def test_float64_becomes_float32() -> None:
     assert env.rollout(3)["next", "observation"].dtype == torch.float32
 
 
+def test_continuous_actions_are_clipped_to_their_bounds_and_kept_in_the_data() -> None:
+    rewards = []
+    for action in (1.0, 50.0):
+        env = batched(gym_env := GymEnv("HalfCheetah-v5"))
+        env.set_seed(0)
+        step = env.step(env.reset().set("action", torch.full((1, 6), action)))
+        assert gym_env.action_spec.space.high.max() == 1.0
+        assert (step["action"] == action).all()
+        rewards.append(step["next", "reward"].item())
+    assert rewards[0] == rewards[1]  # the control cost is that of the clipped action
+
+
 def test_an_environment_that_needs_nothing_is_returned_unchanged() -> None:
     env = make_env("CartPole-v1", 2)
     assert batched(env) is env
