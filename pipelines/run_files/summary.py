@@ -19,7 +19,8 @@ from ... import __version__
 from ..metrics.episode_info import mean_infos
 
 Summary = dict[str, Any]
-EVALUATION_KEYS = ("eval_return_mean", "eval_return_std", "eval_length_mean", "eval_episodes", "eval_episodes_cut")
+RETURN_KEYS: tuple[str, ...] = ("train_return_mean", "train_episodes")
+RETURN_KEYS += ("eval_return_mean", "eval_return_std", "eval_length_mean", "eval_episodes", "eval_episodes_cut")
 
 
 def make_summary(
@@ -96,12 +97,9 @@ def print_summary(summary: Summary) -> None:
     table = two_columns(f"{summary['env']}, seed {summary['seed']}: {summary['exit']}")
     table.add_row("frames", frames)
     table.add_row("time", shares)
-    table.add_row(
-        "training return",
-        "no episode ended"
-        if summary["train_return_mean"] is None
-        else f"{summary['train_return_mean']:.1f} (mean of the last {min(summary['train_episodes'], 100)} episodes)",
-    )
+    mean, num_episodes = summary["train_return_mean"], min(summary["train_episodes"], 100)
+    text = "no episode ended" if mean is None else f"{mean:.1f} (mean of the last {num_episodes} episodes)"
+    table.add_row("training return", text)
     table.add_row(
         "evaluation return",
         "none"
@@ -110,7 +108,15 @@ def print_summary(summary: Summary) -> None:
         f"over {summary['eval_episodes']} episodes"
         + (f", {summary['eval_episodes_cut']} cut" if summary["eval_episodes_cut"] else ""),
     )
+    add_infos(table, summary, "train_", "training ")
+    add_infos(table, summary, "eval_", "evaluation ")
     Console().print(table)
+
+
+def add_infos(table: Table, summary: Summary, prefix: str, label: str = "") -> None:
+    """Add a row for every entry of `info` in a summary. Their keys begin with `prefix`."""
+    for key in [key for key in summary if key.startswith(prefix) and key not in RETURN_KEYS]:
+        table.add_row(label + key.removeprefix(prefix), f"{summary[key]:.4g}")
 
 
 def shares_text(time: dict[str, float], *names: str) -> str:
@@ -140,8 +146,7 @@ def print_evaluation(report: Summary) -> None:
     table.add_row("length", f"{report['eval_length_mean']:.1f}")
     cut = f", {report['eval_episodes_cut']} cut" if report["eval_episodes_cut"] else ""
     table.add_row("episodes", f"{report['eval_episodes']}{cut}")
-    for name in [key for key in report if key.startswith("eval_") and key not in EVALUATION_KEYS]:
-        table.add_row(name.removeprefix("eval_"), f"{report[name]:.4g}")
+    add_infos(table, report, "eval_")
     Console().print(table)
     print_files({name: Path(report[name]) for name in ("checkpoint", "video") if report[name]})
 

@@ -108,6 +108,12 @@ class TestTables:
         ):
             assert text in out
 
+    def test_summary_shows_the_means_of_info(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_summary({**SUMMARY, "train_success_rate": 0.25, "eval_success_rate": 0.5})
+        rows = [line.strip("│ ").split() for line in capsys.readouterr().out.splitlines()]
+        assert ["training", "success_rate", "│", "0.25"] in rows
+        assert ["evaluation", "success_rate", "│", "0.5"] in rows
+
     def test_summary_shows_the_number_of_episodes_below_100(self, capsys: pytest.CaptureFixture[str]) -> None:
         print_summary({**SUMMARY, "train_episodes": 3})
         assert "mean of the last 3 episodes" in capsys.readouterr().out
