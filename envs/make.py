@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import gymnasium
 from gymnasium import spaces
@@ -62,7 +62,8 @@ def make_env(
         ConfigurationError: if `num_envs` or `num_workers` is out of range, or an argument does not apply.
 
     """
-    if render_mode is not None:
+    is_atari = isinstance(id, str) and id.startswith("ALE/")
+    if render_mode is not None and not is_atari:
         kwargs["render_mode"] = render_mode
     if isinstance(id, GymnasiumVectorEnv):
         return _batch_of_vector(id, num_envs, num_workers, {"wrappers": wrappers, "info_keys": info_keys}, kwargs)
@@ -73,8 +74,10 @@ def make_env(
         raise ConfigurationError(
             f"env.num_workers={num_workers} must be auto or between 0 and the number of environments ({num_envs})"
         )
-    if isinstance(id, str) and id.startswith("ALE/"):
-        return _atari_batch(id, num_envs, num_workers, {"wrappers": wrappers, "info_keys": info_keys}, kwargs)
+    if is_atari:
+        return _atari_batch(
+            cast(str, id), num_envs, num_workers, {"wrappers": wrappers, "info_keys": info_keys}, kwargs
+        )
     env_fn = partial(make_gymnasium_env, id, wrappers=wrappers, **kwargs)
     if num_workers == "auto":
         num_workers = fastest_num_workers(env_fn, num_envs, step_timeout)

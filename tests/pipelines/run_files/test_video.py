@@ -11,6 +11,7 @@ import gymnasium
 import imageio_ffmpeg
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from omegaconf import OmegaConf
 from tensordict.nn import TensorDictModule
@@ -150,6 +151,15 @@ class TestTorchRL:
         err = capsys.readouterr().err
         assert err.startswith("no video: ")
         assert err.count("\n") == 1
+
+
+def test_atari_games_show_their_observations(tmp_path: Path) -> None:
+    pytest.importorskip("ale_py.vector_env")
+    env = {"_target_": "torchppo.envs.make_env", "id": "ALE/Pong-v5", "num_envs": 2, "num_workers": 0}
+    env |= {"max_num_frames_per_episode": 40, "render_mode": None}
+    cfg = OmegaConf.create({"env": env, "transforms": [], "eval": {"env": {}}, "compile": False})
+    actor = TensorDictModule(lambda image: torch.zeros(len(image), dtype=torch.int64), ["observation"], ["action"])
+    assert try_to_record_video(cfg, actor, tmp_path / "one.mp4", 0, episodes=1) == tmp_path / "one.mp4"
 
 
 def test_a_render_mode_of_eval_env_is_used() -> None:
