@@ -37,6 +37,7 @@ def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
             )
     env = make_environment(cfg.env, {key: value for key, value in changes.items() if key in cfg.env})
     if not isinstance(env, VectorEnv):
+        env.set_seed(seed)  # a Jumanji environment with pixels must have a seed before its specs are read
         env = batched(env)
     if transforms:
         env = TransformedEnv(env, Compose(*transforms), auto_unwrap=True)

@@ -7,7 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -67,9 +67,8 @@ def build_rendering_env(cfg: DictConfig, seed: int) -> EnvBase:
         return build_evaluation_env(cfg, render_mode=mode, **options)
     target = get_object(node._target_)
     if isinstance(target, type) and issubclass(target, GymLikeEnv) and not node.get("from_pixels"):
-        with suppress(Exception):  # not every environment of these classes renders
-            pixels = {"eval": {"env": {"from_pixels": True, "pixels_only": False}}}
-            return build_evaluation_env(cast(DictConfig, OmegaConf.merge(cfg, pixels)), **options)
+        pixels = {"eval": {"env": {"from_pixels": True, "pixels_only": False}}}
+        return build_evaluation_env(cast(DictConfig, OmegaConf.merge(cfg, pixels)), **options)
     return build_evaluation_env(cfg, **options)
 
 
