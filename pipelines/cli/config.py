@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra import initialize_config_module
@@ -21,7 +22,6 @@ from yaml import YAMLError
 
 from ...errors import ConfigurationError
 from .keys.checks import (
-    Options,
     check_deleted_keys,
     check_effects,
     check_empty_groups,
@@ -30,14 +30,17 @@ from .keys.checks import (
     check_user_files,
     fits,
     is_choice,
+    is_group,
     keys_of,
     may_be_component,
+    options_by_group,
     shown,
+    values_of,
     wrong_value,
 )
 from .keys.mistakes import check_choices, check_keys, check_unknown_keys, check_values
 from .keys.schema import ARGUMENTS, FIELDS
-from .run_dir import create, create_unique, default_run_dir, is_first_rank, quote_path, quoted
+from .run_dir import create_unique, default_run_dir
 
 CONF = Path(__file__).parents[2] / "conf"
 MakeConfig = Callable[[], DictConfig]
@@ -156,23 +159,44 @@ def check_schema(cfg: DictConfig, make_default: MakeConfig, own_groups: Collecti
     return free
 
 
-def values_of(node: Any, prefix: str = "", target: str | None = None) -> Iterator[tuple[str, Any, str | None]]:
-    """Yield every key with its value and the `_target_` of its component, or `None` for keys outside components."""
-    target = node.get("_target_", target)
-    for name, value in node.items():
-        key = f"{prefix}{name}"
-        if str(name).startswith("_"):
-            continue
-        yield key, value, target
-        if isinstance(value, dict):
-            is_open = key in FIELDS and key not in ("intrinsic", "logger") and not FIELDS[key].is_component
-            yield from values_of(value, f"{key}.", target or (key if is_open else None))
-
-
 @cache
 def built_in_targets() -> set[str]:
     """Return every `_target_` of `conf/`."""
     return {target for path in CONF.rglob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", path.read_text())}
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0, from the variables that Lightning, torchrun and SLURM set."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def create(run_dir: str) -> None:
+    """Create a folder that may exist.
+
+    Raises:
+        ConfigurationError: if its path cannot be a folder.
+
+    """
+    try:
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        raise ConfigurationError(
+            f"run_dir={shown(run_dir)} cannot be created ({error.strerror}); choose another"
+        ) from error
+
+
+def quote_path(word: str) -> str:
+    """Quote the value of `run_dir=`, so that a path may contain any characters."""
+    key, _, path = word.partition("=")
+    is_plain = re.fullmatch(r"[\w./${}:+~@%-]*|(['\"]).*\1|.*\\.*", path, re.ASCII)
+    return word if key.lstrip("+") != "run_dir" or is_plain else f"{key}={quoted(path)}"
+
+
+def quoted(text: str) -> str:
+    """Quote a text for Hydra's grammar, in which a backslash is special only before a quotation mark."""
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"
 
 
 HYDRA_LOCK = threading.Lock()
@@ -216,28 +240,6 @@ def check_eval_overrides(overrides: Sequence[str]) -> None:
     for override in parse(overrides):
         if option := eval_option(override.key_or_group, str(override.input_line).partition("=")[2]):
             raise ConfigurationError(f"{override.input_line} is an option of torchppo eval; write {option}")
-
-
-def is_group(key: str, options: Options) -> bool:
-    """Return whether `key` (or the first part of `group@package`) is a folder in `conf/` or in the user's folder."""
-    return key.split("@", maxsplit=1)[0] in options
-
-
-def options_by_group(config_dir: Path | None = None) -> Options:
-    """Return the choices of every group with the first comment of their files.
-
-    Raises:
-        ConfigurationError: if `config_dir` is not a folder.
-
-    """
-    if config_dir is not None and not config_dir.is_dir():
-        raise ConfigurationError(f"--config-dir {config_dir} is not a folder")
-    groups: Options = {}
-    for path in sorted([*CONF.glob("*/*.yaml"), *(config_dir.glob("*/*.yaml") if config_dir else ())]):
-        lines = path.read_text().splitlines()
-        comments = [line[2:] for line in lines if line.startswith("# ") and "@package" not in line]
-        groups.setdefault(path.parent.name, {})[path.stem] = comments[0] if comments else ""
-    return groups
 
 
 @contextmanager

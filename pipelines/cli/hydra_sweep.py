@@ -17,8 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ...errors import ConfigurationError
-from .config import compose, compose_with_hydra, parse
-from .run_dir import file_name, quoted
+from .config import compose, compose_with_hydra, parse, quoted
+from .run_dir import file_name
 from .sweep import print_failures, train_command
 
 PACKAGES = {

@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 
 from ... import __version__
 from ...errors import TorchPPOError, did_you_mean
-from .config import check_eval_overrides, compose, options_by_group
+from .config import check_eval_overrides, compose
+from .keys.checks import options_by_group
 
 EXAMPLES = """\
 examples:

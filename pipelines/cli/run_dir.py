@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -12,9 +11,6 @@ from itertools import count
 from pathlib import Path
 
 from omegaconf import DictConfig
-
-from ...errors import ConfigurationError
-from .keys.checks import shown
 
 SWEPT = "TORCHPPO_SWEPT"
 """Environment variable that contains the swept overrides of a run as a JSON list."""
@@ -46,37 +42,3 @@ def create_unique(run_dir: str) -> str:
             path.mkdir(parents=True)
             return str(path)
     raise AssertionError
-
-
-def create(run_dir: str) -> None:
-    """Create a folder that may exist.
-
-    Raises:
-        ConfigurationError: if its path cannot be a folder.
-
-    """
-    try:
-        Path(run_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            raise
-        raise ConfigurationError(
-            f"run_dir={shown(run_dir)} cannot be created ({error.strerror}); choose another"
-        ) from error
-
-
-def is_first_rank() -> bool:
-    """Return whether this process is rank 0, from the variables that Lightning, torchrun and SLURM set."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-
-
-def quote_path(word: str) -> str:
-    """Quote the value of `run_dir=`, so that a path may contain any characters."""
-    key, _, path = word.partition("=")
-    is_plain = re.fullmatch(r"[\w./${}:+~@%-]*|(['\"]).*\1|.*\\.*", path, re.ASCII)
-    return word if key.lstrip("+") != "run_dir" or is_plain else f"{key}={quoted(path)}"
-
-
-def quoted(text: str) -> str:
-    """Quote a text for Hydra's grammar, in which a backslash is special only before a quotation mark."""
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"

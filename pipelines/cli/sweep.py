@@ -16,7 +16,8 @@ from typing import Any
 from hydra.core.override_parser.types import Glob
 
 from ...errors import ConfigurationError
-from .config import compose, one_line_errors, options_by_group, parse
+from .config import compose, one_line_errors, parse
+from .keys.checks import options_by_group
 from .main import fail, handle_signals
 from .run_dir import SWEPT
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -12,10 +13,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ....errors import ConfigurationError
 from .reference import TYPE_NAMES, describe
-from .schema import Field
+from .schema import FIELDS, Field
 
 Options = dict[str, dict[str, str]]
 """The choices of every group with their descriptions."""
+CONF = Path(__file__).parents[3] / "conf"
 MAX_SHOWN = 100
 """Number of characters of a value in an error message."""
 
@@ -31,10 +33,45 @@ def check_hydra_keys(overrides: Iterable[Override]) -> None:
             raise ConfigurationError(f"{word} has no effect without {needs}; {instead}")
 
 
+def is_group(key: str, options: Options) -> bool:
+    """Return whether `key` (or the first part of `group@package`) is a folder in `conf/` or in the user's folder."""
+    return key.split("@", maxsplit=1)[0] in options
+
+
+def options_by_group(config_dir: Path | None = None) -> Options:
+    """Return the choices of every group with the first comment of their files.
+
+    Raises:
+        ConfigurationError: if `config_dir` is not a folder.
+
+    """
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigurationError(f"--config-dir {config_dir} is not a folder")
+    groups: Options = {}
+    for path in sorted([*CONF.glob("*/*.yaml"), *(config_dir.glob("*/*.yaml") if config_dir else ())]):
+        lines = path.read_text().splitlines()
+        comments = [line[2:] for line in lines if line.startswith("# ") and "@package" not in line]
+        groups.setdefault(path.parent.name, {})[path.stem] = comments[0] if comments else ""
+    return groups
+
+
 def is_choice(override: Override, options: Options) -> bool:
     """Return whether the value of a group is the name of one of its choices."""
     value = override.value()
     return isinstance(value, str) and value in options[override.key_or_group.split("@", maxsplit=1)[0]]
+
+
+def values_of(node: Any, prefix: str = "", target: str | None = None) -> Iterator[tuple[str, Any, str | None]]:
+    """Yield every key with its value and the `_target_` of its component, or `None` for keys outside components."""
+    target = node.get("_target_", target)
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        if str(name).startswith("_"):
+            continue
+        yield key, value, target
+        if isinstance(value, dict):
+            is_open = key in FIELDS and key not in ("intrinsic", "logger") and not FIELDS[key].is_component
+            yield from values_of(value, f"{key}.", target or (key if is_open else None))
 
 
 def fits(value: Any, field: Field) -> bool:

@@ -11,7 +11,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from torchppo.errors import ConfigurationError
-from torchppo.pipelines.cli.config import compose, keys_of, options_by_group
+from torchppo.pipelines.cli.config import compose
+from torchppo.pipelines.cli.keys.checks import keys_of, options_by_group
 from torchppo.pipelines.cli.run_dir import create_unique
 
 CONF = Path(__file__).parents[3] / "conf"
