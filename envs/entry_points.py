@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import traceback
 import typing
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any
 import gymnasium
 from gymnasium.wrappers import TimeLimit
 
-from ..errors import ConfigurationError, EnvironmentFailure, did_you_mean
+from ..errors import ConfigurationError, EnvironmentFailure, TorchPPOError, did_you_mean
 from .failures import environment_failure
 
 OLD_ATARI_ID = re.compile(r"(?:ale_py:)?((?P<game>[A-Z][A-Za-z0-9]*?)(-ram)?(NoFrameskip|Deterministic)?-v[045])")
@@ -125,13 +126,36 @@ def call_factory(factory: EnvFactory, name: str, kwargs: dict[str, Any]) -> gymn
     if limit is not None and not accepts(factory, "max_episode_steps"):  # as `gymnasium.make` does
         kwargs = {key: value for key, value in kwargs.items() if key != "max_episode_steps"}
         return TimeLimit(call_factory(factory, name, kwargs), limit)
+    check_arguments(factory, name, kwargs)
     try:
         env = factory(**kwargs)
     except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
-        raise environment_failure(f"environment {name} cannot be made", error, tuple_hint(error, kwargs)) from None
+        raise construction_failure(f"environment {name} cannot be made", error, tuple_hint(error, kwargs)) from None
     if not isinstance(env, gymnasium.Env):
         raise EnvironmentFailure(f"{name} returned {type(env).__name__}, not a gymnasium.Env; return an environment")
     return env
+
+
+def check_arguments(factory: EnvFactory, name: str, kwargs: dict[str, Any]) -> None:
+    """Raise a ConfigurationError if a class or function does not accept the arguments, or needs others."""
+    try:
+        inspect.signature(factory).bind(**kwargs)
+    except TypeError as error:
+        raise ConfigurationError(f"environment {name}: {error}; correct the keys of env") from error
+    except ValueError:  # written in C
+        return
+
+
+def construction_failure(message: str, error: Exception, hint: str = "") -> TorchPPOError:
+    """Return the error for an exception of a constructor.
+
+    It is a ConfigurationError without a traceback if an installed package has refused a value.
+    """
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    is_installed = {"site-packages", "dist-packages"} & {*Path(place.filename).parts}
+    if is_installed and isinstance(error, TypeError | ValueError | AssertionError):
+        return ConfigurationError(f"{message}: {type(error).__name__}: {error}{hint}")
+    return environment_failure(message, error, hint)
 
 
 def accepts(factory: EnvFactory, name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,7 +16,16 @@ from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure
-from .entry_points import EnvFactory, call_factory, find_factory, hint_for, tuple_hint, with_tuples, wrapper_with_tuples
+from .entry_points import (
+    EnvFactory,
+    call_factory,
+    construction_failure,
+    find_factory,
+    hint_for,
+    tuple_hint,
+    with_tuples,
+    wrapper_with_tuples,
+)
 from .failures import environment_failure
 from .vector.atari import make_atari_vector
 from .vector.num_workers import fastest_num_workers
@@ -26,6 +36,8 @@ from .wrappers import RawEpisodeReward, Wrapper, with_action_mask, wrapped
 
 OTHER_SOURCES = ("gymnasium.core", "gymnasium.wrappers", __package__)
 """Modules whose code contains `action_mask`, but whose environments have no mask."""
+
+WRONG_ARGUMENT = r"unexpected keyword argument|missing \d+ required"
 
 # Gymnasium warns that float64 bounds lose precision in float32. Users can ignore this.
 warnings.filterwarnings("ignore", message=".*precision lowered by casting")
@@ -148,6 +160,7 @@ def make_gymnasium_env(
     name = repr(id) if isinstance(id, str) else getattr(id, "__qualname__", repr(id))
     with error_filters_removed():
         env = _make_unwrapped(id, name, kwargs)
+    check_render_mode(env, name, kwargs.get("render_mode"))
     env = _without_order_enforcing(env)
     if wrappers:
         env = RawEpisodeReward(env)  # innermost, to read the rewards before wrappers change them
@@ -158,6 +171,13 @@ def make_gymnasium_env(
         if not isinstance(space, gymnasium.Space):
             raise EnvironmentFailure(f"environment {name} has {attribute}={space}; set it to one of gymnasium.spaces")
     return with_action_mask(env) if may_report_mask(env) else env
+
+
+def check_render_mode(env: gymnasium.Env[Any, Any], name: str, mode: str | None) -> None:
+    """Raise a ConfigurationError if an environment does not have a render mode, for which Gymnasium only warns."""
+    modes = env.metadata.get("render_modes") if mode is not None else None
+    if modes and mode not in modes:
+        raise ConfigurationError(f"env.render_mode={mode} is not a mode of {name}; use one of {', '.join(modes)}")
 
 
 def _make_unwrapped(id: str | EnvFactory, name: str, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:  # noqa: A002
@@ -181,9 +201,10 @@ def _gymnasium_make(id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa:
         raise EnvironmentFailure(f"environment {id!r} needs a package that is missing: {error}") from error
     except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
         hint = hint_for(id, error) or tuple_hint(error, kwargs)
-        raise EnvironmentFailure(f"environment {id!r} cannot be made: {str(error).rstrip('.')}{hint}") from error
+        kind = ConfigurationError if re.search(WRONG_ARGUMENT, str(error)) else EnvironmentFailure
+        raise kind(f"environment {id!r} cannot be made: {str(error).rstrip('.')}{hint}") from error
     except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
-        raise environment_failure(f"environment {id!r} cannot be made", error, tuple_hint(error, kwargs)) from None
+        raise construction_failure(f"environment {id!r} cannot be made", error, tuple_hint(error, kwargs)) from None
 
 
 def _without_order_enforcing(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:

@@ -13,7 +13,7 @@ from gymnasium.wrappers import NormalizeObservation
 from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, EnvironmentFailure
-from .failures import environment_failure
+from .entry_points import construction_failure
 from .spaces.conversion import as_number
 
 Wrapper = Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]
@@ -202,7 +202,7 @@ def wrapped(env: gymnasium.Env[Any, Any], wrapper: Wrapper, key: str, name: str)
     try:
         env = wrapper(env)
     except Exception as error:  # noqa: BLE001 - a wrapper may raise anything
-        raise environment_failure(f"{key} failed for environment {name}", error) from None
+        raise construction_failure(f"{key} failed for environment {name}", error) from None
     if isinstance(env, NormalizeObservation):
         raise ConfigurationError(
             f"{key} keeps statistics that evaluation and checkpoints do not have; use policy.normalize_observation=true"

@@ -10,7 +10,6 @@ from typing import Any
 
 from hydra.utils import get_object
 from lightning import Callback, Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -20,27 +19,28 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 from torchrl.objectives.value import TD1Estimator
 
-from ..errors import ConfigurationError, did_you_mean
+from ..errors import ConfigurationError, TorchPPOError, did_you_mean
 from ..modules.controllers import Controller
 from ..modules.features.extractor import is_recurrent
 from ..modules.heads.action_heads import has_continuous_head
 from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
 from ..modules.normalizers import ObservationNormalizer
 from ..modules.objectives.ppo_loss import PPOLoss
-from .collectors.vector import length_of_rollout
-from .components.instantiate import HYDRA_KEYS, build_env, call, call_with_accepted, parameter_names, seed_for_rank
+from .collectors.vector import check_memory, length_of_rollout
+from .components.instantiate import (
+    HYDRA_KEYS,
+    build_env,
+    build_node,
+    call,
+    call_with_accepted,
+    parameter_names,
+    seed_for_rank,
+)
 from .components.torchrl_collectors import build_torchrl_collector, num_envs_of_workers
 from .ppo import PPO
 from .step_factory import Compile, check_compile
 
 logger = logging.getLogger("torchppo")
-REPLACED_TRAINER_OPTIONS = {
-    "enable_progress_bar": "torchppo has its own progress bar",
-    "fast_dev_run": "total_frames=2048 makes a short run",
-    "val_check_interval": "set eval.every_frames",
-    "check_val_every_n_epoch": "set eval.every_frames",
-}
-"""Options of Lightning's Trainer that do not work with this command, and what to use instead."""
 NOT_OF_EVERY_ESTIMATOR = ("lmbda", "vectorized", "value_network")
 """Keys of `estimator=gae` that remain in the configuration if a user changes only `estimator._target_`."""
 PRESET_COEFFICIENTS = ("clip_epsilon", "entropy_coeff")
@@ -105,6 +105,7 @@ def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Itera
     num_envs = num_envs_of_workers(cfg, env) if is_torchrl else int(env.batch_size.numel())
     num_steps = length_of_rollout(node.get("frames_per_env"), node.get("frames_per_batch"), num_envs)
     size = num_envs * num_steps
+    check_memory(env, size)
     ppo.update.check(num_envs, num_steps, in_sequences=is_recurrent(ppo.actor))
     if cfg.total_frames < size:
         logger.warning("torchppo: total_frames=%d is below a rollout; training for %d frames", cfg.total_frames, size)
@@ -217,18 +218,15 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
 
     """
     options = cfg.trainer
-    if "logger" in options:
-        raise ConfigurationError("trainer.logger is not used; set logger=csv, logger=[csv,wandb] or logger=[]")
-    for key, instead in REPLACED_TRAINER_OPTIONS.items():
-        if options.get(key):
-            raise ConfigurationError(f"trainer.{key}={options[key]} does not work with torchppo train; {instead}")
     loggers: list[Logger] = [call(logger) for logger in cfg.logger.values()]
     own = [call(callback) for callback in options.get("callbacks") or []]
     others = OmegaConf.masked_copy(options, [key for key in options if key != "callbacks"])
     saves = {"enable_checkpointing": True} if any(isinstance(callback, Checkpoint) for callback in own) else {}
     try:
-        trainer: Trainer = call(others, logger=loggers, callbacks=[*callbacks, *own], **saves)
-    except (MisconfigurationException, ValueError, TypeError) as error:
+        trainer: Trainer = build_node(others, logger=loggers, callbacks=[*callbacks, *own], **saves)
+    except TorchPPOError:
+        raise
+    except Exception as error:
         key = f"trainer.devices={options.get('devices')}" if "device" in str(error) else "trainer"
         raise ConfigurationError(f"{key}: {error}; change trainer.*") from error
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):

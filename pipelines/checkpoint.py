@@ -8,6 +8,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torchrl.envs import EnvBase
 
 from ..errors import CheckpointError, ConfigurationError, did_you_mean
 from .build import build_ppo
-from .components.instantiate import build_evaluation_env
+from .components.instantiate import build_env, build_evaluation_env, check_same_spaces
 from .ppo import PPO
 from .saving.files import PREVIOUS, verify_checksum
 
@@ -109,8 +110,11 @@ def restore(
         ppo = build_ppo(cfg, env)
         load_weights(ppo, checkpoint["state_dict"], f"{path} does not fit its configuration", CODE_HINT)
         ppo.on_load_checkpoint(checkpoint)
-    except BaseException:
+    except BaseException as error:
         env.close()
+        if isinstance(error, Exception) and cfg.eval.env != config["eval"]["env"]:
+            with closing(build_env(OmegaConf.create(config), seed=seed, num_envs=1, num_workers=0)) as training_env:
+                check_same_spaces(env, training_env, "the environment of the evaluation")
         raise
     return ppo, cfg, env
 

@@ -149,8 +149,8 @@ class PPO(MonitoredModule):
             params = param_groups.make_param_groups(self.objective, self.critic_optimizer, self.reward_models)
         try:
             optimizer = self._make_optimizer(params)
-        except ValueError as error:
-            raise ConfigurationError(f"optimizer: {error}; change optimizer.*") from error
+        except Exception as error:
+            raise ConfigurationError(f"optimizer: {type(error).__name__}: {error}; change optimizer.*") from error
         if self._uses_param_groups:
             param_groups.check_param_groups(optimizer, self.critic_optimizer)
         return optimizer

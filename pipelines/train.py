@@ -26,7 +26,7 @@ from ..envs.vector_env import vector_of
 from ..errors import ConfigurationError, EnvironmentFailure, RunLockedError
 from .build import EVALUATION_RANK, Training, build_trainer, build_training, env_name, evaluation_compile
 from .collectors.collector import seconds_of
-from .components.instantiate import build_evaluation_env, evaluation_config, seed_for_rank
+from .components.instantiate import build_evaluation_env, check_same_spaces, evaluation_config, seed_for_rank
 from .distributed import StopOnSignal
 from .episodes import EvaluateAndSave, Evaluation, evaluate
 from .run_files.progress_bar import ProgressBar
@@ -73,7 +73,7 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None)
         training = stack.enter_context(closing(build_training(cfg, trainer.global_rank, overrides)))
         if evaluator and trainer.is_global_zero:
             stack.enter_context(closing(evaluator))
-            evaluator.make_env()
+            evaluator.make_env(training.env)
         if trainer.is_global_zero:
             stack.enter_context(locked(run_dir, is_used=checkpoint is not None))
         prepare_resume(cfg, trainer, training, evaluator, checkpoint)
@@ -197,13 +197,15 @@ class Evaluator:
         self._seed = seed_for_rank(cfg.seed, EVALUATION_RANK)
         self._env: EnvBase | None = None
 
-    def make_env(self) -> None:
+    def make_env(self, training_env: EnvBase) -> None:
         """Make the environments. Call this before training starts threads, which forked processes do not inherit."""
         with isolate_rng():
             try:
                 self._env = build_evaluation_env(self._cfg, seed=self._seed, episodes=self._cfg.eval.episodes)
             except EnvironmentFailure as error:
                 raise EnvironmentFailure(f"evaluation: {error}; eval.episodes=0 disables evaluations") from error
+            if self._cfg.eval.env:
+                check_same_spaces(self._env, training_env, "eval.env")
 
     def resume_class(self) -> str | None:
         """Return the class of the environments (see `SlicedVectorEnv`); `None` if those of training may differ."""

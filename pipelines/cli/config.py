@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra import initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Sweep
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,23 +22,30 @@ from yaml import YAMLError
 
 from ...errors import ConfigurationError
 from .keys.checks import (
-    Options,
-    check_choices,
     check_deleted_keys,
     check_effects,
-    check_keys,
+    check_empty_groups,
+    check_hydra_keys,
     check_types,
-    check_unknown_keys,
     check_user_files,
-    check_values,
+    fits,
+    is_choice,
+    is_group,
     keys_of,
+    may_be_component,
+    options_by_group,
+    shown,
+    values_of,
     wrong_value,
 )
-from .keys.schema import FIELDS, Field
-from .run_dir import create_unique, default_run_dir, is_first_rank
+from .keys.mistakes import check_choices, check_keys, check_unknown_keys, check_values
+from .keys.schema import ARGUMENTS, FIELDS
+from .run_dir import create_unique, default_run_dir
 
 CONF = Path(__file__).parents[2] / "conf"
 MakeConfig = Callable[[], DictConfig]
+CHANGES = {"eval.env": "env", "critic.optimizer": "optimizer"}
+"""Groups of keys that replace keys of a component."""
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve: bool = False) -> DictConfig:
@@ -46,7 +54,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
     Args:
         overrides: Hydra's overrides, such as `policy=mlp` or `optimizer.lr=1e-3`.
         config_dir: a folder with more groups, which are added to the built-in ones.
-        reserve: whether to create the default `run_dir`, so that no other run uses it.
+        reserve: whether to create `run_dir`. The default one has a name that no other run uses.
 
     Raises:
         ConfigurationError: if an override is wrong; the message names it and the most similar valid name.
@@ -58,7 +66,9 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
     options = options_by_group(config_dir)
     groups = [override for override in parsed if is_group(override.key_or_group, options)]
     keys = [override for override in parsed if override not in groups]
-    if unusual := [one for one in groups if not isinstance(one.value(), str | list | Sweep)]:
+    check_hydra_keys(keys)
+    if unusual := [one for one in groups if not is_choice(one, options)]:
+        check_values(unusual)
         check_choices(unusual, options, compose_with_hydra([]).hydra.runtime.choices)
     chosen_groups = [*(str(override.input_line) for override in groups), *search]
     try:
@@ -74,17 +84,21 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
     del cfg.hydra
     changed = [one.key_or_group for one in keys if not (one.is_delete() or one.key_or_group.startswith("hydra."))]
     with one_line_errors():  # for a ${key} that does not exist
+        if empty := [one.key_or_group for one in keys if one.value() == {}]:
+            check_empty_groups(empty, cfg)
         if any(override.is_delete() for override in parsed):
             check_deleted_keys(cfg, compose_with_hydra([]))
         if config_dir:
             check_user_files(cfg, set(changed))
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigurationError(f"{missing[0]} has no value; add {missing[0]}=... to the command")
-        reserve = reserve and cfg.run_dir is None and is_first_rank()
+        is_new = reserve and cfg.run_dir is None and is_first_rank()
         if cfg.run_dir is None:
             cfg.run_dir = default_run_dir(cfg, choices, has_env_id="env.id" in changed)
         check_all(cfg, lambda: compose_with_hydra(chosen_groups), changed, set(options) - set(options_by_group()))
-    cfg.run_dir = create_unique(cfg.run_dir) if reserve else str(cfg.run_dir)  # YAML reads the name 2026 as a number
+    cfg.run_dir = create_unique(cfg.run_dir) if is_new else str(cfg.run_dir)  # YAML reads the name 2026 as a number
+    if reserve and not is_new and is_first_rank():
+        create(cfg.run_dir)
     return cfg
 
 
@@ -93,6 +107,14 @@ def check_all(cfg: DictConfig, make_default: MakeConfig, chosen: Sequence[str], 
     free = check_schema(cfg, make_default, own_groups)
     if keys := [key for key in chosen if key in free]:
         check_types(cfg, make_default(), keys)
+    if any(key.startswith("trainer.") for key in chosen) or {"wandb", "mlflow"} & {*cfg.logger}:
+        from .keys.trainer import check_trainer
+
+        check_trainer(cfg.trainer, cfg.logger)
+    if components := [key for key in chosen if key in free or may_be_component(key, cfg)]:
+        from .keys.components import check_components
+
+        check_components(cfg, components, built_in_targets())
     check_effects(cfg, chosen)
 
 
@@ -113,12 +135,18 @@ def check_schema(cfg: DictConfig, make_default: MakeConfig, own_groups: Collecti
     """
     targets, free, unknown = built_in_targets(), set(), []
     for key, value, target in values_of(OmegaConf.to_container(cfg, resolve=True)):
-        field = FIELDS.get(re.sub(r"^controller\.[^.]+", "controller.*", key))
+        name = re.sub(r"^controller\.[^.]+", "controller.*", key)
+        if target in CHANGES and key != target:  # keys that replace those of another component
+            name = f"{CHANGES[target]}{key.removeprefix(target)}"
+            target = OmegaConf.select(cfg, f"{CHANGES[target]}._target_")  # noqa: PLW2901
+        field = FIELDS.get(name) or ARGUMENTS.get(name)
         if key.split(".")[0] in own_groups:
             continue
         if field is None or target not in (None, *targets):
             free.add(key)
             if field is None and target is None and not (isinstance(value, dict) and value):
+                if isinstance(OmegaConf.select(make_default(), key), DictConfig):
+                    raise ConfigurationError(f"{key}={shown(value)} must be a group of keys; write {key}.name=...")
                 unknown.append(key)
             continue
         if field.types == (int,) and isinstance(value, float) and value.is_integer():
@@ -131,41 +159,32 @@ def check_schema(cfg: DictConfig, make_default: MakeConfig, own_groups: Collecti
     return free
 
 
-def fits(value: Any, field: Field) -> bool:
-    """Return whether a key accepts a value."""
-    if value is None:
-        return field.nullable
-    if any(value is choice or (isinstance(choice, str) and value == choice) for choice in field.choices):
-        return True
-    if isinstance(value, bool):
-        return bool in field.types
-    if isinstance(value, int | float):
-        is_type = float in field.types or str in field.types or (isinstance(value, int) and int in field.types)
-        is_above = (field.minimum is None or value >= field.minimum) and (field.above is None or value > field.above)
-        is_below = (field.maximum is None or value <= field.maximum) and (field.below is None or value < field.below)
-        return is_type and is_above and is_below
-    if isinstance(value, dict) and field.is_component:
-        return "_target_" in value or not (value or field.nullable)
-    return isinstance(value, field.types)
-
-
-def values_of(node: Any, prefix: str = "", target: str | None = None) -> Iterator[tuple[str, Any, str | None]]:
-    """Yield every key with its value and the `_target_` of its component, or `None` for keys outside components."""
-    target = node.get("_target_", target)
-    for name, value in node.items():
-        key = f"{prefix}{name}"
-        if str(name).startswith("_"):
-            continue
-        yield key, value, target
-        if isinstance(value, dict):
-            is_open = key in FIELDS and key not in ("intrinsic", "logger") and not FIELDS[key].is_component
-            yield from values_of(value, f"{key}.", target or (key if is_open else None))
-
-
 @cache
 def built_in_targets() -> set[str]:
     """Return every `_target_` of `conf/`."""
-    return {target for path in CONF.glob("*/*.yaml") for target in re.findall(r"_target_: ([\w.]+)", path.read_text())}
+    return {target for path in CONF.rglob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", path.read_text())}
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0, from the variables that Lightning, torchrun and SLURM set."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def create(run_dir: str) -> None:
+    """Create a folder that may exist.
+
+    Raises:
+        ConfigurationError: if its path cannot be a folder.
+
+    """
+    try:
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        raise ConfigurationError(
+            f"run_dir={shown(run_dir)} cannot be created ({error.strerror}); choose another"
+        ) from error
 
 
 def quote_path(word: str) -> str:
@@ -214,26 +233,13 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return list(OverridesParser.create().parse_overrides(list(overrides)))
 
 
-def is_group(key: str, options: Options) -> bool:
-    """Return whether `key` (or the first part of `group@package`) is a folder in `conf/` or in the user's folder."""
-    return key.split("@", maxsplit=1)[0] in options
+def check_eval_overrides(overrides: Sequence[str]) -> None:
+    """Raise a ConfigurationError for an override of `torchppo eval` that is one of its options."""
+    from .keys.foreign_names import eval_option
 
-
-def options_by_group(config_dir: Path | None = None) -> Options:
-    """Return the choices of every group with the first comment of their files.
-
-    Raises:
-        ConfigurationError: if `config_dir` is not a folder.
-
-    """
-    if config_dir is not None and not config_dir.is_dir():
-        raise ConfigurationError(f"--config-dir {config_dir} is not a folder")
-    groups: Options = {}
-    for path in sorted([*CONF.glob("*/*.yaml"), *(config_dir.glob("*/*.yaml") if config_dir else ())]):
-        lines = path.read_text().splitlines()
-        comments = [line[2:] for line in lines if line.startswith("# ") and "@package" not in line]
-        groups.setdefault(path.parent.name, {})[path.stem] = comments[0] if comments else ""
-    return groups
+    for override in parse(overrides):
+        if option := eval_option(override.key_or_group, str(override.input_line).partition("=")[2]):
+            raise ConfigurationError(f"{override.input_line} is an option of torchppo eval; write {option}")
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 
 from ... import __version__
 from ...errors import TorchPPOError, did_you_mean
-from .config import compose, options_by_group
+from .config import check_eval_overrides, compose
+from .keys.checks import options_by_group
 
 EXAMPLES = """\
 examples:
@@ -158,13 +159,10 @@ class Parser(argparse.ArgumentParser):
 
     def _override(self, word: str, args: Sequence[str] | None) -> str:
         """Return the override for an option such as `--total-timesteps 1000`, or an empty string."""
-        from .keys.foreign_names import in_our_words
+        from .keys.foreign_names import override_for
         from .keys.schema import FIELDS
 
-        words = list(sys.argv[1:] if args is None else args)
-        name, has_value, value = word.partition("=")
-        following = words[words.index(word) + 1 :][:1] if not has_value else [value]
-        return in_our_words(name, following[0] if following and following[0][:1] != "-" else None, FIELDS)
+        return override_for(word, list(sys.argv[1:] if args is None else args), FIELDS)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -200,6 +198,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def run_eval(arguments: argparse.Namespace) -> int:
     """Run `torchppo eval`."""
+    check_eval_overrides(arguments.overrides)
     with exit_on_signals():
         from .eval_command import run
 

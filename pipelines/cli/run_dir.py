@@ -20,7 +20,12 @@ def default_run_dir(cfg: DictConfig, choices: DictConfig, *, has_env_id: bool) -
     """Return `runs/<experiment or environment>/<date>-<time>-s<seed>`. In a sweep, append the swept values."""
     env = file_name(str(cfg.env.id)) if has_env_id else choices.env
     swept = [word.lstrip("+") for word in json.loads(os.environ.get(SWEPT, "[]")) if not word.startswith("seed=")]
-    name = "-".join([f"{datetime.now():%Y%m%d-%H%M%S}-s{cfg.seed}", *(file_name(word)[:50] for word in swept)])
+    name = "-".join(
+        [
+            f"{datetime.now():%Y%m%d-%H%M%S}-s{str(cfg.seed).removesuffix('.0')}",
+            *(file_name(word)[:50] for word in swept),
+        ]
+    )
     return str(Path("runs") / (choices.get("experiment") or env) / name[:200])
 
 
@@ -37,8 +42,3 @@ def create_unique(run_dir: str) -> str:
             path.mkdir(parents=True)
             return str(path)
     raise AssertionError
-
-
-def is_first_rank() -> bool:
-    """Return whether this process is rank 0, from the variables that Lightning, torchrun and SLURM set."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))

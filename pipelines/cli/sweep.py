@@ -16,8 +16,9 @@ from typing import Any
 from hydra.core.override_parser.types import Glob
 
 from ...errors import ConfigurationError
-from .config import compose, one_line_errors, options_by_group, parse
-from .main import handle_signals
+from .config import compose, one_line_errors, parse
+from .keys.checks import options_by_group
+from .main import fail, handle_signals
 from .run_dir import SWEPT
 
 SIGNALS = 129
@@ -27,10 +28,13 @@ SIGNALS = 129
 def run_sweep(overrides: Sequence[str], config_dir: Path | None, *, print_config: bool) -> int:
     """Run every combination of values in its own process, so that no run inherits another's state.
 
-    If a run fails, the sweep continues. If a signal ends a run, the sweep ends.
+    If a run fails or its configuration is refused, the sweep continues. If a signal ends a run, the sweep ends.
 
     Returns:
         The exit code of the first run that fails, or 0.
+
+    Raises:
+        ConfigurationError: if the configurations of all runs are refused, or several runs have the same folder.
 
     """
     if any(word.lstrip("+").startswith(("hydra/launcher=", "hydra/sweeper=")) for word in overrides):
@@ -38,7 +42,14 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, *, print_config
 
         return run_hydra_sweep(overrides, config_dir)
     runs = combinations(overrides, config_dir)
-    folders = [compose(run, config_dir).run_dir for run in runs]
+    folders, refused = [], {}
+    for number, run in enumerate(runs, 1):
+        try:
+            folders.append(compose(run, config_dir).run_dir)
+        except ConfigurationError as error:
+            refused[number] = error
+    if len(refused) == len(runs):
+        raise refused[1]
     repeated = [folder for number, folder in enumerate(folders) if folder in folders[:number]]
     if repeated and any(word.startswith("run_dir=") for word in overrides):
         raise ConfigurationError(
@@ -50,6 +61,9 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, *, print_config
     failed: dict[str, int] = {}
     for number, run in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] torchppo train {' '.join(run)}", flush=True)
+        if number in refused:
+            failed[" ".join(run)] = fail(str(refused[number]), refused[number].exit_code)
+            continue
         with swept([word for word in run if word not in fixed]):
             code = run_to_end([*command, *run])
         if code:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torchrl.envs import EnvBase
 
 from ...envs import ALL_ENVS, VectorEnv
 from ...envs.resume.plain_data import load_array, save_array
@@ -222,3 +224,15 @@ def length_of_rollout(frames_per_env: int | None, frames_per_batch: int | None, 
             f"{' or '.join(nearest)}"
         )
     return value // num_envs
+
+
+def check_memory(env: EnvBase, num_frames: int) -> None:
+    """Raise a ConfigurationError if the observations of a rollout do not fit into the memory of this machine."""
+    leaves = env.observation_spec.values(include_nested=True, leaves_only=True)
+    num_bytes = num_frames * sum(leaf.shape.numel() * leaf.dtype.itemsize for leaf in leaves) // env.batch_size.numel()
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if num_bytes > available:
+        raise ConfigurationError(
+            f"a rollout of {num_frames} frames needs {num_bytes / 2**30:.0f} GiB, but this machine has "
+            f"{available / 2**30:.0f} GiB; lower collector.frames_per_env or env.num_envs"
+        )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +16,7 @@ from torchrl.envs import Compose, EnvBase, TransformedEnv, VecNorm, VecNormV2
 
 from ...envs import VectorEnv, batched, check_transforms
 from ...envs.failures import environment_failure
-from ...errors import ConfigurationError, EnvironmentFailure
+from ...errors import ConfigurationError, EnvironmentFailure, TorchPPOError
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # `call` reports its errors in one line
 MAX_ENVS = 20
@@ -54,12 +56,47 @@ def make_environment(node: DictConfig, changes: dict[str, Any]) -> EnvBase:
 
     """
     try:
-        env = call(node, **changes)
+        env = build_node(node, **changes)
     except Exception as error:  # noqa: BLE001 - an environment may raise anything
         raise environment_failure(f"{node._target_} failed", error) from None
     if not isinstance(env, EnvBase):
         raise EnvironmentFailure(f"{node._target_} returned {type(env).__name__}, not an EnvBase; fix env._target_")
     return env
+
+
+def check_same_spaces(env: EnvBase, training_env: EnvBase, place: str) -> None:
+    """Raise a ConfigurationError if the observations or actions of an environment differ from those of the training.
+
+    Args:
+        env: the environment of an evaluation.
+        training_env: an environment of the training.
+        place: where the environment of the evaluation comes from, such as `eval.env`.
+
+    """
+    ours, theirs = describe_spaces(env), describe_spaces(training_env)
+    if ours != theirs:
+        raise ConfigurationError(
+            f"{place} has {ours}, but the policy was made for {theirs}; choose one with these spaces"
+        )
+
+
+def describe_spaces(env: EnvBase) -> str:
+    """Return the shapes and types of observations and actions in one line."""
+    num_dims = len(env.batch_size)
+    parts = []
+    for spec in (env.observation_spec, env.full_action_spec):
+        leaves = {
+            key if isinstance(key, str) else ".".join(key): (tuple(leaf.shape[num_dims:]), leaf)
+            for key, leaf in spec.items(include_nested=True, leaves_only=True)
+        }
+        parts.append(", ".join(f"{key} {[*shape]} {leaf_type(leaf)}" for key, (shape, leaf) in leaves.items()))
+    return f"{parts[0]} and {parts[1]}"
+
+
+def leaf_type(leaf: Any) -> str:
+    """Return the type of a leaf, with the number of values of a categorical one."""
+    number = getattr(leaf.space, "n", None) if leaf.space is not None else None
+    return str(leaf.dtype).removeprefix("torch.") + ("" if number is None else f" below {number}")
 
 
 def build_evaluation_env(cfg: DictConfig, *, seed: int, episodes: int = 1, **changes: Any) -> EnvBase:
@@ -104,9 +141,21 @@ def call(node: DictConfig, **arguments: Any) -> Any:
     """Instantiate a node with further arguments.
 
     Raises:
-        TorchPPOError: if the target raises one, does not exist, or does not accept the keys.
+        TorchPPOError: if the target raises an error, does not exist, or does not accept the keys.
 
     """
+    try:
+        return build_node(node, **arguments)
+    except TorchPPOError:
+        raise
+    except (Exception, SystemExit) as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        problem = f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
+        raise ConfigurationError(f"{node._target_} failed: {problem}; change its keys") from error
+
+
+def build_node(node: DictConfig, **arguments: Any) -> Any:
+    """Instantiate a node as `call` does, but do not convert other errors of the target."""
     require_target(node)
     check_targets(node, arguments)
     try:

@@ -2,100 +2,125 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ....errors import ConfigurationError, did_you_mean
-from .foreign_names import in_our_words
-from .reference import TYPE_NAMES, describe, reference
+from ....errors import ConfigurationError
+from .reference import TYPE_NAMES, describe
 from .schema import FIELDS, Field
 
 Options = dict[str, dict[str, str]]
 """The choices of every group with their descriptions."""
+CONF = Path(__file__).parents[3] / "conf"
+MAX_SHOWN = 100
+"""Number of characters of a value in an error message."""
 
 
-def check_values(overrides: Iterable[Override]) -> None:
-    """Raise a ConfigurationError for a key with several values in a single run."""
+def check_hydra_keys(overrides: Iterable[Override]) -> None:
+    """Raise a ConfigurationError for an option of Hydra, which has an effect only in a sweep of Hydra's launchers."""
     for override in overrides:
-        if override.is_sweep_override():
-            text, key = override.input_line, override.key_or_group
-            raise ConfigurationError(f"{text}: {key} has several values; add -m, or write {key}=[a,b]")
+        key, word = override.key_or_group, override.input_line
+        if re.match(r"hydra[./]", key):
+            ours = {"hydra.run.dir": "write run_dir=...", "hydra.searchpath": "write --config-dir ..."}
+            instead = ours.get(key, f"remove {key}")
+            needs = "-m" if re.match(r"hydra[./](launcher|sweeper)", key) else "hydra/launcher=... and -m"
+            raise ConfigurationError(f"{word} has no effect without {needs}; {instead}")
 
 
-def check_choices(groups: Iterable[Override], options: Options, defaults: DictConfig) -> None:
-    """Raise a ConfigurationError for an unknown choice of a group, or a group that is used in several places."""
-    for override in groups:
-        key, value = override.key_or_group, override.value()
-        group = key.split("@", maxsplit=1)[0]
-        names = options[group]
-        places = [place for place in defaults if str(place).startswith(f"{key}@")]
-        if key not in defaults and places and override.package is None:
-            raise ConfigurationError(f"{key} is used in several places; write {'=..., '.join(map(str, places))}=...")
-        if override.is_delete():
+def is_group(key: str, options: Options) -> bool:
+    """Return whether `key` (or the first part of `group@package`) is a folder in `conf/` or in the user's folder."""
+    return key.split("@", maxsplit=1)[0] in options
+
+
+def options_by_group(config_dir: Path | None = None) -> Options:
+    """Return the choices of every group with the first comment of their files.
+
+    Raises:
+        ConfigurationError: if `config_dir` is not a folder.
+
+    """
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigurationError(f"--config-dir {config_dir} is not a folder")
+    groups: Options = {}
+    for path in sorted([*CONF.glob("*/*.yaml"), *(config_dir.glob("*/*.yaml") if config_dir else ())]):
+        lines = path.read_text().splitlines()
+        comments = [line[2:] for line in lines if line.startswith("# ") and "@package" not in line]
+        groups.setdefault(path.parent.name, {})[path.stem] = comments[0] if comments else ""
+    return groups
+
+
+def is_choice(override: Override, options: Options) -> bool:
+    """Return whether the value of a group is the name of one of its choices."""
+    value = override.value()
+    return isinstance(value, str) and value in options[override.key_or_group.split("@", maxsplit=1)[0]]
+
+
+def values_of(node: Any, prefix: str = "", target: str | None = None) -> Iterator[tuple[str, Any, str | None]]:
+    """Yield every key with its value and the `_target_` of its component, or `None` for keys outside components."""
+    target = node.get("_target_", target)
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        if str(name).startswith("_"):
             continue
-        if value is None:
-            raise ConfigurationError(f"{key}=null is not a choice; use one of {', '.join(names)}")
-        for name in value if isinstance(value, list) else [value]:
-            if group == "env" and re.search(r"[/:]|-v\d", str(name)):
-                raise ConfigurationError(f"env={name} is not a choice; write env.id={name}")
-            if str(name) not in names:
-                raise ConfigurationError(
-                    f"unknown choice {key}={name}{did_you_mean(str(name), names)}; use one of {', '.join(names)}"
-                )
+        yield key, value, target
+        if isinstance(value, dict):
+            is_open = key in FIELDS and key not in ("intrinsic", "logger") and not FIELDS[key].is_component
+            yield from values_of(value, f"{key}.", target or (key if is_open else None))
 
 
-def check_keys(overrides: Iterable[Override], cfg: DictConfig, known: list[str]) -> None:
-    """Raise a ConfigurationError for a key that the chosen components do not have."""
-    existing = set(keys_of(cfg))
-    for override in overrides:
-        key = override.key_or_group
-        if override.is_delete() and key in existing and OmegaConf.select(cfg, key) is None:
-            raise ConfigurationError(f"~{key}: {key} is null already; remove ~{key}")
-        if override.is_add() or override.is_force_add() or key in existing:
-            continue
-        if owners := [one.choice for one in reference() if one.key == key and one.choice]:
-            raise ConfigurationError(f"{key} belongs to {' or '.join(owners)}; choose it, or add +{key}=...")
-        raise unknown_key(key, known, override.value(), cfg)
-
-
-def check_unknown_keys(keys: Iterable[str], cfg: DictConfig, known: list[str]) -> None:
-    """Raise a ConfigurationError for a key outside components that no other key refers to as `${key}`."""
-    used = re.findall(r"\$\{(?:[\w.]+:)?\.*([\w.]+)", OmegaConf.to_yaml(cfg))
-    for key in keys:
-        if not any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in used):
-            raise unknown_key(key, known, OmegaConf.select(cfg, key), cfg)
-
-
-def unknown_key(key: str, known: Collection[str], value: Any, cfg: DictConfig) -> ConfigurationError:
-    """Return the error for an unknown key, with the most similar key or our key for the name of another library."""
-    groups = [name for name, field in FIELDS.items() if dict in field.types and not field.is_component]
-    if any(key.startswith(f"{group}.") for group in groups if group not in ("logger", "intrinsic")):
-        return ConfigurationError(f"unknown key {key!r}; +{key}=... adds it")
-    is_misspelt = did_you_mean(key, known, cutoff=0.9)
-    if not is_misspelt and (ours := in_our_words(key, value, known)):
-        return ConfigurationError(f"unknown key {key!r}; write {ours}")
-    component = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else None
-    if isinstance(component, DictConfig) and "_target_" in component:
-        instead = f"+{key}=... passes it to {component._target_}"
-    else:
-        instead = "torchppo train --cfg prints all keys"
-    return ConfigurationError(f"unknown key {key!r}{did_you_mean(key, known)}; {instead}")
+def fits(value: Any, field: Field) -> bool:
+    """Return whether a key accepts a value."""
+    if value is None:
+        return field.nullable
+    if any(type(value) is type(choice) and value == choice for choice in field.choices):
+        return True
+    if isinstance(value, bool):
+        return bool in field.types
+    if isinstance(value, int | float):
+        is_type = float in field.types or (isinstance(value, int) and int in field.types)
+        is_above = (field.minimum is None or value >= field.minimum) and (field.above is None or value > field.above)
+        is_below = (field.maximum is None or value <= field.maximum) and (field.below is None or value < field.below)
+        is_finite = math.isfinite(value) or (field.infinite and not math.isnan(value))
+        is_text = str in field.types and not is_type and fits(str(value), field)  # YAML reads the name 2026 as a number
+        return is_text or (is_type and is_above and is_below and is_finite)
+    if isinstance(value, dict) and field.is_component:
+        return "_target_" in value or not (value or field.nullable)
+    if isinstance(value, list) and field.items:
+        return list in field.types and all(fits(item, field.items) for item in value)
+    if isinstance(value, str) and field.pattern:
+        return str in field.types and re.fullmatch(field.pattern[0], value) is not None
+    return isinstance(value, field.types)
 
 
 def wrong_value(key: str, value: Any, field: Field, default: Any) -> ConfigurationError:
     """Return the error for a value that a key does not accept."""
     if isinstance(value, dict) and field.is_component:
-        return ConfigurationError(f"{key}={value} has no _target_; choose a component, or remove its keys")
-    return ConfigurationError(f"{key}={value} must be {describe(field)}{default_text(default)}")
+        return ConfigurationError(f"{key}={shown(value)} has no _target_; choose a component, or remove its keys")
+    return ConfigurationError(f"{key}={shown(value)} must be {describe(field)}{default_text(default)}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as it is written on the command line, and only the beginning of a long one."""
+    if isinstance(value, dict):
+        text = "{" + ",".join(f"{key}:{shown(item)}" for key, item in value.items()) + "}"
+    elif isinstance(value, list):
+        text = "[" + ",".join(map(shown, value)) + "]"
+    elif value is None or isinstance(value, bool):
+        text = "null" if value is None else str(value).lower()
+    else:
+        text = str(value) or "''"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
 def default_text(default: Any) -> str:
     """Return ` (the default is ...)`, or an empty string if there is no default or it is a group of keys."""
-    return "" if default is None or isinstance(default, DictConfig) else f" (the default is {default})"
+    return "" if default is None or isinstance(default, DictConfig) else f" (the default is {shown(default)})"
 
 
 def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
@@ -126,6 +151,13 @@ def check_deleted_keys(cfg: DictConfig, built_in: DictConfig) -> None:
             raise ConfigurationError(f"~{key}: {key} is required; remove ~{key}, or give it another value")
 
 
+def check_empty_groups(keys: Iterable[str], cfg: DictConfig) -> None:
+    """Raise a ConfigurationError for `key={}`, which Hydra merges with the keys that the group has."""
+    for key in keys:
+        if OmegaConf.select(cfg, key):
+            raise ConfigurationError(f"{key}={{}} changes nothing; write {key}.name=..., or ~{key}.name to remove one")
+
+
 def check_user_files(cfg: DictConfig, overridden: Collection[str]) -> None:
     """Raise a ConfigurationError if an experiment in a user's file has no effect."""
     if "experiment" in cfg and not any(key.split(".")[0] == "experiment" for key in overridden):
@@ -151,6 +183,7 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
     ends = "eval.every_frames=null" if every is None else f"eval.every_frames={every} and total_frames={total}"
     reasons = {
         "eval.stop_at": is_last and ends,
+        "collector.double_buffer": is_serial(cfg.env) and "env.num_workers=0",
         "env.step_timeout": cfg.env.get("num_workers", 1) == 0 and "env.num_workers=0",
         "update.sequence_length": not has_memory and no_memory,
         "update.burn_in": (not has_memory and no_memory) or (epochs == 1 and only_once),
@@ -162,6 +195,16 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
         reason, value = reasons.get(key), OmegaConf.select(cfg, key)
         if reason and not is_off(value):
             raise ConfigurationError(f"{key}={value} has no effect with {reason}; remove {key}")
+
+
+def is_serial(env: DictConfig) -> bool:
+    """Return whether the environments are stepped one after the other in this process."""
+    return env.get("num_workers", 1) == 0 and not str(env.get("id")).startswith("ALE/")
+
+
+def may_be_component(key: str, cfg: DictConfig) -> bool:
+    """Return whether a key is a `_target_`, or a group or list of keys that may contain one."""
+    return key.endswith("_target_") or isinstance(OmegaConf.select(cfg, key), DictConfig | ListConfig)
 
 
 def is_off(value: Any) -> bool:

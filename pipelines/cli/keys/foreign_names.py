@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 NAMES = {
@@ -99,3 +99,40 @@ def in_our_words(name: str, value: Any, known: Collection[str]) -> str:
             return ours.replace("*", text)
     same = [key for key in known if key.endswith(f".{last}") and "*" not in key]
     return f"{same[0]}={text}" if len(same) == 1 else ""
+
+
+EVAL_OPTIONS = {
+    "--episodes *": "episodes eval.episodes n_eval_episodes eval_episodes num_eval_episodes num_episodes n_episodes",
+    "--seed *": "seed eval.seed random_seed",
+    "--video *": "video_path eval.video_path",
+    "--no-video": "eval.video capture_video record_video save_video video",
+    "--video-episodes *": "video_episodes num_videos",
+    "--render human": "render_mode render",
+    "--stochastic, without which the actions are deterministic": "deterministic stochastic eval.deterministic sample",
+    "eval.max_steps=*": "max_steps max_episode_steps",
+}
+"""Options of `torchppo eval`, and the names by which users may look for them, separated by spaces."""
+
+
+def eval_option(name: str, value: str | None) -> str:
+    """Return the option of `torchppo eval` for an override or an option of another library, or an empty string."""
+    name = name.lstrip("-+").replace("-", "_")
+    for ours, names in EVAL_OPTIONS.items():
+        if name in names.split():
+            return ours.replace("*", value or "...")
+    return ""
+
+
+def override_for(word: str, words: Sequence[str], known: Collection[str]) -> str:
+    """Return what to write instead of an unknown option such as `--total-timesteps`, or an empty string.
+
+    Args:
+        word: the option.
+        words: all words of the command line.
+        known: all keys of torchppo.
+
+    """
+    name, has_value, value = word.partition("=")
+    following = [value] if has_value else list(words[words.index(word) + 1 :][:1])
+    given = following[0] if following and following[0][:1] != "-" else None
+    return eval_option(name, given) if words[:1] == ["eval"] else in_our_words(name, given, known)

@@ -89,8 +89,11 @@ def walk(node: yaml.MappingNode, prefix: str, lines: list[str]) -> Iterator[tupl
 def describe(field: Field) -> str:
     """Return the values of a key in words, such as `a whole number of at least 1 or null`."""
     limits = limits_of(field)
-    words = [TYPE_NAMES[kind] + (limits if kind in (int, float) else "") for kind in field.types]
-    words += [str(choice).lower() if isinstance(choice, bool) else choice for choice in field.choices]
+    names = TYPE_NAMES | ({str: field.pattern[1]} if field.pattern else {})
+    if field.items:
+        names[list] = f"a list of {describe(field.items)}"
+    words = [names[kind] + (limits if kind in (int, float) else "") for kind in field.types]
+    words += [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in field.choices]
     words += ["null"] if field.nullable else []
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 

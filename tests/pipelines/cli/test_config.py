@@ -11,7 +11,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from torchppo.errors import ConfigurationError
-from torchppo.pipelines.cli.config import compose, keys_of, options_by_group
+from torchppo.pipelines.cli.config import compose
+from torchppo.pipelines.cli.keys.checks import keys_of, options_by_group
 from torchppo.pipelines.cli.run_dir import create_unique
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -201,8 +202,12 @@ class TestTypes:
             ("ppo.max_grad_norm=inf", "ppo.max_grad_norm", float("inf")),
             ("objective.clip_epsilon=[0.1,0.3]", "objective.clip_epsilon", [0.1, 0.3]),
             ("policy.body.num_cells=[256,256]", "policy.body.num_cells", [256, 256]),
-            ("transforms=[{_target_: ours.T, size: 3}]", "transforms", [{"_target_": "ours.T", "size": 3}]),
-            ("+env.anything=abc", "env.anything", "abc"),
+            (
+                "transforms=[{_target_: builtins.dict, size: 3}]",
+                "transforms",
+                [{"_target_": "builtins.dict", "size": 3}],
+            ),
+            ("+env.sutton_barto_reward=true", "env.sutton_barto_reward", True),
         ],
     )
     def test_valid_values_are_accepted(self, override: str, key: str, value: Any) -> None:
@@ -211,12 +216,12 @@ class TestTypes:
     @pytest.mark.parametrize(
         ("overrides", "key", "value", "default"),
         [
-            (["seed=true"], "seed", True, 0),
+            (["seed=true"], "seed", "true", 0),
             (["total_frames=1.5"], "total_frames", 1.5, 100_000),
             (["update.epochs=auto"], "update.epochs", "auto", 4),
             (["experiment=cartpole", "update.epochs=few"], "update.epochs", "few", 20),
             (["optimizer.lr=[1]"], "optimizer.lr", [1], 0.0003),
-            (["eval.video=1"], "eval.video", 1, True),
+            (["eval.video=1"], "eval.video", 1, "true"),
         ],
         ids=repr,
     )

@@ -55,6 +55,18 @@ class TestRunSweep:
         assert {(cfg.seed, cfg.optimizer.lr) for cfg in cfgs} == {(0, 1e-3), (0, 1e-4), (1, 1e-3), (1, 1e-4)}
         assert all(f"[{number}/4]" in out for number in range(1, 5))
 
+    def test_continues_after_a_run_whose_configuration_is_refused(
+        self, run_command: RunCommand, fake_runs: Callable[[str], Runs]
+    ) -> None:
+        runs = fake_runs("exit 0")
+        code, out, err, _ = run_command("train -m policy=mlp,mpl seed=0")
+        assert code == 2
+        assert runs.overrides() == [{"policy=mlp", "seed=0"}]
+        assert all(f"[{number}/2]" in out for number in (1, 2))
+        assert ["unknown choice policy=mpl" in line for line in err.splitlines()] == [True, False]
+        assert "1 of 2 runs failed" in err
+        assert run_command("train -m seed=a,b").err.count("\n") == 1
+
     def test_runs_every_choice_that_matches_a_pattern(
         self, run_command: RunCommand, fake_runs: Callable[[str], Runs]
     ) -> None:
