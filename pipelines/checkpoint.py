@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torchrl.envs import EnvBase
 
@@ -23,6 +24,7 @@ from .build import build_ppo
 from .components.instantiate import build_env, build_evaluation_env, check_same_spaces
 from .ppo import PPO
 from .saving.files import PREVIOUS, verify_checksum
+from .saving.trusted import trusted_config
 
 CODE_HINT = "use the version of the code that wrote it"
 BUILD_HINT = "build it as in the training"
@@ -78,21 +80,27 @@ def newest_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def restore(
-    path: Path | str, *, seed: int, episodes: int = 1, overrides: Iterable[Override] = (), **options: Any
+    path: Path | str,
+    *,
+    seed: int,
+    episodes: int = 1,
+    overrides: Iterable[Override] = (),
+    trust: Iterable[str] = (),
+    **options: Any,
 ) -> tuple[PPO, DictConfig, EnvBase]:
     """Return the trained module, its configuration, and an environment to evaluate it in.
-
-    The configuration names classes that are imported and called, so load only checkpoints that you trust.
 
     Args:
         path: path of the checkpoint.
         seed: seed of the environment.
         episodes: number of episodes of the evaluation, which determines the number of environments.
         overrides: overrides of Hydra that change the environment.
+        trust: packages that the configuration may name, see `trusted_config`.
         options: further arguments of `build_evaluation_env`.
 
     Raises:
-        CheckpointError: if the file is not a checkpoint, or has no configuration to build a model from.
+        CheckpointError: if the file is not a checkpoint, has no configuration to build a model from, or one that names
+            code that is not trusted.
 
     """
     checkpoint = load_checkpoint(Path(path))
@@ -102,20 +110,23 @@ def restore(
             f"{path} has no configuration, because it was trained from Python; use load_policy(path, actor=...) or "
             "PPO.load_from_checkpoint(path, objective=..., ...)"
         )
-    cfg = OmegaConf.create(config)
+    training_cfg = trusted_config(path, config, trust)
+    cfg = training_cfg.copy()
     change_environment(cfg, overrides)
-    add_code_dirs(cfg)
-    env = build_evaluation_env(cfg, seed=seed, episodes=episodes, **options)
     try:
-        ppo = build_ppo(cfg, env)
-        load_weights(ppo, checkpoint["state_dict"], f"{path} does not fit its configuration", CODE_HINT)
-        ppo.on_load_checkpoint(checkpoint)
-    except BaseException as error:
-        env.close()
-        if isinstance(error, Exception) and cfg.eval.env != config["eval"]["env"]:
-            with closing(build_env(OmegaConf.create(config), seed=seed, num_envs=1, num_workers=0)) as training_env:
-                check_same_spaces(env, training_env, "the environment of the evaluation")
-        raise
+        env = build_evaluation_env(cfg, seed=seed, episodes=episodes, **options)
+        try:
+            ppo = build_ppo(cfg, env)
+            load_weights(ppo, checkpoint["state_dict"], f"{path} does not fit its configuration", CODE_HINT)
+            ppo.on_load_checkpoint(checkpoint)
+        except BaseException as error:
+            env.close()
+            if isinstance(error, Exception) and cfg.eval.env != training_cfg.eval.env:
+                with closing(build_env(training_cfg, seed=seed, num_envs=1, num_workers=0)) as training_env:
+                    check_same_spaces(env, training_env, "the environment of the evaluation")
+            raise
+    except OmegaConfBaseException as error:
+        raise CheckpointError(f"{path} has an incomplete configuration ({error}); {CODE_HINT}") from error
     return ppo, cfg, env
 
 
@@ -138,20 +149,19 @@ def change_environment(cfg: DictConfig, overrides: Iterable[Override]) -> None:
         OmegaConf.update(cfg, key, override.value(), force_add=True)
 
 
-def add_code_dirs(cfg: DictConfig) -> None:
-    """Make the modules importable that a training found in its own folders."""
-    sys.path += [folder for folder in cfg.get("code_dirs", []) if folder not in sys.path]
-
-
-def load_module(make: Callable[..., PPO], path: Path | str, components: dict[str, Any]) -> PPO:
+def load_module(
+    make: Callable[..., PPO], path: Path | str, components: dict[str, Any], trust: Iterable[str] = ()
+) -> PPO:
     """Return the trained module, built from its configuration or from the arguments of `make`; see `restore`."""
     for name in ("map_location", "strict", "weights_only", "hparams_file"):
         if name in components:
             raise ConfigurationError(f"PPO.load_from_checkpoint does not support {name}; remove it")
     if not components:
-        ppo, _, env = restore(path, seed=0, num_workers=0)
+        ppo, _, env = restore(path, seed=0, num_workers=0, trust=trust)
         env.close()
         return ppo
+    if trust:
+        raise ConfigurationError(f"trust={trust} has no effect with components; remove it")
     checkpoint = load_checkpoint(Path(path))
     ppo = make(**components)
     load_weights(ppo, checkpoint["state_dict"], f"{path} does not fit the components", BUILD_HINT)

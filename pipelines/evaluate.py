@@ -34,6 +34,7 @@ def evaluate_checkpoint(
     deterministic: bool = True,
     render_mode: str | None = None,
     overrides: Iterable[Override] = (),
+    trust: Iterable[str] = (),
 ) -> Summary:
     """Evaluate the policy of a checkpoint over whole episodes, and record a video.
 
@@ -46,6 +47,7 @@ def evaluate_checkpoint(
         deterministic: see `evaluate`.
         render_mode: `human` shows the episodes in a window, one after the other.
         overrides: overrides of Hydra for keys of `env` or `eval`.
+        trust: packages that the checkpoint may name, see `trusted_config`.
 
     Raises:
         TorchPPOError: if the checkpoint cannot be used or its environment cannot be made.
@@ -55,7 +57,7 @@ def evaluate_checkpoint(
         if value < minimum:
             raise ConfigurationError(f"--{name} {value} must be at least {minimum}")
     options = {} if render_mode is None else {"num_envs": 1, "num_workers": 0, "render_mode": render_mode}
-    ppo, cfg, env = restore(path, seed=seed, episodes=episodes, overrides=overrides, **options)
+    ppo, cfg, env = restore(path, seed=seed, episodes=episodes, overrides=overrides, trust=trust, **options)
     with closing(env), isolate_rng():
         if render_mode is not None and getattr(vector_of(env), "render_mode", None) != render_mode:
             raise ConfigurationError(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tensordict import TensorDictBase
 from torch import nn
 
@@ -40,6 +41,17 @@ OPTIONS = ("total_frames", "max_grad_norm", "normalize_advantage", "value_pretra
 warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
 
 
+class PlainCheckpoints(TorchCheckpointIO):
+    """Lets the Trainer read only checkpoints of torchppo, which contain plain data and are not damaged."""
+
+    def load_checkpoint(
+        self, path: Path | str, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        from .checkpoint import load_checkpoint
+
+        return load_checkpoint(Path(path))
+
+
 class MonitoredModule(LightningModule):
     """Base class of the LightningModule: logs, evaluates, and runs callbacks that monitor a metric.
 
@@ -56,6 +68,11 @@ class MonitoredModule(LightningModule):
     config: dict[str, Any]
     _has_logged_hyperparameters = False
     _published_at: float  # set when the training starts
+
+    def setup(self, stage: str) -> None:
+        """Replace how the Trainer reads checkpoints. Lightning reads those of a URL with `weights_only=False`."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = PlainCheckpoints()
 
     def on_fit_start(self) -> None:
         self._has_logged_hyperparameters = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -171,11 +172,10 @@ class Policy:
         return cast(DictConfig, OmegaConf.merge(self._config, {"env": new}))
 
 
-def load_policy(path: Path | str, *, actor: Any = None, env: GymnasiumEnv | None = None) -> Policy:
+def load_policy(
+    path: Path | str, *, actor: Any = None, env: GymnasiumEnv | None = None, trust: Iterable[str] = ()
+) -> Policy:
     """Load the policy of a checkpoint.
-
-    The configuration in a checkpoint names classes that are imported and called, so load only checkpoints that you
-    trust.
 
     Args:
         path: path of a `.ckpt` file.
@@ -184,16 +184,18 @@ def load_policy(path: Path | str, *, actor: Any = None, env: GymnasiumEnv | None
         env: a Gymnasium environment, a Gymnasium vector environment or a `VectorEnv` with the spaces of the
             observations and actions. Required for `policy(observation)` if `actor` is given or if the training used a
             TorchRL environment. `policy.actor` does not need it. It cannot replace the transforms of a training.
+        trust: packages, modules or dotted names that the configuration in the checkpoint may name, in addition to
+            torchppo's components. They are imported and called, and found also in the folders of the training.
 
     Raises:
-        CheckpointError: if the file is not a checkpoint, has no configuration and `actor` is missing, or does not fit
-            the actor.
+        CheckpointError: if the file is not a checkpoint, has no configuration and `actor` is missing, does not fit
+            the actor, or names other code; the message says what to trust.
 
     """
     if actor is not None:
         load_actor(path, actor)
         return Policy(actor, env)
-    ppo, config, training_env = restore(path, seed=0, num_workers=0)
+    ppo, config, training_env = restore(path, seed=0, num_workers=0, trust=trust)
     training_env.close()
     if env is not None and config.transforms:
         raise ConfigurationError(

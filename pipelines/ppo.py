@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -113,10 +113,12 @@ class PPO(MonitoredModule):
         self._resumed: dict[str, Any] | None = None  # the state of the checkpoint that the training continues from
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, **components: Any) -> PPO:  # type: ignore[override]
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, *, trust: Iterable[str] = (), **components: Any
+    ) -> PPO:
         from .checkpoint import load_module
 
-        return load_module(cls, checkpoint_path, components)
+        return load_module(cls, checkpoint_path, components, trust)
 
     @property
     def actor(self) -> Any:

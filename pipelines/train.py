@@ -27,7 +27,7 @@ from ..errors import ConfigurationError, EnvironmentFailure, RunLockedError
 from .build import EVALUATION_RANK, Training, build_trainer, build_training, env_name, evaluation_compile
 from .collectors.collector import seconds_of
 from .components.instantiate import build_evaluation_env, check_same_spaces, evaluation_config, seed_for_rank
-from .distributed import StopOnSignal
+from .distributed import StopOnSignal, listen_on_loopback
 from .episodes import EvaluateAndSave, Evaluation, evaluate
 from .run_files.progress_bar import ProgressBar
 from .run_files.summary import (
@@ -68,6 +68,7 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None)
     evaluation, progress = make_evaluation(cfg, evaluator), ProgressBar() if Console().is_terminal else ProgressLines()
     trainer = build_trainer(cfg, [save_config, stopwatch, progress, evaluation, stop])
     check_precision(trainer)  # before the run directory exists
+    listen_on_loopback(trainer)
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
     with ExitStack() as stack:
         training = stack.enter_context(closing(build_training(cfg, trainer.global_rank, overrides)))

@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
             deterministic=not arguments.stochastic,
             render_mode=arguments.render,
             overrides=parse(arguments.overrides),
+            trust=arguments.trust,
         )
     if arguments.json:
         print(json.dumps(report, allow_nan=False), flush=True)

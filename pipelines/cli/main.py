@@ -33,11 +33,7 @@ examples:
 
 Use env= or env.id= to choose only the environment, and experiment= for an environment with tuned settings.
 """
-NOTES = {
-    "env": "  (only the environment; use experiment= for tuned settings)",
-    "experiment": "  (an environment with tuned settings)",
-}
-"""Notes that `torchppo list` prints after the names of groups."""
+TRUST_HELP = "a package that the checkpoint may name, such as a module of yours; once for each package"
 EVAL_EXAMPLES = """\
 examples:
   torchppo eval runs/cartpole/<run>/checkpoints/best.ckpt --episodes 100 --stochastic
@@ -57,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # keeps a log file up to date
-    sys.path.append(str(Path.cwd()))  # for the user's own components and environments, as `python -m` does
+    if "trust" not in arguments or arguments.overrides:
+        sys.path.append(str(Path.cwd()))  # for the user's own components and environments, as `python -m` does
     try:
         return int(arguments.run(arguments))
     except TorchPPOError as error:
@@ -121,6 +118,7 @@ def add_eval(commands: Any, formatter: Any) -> None:
     evaluate.add_argument("--video", type=Path, help="path of the video (default: in the run directory)")
     evaluate.add_argument("--video-episodes", type=int, default=3, help="episodes in the video (default: 3)")
     evaluate.add_argument("--no-video", action="store_true", help="record no video")
+    evaluate.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST_HELP)
     evaluate.set_defaults(run=run_eval, parser=evaluate)
 
 
@@ -129,6 +127,7 @@ def add_resume(commands: Any) -> None:
     resume = commands.add_parser("resume", help="continue a run in its directory")
     resume.add_argument("run_dir", type=Path, help="the directory of the run, or one of its checkpoints")
     resume.add_argument("overrides", nargs="*", metavar="override", help="only total_frames=..., to train for longer")
+    resume.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST_HELP)
     verify = commands.add_parser("verify-resume", help="compare a training in two parts with an uninterrupted one")
     verify.add_argument("overrides", nargs="*", metavar="override", help="those of torchppo train")
     verify.add_argument("--rollouts", type=int, default=2, help="rollouts of each of the two parts (default: 2)")
@@ -211,16 +210,15 @@ def run_resume(arguments: argparse.Namespace) -> int:
         from ..resume import resume_run, verify_resume
 
     if "rollouts" not in arguments:
-        return resume_run(arguments.run_dir, arguments.overrides)
+        return resume_run(arguments.run_dir, arguments.overrides, arguments.trust)
     return verify_resume(compose(arguments.overrides, arguments.config_dir), arguments.rollouts)
 
 
 def run_list(arguments: argparse.Namespace) -> int:
     """Run `torchppo list`."""
-    for group, choices in options_by_group(arguments.config_dir).items():
-        print(f"{group}={NOTES.get(group, '')}")
-        for name, description in choices.items():
-            print(f"  {name:<26}{description}")
+    from .list_command import print_options
+
+    print_options(options_by_group(arguments.config_dir))
     return 0
 
 

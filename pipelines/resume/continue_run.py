@@ -5,28 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ...errors import CheckpointError, ConfigurationError
-from ..checkpoint import add_code_dirs, newest_checkpoint
+from ..checkpoint import newest_checkpoint
+from ..saving.trusted import is_inside, trusted_config
 from ..train import train
 
 
-def resume_run(path: Path, overrides: Sequence[str] = ()) -> int:
+def resume_run(path: Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> int:
     """Continue a run in its directory from its last checkpoint.
 
     Args:
         path: the directory of the run, or one of its checkpoints.
         overrides: nothing, or `total_frames=...`.
+        trust: packages that the checkpoint may name, see `trusted_config`.
 
     Returns:
         The exit code of `train`; 0 if the run is complete.
 
     Raises:
-        CheckpointError: if there is no valid checkpoint, or it was trained from Python.
+        CheckpointError: if there is no valid checkpoint, it was trained from Python, or it names code that is not
+            trusted.
         ConfigurationError: if an override is not a larger `total_frames`.
 
     """
@@ -39,9 +42,8 @@ def resume_run(path: Path, overrides: Sequence[str] = ()) -> int:
             f"{checkpoint} has no configuration, because it was trained from Python; use trainer.fit(ppo, "
             f'collector, ckpt_path="{checkpoint}")'
         )
-    cfg = cast(DictConfig, OmegaConf.create(state["config"]))
-    folder = checkpoint.parent
-    run_dir = folder.parent if folder.name == "checkpoints" else Path(cfg.run_dir)
+    cfg = trusted_config(checkpoint, state["config"], trust)
+    run_dir = run_dir_of(checkpoint)
     move_run(cfg, run_dir)
     words = read_overrides(run_dir)
     if total_frames := new_total_frames(overrides, state["frames"]):
@@ -50,8 +52,17 @@ def resume_run(path: Path, overrides: Sequence[str] = ()) -> int:
     elif path.is_dir() and is_complete(run_dir, state["frames"]):
         print(f"{run_dir} is complete after {state['frames']:,} frames; total_frames=... trains for longer")
         return 0
-    add_code_dirs(cfg)
     return train(cfg, words, checkpoint)
+
+
+def run_dir_of(checkpoint: Path) -> Path:
+    """Return the directory of the run that a checkpoint belongs to. What the file itself says may be anything."""
+    folder = checkpoint.absolute().parent
+    if folder.name != "checkpoints":
+        raise CheckpointError(
+            f"{checkpoint} is not in a folder named checkpoints; move it to <run>/checkpoints, to continue in <run>"
+        )
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else folder.parent
 
 
 def move_run(cfg: DictConfig, run_dir: Path) -> None:
@@ -59,8 +70,9 @@ def move_run(cfg: DictConfig, run_dir: Path) -> None:
     old, new = str(cfg.run_dir), str(run_dir)
     for logger in cfg.logger.values():
         for key, value in logger.items():
-            if isinstance(value, str) and value.removeprefix("file:").startswith(old):
-                logger[key] = value.replace(old, new, 1)
+            if isinstance(value, str) and is_inside(value, old):
+                scheme = "file:" if value.startswith("file:") else ""
+                logger[key] = scheme + new + value.removeprefix(scheme).removeprefix(old)
     cfg.run_dir = new
 
 

@@ -16,6 +16,7 @@ from ...errors import ConfigurationError
 from ..build import build_trainer, build_training
 from ..checkpoint import load_checkpoint
 from ..components.instantiate import seed_for_rank
+from ..distributed import listen_on_loopback
 from ..saving.files import save_checkpoint
 from ..saving.state import RESUME_TEXTS
 from ..train import silence_lightning
@@ -78,6 +79,7 @@ def verify_resume(cfg: DictConfig, num_rollouts: int) -> int:
 def run(cfg: DictConfig, stop: SaveAndStop, checkpoint: Path | None = None) -> dict[str, dict[str, Any]]:
     """Train from the start or from a checkpoint until `stop` ends it; return the metrics."""
     trainer = build_trainer(cfg, [stop])
+    listen_on_loopback(trainer)
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
     with closing(build_training(cfg, trainer.global_rank)) as training:
         trainer.fit(training.ppo, train_dataloaders=training.collector, ckpt_path=checkpoint, weights_only=True)

@@ -185,7 +185,7 @@ class TestRestore:
         state["config"]["code_dirs"] = [str(folder)]
         replace_entries(checkpoint, torchppo=state)
         monkeypatch.setattr(sys, "path", [*sys.path])
-        restore(checkpoint, seed=0, num_envs=1)
+        restore(checkpoint, seed=0, num_envs=1, trust=["own_bodies"])
         assert sys.modules["own_bodies"].__file__ == str(folder / "own_bodies.py")
 
 

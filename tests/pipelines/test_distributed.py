@@ -107,17 +107,41 @@ def train_on_two_ranks(folder: Path, *overrides: str) -> subprocess.CompletedPro
     )
 
 
-def test_two_ranks_write_one_run_directory_and_stop_together(tmp_path: Path) -> None:
+LISTENERS = """
+import os
+import socket
+from pathlib import Path
+
+from lightning import Callback
+
+
+class Listeners(Callback):
+    def on_train_end(self, trainer, pl_module):
+        links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink() and path.exists()]
+        tables = [Path("/proc/net", name).read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+        rows = [line.split() for table in tables for line in table]
+        found = [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in links]
+        Path(f"listeners{trainer.global_rank}").write_text("\\n".join(found))
+"""
+
+
+def test_two_ranks_write_one_run_directory_stop_together_and_listen_on_loopback(tmp_path: Path) -> None:
+    (tmp_path / "listeners.py").write_text(LISTENERS)
     stop = (
         "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: eval/mean_reward, min_delta: 1e9, patience: 1}"
     )
     words = ["total_frames=4096", "eval.every_frames=512", "eval.episodes=1", "eval.video=false"]
-    done = train_on_two_ranks(tmp_path, "experiment=cartpole", *words, f"+trainer.callbacks=[{stop}]")
+    done = train_on_two_ranks(
+        tmp_path, "experiment=cartpole", *words, f"+trainer.callbacks=[{stop}, {{_target_: listeners.Listeners}}]"
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     (run_dir,) = (tmp_path / "runs" / "cartpole").iterdir()
     files = {"config.yaml", "overrides.yaml", "hparams.yaml", "summary.json", "metrics.csv", "tensorboard"}
     assert files <= {path.name for path in run_dir.iterdir()}
     assert json.loads((run_dir / "summary.json").read_text())["frames"] == 1024
+    listeners = [address for rank in (0, 1) for address in (tmp_path / f"listeners{rank}").read_text().split()]
+    assert len(listeners) > 1
+    assert {address.split(":")[0] for address in listeners} == {"0100007F"}, "127.0.0.1"
 
 
 def test_failure_on_one_rank_ends_all_ranks_with_its_message(tmp_path: Path) -> None:
