@@ -77,7 +77,7 @@ def build_training(cfg: DictConfig, rank: int, overrides: Iterable[str] = ()) ->
         ppo = build_ppo(cfg, env)
         check_effects(overrides, env, ppo)
         collector = build_collector(cfg, env, ppo, rank)
-    except Exception:
+    except BaseException:  # also a signal
         env.close()  # ends its worker processes
         raise
     return Training(env, ppo, collector)
@@ -110,10 +110,8 @@ def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Itera
         logger.warning("torchppo: total_frames=%d is below a rollout; training for %d frames", cfg.total_frames, size)
     if is_torchrl:
         return build_torchrl_collector(cfg, env, ppo.actor, rank, size)
-    collector: Iterable[TensorDictBase] = call_with_accepted(
-        node, env=env, policy=ppo.actor, total_frames=cfg.total_frames, compile=cfg.compile
-    )
-    return collector
+    options = {"env": env, "policy": ppo.actor, "total_frames": cfg.total_frames, "compile": cfg.compile}
+    return call_with_accepted(node, **options)
 
 
 def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
@@ -225,9 +223,10 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
     loggers: list[Logger] = [call(logger) for logger in cfg.logger.values()]
     own = [call(callback) for callback in options.get("callbacks") or []]
     others = OmegaConf.masked_copy(options, [key for key in options if key != "callbacks"])
-    saves = {"enable_checkpointing": True} if any(isinstance(callback, Checkpoint) for callback in own) else {}
+    changes: dict[str, Any] = {"default_root_dir": options.get("default_root_dir", cfg.run_dir)}  # for hpc_ckpt files
+    changes |= {"enable_checkpointing": True} if any(isinstance(callback, Checkpoint) for callback in own) else {}
     try:
-        trainer: Trainer = call(others, logger=loggers, callbacks=[*callbacks, *own], **saves)
+        trainer: Trainer = call(others, logger=loggers, callbacks=[*callbacks, *own], **changes)
     except (MisconfigurationException, ValueError, TypeError) as error:
         key = f"trainer.devices={options.get('devices')}" if "device" in str(error) else "trainer"
         raise ConfigurationError(f"{key}: {error}; change trainer.*") from error

@@ -37,8 +37,3 @@ def create_unique(run_dir: str) -> str:
             path.mkdir(parents=True)
             return str(path)
     raise AssertionError
-
-
-def is_first_rank() -> bool:
-    """Return whether this process is rank 0, from the variables that Lightning, torchrun and SLURM set."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
