@@ -45,7 +45,7 @@ def run(experiment: str, seed: int, overrides: list[str], folder: Path) -> dict[
         print("torchppo", *command, flush=True)
         subprocess.run([sys.executable, "-m", "torchppo", *command], check=True)
     summary = json.loads((run_dir / "summary.json").read_text())
-    if summary["exit"] != "completed":
+    if summary["exit"] not in ("completed", "stopped"):
         raise SystemExit(f"{run_dir} was interrupted; remove it to train it again")
     return {"date": date.today().isoformat(), "experiment": experiment} | {key: summary[key] for key in COLUMNS}
 

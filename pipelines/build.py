@@ -12,6 +12,7 @@ from hydra.utils import get_object
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
@@ -77,7 +78,7 @@ def build_training(cfg: DictConfig, rank: int, overrides: Iterable[str] = ()) ->
         ppo = build_ppo(cfg, env)
         check_effects(overrides, env, ppo)
         collector = build_collector(cfg, env, ppo, rank)
-    except Exception:
+    except BaseException:  # also a signal
         env.close()  # ends its worker processes
         raise
     return Training(env, ppo, collector)
@@ -111,10 +112,8 @@ def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Itera
         logger.warning("torchppo: total_frames=%d is below a rollout; training for %d frames", cfg.total_frames, size)
     if is_torchrl:
         return build_torchrl_collector(cfg, env, ppo.actor, rank, size)
-    collector: Iterable[TensorDictBase] = call_with_accepted(
-        node, env=env, policy=ppo.actor, total_frames=cfg.total_frames, compile=cfg.compile
-    )
-    return collector
+    options = {"env": env, "policy": ppo.actor, "total_frames": cfg.total_frames, "compile": cfg.compile}
+    return call_with_accepted(node, **options)
 
 
 def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
@@ -221,9 +220,11 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
     loggers: list[Logger] = [call(logger) for logger in cfg.logger.values()]
     own = [call(callback) for callback in options.get("callbacks") or []]
     others = OmegaConf.masked_copy(options, [key for key in options if key != "callbacks"])
-    saves = {"enable_checkpointing": True} if any(isinstance(callback, Checkpoint) for callback in own) else {}
+    changes: dict[str, Any] = {"default_root_dir": options.get("default_root_dir", cfg.run_dir)}  # for hpc_ckpt files
+    if any(isinstance(callback, Checkpoint) for callback in own):
+        changes["enable_checkpointing"] = True
     try:
-        trainer: Trainer = build_node(others, logger=loggers, callbacks=[*callbacks, *own], **saves)
+        trainer: Trainer = build_node(others, logger=loggers, callbacks=[*callbacks, *own], **changes)
     except TorchPPOError:
         raise
     except Exception as error:
@@ -236,6 +237,10 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
     for key in ("max_epochs", "max_steps", "limit_train_batches"):
         if getattr(trainer, key) == 0:
             raise ConfigurationError(f"trainer.{key}=0 allows no rollout; remove it")
+    if isinstance(trainer.strategy, DDPStrategy):
+        from .components.loopback import listen_on_loopback
+
+        listen_on_loopback(trainer)
     return trainer
 
 

@@ -1,4 +1,4 @@
-"""Reductions over the ranks of a distributed run, and a callback that ends training on all ranks after a signal.
+"""Reductions over the ranks of a distributed run, and what ends a training on all ranks after a signal.
 
 With a single process, reductions return their input.
 """
@@ -6,24 +6,35 @@ With a single process, reductions return their input.
 from __future__ import annotations
 
 import os
+import select
 import signal
-import socket
 import threading
+import time
 from collections.abc import Callable
-from types import FrameType
-from typing import Any, TypeVar, cast
+from contextlib import suppress
+from typing import Any, Self, TypeVar, cast
 
 import torch
-from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning import Callback, Trainer
 from torch import Tensor, distributed
 
 from ..errors import TorchPPOError
+from .stopping.processes import kill_children
+from .stopping.signals import SIGNALS, Stopped, exit_code
 
 T = TypeVar("T")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-LOOPBACK = "127.0.0.1"
+LAUNCHER = "TORCHPPO_LAUNCHER"
+"""Environment variable with the process that launches the other ranks on this machine."""
+FORWARDED = getattr(signal, "SIGRTMIN", 0)
+"""Added to a signal with which another rank tells rank 0 that it has received it."""
+ROLLOUT_SECONDS, SAVE_SECONDS = 5.0, 30.0
+"""Time after a signal in which the rollout must end, and the results must be saved."""
+REPEAT_SECONDS = 0.2
+"""`timeout` and sweeps send a signal twice, to the process and to its group. Within this time it counts once."""
+
+if hasattr(os, "register_at_fork"):  # forked processes have copies of the pipe of `StopOnSignal`
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 def num_ranks() -> int:
@@ -98,88 +109,134 @@ def normalized(values: Tensor) -> Tensor:
     return (centered / (deviation + 1e-8)).to(values.dtype).reshape(values.shape)
 
 
-def listen_on_loopback(trainer: Trainer) -> None:
-    """Let the ranks of one machine listen on the loopback interface, where PyTorch would listen on all interfaces.
-
-    Addresses and interfaces that environment variables name stay, and so does the store of torchrun. Tested with
-    Lightning 2.6 and PyTorch 2.13.
-    """
-    strategy: Any = trainer.strategy
-    is_launched = distributed.is_available() and distributed.is_torchelastic_launched()
-    if not isinstance(trainer.strategy, DDPStrategy) or trainer.num_nodes > 1 or is_launched:
-        return
-    if os.environ.setdefault("MASTER_ADDR", LOOPBACK) != LOOPBACK:
-        return
-    for name in [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
-    from torch.distributed import TCPStore  # type: ignore[attr-defined] # it is in C++
-
-    set_up = strategy.setup_distributed
-
-    def set_up_on_loopback() -> None:
-        strategy.set_world_ranks()
-        if strategy.global_rank == 0 and not distributed.is_initialized():
-            port = strategy.cluster_environment.main_port
-            file = socket.create_server((LOOPBACK, port)).detach()
-            strategy.store = TCPStore(LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=file)
-        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # connect to this store
-        try:
-            set_up()
-        finally:
-            del os.environ["TORCHELASTIC_USE_AGENT_STORE"]
-
-    strategy.setup_distributed = set_up_on_loopback
-
-
 class StopOnSignal(Callback):
-    """Ends the training on every rank after the current rollout; a second signal ends the process at once."""
+    """Lets `SIGNALS` end the process, as a context of the main thread. In other threads, it does nothing.
 
-    def __init__(self) -> None:
+    A signal raises `Stopped`. While Lightning trains, it ends the training of all ranks after the rollout instead. A
+    thread ends the process at once after a second signal, or if the rollout takes more than `ROLLOUT_SECONDS`.
+
+    Attributes:
+        received: the first signal, or `None`.
+        before_exit: function that is called before the process ends at once; receives the signal.
+
+    """
+
+    def __init__(self, before_exit: Callable[[int], object] = lambda _: None) -> None:
         self.received: int | None = None
-        self._is_stopping = False  # True after a signal has reached any rank
+        self.before_exit = before_exit
+        self._raises = True
+        self._seconds = ROLLOUT_SECONDS
+        self._pid = os.getpid()
         self._previous: dict[int, Any] = {}
-        self._interrupts = self._prints = False
+        self._launcher: int | None = None  # the process of rank 0, if it has launched this one
+        self._pipe: tuple[int, int] | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save the handlers before Lightning replaces them."""
-        self._prints = trainer.is_global_zero
+    @property
+    def is_launched(self) -> bool:
+        """Whether rank 0 has started this process."""
+        return self._launcher is not None
+
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.getsignal(number) for number in SIGNALS}
+            self._launcher = os.getppid() if os.environ.get(LAUNCHER) == str(os.getppid()) else None
+            os.environ[LAUNCHER] = str(os.getpid())
+            for number in {*SIGNALS, *(number + FORWARDED for number in SIGNALS)}:
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace Lightning's handlers, which exit with code 0 or 1. Only the main thread can set handlers."""
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self._previous:
+            os.environ.pop(LAUNCHER, None)
+        self._previous = {}
+        if self._pipe is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._pipe[1])  # ends the thread
+            self._pipe = None
+
+    def watch(self) -> None:
+        """Start the thread. Processes that are forked before do not inherit it."""
+        if self._previous and self._pipe is None and os.name == "posix":
+            self._pipe = os.pipe()
+            os.set_blocking(self._pipe[1], False)
+            signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(self._pipe[0],), daemon=True).start()
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Finish rollouts from now on. Replace Lightning's handlers, which exit with code 0 or 1."""
+        self._raises = False
         for number in self._previous:
             signal.signal(number, self._receive)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop all ranks after the same rollout."""
-        self._is_stopping = trainer.strategy.reduce_boolean_decision(self._is_stopping, all=False)
-        trainer.should_stop = trainer.should_stop or self._is_stopping
+        number = self.received or 0
+        if num_ranks() > 1:
+            numbers = torch.tensor(number, device=trainer.strategy.root_device)
+            distributed.all_reduce(numbers, op=distributed.ReduceOp.MAX)
+            number = int(numbers)
+        if number:
+            self.received, self._seconds, trainer.should_stop = number, SAVE_SECONDS, True
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        self._raises = True
 
     def interruptible(self, work: Callable[[], T]) -> T | None:
         """Return the result of `work`, or `None` if a signal arrived earlier or interrupts it."""
-        self._interrupts = True
+        before, self._raises = self._raises, True
         try:
-            return None if self._is_stopping else work()
-        except _Interrupted:
+            return None if self.received is not None else work()
+        except Stopped:
+            self._seconds = SAVE_SECONDS
             return None
         finally:
-            self._interrupts = False
+            self._raises = before
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received, self._is_stopping = number, True
-        signal.signal(number, signal.SIG_DFL)
-        if self._prints:  # `print` is not safe here: the signal may have interrupted another call of it
+    def _receive(self, number: int, _: object) -> None:
+        """Handle a signal in the main thread."""
+        if os.getpid() != self._pid:  # an environment has forked a process; only SIGTERM ends it
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
+        if self.received is not None:
+            return
+        self.received = number if number in SIGNALS else number - FORWARDED
+        if self._pipe is None:
+            self.watch()
+            if self._pipe is not None:
+                os.write(self._pipe[1], bytes([number]))
+        if self._raises:
+            raise Stopped(self.received)
+        if rank() == 0:  # `print` is not safe here, because the signal may have interrupted it
             os.write(2, b"\ntorchppo: stopping after this rollout; press again to stop at once\n")
-        if self._interrupts:
-            raise _Interrupted
 
+    def _watch(self, pipe: int) -> None:
+        """Read the signals that arrive, also while the main thread executes C code; end the process when it is due."""
+        first, start = 0, 0.0
+        with os.fdopen(pipe, "rb", buffering=0) as file:
+            while not first or time.monotonic() - start <= self._seconds:
+                if select.select([file], [], [], 0.05 if first else None)[0]:
+                    content = file.read(1)
+                    if not content:
+                        return
+                    number, is_direct = content[0], content[0] in SIGNALS
+                    if not first and (is_direct or number - FORWARDED in SIGNALS):
+                        first, start = number if is_direct else number - FORWARDED, time.monotonic()
+                        if self._launcher is not None:
+                            with suppress(OSError):
+                                os.kill(self._launcher, first + FORWARDED)
+                    elif is_direct and (number != first or time.monotonic() - start > REPEAT_SECONDS):
+                        break
+        self._end(first)
 
-class _Interrupted(BaseException):
-    """Raised by a signal inside `StopOnSignal.interruptible`."""
+    def _end(self, number: int) -> None:
+        """End this process and its children."""
+        os.write(2, b"\ntorchppo: stopping at once; the last checkpoint is the state before the last rollout\n")
+        with suppress(Exception):
+            self.before_exit(number)
+        kill_children()
+        if self._launcher is not None:
+            time.sleep(ROLLOUT_SECONDS)  # rank 0 ends this process; Lightning would kill rank 0 if it ended first
+        os._exit(exit_code(number))

@@ -193,7 +193,7 @@ class EvaluateAndSave(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Repeat the evaluation if it was interrupted after the checkpoint had been saved."""
-        self.last_checkpoint.start(pl_module.frames)
+        self.last_checkpoint.start(trainer, pl_module.frames)
         self._evaluate_if_due(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
-from filelock import FileLock, Timeout
 from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from torchrl.envs import EnvBase
 
 from ..envs.vector.interface import SlicedVectorEnv
 from ..envs.vector_env import vector_of
-from ..errors import ConfigurationError, EnvironmentFailure, RunLockedError
+from ..errors import ConfigurationError, EnvironmentFailure
 from .build import EVALUATION_RANK, Training, build_trainer, build_training, env_name, evaluation_compile
 from .collectors.collector import seconds_of
 from .components.instantiate import build_evaluation_env, check_same_spaces, evaluation_config, seed_for_rank
-from .distributed import StopOnSignal, listen_on_loopback
+from .distributed import StopOnSignal
 from .episodes import EvaluateAndSave, Evaluation, evaluate
+from .ppo import PPO
 from .run_files.progress_bar import ProgressBar
 from .run_files.summary import (
     ProgressLines,
@@ -41,19 +39,23 @@ from .run_files.summary import (
     write_summary,
 )
 from .run_files.video import try_to_record_video
+from .saving.files import locked, save_configuration
 from .saving.state import describe_resume
+from .stopping.processes import wait_for
+from .stopping.signals import Stopped, exit_code, exit_name
 
 
-def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None) -> int:
+def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None, *, is_used: bool = False) -> int:
     """Train and write everything to `cfg.run_dir`.
 
     Args:
         cfg: the composed configuration with `run_dir`.
         overrides: overrides of the command line, stored next to the configuration.
         checkpoint: the checkpoint that the run in `cfg.run_dir` continues from; `None` starts a new run.
+        is_used: whether a new run may replace one in `cfg.run_dir` that has no checkpoint.
 
     Returns:
-        The exit code: 0, or 128 plus the number of the signal that stopped the training.
+        The exit code: 0, or that of the signal that stopped the training.
 
     Raises:
         TorchPPOError: if training cannot start or fails; the message says what to do.
@@ -61,14 +63,23 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None)
     """
     silence_lightning()
     torch.set_num_threads(cfg.num_threads)
-    run_dir = Path(cfg.run_dir)
-    stop, stopwatch = StopOnSignal(), Stopwatch()
+    with StopOnSignal() as stop:
+        try:
+            run(cfg, overrides, checkpoint, stop, is_used=is_used or checkpoint is not None)
+        except Stopped as stopped:
+            stop.received = stopped.number
+    # Lightning kills rank 0 if a rank that it has launched returns anything else than 0.
+    return 0 if stop.received is None or stop.is_launched else exit_code(stop.received)
+
+
+def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: StopOnSignal, *, is_used: bool) -> None:
+    """Build everything, train, and write the results; see `train`."""
+    stopwatch, run_dir = Stopwatch(), Path(cfg.run_dir)
     save_config = LambdaCallback(on_train_batch_start=lambda trainer, *_: save_configuration(trainer, cfg, overrides))
     evaluator = Evaluator(cfg, stop) if cfg.eval.episodes else None
     evaluation, progress = make_evaluation(cfg, evaluator), ProgressBar() if Console().is_terminal else ProgressLines()
     trainer = build_trainer(cfg, [save_config, stopwatch, progress, evaluation, stop])
     check_precision(trainer)  # before the run directory exists
-    listen_on_loopback(trainer)
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
     with ExitStack() as stack:
         training = stack.enter_context(closing(build_training(cfg, trainer.global_rank, overrides)))
@@ -76,13 +87,11 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None)
             stack.enter_context(closing(evaluator))
             evaluator.make_env(training.env)
         if trainer.is_global_zero:
-            stack.enter_context(locked(run_dir, is_used=checkpoint is not None))
-        prepare_resume(cfg, trainer, training, evaluator, checkpoint)
-        fit(trainer, training, checkpoint)
-        if evaluator:
-            evaluator.close()  # before the environment of the video is made
-        if trainer.is_global_zero:
-            summary = make_summary(
+            stack.enter_context(locked(run_dir, is_used=is_used))
+        checkpoint = prepare_resume(cfg, trainer, training, evaluator, checkpoint)
+
+        def summary_of(end: str) -> Summary:
+            return make_summary(
                 env=env_name(cfg),
                 seed=cfg.seed,
                 overrides=overrides,
@@ -90,10 +99,22 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None)
                 collector_seconds=seconds_of(training.collector),
                 wall_seconds=stopwatch.seconds,
                 evaluation=evaluation.last,
-                was_interrupted=stop.received is not None,
+                end=end,
             )
-            write_results(cfg, training, summary)
-    return 0 if stop.received is None else 128 + stop.received
+
+        path, saved = run_dir / "summary.json", evaluation.last_checkpoint
+        if trainer.is_global_zero:
+            stop.before_exit = lambda one: write_summary(summary_of(exit_name(one)) | {"frames": saved.frames}, path)
+        fit(trainer, training, checkpoint, stop)
+        if evaluator:
+            evaluator.close()  # before the environment of the video is made
+        if trainer.is_global_zero:
+            summary = summary_of(end_of(training.ppo, stop))
+            try:
+                write_results(cfg, training, summary)
+            except Stopped as stopped:  # a run is not complete without its video
+                write_summary(summary | {"exit": exit_name(stopped.number)}, path)
+                raise
 
 
 def make_evaluation(cfg: DictConfig, evaluator: Evaluator | None) -> EvaluateAndSave:
@@ -105,25 +126,31 @@ def make_evaluation(cfg: DictConfig, evaluator: Evaluator | None) -> EvaluateAnd
 
 def prepare_resume(
     cfg: DictConfig, trainer: Trainer, training: Training, evaluator: Evaluator | None, checkpoint: Path | None
-) -> None:
-    """Prepare the log files of a run that continues; print how the run continues after the next restart."""
+) -> Path | None:
+    """Prepare the log files of a run that continues; print how the run continues after the next restart.
+
+    Return the checkpoint to load: `None` if it was saved before the first rollout, so that the run starts anew.
+    """
     start, name, found = "", None, None
+    if checkpoint is not None:
+        from .run_files.continued_logs import continue_logs
+
+        start = f"continuing from {checkpoint}; "
+        name, frames = continue_logs(trainer, checkpoint)
+        checkpoint, name = (checkpoint, name) if frames else (None, None)
     if checkpoint is None and evaluator is None and not cfg.resume.require_exact:
         found = "inexact"  # without a test, because a second environment may be impossible
     if checkpoint is None and evaluator is not None and trainer.is_global_zero:
         found = evaluator.resume_class()
-    if checkpoint is not None:
-        from .run_files.continued_logs import continue_logs
-
-        name = continue_logs(trainer, checkpoint)
-        start = f"continuing from {checkpoint}; "
     text = describe_resume(training.collector, name, found, require_exact=cfg.resume.require_exact)
     if trainer.is_global_zero:
         print(start + text, flush=True)
+    return checkpoint
 
 
-def fit(trainer: Trainer, training: Training, checkpoint: Path | None) -> None:
+def fit(trainer: Trainer, training: Training, checkpoint: Path | None, stop: StopOnSignal) -> None:
     """Call `trainer.fit`; convert errors of Lightning to ConfigurationError, and Ctrl-C to KeyboardInterrupt."""
+    stop.watch()
     try:
         trainer.fit(training.ppo, train_dataloaders=training.collector, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
@@ -132,18 +159,16 @@ def fit(trainer: Trainer, training: Training, checkpoint: Path | None) -> None:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
         raise error.__context__ from None
+    finally:
+        if stop.received is not None:  # end the ranks that Lightning has started
+            wait_for(getattr(trainer.strategy.launcher, "procs", []), seconds=5.0 if trainer.should_stop else 0.0)
 
 
-def save_configuration(trainer: Trainer, cfg: DictConfig, overrides: list[str]) -> None:
-    """Write `config.yaml` and `overrides.yaml` before the first rollout.
-
-    They are not written earlier, because a directory with a configuration counts as a run and is not used again. Only
-    rank 0 writes them, because the `run_dir` of other ranks may contain a later time.
-    """
-    path = Path(cfg.run_dir) / "config.yaml"
-    if trainer.is_global_zero and (trainer.ckpt_path is not None or not path.exists()):
-        OmegaConf.save(cfg, path, resolve=True)
-        path.with_name("overrides.yaml").write_text(yaml.safe_dump(overrides))
+def end_of(ppo: PPO, stop: StopOnSignal) -> str:
+    """Return how a training ended: by a signal, after all its frames, or before (`eval.stop_at`, a callback)."""
+    if stop.received is not None:
+        return exit_name(stop.received)
+    return "completed" if ppo.frames + ppo.frames / ppo.num_rollouts > ppo.total_frames else "stopped"
 
 
 def silence_lightning() -> None:
@@ -152,30 +177,6 @@ def silence_lightning() -> None:
     # The directory exists because it holds the lock.
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
-
-
-@contextmanager
-def locked(run_dir: Path, *, is_used: bool) -> Iterator[None]:
-    """Create a run directory, or with `is_used` take that of a run that continues, and lock it for this process.
-
-    Raises:
-        RunLockedError: if another process trains in it.
-        ConfigurationError: if it already holds a run.
-
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run_dir / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise RunLockedError(f"run_dir={run_dir} is in use by another training; choose another run_dir") from None
-    with lock:
-        if not is_used and (run_dir / "config.yaml").exists():
-            raise ConfigurationError(
-                f"run_dir={run_dir} already holds a run; choose another run_dir, delete this folder, or continue the "
-                f"run with torchppo resume {run_dir}"
-            )
-        yield
 
 
 def check_precision(trainer: Trainer) -> None:
@@ -242,7 +243,7 @@ def write_results(cfg: DictConfig, training: Training, summary: Summary) -> None
         files["learning curve"] = run_dir / "learning_curve.png"
         title = f"{summary['env']}, seed {summary['seed']}"
         plot_learning_curve(Path(logger.log_dir, "metrics.csv"), files["learning curve"], title)
-    if cfg.eval.video and cfg.eval.episodes and summary["exit"] == "completed":
+    if cfg.eval.video and cfg.eval.episodes and summary["exit"] in ("completed", "stopped"):
         seed = seed_for_rank(cfg.seed, EVALUATION_RANK)
         video = try_to_record_video(cfg, training.ppo.actor, run_dir / "videos" / "last.mp4", seed, episodes=1)
         files |= {"video": video} if video else {}

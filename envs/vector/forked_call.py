@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any, TypeVar, cast
@@ -27,6 +28,12 @@ Result = TypeVar("Result")
 CRASH_HINT = "-9 often means too little memory, -11 a crash of the environment; try env.num_workers=0"
 SPIN_SECONDS = 1e-3
 """How long a waiting process yields its core before it sleeps. Waking up takes 50 us and may need another core."""
+
+
+GROUP_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+if sys.platform != "win32":
+    GROUP_SIGNALS += (signal.SIGHUP, signal.SIGUSR1)
+"""Signals that a terminal or a scheduler sends to all processes of a command. The first process handles them."""
 
 
 def can_fork() -> bool:
@@ -59,9 +66,9 @@ def run_in_subprocess(function: Callable[[], Result], step_timeout: float) -> Re
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_result, args=(function, sender))
-    start_forked(process)
-    sender.close()
     try:
+        start_forked(process)
+        sender.close()
         if not receiver.poll(step_timeout):
             raise EnvironmentFailure(
                 f"an environment was not made within env.step_timeout={step_timeout:g} seconds; increase it"
@@ -71,8 +78,9 @@ def run_in_subprocess(function: Callable[[], Result], step_timeout: float) -> Re
         process.join()
         raise EnvironmentFailure(f"an environment died with exit code {process.exitcode}; {CRASH_HINT}") from None
     finally:
-        process.kill()  # it has sent its result or exceeded the timeout
-        process.join()
+        if process.pid is not None:  # a signal may have interrupted its start
+            process.kill()  # it has sent its result or exceeded the timeout
+            process.join()
         receiver.close()
     if failure is not None:
         raise failure
@@ -107,13 +115,29 @@ def init_subprocess() -> None:
     """Prepare a process started by `start_forked`. The process must call this function first."""
     gc.freeze()  # excludes the parent's objects from collections in this process
     gc.enable()
-    # A terminal or a scheduler sends these signals to the whole process group; the parent handles them. SIGTERM has a
-    # handler because programs that an environment starts would inherit an ignored signal and could not be terminated.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    # The parent handles signals. SIGTERM has a handler because programs that an environment starts would inherit an
+    # ignored signal and could not be terminated.
+    for number in GROUP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN if number != signal.SIGTERM else lambda *_: None)
     Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
     # PyTorch's threads are not forked; an operation that uses them would hang.
     torch.set_num_threads(1)
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Block `GROUP_SIGNALS` for programs that start meanwhile: a terminal sends Ctrl-C to all processes of a command.
+
+    This process receives the signals afterwards.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _exit_with_parent(parent_pid: int) -> None:

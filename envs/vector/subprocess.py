@@ -76,6 +76,7 @@ class SubprocessVectorEnv(SlicedVectorEnv):
         for start, stop in pairwise(bounds):
             env_slice = slice(start, stop)
             self._workers.append(Worker(env_fns[env_slice], env_slice, self._shared, info_keys, step_timeout))
+            self._workers[-1].launch()  # after it is in the list, so that it is closed if a signal arrives
         self._pin_workers()
 
     def reset(

@@ -35,7 +35,7 @@ class SharedArrays(NamedTuple):
 
 
 class Worker:
-    """Starts one worker process and controls it from the parent process.
+    """Controls one worker process from the parent process. `launch` starts it.
 
     Args:
         env_fns: one function per environment of the worker.
@@ -65,8 +65,12 @@ class Worker:
         signals = WorkerSignals(self._command, self._go, self._done, self._has_failed, pipe)
         arguments = (env_fns, env_slice, shared, info_keys, signals)
         self._process = context.Process(target=_run_worker, args=arguments, daemon=True)
+        self._pipe_of_worker = pipe
+
+    def launch(self) -> None:
+        """Start the process."""
         start_forked(self._process)
-        pipe.close()
+        self._pipe_of_worker.close()
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Return the results of a method of the worker's `SerialVectorEnv`."""
@@ -108,6 +112,8 @@ class Worker:
 
     def close(self) -> None:
         """End the process; kill it if it does not end within two seconds."""
+        if self._process.pid is None:  # a signal has interrupted `launch`
+            return
         self.start(CLOSE)
         self._process.join(timeout=2.0)
         if self._process.is_alive():

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ...errors import ConfigurationError
+from ..stopping.processes import is_first_rank
 from .keys.checks import (
     check_deleted_keys,
     check_effects,
@@ -94,6 +95,8 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
             raise ConfigurationError(f"{missing[0]} has no value; add {missing[0]}=... to the command")
         is_new = reserve and cfg.run_dir is None and is_first_rank()
         if cfg.run_dir is None:
+            if cfg.resume.auto is True:
+                raise ConfigurationError("resume=auto needs run_dir=..., the folder of the run")
             cfg.run_dir = default_run_dir(cfg, choices, has_env_id="env.id" in changed)
         check_all(cfg, lambda: compose_with_hydra(chosen_groups), changed, set(options) - set(options_by_group()))
     cfg.run_dir = create_unique(cfg.run_dir) if is_new else str(cfg.run_dir)  # YAML reads the name 2026 as a number

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 
+from ..distributed import StopOnSignal
 from ..evaluate import evaluate_checkpoint
 from ..run_files.summary import print_evaluation
 from ..run_files.video import require_writable
@@ -22,7 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.video:
         require_writable(arguments.video)
     records_video = not arguments.no_video and arguments.render is None
-    with stdout_to_stderr() if arguments.json else nullcontext():
+    with StopOnSignal() as stop, stdout_to_stderr() if arguments.json else nullcontext():
+        stop.watch()
         report = evaluate_checkpoint(
             arguments.checkpoint,
             episodes=arguments.episodes,

@@ -18,14 +18,13 @@ from omegaconf import OmegaConf
 
 from ... import __version__
 from ...errors import TorchPPOError, did_you_mean
+from ..stopping.signals import SIGNALS, Stopped, exit_at_once, exit_code
 from .config import check_eval_overrides, compose
 from .keys.checks import options_by_group
 
 EXAMPLES = """\
 examples:
-  torchppo train env=cartpole
   torchppo train experiment=cartpole
-  torchppo train env.id=LunarLander-v3 total_frames=1_000_000
   torchppo train experiment=halfcheetah policy.body.num_cells=[256,256] -m seed=0,1,2
   torchppo train env.id=my_package:MyEnv-v0 --config-dir my_conf
   torchppo resume runs/cartpole/<run>
@@ -46,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, that of the error (see `errors`), 74 for files that cannot be read or written, or 128 plus
-        the number of a signal.
+        The exit code: 0, that of the error (see `errors`) or signal, or 74 for files that cannot be read or written.
 
     """
     arguments = make_parser().parse_args(argv)
@@ -61,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(str(error), error.exit_code)
     except OSError as error:
         return fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 74)
-    except KeyboardInterrupt:
-        return 130
+    except (KeyboardInterrupt, Stopped) as stopped:
+        return exit_code(getattr(stopped, "number", signal.SIGINT))
 
 
 def make_parser() -> Parser:
@@ -188,7 +186,11 @@ def run_train(arguments: argparse.Namespace) -> int:
             from ..train import train
 
         cfg.code_dirs = [str(folder) for folder in folders]  # for an evaluation to find the user's components
-        return train(cfg, arguments.overrides)
+        if not Path(cfg.run_dir, "config.yaml").exists():
+            return train(cfg, arguments.overrides)
+        from ..resume import train_again
+
+        return train_again(cfg, arguments.overrides)
     finally:
         if not Path(cfg.run_dir).is_absolute():
             with suppress(OSError):  # keep a folder that is not empty
@@ -200,7 +202,6 @@ def run_eval(arguments: argparse.Namespace) -> int:
     check_eval_overrides(arguments.overrides)
     with exit_on_signals():
         from .eval_command import run
-
     return run(arguments)
 
 
@@ -229,8 +230,8 @@ def fail(message: str, code: int) -> int:
 
 
 def exit_on_signals() -> AbstractContextManager[None]:
-    """Let SIGINT and SIGTERM end the process at once. An exception could leave imports incomplete or be swallowed."""
-    return handle_signals(lambda number, _: os._exit(128 + number), signal.SIGINT, signal.SIGTERM)
+    """Let signals end the process at once. An exception could leave imports incomplete or be swallowed."""
+    return handle_signals(exit_at_once, *SIGNALS)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +15,14 @@ from typing import Any
 from hydra.core.override_parser.types import Glob
 
 from ...errors import ConfigurationError
+from ..stopping.signals import REQUEUE, SIGNALS, exit_code
 from .config import compose, one_line_errors, parse
 from .keys.checks import options_by_group
 from .main import fail, handle_signals
 from .run_dir import SWEPT
 
-SIGNALS = 129
-"""Smallest exit code of a process that a signal ended."""
+SIGNALLED = 128
+"""The exit codes of processes that a signal ended are larger, except for `REQUEUE`."""
 
 
 def run_sweep(overrides: Sequence[str], config_dir: Path | None, *, print_config: bool) -> int:
@@ -68,7 +68,7 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, *, print_config
             code = run_to_end([*command, *run])
         if code:
             failed[" ".join(run)] = code
-        if code >= SIGNALS:
+        if code > SIGNALLED or code == REQUEUE:
             break
     return print_failures(failed, len(runs))
 
@@ -102,24 +102,24 @@ def swept(overrides: Sequence[str]) -> Iterator[None]:
 
 
 def run_to_end(command: Sequence[str]) -> int:
-    """Run a process and return its exit code. The terminal also sends Ctrl-C to it; this process passes SIGTERM on."""
+    """Run a process and return its exit code. Signals are passed on to it."""
     received: list[int] = []
 
     def pass_on(number: int, _: Any) -> None:
         received.append(number)
-        process.terminate()
+        process.send_signal(number)
 
     with (
-        handle_signals(lambda number, _: received.append(number), signal.SIGINT, signal.SIGTERM),
+        handle_signals(lambda number, _: received.append(number), *SIGNALS),
         subprocess.Popen(command) as process,
-        handle_signals(pass_on, signal.SIGTERM),
+        handle_signals(pass_on, *SIGNALS),
     ):
-        if signal.SIGTERM in received:  # the signal arrived before the process existed
-            process.terminate()
+        for number in received[:1]:  # the signal arrived before the process existed
+            process.send_signal(number)
         code = process.wait()
     if code < 0:
-        return 128 - code
-    return code or (128 + received[0] if received else 0)
+        return exit_code(-code) if -code in SIGNALS else 128 - code
+    return code or (exit_code(received[0]) if received else 0)
 
 
 def combinations(overrides: Sequence[str], config_dir: Path | None = None) -> list[list[str]]:

@@ -5,9 +5,7 @@ Uses private APIs of PyTorch, tested with 2.13: `torch._inductor.compile_fx`, `t
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from ...envs.vector.forked_call import signals_blocked
 from .cpu_kernels import DECOMPOSITIONS, CacheableDecompositions
 
 Kernel = Callable[[list[Tensor]], Sequence[Tensor]]
@@ -142,16 +141,3 @@ def find_alias(tensor: Tensor, candidates: Sequence[Tensor]) -> int:
     if not aliases:
         raise RuntimeError("the kernel uses a tensor that is neither an input nor an output of the graph")
     return min(aliases, key=lambda place: candidates[place] is not tensor)
-
-
-@contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Block SIGINT and SIGTERM for child processes that start meanwhile; this process gets them afterwards."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -106,4 +106,4 @@ def is_complete(run_dir: Path, frames: int) -> bool:
         summary: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
-    return summary.get("exit") == "completed" and summary.get("frames") == frames
+    return summary.get("exit") in ("completed", "stopped") and summary.get("frames") == frames

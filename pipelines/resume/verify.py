@@ -16,7 +16,7 @@ from ...errors import ConfigurationError
 from ..build import build_trainer, build_training
 from ..checkpoint import load_checkpoint
 from ..components.instantiate import seed_for_rank
-from ..distributed import listen_on_loopback
+from ..distributed import StopOnSignal
 from ..saving.files import save_checkpoint
 from ..saving.state import RESUME_TEXTS
 from ..train import silence_lightning
@@ -59,7 +59,7 @@ def verify_resume(cfg: DictConfig, num_rollouts: int) -> int:
     silence_lightning()
     torch.set_num_threads(cfg.num_threads)
     cfg.logger = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with StopOnSignal(), tempfile.TemporaryDirectory() as folder:
         whole, half, both = (Path(folder) / f"{name}.ckpt" for name in ("whole", "half", "both"))
         expected = run(cfg, SaveAndStop({num_rollouts: half, 2 * num_rollouts: whole}))
         found = run(cfg, SaveAndStop({2 * num_rollouts: both}), half)
@@ -79,7 +79,6 @@ def verify_resume(cfg: DictConfig, num_rollouts: int) -> int:
 def run(cfg: DictConfig, stop: SaveAndStop, checkpoint: Path | None = None) -> dict[str, dict[str, Any]]:
     """Train from the start or from a checkpoint until `stop` ends it; return the metrics."""
     trainer = build_trainer(cfg, [stop])
-    listen_on_loopback(trainer)
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
     with closing(build_training(cfg, trainer.global_rank)) as training:
         trainer.fit(training.ppo, train_dataloaders=training.collector, ckpt_path=checkpoint, weights_only=True)

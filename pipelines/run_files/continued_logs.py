@@ -17,7 +17,7 @@ LOGGED_AT_START = ("hp_metric", "_hparams_")
 """Entries of TensorBoard that Lightning writes again when a run continues."""
 
 
-def continue_logs(trainer: Trainer, checkpoint: Path) -> str:
+def continue_logs(trainer: Trainer, checkpoint: Path) -> tuple[str, int]:
     """Remove the later entries of `metrics.csv` and of TensorBoard's events, and let the loggers append to the rest.
 
     An evaluation that the checkpoint does not contain is repeated, so it is removed too. Tested with Lightning 2.6 and
@@ -28,7 +28,7 @@ def continue_logs(trainer: Trainer, checkpoint: Path) -> str:
         checkpoint: the checkpoint that the run continues from.
 
     Returns:
-        The `resume_class` of the checkpoint.
+        The `resume_class` and the number of frames of the checkpoint.
 
     """
     content = load_checkpoint(checkpoint)
@@ -47,7 +47,7 @@ def continue_logs(trainer: Trainer, checkpoint: Path) -> str:
         elif isinstance(logger, TensorBoardLogger):
             for path in sorted(Path(logger.log_dir).glob("events.out.tfevents.*")):
                 continue_events(path, is_kept)
-    return str(state["resume_class"])
+    return str(state["resume_class"]), int(state["frames"])
 
 
 def continue_csv(logger: Any, is_kept: Any) -> None:

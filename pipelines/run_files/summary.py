@@ -32,7 +32,7 @@ def make_summary(
     collector_seconds: dict[str, float],
     wall_seconds: float,
     evaluation: Any,
-    was_interrupted: bool,
+    end: str,
 ) -> Summary:
     """Return the numbers of a run that `summary.json` stores.
 
@@ -44,7 +44,7 @@ def make_summary(
         collector_seconds: seconds that the collector measured.
         wall_seconds: wall time of training, including evaluations.
         evaluation: the last `Evaluation`, or `None`.
-        was_interrupted: whether a signal ended the run.
+        end: how the run ended (`exit` in the file).
 
     """
     returns = [reward for reward, _ in ppo.episodes.episodes]
@@ -67,7 +67,7 @@ def make_summary(
         **(mean_infos("train", ppo.episodes.infos, "_") if ppo.episodes.infos else {}),
         **(mean_infos("eval", evaluation.infos, "_") if evaluation and evaluation.infos else {}),
         "time": {**shares, "other": 1 - sum(shares.get(name, 0.0) for name in ("collect", "estimate", "update"))},
-        "exit": "interrupted" if was_interrupted else "completed",
+        "exit": end,
         "version": __version__,
     }
 
@@ -232,11 +232,16 @@ class Stopwatch(Callback):
     """Measures the wall time of training, including evaluations."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
         self._start: float | None = None
+        self._end: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start of the training, until its end."""
+        return 1e-9 if self._start is None else (self._end or time.perf_counter()) - self._start
 
     def state_dict(self) -> dict[str, float]:
-        return {"seconds": 0.0 if self._start is None else time.perf_counter() - self._start}
+        return {"seconds": 0.0 if self._start is None else self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self._start = time.perf_counter() - state_dict["seconds"]
@@ -246,4 +251,4 @@ class Stopwatch(Callback):
             self._start = time.perf_counter()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.seconds = self.state_dict()["seconds"]
+        self._end = time.perf_counter()

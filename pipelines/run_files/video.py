@@ -28,12 +28,14 @@ from torchrl.envs.batched_envs import BatchedEnvBase
 from torchrl.envs.gym_like import GymLikeEnv
 
 from ...envs import SerialVectorEnv
+from ...envs.vector.forked_call import signals_blocked
 from ...envs.vector_env import vector_of
 from ...errors import EnvironmentFailure
 from ..build import evaluation_compile
 from ..components.instantiate import build_evaluation_env, evaluation_config
 from ..episodes import rollout_episodes
 from ..step_factory import Compile
+from ..stopping.signals import Stopped
 from .frames import Canvas, images_of, newest_image
 
 MAX_SECONDS = 30.0
@@ -51,8 +53,11 @@ def try_to_record_video(
         with isolate_rng(), closing(build_rendering_env(cfg, seed)) as env:
             options: dict[str, Any] = {"deterministic": deterministic, "compile": evaluation_compile(cfg)}
             record_video(actor, env, path, episodes=episodes, **options)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - rendering may raise anything, and the run is complete
+    except Stopped:
         path.unlink(missing_ok=True)  # the file is incomplete
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - rendering may raise anything, and the run is complete
+        path.unlink(missing_ok=True)
         Console(stderr=True, soft_wrap=True).print(f"no video: {type(error).__name__}: {error}", markup=False)
         return None
     return path
@@ -123,7 +128,8 @@ def record_video(
         output_params=["-preset", "veryfast"],
     )
     with closing(writer):
-        writer.send(None)
+        with signals_blocked():  # Ctrl-C does not reach ffmpeg
+            writer.send(None)
         for image, text in chain([first], images):
             writer.send(canvas(image, text))
 

@@ -1,4 +1,4 @@
-"""Writes checkpoints so that a valid one always remains, with a checksum."""
+"""The directory of a run, and its checkpoints: a valid one always remains, with a checksum."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
+from filelock import FileLock, Timeout
 from lightning import Trainer
+from omegaconf import DictConfig, OmegaConf
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, ConfigurationError, RunLockedError
 from ..distributed import gathered
 
 MARK = b"sha256:"
@@ -48,6 +53,46 @@ def save_checkpoint(trainer: Trainer, path: Path, *, previous: Path | None = Non
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+@contextmanager
+def locked(run_dir: Path, *, is_used: bool) -> Iterator[None]:
+    """Create a run directory, or with `is_used` take that of a run that continues, and lock it for this process.
+
+    Raises:
+        RunLockedError: if another process trains in it.
+        ConfigurationError: if it already holds a run.
+
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RunLockedError(f"run_dir={run_dir} is in use by another training; choose another run_dir") from None
+    with lock:
+        if not is_used and (run_dir / "config.yaml").exists():
+            raise ConfigurationError(
+                f"run_dir={run_dir} already holds a run; choose another run_dir, delete this folder, or continue the "
+                f"run with torchppo resume {run_dir} or resume=auto"
+            )
+        yield
+
+
+def save_configuration(trainer: Trainer, cfg: DictConfig, overrides: list[str]) -> None:
+    """Write `config.yaml` and `overrides.yaml` before the first rollout.
+
+    They are not written earlier, because a directory with a configuration counts as a run and is not used again. Only
+    rank 0 writes them, because the `run_dir` of other ranks may contain a later time.
+    """
+    path = Path(cfg.run_dir) / "config.yaml"
+    if trainer.is_global_zero and (trainer.ckpt_path is not None or not path.exists()):
+        OmegaConf.save(cfg, path, resolve=True)
+        path.with_name("overrides.yaml").write_text(yaml.safe_dump(overrides))
+
+
+SLOW_SECONDS = 2.5
+"""Duration of rollouts that are saved one by one, because a signal does not wait for their end."""
+
+
 class LastCheckpoint:
     """Saves `last.ckpt` and keeps the one before as `previous.ckpt`.
 
@@ -55,7 +100,11 @@ class LastCheckpoint:
         directory: folder of the files.
         every_frames: frames between checkpoints; `None` sets no limit.
         every_seconds: seconds between checkpoints, but at least 100 times those that saving takes; `None` sets no
-            limit.
+            limit. Slow rollouts are saved one by one (`SLOW_SECONDS`).
+
+
+    Attributes:
+        frames: the frames of the training at the last save, or at its start.
 
     """
 
@@ -64,21 +113,29 @@ class LastCheckpoint:
         self._every_frames = every_frames or math.inf
         self._every_seconds = every_seconds or math.inf
         self._cost = 0.0
+        self.frames = 0
 
-    def start(self, frames: int) -> None:
-        """Begin to measure the intervals."""
-        self._frames, self._time = frames, time.monotonic()
+    def start(self, trainer: Trainer, frames: int) -> None:
+        """Begin to measure the intervals. Save a training that has not started yet, in case it stops soon."""
+        self.frames, self._time = frames, time.monotonic()
+        self._checked = self._time
+        if frames == 0:
+            self.save(trainer, frames)
 
     def is_due(self, frames: int) -> bool:
         """Return whether to save after `frames`, by the clock of rank 0."""
-        is_late = time.monotonic() - self._time >= max(self._every_seconds, 100 * self._cost)
-        return frames - self._frames >= self._every_frames or gathered([is_late])[0]
+        now = time.monotonic()
+        is_slow = now - self._checked >= SLOW_SECONDS
+        self._checked = now
+        is_late = now - self._time >= max(0.0 if is_slow else self._every_seconds, 100 * self._cost)
+        return frames - self.frames >= self._every_frames or gathered([is_late])[0]
 
     def save(self, trainer: Trainer, frames: int) -> None:
         start = time.monotonic()
         save_checkpoint(trainer, self.path, previous=self.path.with_name(PREVIOUS))
-        self.start(frames)
-        self._cost = time.monotonic() - start
+        self.frames, self._time = frames, time.monotonic()
+        self._checked = self._time
+        self._cost = self._time - start
 
 
 def add_checksum(path: Path) -> None:

@@ -93,6 +93,7 @@ FIELDS: dict[str, Field] = {
     "ppo.reward_normalizer.clip": LIMIT,
     "checkpoint.every_seconds": NULLABLE_POSITIVE,
     "checkpoint.every_frames": NULLABLE_COUNT,
+    "resume.auto": FLAG,
     "resume.require_exact": FLAG,
     "eval.every_frames": NULLABLE_COUNT,
     "eval.stop_at": NUMBER._replace(nullable=True),

@@ -1,0 +1,38 @@
+"""Child processes, and the ranks of a training."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from subprocess import Popen
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0, from the variables that Lightning, torchrun and SLURM set."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def kill_children() -> None:
+    """Kill all processes that this process has started, and those that they have started. Needs `/proc`."""
+    found = [os.getpid()]
+    for pid in found:
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            with suppress(OSError):
+                found += map(int, path.read_text().split())
+    for pid in found[1:]:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(processes: Sequence[Popen[bytes]], seconds: float) -> None:
+    """Wait until processes end; kill them after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for process in processes:
+        process.kill()  # does nothing if it has ended
+        process.wait()

@@ -1,0 +1,45 @@
+"""Signals that end a command, and their exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, the end of a job, the request to save and be started again, and a closed terminal (`nohup` ignores it)."""
+if sys.platform != "win32":
+    SIGNALS += (signal.SIGUSR1,)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        SIGNALS += (signal.SIGHUP,)
+
+REQUEUE = 75
+"""Exit code after SIGUSR1: the same command continues the run."""
+
+
+class Stopped(BaseException):
+    """Raised in the main thread by a signal while no rollout is running.
+
+    Attributes:
+        number: the signal.
+
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def exit_code(number: int) -> int:
+    """Return the exit code of a command that a signal has ended."""
+    return REQUEUE if exit_name(number) == "requeue" else 128 + number
+
+
+def exit_name(number: int) -> str:
+    """Return the value of `exit` in `summary.json` for a signal."""
+    return "requeue" if number == getattr(signal, "SIGUSR1", None) else signal.Signals(number).name
+
+
+def exit_at_once(number: int, _: object = None) -> None:
+    """Handle a signal before there is anything to save. An exception could leave imports incomplete."""
+    os._exit(exit_code(number))
