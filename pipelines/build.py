@@ -12,7 +12,6 @@ from hydra.utils import get_object
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
@@ -86,8 +85,8 @@ def build_training(cfg: DictConfig, rank: int, overrides: Iterable[str] = ()) ->
 
 def check_effects(overrides: Iterable[str], env: EnvBase, ppo: PPO) -> None:
     """Raise a ConfigurationError for an override without effect in this environment."""
-    leaves = env.full_action_spec.values(True, True)
-    is_continuous = any(has_continuous_head(leaf, len(env.batch_size)) for leaf in leaves)
+    specs = env.full_action_spec.values(True, True)
+    is_continuous = any(has_continuous_head(spec, len(env.batch_size)) for spec in specs)
     coefficients = {name: float(value.sum()) for name, value in ppo.objective.named_buffers()}
     is_normalized = any(isinstance(module, ObservationNormalizer) for module in ppo.actor.modules())
     for word in overrides:
@@ -221,8 +220,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
     own = [call(callback) for callback in options.get("callbacks") or []]
     others = OmegaConf.masked_copy(options, [key for key in options if key != "callbacks"])
     changes: dict[str, Any] = {"default_root_dir": options.get("default_root_dir", cfg.run_dir)}  # for hpc_ckpt files
-    if any(isinstance(callback, Checkpoint) for callback in own):
-        changes["enable_checkpointing"] = True
+    changes |= {"enable_checkpointing": True} if any(isinstance(callback, Checkpoint) for callback in own) else {}
     try:
         trainer: Trainer = build_node(others, logger=loggers, callbacks=[*callbacks, *own], **changes)
     except TorchPPOError:
@@ -237,7 +235,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
     for key in ("max_epochs", "max_steps", "limit_train_batches"):
         if getattr(trainer, key) == 0:
             raise ConfigurationError(f"trainer.{key}=0 allows no rollout; remove it")
-    if isinstance(trainer.strategy, DDPStrategy):
+    if trainer.world_size > 1:
         from .components.loopback import listen_on_loopback
 
         listen_on_loopback(trainer)

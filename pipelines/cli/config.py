@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -166,11 +165,6 @@ def check_schema(cfg: DictConfig, make_default: MakeConfig, own_groups: Collecti
 def built_in_targets() -> set[str]:
     """Return every `_target_` of `conf/`."""
     return {target for path in CONF.rglob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", path.read_text())}
-
-
-def is_first_rank() -> bool:
-    """Return whether this process is rank 0, from the variables that Lightning, torchrun and SLURM set."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def create(run_dir: str) -> None:
