@@ -16,10 +16,12 @@ from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure
 from .entry_points import EnvFactory, call_factory, find_factory, hint_for, tuple_hint, with_tuples, wrapper_with_tuples
-from .failures import environment_failure
+from .failures import environment_failure, is_from_environment
 from .vector.atari import make_atari_vector
+from .vector.interface import error_filters_removed
 from .vector.num_workers import fastest_num_workers
-from .vector.serial import SerialVectorEnv, error_filters_removed
+from .vector.recovery import MAX_RESTARTS, STEP_TIMEOUT, restarts_for
+from .vector.serial import SerialVectorEnv
 from .vector.subprocess import SubprocessVectorEnv
 from .vector_env import VectorEnv
 from .wrappers import RawEpisodeReward, Wrapper, with_action_mask, wrapped
@@ -36,7 +38,9 @@ def make_env(
     num_envs: int | None = None,
     *,
     num_workers: int | Literal["auto"] = 0,
-    step_timeout: float = 60.0,
+    step_timeout: float = STEP_TIMEOUT,
+    on_failure: Literal["raise", "restart"] = "raise",
+    max_restarts: int = MAX_RESTARTS,
     wrappers: Sequence[Wrapper] = (),
     info_keys: Sequence[str] = (),
     render_mode: str | None = None,
@@ -50,7 +54,11 @@ def make_env(
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
         num_workers: number of worker processes. 0 steps the environments in this process, `auto` measures which is
             faster. The data do not depend on it.
-        step_timeout: seconds after which a step of a worker fails.
+        step_timeout: seconds after which a step or reset of one environment fails: in workers, and in the process of
+            `torchppo train` and `torchppo eval`.
+        on_failure: `restart` makes an environment again that raises, dies, hangs or returns invalid values, and
+            truncates its episode in the step before. `raise` raises an `EnvironmentFailure`.
+        max_restarts: number of failures that are followed by a restart.
         wrappers: applied to each environment, the first one innermost.
         info_keys: entries of `info` in the last step of an episode that become metrics, besides `is_success` and
             `success`. Values that are not finite are omitted.
@@ -79,8 +87,11 @@ def make_env(
     if num_workers == "auto":
         num_workers = fastest_num_workers(env_fn, num_envs, step_timeout)
     if num_workers == 0:
-        return VectorEnv(SerialVectorEnv([env_fn] * num_envs, info_keys=info_keys))
-    return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, step_timeout, info_keys))
+        restarts = None if on_failure == "raise" else restarts_for(on_failure, max_restarts, num_envs)
+        options: Any = {"info_keys": info_keys, "step_timeout": step_timeout, "restarts": restarts}
+        return VectorEnv(SerialVectorEnv([env_fn] * num_envs, **options))
+    options = {"on_failure": on_failure, "max_restarts": max_restarts}
+    return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, step_timeout, info_keys, **options))
 
 
 def _batch_of_vector(
@@ -179,8 +190,11 @@ def _gymnasium_make(id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa:
     except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
         hint = hint_for(id, error) or tuple_hint(error, kwargs)
         raise EnvironmentFailure(f"environment {id!r} cannot be made: {str(error).rstrip('.')}{hint}") from error
-    except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
-        raise environment_failure(f"environment {id!r} cannot be made", error, tuple_hint(error, kwargs)) from None
+    except BaseException as error:
+        if not is_from_environment(error):
+            raise
+        hint = tuple_hint(error, kwargs) if isinstance(error, Exception) else ""
+        raise environment_failure(f"environment {id!r} cannot be made", error, hint) from None
 
 
 def _without_order_enforcing(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
