@@ -51,7 +51,7 @@ def step_failure(place: str, error: BaseException) -> TorchPPOError:
 
     """
     if isinstance(error, EnvironmentFailure):
-        return EnvironmentFailure(f"{error} ({place})")
+        return error if place in str(error) else EnvironmentFailure(f"{error} ({place})")
     return environment_failure(f"{place} failed", error)
 
 

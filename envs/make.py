@@ -54,10 +54,9 @@ def make_env(
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
         num_workers: number of worker processes. 0 steps the environments in this process, `auto` measures which is
             faster. The data do not depend on it.
-        step_timeout: seconds after which a step or reset of one environment fails: in workers, and in the process of
-            `torchppo train` and `torchppo eval`.
+        step_timeout: seconds after which a step or reset of one environment fails, in workers and in `torchppo train`.
         on_failure: `restart` makes an environment again that raises, dies, hangs or returns invalid values, and
-            truncates its episode in the step before. `raise` raises an `EnvironmentFailure`.
+            truncates its episode; `raise` ends the run.
         max_restarts: number of failures that are followed by a restart.
         wrappers: applied to each environment, the first one innermost.
         info_keys: entries of `info` in the last step of an episode that become metrics, besides `is_success` and
@@ -72,26 +71,33 @@ def make_env(
     """
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
+    of_each_env = {"wrappers": wrappers, "info_keys": info_keys, "on_failure": on_failure.replace("raise", "")}
     if isinstance(id, GymnasiumVectorEnv):
-        return _batch_of_vector(id, num_envs, num_workers, {"wrappers": wrappers, "info_keys": info_keys}, kwargs)
+        return _batch_of_vector(id, num_envs, num_workers, of_each_env, kwargs)
     num_envs = 1 if num_envs is None else num_envs
+    check_counts(num_envs, num_workers)
+    if isinstance(id, str) and id.startswith("ALE/"):
+        return _atari_batch(id, num_envs, num_workers, of_each_env, kwargs)
+    env_fn = partial(make_gymnasium_env, id, wrappers=wrappers, **kwargs)
+    if num_workers == "auto":
+        num_workers = fastest_num_workers(env_fn, num_envs, step_timeout)
+    options: dict[str, Any] = {"info_keys": info_keys, "step_timeout": step_timeout}
+    if num_workers > 0:
+        options |= {"on_failure": on_failure, "max_restarts": max_restarts}
+        return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, **options))
+    if on_failure != "raise":
+        options["restarts"] = restarts_for(on_failure, max_restarts, num_envs)
+    return VectorEnv(SerialVectorEnv([env_fn] * num_envs, **options))
+
+
+def check_counts(num_envs: int, num_workers: Any) -> None:
+    """Raise a ConfigurationError if the number of environments or workers is out of range."""
     if num_envs < 1:
         raise ConfigurationError(f"env.num_envs={num_envs} must be at least 1")
     if not (num_workers == "auto" or (isinstance(num_workers, int) and 0 <= num_workers <= num_envs)):
         raise ConfigurationError(
             f"env.num_workers={num_workers} must be auto or between 0 and the number of environments ({num_envs})"
         )
-    if isinstance(id, str) and id.startswith("ALE/"):
-        return _atari_batch(id, num_envs, num_workers, {"wrappers": wrappers, "info_keys": info_keys}, kwargs)
-    env_fn = partial(make_gymnasium_env, id, wrappers=wrappers, **kwargs)
-    if num_workers == "auto":
-        num_workers = fastest_num_workers(env_fn, num_envs, step_timeout)
-    if num_workers == 0:
-        restarts = None if on_failure == "raise" else restarts_for(on_failure, max_restarts, num_envs)
-        options: Any = {"info_keys": info_keys, "step_timeout": step_timeout, "restarts": restarts}
-        return VectorEnv(SerialVectorEnv([env_fn] * num_envs, **options))
-    options = {"on_failure": on_failure, "max_restarts": max_restarts}
-    return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, step_timeout, info_keys, **options))
 
 
 def _batch_of_vector(
@@ -120,8 +126,9 @@ def _atari_batch(
 ) -> VectorEnv:
     if options["wrappers"]:
         raise ConfigurationError(f"env.wrappers do not apply to {id}, which runs in C++; use transforms")
-    if options["info_keys"]:
-        raise ConfigurationError(f"env.info_keys={options['info_keys']} do not apply to {id}; remove them")
+    for name in ("info_keys", "on_failure"):
+        if options[name]:
+            raise ConfigurationError(f"env.{name}={options[name]} does not apply to {id}; remove it")
     if num_workers not in (0, "auto"):
         raise ConfigurationError(
             f"env.num_workers={num_workers} does not apply to {id}, which runs in C++ threads; set it to 0"

@@ -40,6 +40,7 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
         episode_info: values of `info_keys` in the last step of each environment's last complete episode, `[num_envs,
             len(info_keys)]`. They are NaN if `info` had no such entry. A reset writes them. `None` without keys.
         resume_class: how episodes continue after a restart, one of `resume.resumability.RESUME_CLASSES`.
+        last_seeds: the last seed of each environment.
         num_restarts: number of failures after which each environment was made again, `[num_envs]`. The step of the
             failure is truncated: it has the last observation and the reward 0. `None`: failures are raised.
 
@@ -49,6 +50,8 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
     listed_info_keys: tuple[str, ...] = ()
     episode_info: NDArray[np.float64] | None = None
     resume_class = "inexact"
+    last_seeds: Any = None
+    has_left_space = False
     num_restarts: NDArray[np.int64] | None = None
 
     def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> str:

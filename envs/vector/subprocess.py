@@ -80,6 +80,7 @@ class SubprocessVectorEnv(SlicedVectorEnv):
         self._restarts = restarts_for(on_failure, max_restarts, self.num_envs, shared_zeros)
         self.num_restarts = None if self._restarts is None else self._restarts.counts
         self._lost = np.zeros(self.num_envs, np.bool_)  # a worker has died after their last step
+        self.last_seeds = self._shared.last_seeds
         self.arrays, self.episode_info = self._shared.step, self._shared.episode_info
         bounds = np.linspace(0, self.num_envs, num_workers + 1).round().astype(int).tolist()
         self._workers: list[Worker] = []

@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.modules import set_recurrent_mode
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, NumericalError
 from ..advantages import RolloutBatch
 from ..distributed import normalized
 from .update import Learner
@@ -81,7 +81,7 @@ class MinibatchUpdate:
         """Train on one rollout.
 
         Returns:
-            The mean of every metric over the steps taken, and `num_steps`.
+            The mean of every metric over the steps taken, and `num_steps`. Skipped steps are left out.
 
         Raises:
             ConfigurationError: if minibatches do not fill the rollout.
@@ -98,7 +98,7 @@ class MinibatchUpdate:
             if not self._run_epoch(rows, metrics):
                 break
         learner.set_trainable(policy=True, critic=True)
-        return {**means(metrics), "num_steps": float(len(metrics))}
+        return means(metrics)
 
     def _run_epoch(self, rows: TensorDictBase, metrics: list[dict[str, Tensor]]) -> bool:
         """Append the metrics of every step; return whether the next epoch may start."""
@@ -161,13 +161,57 @@ class MinibatchUpdate:
         )
 
 
+class SkippedSteps:
+    """Counts the optimizer steps that were skipped because their loss or its gradient was not finite.
+
+    Args:
+        limit: number of steps in a row that may be skipped.
+
+    Attributes:
+        number: number of the steps that the last `count` found.
+
+    """
+
+    def __init__(self, limit: int) -> None:
+        if limit < 1:
+            raise ConfigurationError(f"ppo.max_skipped_steps={limit} must be at least 1")
+        self.number = 0
+        self._limit, self._in_a_row = limit, 0
+        self._grad_norms: list[Tensor] = []
+
+    def add(self, grad_norm: Tensor) -> None:
+        """Add a step."""
+        self._grad_norms.append(grad_norm)
+
+    def count(self) -> None:
+        """Count the steps that were added since the last call.
+
+        Raises:
+            NumericalError: if too many steps in a row were skipped.
+
+        """
+        norms, self._grad_norms = self._grad_norms, []
+        finite = torch.stack(norms).isfinite().tolist() if norms else []
+        self.number = finite.count(False)
+        for is_finite in finite if self.number else finite[-1:]:
+            self._in_a_row = 0 if is_finite else self._in_a_row + 1
+            if self._in_a_row > self._limit:
+                raise NumericalError(
+                    f"the loss or its gradient was not finite in more than ppo.max_skipped_steps={self._limit} "
+                    "optimizer steps in a row; lower optimizer.lr or scale rewards"
+                )
+
+
 def means(metrics: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Return the mean of every metric; empty without a step."""
+    """Return the mean of every metric over the steps whose `grad_norm` is finite, and their number `num_steps`."""
     if not metrics:
-        return {}
+        return {"num_steps": 0.0}
     names = list(metrics[0])
     table = torch.stack([torch.stack([step[name] for step in metrics]) for name in names], dim=1)
-    return dict(zip(names, table.mean(0).tolist(), strict=True))
+    if "grad_norm" in names:
+        table = table[table[:, names.index("grad_norm")].isfinite()]
+    values = table.mean(0).tolist() if len(table) else []
+    return {**dict(zip(names, values, strict=bool(values))), "num_steps": float(len(table))}
 
 
 def nearest_divisors(size: int, frames: int, multiple: int) -> str:
