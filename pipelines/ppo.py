@@ -213,7 +213,7 @@ class PPO(MonitoredModule):
     def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
         """Take one optimizer step; see `EagerStep`."""
         if (metrics := self._step(rows, indices)) is not None:
-            self.skipped.add(metrics["grad_norm"])
+            self.skipped.add(metrics)
             for hook in self.after_step:
                 hook()
         return metrics

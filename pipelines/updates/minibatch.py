@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from ...errors import ConfigurationError, NumericalError
 from ..advantages import RolloutBatch
 from ..distributed import normalized
 from .update import Learner
+
+logger = logging.getLogger("torchppo")
 
 
 class MinibatchUpdate:
@@ -177,29 +180,35 @@ class SkippedSteps:
             raise ConfigurationError(f"ppo.max_skipped_steps={limit} must be at least 1")
         self.number = 0
         self._limit, self._in_a_row = limit, 0
-        self._grad_norms: list[Tensor] = []
+        self._steps: list[dict[str, Tensor]] = []
 
-    def add(self, grad_norm: Tensor) -> None:
-        """Add a step."""
-        self._grad_norms.append(grad_norm)
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Add the metrics of a step."""
+        self._steps.append(metrics)
 
     def count(self) -> None:
-        """Count the steps that were added since the last call.
+        """Count the steps that were added since the last call, and print a line if some of them were skipped.
 
         Raises:
             NumericalError: if too many steps in a row were skipped.
 
         """
-        norms, self._grad_norms = self._grad_norms, []
-        finite = torch.stack(norms).isfinite().tolist() if norms else []
+        steps, self._steps = self._steps, []
+        finite = torch.stack([step["grad_norm"] for step in steps]).isfinite().tolist() if steps else []
         self.number = finite.count(False)
-        for is_finite in finite if self.number else finite[-1:]:
+        if not self.number:
+            self._in_a_row = 0 if steps else self._in_a_row
+            return
+        first = {name: value.item() for name, value in steps[finite.index(False)].items() if not value.isfinite()}
+        reason = ", ".join(f"{name}={value}" for name, value in first.items())
+        for is_finite in finite:
             self._in_a_row = 0 if is_finite else self._in_a_row + 1
             if self._in_a_row > self._limit:
                 raise NumericalError(
-                    f"the loss or its gradient was not finite in more than ppo.max_skipped_steps={self._limit} "
-                    "optimizer steps in a row; lower optimizer.lr or scale rewards"
+                    f"more than ppo.max_skipped_steps={self._limit} optimizer steps in a row were not finite "
+                    f"({reason}); lower optimizer.lr or scale rewards"
                 )
+        logger.warning("torchppo: %d of %d optimizer steps were skipped (%s)", self.number, len(steps), reason)
 
 
 def means(metrics: list[dict[str, Tensor]]) -> dict[str, float]:
