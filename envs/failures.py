@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import traceback
+from typing import Any
+
+import numpy as np
 
 from ..errors import EnvironmentFailure, TorchPPOError
+
+MAX_MESSAGE, MAX_ACTION = 1_000, 100
+"""Numbers of characters of an exception's message and of an action that an error quotes."""
 
 
 def environment_failure(message: str, error: BaseException, hint: str = "") -> TorchPPOError:
@@ -22,4 +29,56 @@ def environment_failure(message: str, error: BaseException, hint: str = "") -> T
     if isinstance(error, TorchPPOError):
         return error
     traceback.print_exception(error)
-    return EnvironmentFailure(f"{message}: {type(error).__name__}: {error}{hint}; see the traceback above")
+    return EnvironmentFailure(f"{message}: {described(error)}{hint}; see the traceback above")
+
+
+def described(error: BaseException) -> str:
+    """Return the class and the message of an exception. The message may be missing, long, or raise itself."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the exception is the environment's own code
+        text = "a message that cannot be printed"
+    text = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def step_failure(place: str, error: BaseException) -> TorchPPOError:
+    """Return the error for an exception in a step or reset.
+
+    Args:
+        place: the environment and step (see `place_of`).
+        error: the exception. The message of an EnvironmentFailure is extended by `place`.
+
+    """
+    if isinstance(error, EnvironmentFailure):
+        return error if place in str(error) else EnvironmentFailure(f"{error} ({place})")
+    return environment_failure(f"{place} failed", error)
+
+
+def place_of(env: int, step: int, seed: Any, action: Any) -> str:
+    """Return `environment 3 at step 40 (seed 7, action 1)`. Step 0 is a reset, which has no action.
+
+    Args:
+        env: index of the environment.
+        step: number of steps since its seed was set.
+        seed: the last seed; `None` if it is unknown.
+        action: the last action.
+
+    """
+    if action is None:
+        return f"environment {env} in a reset after {step} steps (seed {seed})"
+    text = " ".join(np.array2string(np.asarray(action), threshold=20, precision=9).split())
+    text = text if len(text) <= MAX_ACTION else f"{text[:MAX_ACTION]}..."
+    return f"environment {env} at step {step} (seed {seed}, action {text})"
+
+
+def is_from_environment(error: BaseException) -> bool:
+    """Return whether an exception that passes through an environment's code is the environment's own.
+
+    It is not if it was raised by a handler of a signal: our handlers raise classes of this package, and Python's raises
+    KeyboardInterrupt.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    is_ours = type(error).__module__.startswith(f"{__package__.partition('.')[0]}.")
+    return isinstance(error, Exception | SystemExit) or not is_ours

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
 import gymnasium
-from gymnasium import spaces
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
@@ -26,16 +23,15 @@ from .entry_points import (
     with_tuples,
     wrapper_with_tuples,
 )
-from .failures import environment_failure
+from .failures import environment_failure, is_from_environment
 from .vector.atari import make_atari_vector
+from .vector.interface import error_filters_removed
 from .vector.num_workers import fastest_num_workers
-from .vector.serial import SerialVectorEnv, error_filters_removed
+from .vector.recovery import MAX_RESTARTS, STEP_TIMEOUT, restarts_for
+from .vector.serial import SerialVectorEnv
 from .vector.subprocess import SubprocessVectorEnv
 from .vector_env import VectorEnv
-from .wrappers import RawEpisodeReward, Wrapper, with_action_mask, wrapped
-
-OTHER_SOURCES = ("gymnasium.core", "gymnasium.wrappers", __package__)
-"""Modules whose code contains `action_mask`, but whose environments have no mask."""
+from .wrappers import RawEpisodeReward, Wrapper, may_report_mask, with_action_mask, wrapped
 
 WRONG_ARGUMENT = r"unexpected keyword argument|missing \d+ required"
 
@@ -48,7 +44,9 @@ def make_env(
     num_envs: int | None = None,
     *,
     num_workers: int | Literal["auto"] = 0,
-    step_timeout: float = 60.0,
+    step_timeout: float = STEP_TIMEOUT,
+    on_failure: Literal["raise", "restart"] = "raise",
+    max_restarts: int = MAX_RESTARTS,
     wrappers: Sequence[Wrapper] = (),
     info_keys: Sequence[str] = (),
     render_mode: str | None = None,
@@ -62,7 +60,10 @@ def make_env(
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
         num_workers: number of worker processes. 0 steps the environments in this process, `auto` measures which is
             faster. The data do not depend on it.
-        step_timeout: seconds after which a step of a worker fails.
+        step_timeout: seconds after which a step or reset of one environment fails, in workers and in `torchppo train`.
+        on_failure: `restart` makes an environment again that raises, dies, hangs or returns invalid values, and
+            truncates its episode; `raise` ends the run.
+        max_restarts: number of failures that are followed by a restart.
         wrappers: applied to each environment, the first one innermost.
         info_keys: entries of `info` in the last step of an episode that become metrics, besides `is_success` and
             `success`. Values that are not finite are omitted.
@@ -77,25 +78,33 @@ def make_env(
     is_atari = isinstance(id, str) and id.startswith("ALE/")
     if render_mode is not None and not is_atari:
         kwargs["render_mode"] = render_mode
+    of_each_env = {"wrappers": wrappers, "info_keys": info_keys, "on_failure": on_failure.replace("raise", "")}
     if isinstance(id, GymnasiumVectorEnv):
-        return _batch_of_vector(id, num_envs, num_workers, {"wrappers": wrappers, "info_keys": info_keys}, kwargs)
+        return _batch_of_vector(id, num_envs, num_workers, of_each_env, kwargs)
     num_envs = 1 if num_envs is None else num_envs
+    check_counts(num_envs, num_workers)
+    if is_atari:
+        return _atari_batch(cast(str, id), num_envs, num_workers, of_each_env, kwargs)
+    env_fn = partial(make_gymnasium_env, id, wrappers=wrappers, **kwargs)
+    if num_workers == "auto":
+        num_workers = fastest_num_workers(env_fn, num_envs, step_timeout)
+    options: dict[str, Any] = {"info_keys": info_keys, "step_timeout": step_timeout}
+    if num_workers > 0:
+        options |= {"on_failure": on_failure, "max_restarts": max_restarts}
+        return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, **options))
+    if on_failure != "raise":
+        options["restarts"] = restarts_for(on_failure, max_restarts, num_envs)
+    return VectorEnv(SerialVectorEnv([env_fn] * num_envs, **options))
+
+
+def check_counts(num_envs: int, num_workers: Any) -> None:
+    """Raise a ConfigurationError if the number of environments or workers is out of range."""
     if num_envs < 1:
         raise ConfigurationError(f"env.num_envs={num_envs} must be at least 1")
     if not (num_workers == "auto" or (isinstance(num_workers, int) and 0 <= num_workers <= num_envs)):
         raise ConfigurationError(
             f"env.num_workers={num_workers} must be auto or between 0 and the number of environments ({num_envs})"
         )
-    if is_atari:
-        return _atari_batch(
-            cast(str, id), num_envs, num_workers, {"wrappers": wrappers, "info_keys": info_keys}, kwargs
-        )
-    env_fn = partial(make_gymnasium_env, id, wrappers=wrappers, **kwargs)
-    if num_workers == "auto":
-        num_workers = fastest_num_workers(env_fn, num_envs, step_timeout)
-    if num_workers == 0:
-        return VectorEnv(SerialVectorEnv([env_fn] * num_envs, info_keys=info_keys))
-    return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, step_timeout, info_keys))
 
 
 def _batch_of_vector(
@@ -124,8 +133,9 @@ def _atari_batch(
 ) -> VectorEnv:
     if options["wrappers"]:
         raise ConfigurationError(f"env.wrappers do not apply to {id}, which runs in C++; use transforms")
-    if options["info_keys"]:
-        raise ConfigurationError(f"env.info_keys={options['info_keys']} do not apply to {id}; remove them")
+    for name in ("info_keys", "on_failure"):
+        if options[name]:
+            raise ConfigurationError(f"env.{name}={options[name]} does not apply to {id}; remove it")
     if num_workers not in (0, "auto"):
         raise ConfigurationError(
             f"env.num_workers={num_workers} does not apply to {id}, which runs in C++ threads; set it to 0"
@@ -203,8 +213,13 @@ def _gymnasium_make(id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa:
         hint = hint_for(id, error) or tuple_hint(error, kwargs)
         kind = ConfigurationError if re.search(WRONG_ARGUMENT, str(error)) else EnvironmentFailure
         raise kind(f"environment {id!r} cannot be made: {str(error).rstrip('.')}{hint}") from error
-    except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
-        raise construction_failure(f"environment {id!r} cannot be made", error, tuple_hint(error, kwargs)) from None
+    except BaseException as error:
+        if not is_from_environment(error):
+            raise
+        message = f"environment {id!r} cannot be made"
+        if not isinstance(error, Exception):
+            raise environment_failure(message, error) from None
+        raise construction_failure(message, error, tuple_hint(error, kwargs)) from None
 
 
 def _without_order_enforcing(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
@@ -214,30 +229,3 @@ def _without_order_enforcing(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any,
     if isinstance(env, TimeLimit):
         env.env = _without_order_enforcing(env.env)
     return env
-
-
-def may_report_mask(env: gymnasium.Env[Any, Any]) -> bool:
-    """Return whether an environment may report an action mask.
-
-    The actions are discrete, and the environment or a wrapper has a method `action_masks` or contains `action_mask` in
-    the source code of its module.
-    """
-    observation = env.observation_space
-    has_mask = isinstance(observation, spaces.Dict) and "action_mask" in observation.spaces
-    if has_mask or not isinstance(env.action_space, spaces.Discrete | spaces.MultiDiscrete):
-        return False
-    layers = [env]
-    while isinstance(layers[-1], gymnasium.Wrapper):
-        layers.append(layers[-1].env)
-    names = {base.__module__ for layer in layers for base in type(layer).__mro__}
-    return env.has_wrapper_attr("action_masks") or any(
-        "action_mask" in _source(name) for name in names if not name.startswith(OTHER_SOURCES)
-    )
-
-
-def _source(module: str) -> str:
-    """Return the source code of a module, or an empty string if it has none."""
-    try:
-        return inspect.getsource(sys.modules[module])
-    except (KeyError, OSError, TypeError):
-        return ""

@@ -14,12 +14,11 @@ from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
 
 from ..errors import ConfigurationError
-from .failures import environment_failure
+from .failures import environment_failure, is_from_environment
 from .spaces.encoding import action_converter
 from .spaces.specs import ALL_ENVS, StepArrays, action_spec, leaf_arrays, observation_dtype, observation_spec, subspaces
-from .vector.autoreset import without_autoreset
-from .vector.interface import SlicedVectorEnv, raise_on_encoded_spaces
-from .vector.serial import error_filters_removed
+from .vector.autoreset import raise_on_encoded_spaces, without_autoreset
+from .vector.interface import SlicedVectorEnv, error_filters_removed
 
 
 class VectorEnv(EnvBase):
@@ -132,7 +131,9 @@ class VectorEnv(EnvBase):
                     observation, _ = self.vector.reset(seed=seed)
             else:
                 observation, _ = self.vector.reset(options={"reset_mask": mask})
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's own code may raise anything
+        except BaseException as error:
+            if not is_from_environment(error):
+                raise
             raise environment_failure("an environment failed", error) from None
         return np.asarray(observation).astype(self._dtype, copy=False)
 
@@ -151,7 +152,9 @@ class VectorEnv(EnvBase):
                 self.vector.send(action, env_slice)
             else:
                 self._step_results = self.vector.step(action)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's own code may raise anything
+        except BaseException as error:
+            if not is_from_environment(error):
+                raise
             raise environment_failure("an environment failed", error) from None
 
     def receive(self, env_slice: slice = ALL_ENVS) -> StepArrays:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +19,8 @@ from .entry_points import construction_failure
 from .spaces.conversion import as_number
 
 Wrapper = Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]
+OTHER_SOURCES = ("gymnasium.core", "gymnasium.wrappers", __package__)
+"""Modules whose code contains `action_mask`, but whose environments have no mask."""
 
 
 class RawEpisodeReward(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -208,3 +212,30 @@ def wrapped(env: gymnasium.Env[Any, Any], wrapper: Wrapper, key: str, name: str)
             f"{key} keeps statistics that evaluation and checkpoints do not have; use policy.normalize_observation=true"
         )
     return env
+
+
+def may_report_mask(env: gymnasium.Env[Any, Any]) -> bool:
+    """Return whether an environment may report an action mask.
+
+    The actions are discrete, and the environment or a wrapper has a method `action_masks` or contains `action_mask` in
+    the source code of its module.
+    """
+    observation = env.observation_space
+    has_mask = isinstance(observation, spaces.Dict) and "action_mask" in observation.spaces
+    if has_mask or not isinstance(env.action_space, spaces.Discrete | spaces.MultiDiscrete):
+        return False
+    layers = [env]
+    while isinstance(layers[-1], gymnasium.Wrapper):
+        layers.append(layers[-1].env)
+    names = {base.__module__ for layer in layers for base in type(layer).__mro__}
+    return env.has_wrapper_attr("action_masks") or any(
+        "action_mask" in _source(name) for name in names if not name.startswith(OTHER_SOURCES)
+    )
+
+
+def _source(module: str) -> str:
+    """Return the source code of a module, or an empty string if it has none."""
+    try:
+        return inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):
+        return ""

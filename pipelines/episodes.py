@@ -93,7 +93,7 @@ def evaluate(
 
     Raises:
         ConfigurationError: if `episodes` or `max_steps` is below 1.
-        NumericalError: if an observation or reward is not finite.
+        EnvironmentFailure: if an observation or reward is not finite.
 
     """
     for key, value in (("episodes", episodes), ("max_steps", max_steps)):

@@ -32,6 +32,7 @@ from .metrics.monitors import (
     save_after_rollouts,
     wait_for_metrics,
 )
+from .updates.minibatch import SkippedSteps
 
 logger = logging.getLogger("torchppo")
 
@@ -60,12 +61,14 @@ class MonitoredModule(LightningModule):
 
     Attributes:
         frames: environment steps of the training so far, summed over all ranks.
+        skipped: counts the optimizer steps that were skipped.
         config: the configuration that the components were built from; empty in Python.
 
     """
 
     frames: int
     config: dict[str, Any]
+    skipped: SkippedSteps
     _has_logged_hyperparameters = False
     _published_at: float  # set when the training starts
 
@@ -96,13 +99,18 @@ class MonitoredModule(LightningModule):
     def publish_rollout(self, metrics: dict[str, float], num_frames: int) -> None:
         """Check the metrics of a rollout of `num_frames`, add the speed since the previous rollout, and publish them.
 
+        Metrics that are not finite are left out if optimizer steps were skipped.
+
         Raises:
             NumericalError: if a metric is not finite.
 
         """
+        if self.skipped.number:
+            metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise NumericalError(f"{name}={value} after {self.frames} frames; lower optimizer.lr or scale rewards")
+        metrics["train/skipped_steps"] = float(self.skipped.number)
         if metrics.get("train/grad_norm") == 0.0:
             logger.warning("torchppo: the gradient was 0 after %d frames; this rollout changed no weights", self.frames)
         now = time.perf_counter()

@@ -27,7 +27,7 @@ from .collectors.vector import as_array, is_action
 from .components.instantiate import build_evaluation_env, call, evaluation_config
 from .step_factory import device_of
 
-BATCH_KEYS = ("num_envs", "num_workers", "step_timeout", "info_keys")
+BATCH_KEYS = ("num_envs", "num_workers", "step_timeout", "on_failure", "max_restarts", "info_keys")
 """Keys of `env` that do not apply to a single environment."""
 GymnasiumEnv = VectorEnv | gymnasium.Env[Any, Any] | GymnasiumVectorEnv[Any, Any, Any]
 

@@ -21,6 +21,7 @@ from ..modules.intrinsic.reward_model import LossesWithRewardModels, RewardModel
 from ..modules.intrinsic.streams import write_rewards
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from .advantages import RolloutBatch, require_entries
+from .collectors.vector import failed_steps
 from .distributed import num_ranks, summed
 from .monitoring import EpisodeStatistics, MonitoredModule
 from .saving.state import load_training_state, start_training, training_state
@@ -28,6 +29,7 @@ from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates import param_groups
 from .updates.coefficients import Coefficients
 from .updates.eager_step import LossWeights, check_collector, check_options, clip_gradients
+from .updates.minibatch import SkippedSteps
 from .updates.update import Update
 
 METRIC_NAMES = {"kl_approx": "approx_kl"}  # the names that PPO users know
@@ -48,6 +50,7 @@ class PPO(MonitoredModule):
         reward_models: models of additional rewards, each with its own critic.
         reward_normalizer: transforms rewards before learning; `None` keeps them.
         max_grad_norm: limit of the global gradient norm; infinity disables clipping.
+        max_skipped_steps: steps in a row that may be skipped because their loss or gradient is not finite.
         normalize_advantage: normalize to mean 0 and standard deviation 1 over each `rollout` or each `minibatch` of
             all ranks; `None` disables it.
         critic_estimator: estimator of value targets, such as GAE with another lambda; `None` uses `estimator`.
@@ -58,8 +61,8 @@ class PPO(MonitoredModule):
         config: a plain dictionary that every checkpoint stores, to rebuild the components from.
 
     Raises:
-        ConfigurationError: if a value is out of range or, when training starts, weights are not float32 or no frames
-            are left. If a graph is required and would not call a Lightning hook, the error is a GraphError.
+        ConfigurationError: if a value is out of range or, when training starts, weights are not float32, no frames are
+            left, or a required graph would not call a Lightning hook.
 
     """
 
@@ -75,6 +78,7 @@ class PPO(MonitoredModule):
         reward_models: Collection[RewardModel] = (),
         reward_normalizer: RewardTransform | None = None,
         max_grad_norm: float = 0.5,
+        max_skipped_steps: int = 20,
         normalize_advantage: Literal["rollout", "minibatch"] | None = "rollout",
         critic_estimator: ValueEstimatorBase | None = None,
         critic_optimizer: Mapping[str, Any] | None = None,
@@ -88,23 +92,20 @@ class PPO(MonitoredModule):
             objective, estimator, reward_models, total_frames, max_grad_norm, normalize_advantage, value_pretraining
         )
         self.objective = objective
-        self.estimator = estimator
-        self.update = update
+        self.estimator, self.update = estimator, update
         self.reward_models = nn.ModuleDict({model.name: model for model in reward_models})
         self.total_frames = total_frames
         self.reward_normalizer = reward_normalizer
         self.max_grad_norm = max_grad_norm
         self.normalize_advantage = normalize_advantage
-        self.critic_estimator = critic_estimator
-        self.critic_optimizer = dict(critic_optimizer or {})
+        self.critic_estimator, self.critic_optimizer = critic_estimator, dict(critic_optimizer or {})
         self.value_pretraining = value_pretraining
         self.compile_mode = check_compile(compile)
-        self.config = config or {}
-        self.episodes = EpisodeStatistics()
-        self.frames = 0
-        self.num_rollouts = 0
+        self.config, self.episodes = config or {}, EpisodeStatistics()
+        self.frames = self.num_rollouts = 0
         self.seconds = {"estimate": 0.0, "update": 0.0}
         self.grad_norm = torch.zeros(())  # of the last step; set by `on_before_optimizer_step`
+        self.skipped = SkippedSteps(max_skipped_steps)
         self.loss_weights = LossWeights({*CRITIC_LOSSES, *(f"loss_{name}" for name in self.reward_models)})
         self._make_optimizer = optimizer
         self.coefficients = Coefficients(controllers or {}, objective)
@@ -190,6 +191,7 @@ class PPO(MonitoredModule):
         num_frames = rollout.numel() * num_ranks()
         self.frames += num_frames
         self.num_rollouts += 1
+        self.skipped.count()
         measured = self.coefficients.measure(batch, results) if self.num_rollouts > self.value_pretraining else {}
         self.coefficients.move(self.frames / self.total_frames, measured, self.optimizer)
         self._update_statistics(batch)
@@ -197,7 +199,7 @@ class PPO(MonitoredModule):
         self.seconds["estimate"] += estimated - start
         self.seconds["update"] += time.perf_counter() - estimated  # computing the metrics waits for the device
         self.episodes.update(rollout)
-        self.publish_rollout(metrics | self.episodes.metrics, num_frames)
+        self.publish_rollout(metrics | self.episodes.metrics | failed_steps(self.trainer.train_dataloader), num_frames)
         if self.frames + num_frames > self.total_frames:
             self.trainer.should_stop = True
         if not self._has_frozen_objects:
@@ -213,6 +215,7 @@ class PPO(MonitoredModule):
     def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
         """Take one optimizer step; see `EagerStep`."""
         if (metrics := self._step(rows, indices)) is not None:
+            self.skipped.add(metrics)
             for hook in self.after_step:
                 hook()
         return metrics
@@ -231,7 +234,7 @@ class PPO(MonitoredModule):
         for module in self.modules():
             if isinstance(module, ObservationNormalizer):
                 module.update(batch.rollout[module.key], summed)
-            elif isinstance(module, ValueHead):
+            elif isinstance(module, ValueHead) and self.skipped.number == 0:  # else targets may not be finite
                 module.update(batch.rollout["value_target"], summed)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -136,7 +136,7 @@ def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
     limit = ppo.update.stop_above
     rule = None if limit is None else StoppingRule(getattr(ppo.objective, "stopping_metric", "kl_approx"), limit)
     is_scaled = getattr(ppo.trainer.precision_plugin, "scaler", None) is not None
-    eager = EagerStep(ppo, rule, is_scaled=is_scaled)
+    eager = EagerStep(ppo, rule)
     chosen = choose(check_compile(compile), num_steps, OPTIMIZER_STEPS_TO_COMPILE)
     # Lightning owns a loss scale. A graph of whole sequences takes minutes to compile, so `auto` does not build one.
     if chosen is False or is_scaled or (compile == "auto" and is_recurrent(ppo.actor)):

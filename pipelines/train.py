@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torchrl.envs import EnvBase
 
-from ..envs.vector.interface import SlicedVectorEnv
+from ..envs.vector.interface import SlicedVectorEnv, Watchdog
 from ..envs.vector_env import vector_of
 from ..errors import ConfigurationError, EnvironmentFailure
 from .build import EVALUATION_RANK, Training, build_trainer, build_training, env_name, evaluation_compile
@@ -27,6 +27,7 @@ from .components.instantiate import build_evaluation_env, check_same_spaces, eva
 from .distributed import StopOnSignal
 from .episodes import EvaluateAndSave, Evaluation, evaluate
 from .ppo import PPO
+from .run_files.failure import end_process, report_failure
 from .run_files.progress_bar import ProgressBar
 from .run_files.summary import (
     ProgressLines,
@@ -75,13 +76,16 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None,
 def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: StopOnSignal, *, is_used: bool) -> None:
     """Build everything, train, and write the results; see `train`."""
     stopwatch, run_dir = Stopwatch(), Path(cfg.run_dir)
-    save_config = LambdaCallback(on_train_batch_start=lambda trainer, *_: save_configuration(trainer, cfg, overrides))
+    save_config = LambdaCallback(
+        on_train_batch_start=lambda trainer, *_: save_configuration(trainer, cfg, overrides),
+        on_exception=lambda trainer, _, error: report_failure(cfg, overrides, error, trainer),
+    )
     evaluator = Evaluator(cfg, stop) if cfg.eval.episodes else None
     evaluation, progress = make_evaluation(cfg, evaluator), ProgressBar() if Console().is_terminal else ProgressLines()
     trainer = build_trainer(cfg, [save_config, stopwatch, progress, evaluation, stop])
-    check_precision(trainer)  # before the run directory exists
+    check_precision(trainer)
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
-    with ExitStack() as stack:
+    with ExitStack() as stack, Watchdog(lambda failure: end_process(cfg, overrides, failure)):
         training = stack.enter_context(closing(build_training(cfg, trainer.global_rank, overrides)))
         if evaluator and trainer.is_global_zero:
             stack.enter_context(closing(evaluator))
@@ -92,9 +96,7 @@ def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: St
 
         def summary_of(end: str) -> Summary:
             return make_summary(
-                env=env_name(cfg),
-                seed=cfg.seed,
-                overrides=overrides,
+                **{"env": env_name(cfg), "seed": cfg.seed, "overrides": overrides},
                 ppo=training.ppo,
                 collector_seconds=seconds_of(training.collector),
                 wall_seconds=stopwatch.seconds,
@@ -180,12 +182,10 @@ def silence_lightning() -> None:
 
 
 def check_precision(trainer: Trainer) -> None:
-    """Raise a ConfigurationError if the precision is not supported."""
-    if trainer.precision in ("64-true", "bf16-true", "16-true"):
-        raise ConfigurationError(
-            f"trainer.precision={trainer.precision} does not fit the environments' float32; use 32-true, bf16-mixed or "
-            "16-mixed"
-        )
+    """Raise a ConfigurationError if the precision is not supported, before the run directory exists."""
+    if (name := trainer.precision) in ("64-true", "bf16-true", "16-true"):
+        message = "does not fit the environments' float32; use 32-true, bf16-mixed or 16-mixed"
+        raise ConfigurationError(f"trainer.precision={name} {message}")
 
 
 class Evaluator:

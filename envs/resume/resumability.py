@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 
 from ...errors import EnvironmentFailure
-from ..failures import environment_failure
+from ..failures import environment_failure, is_from_environment
 from ..spaces.encoding import EncodeSpaces
 from ..wrappers import random_action
 from .plain_data import GENERATORS, load_random_state, save_random_state
@@ -162,7 +162,9 @@ def resume_class(
                 load_random_state(random_state)
                 if are_equal(continued(second, end), expected):
                     return name
-    except (Exception, SystemExit):  # noqa: BLE001 - the training reports what an environment raises
+    except BaseException as error:  # the training reports what an environment raises
+        if not is_from_environment(error):
+            raise
         return "inexact"
     finally:
         for env in envs if close else ():

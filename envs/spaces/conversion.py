@@ -90,7 +90,7 @@ def _split(space: spaces.Space[Any], batch: Any) -> list[Any]:
 
 
 def as_number(value: Any) -> float:
-    """Return a reward or flag as a float.
+    """Return a reward as a float.
 
     Args:
         value: a number, a NumPy scalar, or a tensor, array or list of one element.
@@ -99,13 +99,45 @@ def as_number(value: Any) -> float:
         EnvironmentFailure: if `value` is not one number.
 
     """
-    if isinstance(value, float):
-        return value
+    if isinstance(value, float | int):
+        return float(value)
     try:
-        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float64)
-        return float(array.reshape(()))
-    except (TypeError, ValueError):
-        shown = repr(value) if len(repr(value)) < 80 else f"{type(value).__name__} {np.shape(value)}"
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        if value is None or array.dtype.kind in "USMm":  # NumPy would convert `None` and texts such as "1"
+            raise TypeError
+        return float(array.astype(np.float64).reshape(()))
+    except (TypeError, ValueError, OverflowError):
         raise EnvironmentFailure(
-            f"an environment returned {shown} as a reward or flag; return one number per step"
+            f"an environment returned {shown(value)} as a reward or flag; return one number per step"
         ) from None
+
+
+def as_flag(value: Any) -> bool:
+    """Return `terminated` or `truncated` as a bool.
+
+    Args:
+        value: a bool, 0 or 1, or a tensor or array of one such element. A list is refused, because `[False]` is true in
+            Python.
+
+    Raises:
+        EnvironmentFailure: if `value` is something else.
+
+    """
+    try:
+        number = None if isinstance(value, list | tuple) else as_number(value)
+    except EnvironmentFailure:
+        number = None
+    if number not in (0.0, 1.0):
+        raise EnvironmentFailure(
+            f"an environment returned {shown(value)} as terminated or truncated; return a bool for each"
+        )
+    return bool(number)
+
+
+def shown(value: Any) -> str:
+    """Return a short text of a value."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - the class may be the environment's own
+        text = ""
+    return text if 0 < len(text) < 80 else f"{type(value).__name__} {np.shape(value) if text else ''}".strip()

@@ -24,20 +24,26 @@ ActionConverter = Callable[[Any], NDArray[Any]]
 class EncodeSpaces(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Encodes observations for `array[index] = observation` and decodes actions from `action = array[index]`.
 
-    `observation_space` and `action_space` remain those of the environment.
+    `observation_space` and `action_space` remain those of the environment. Observations are checked before.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], encode: Converter, decode: Converter) -> None:
         super().__init__(env)
         self._encode, self._decode = encode, decode
+        self._fits = fits(env.observation_space)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)
-        return self._encode(observation), info
+        return self._encode(self._checked(observation)), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(self._decode(action))
-        return self._encode(observation), reward, terminated, truncated, info
+        return self._encode(self._checked(observation)), reward, terminated, truncated, info
+
+    def _checked(self, observation: Any) -> Any:
+        if not self._fits(observation):
+            raise_on_mismatch(self.env, observation)
+        return observation
 
 
 def encode_spaces(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
@@ -150,49 +156,33 @@ def _leaf_spaces(space: spaces.Space[Any], path: tuple[str, ...]) -> Iterator[tu
         yield from _leaf_spaces(subspace, (*path, str(key)))
 
 
-def check_first_observations(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Check the observations of every reset and of the first step after it, but not those of later steps.
+def fits(space: spaces.Space[Any]) -> Callable[[Any], bool]:
+    """Return a fast function that is true only for observations that fit a space; see `find_mismatch` for the others.
 
-    Replaces `reset` and `step` of the instance by methods that check, and removes these before they call the original
-    methods. Later steps therefore cost nothing, and an environment that copies itself in `reset` does not copy them.
-
-    Returns:
-        The same environment.
-
-    Raises:
-        EnvironmentFailure: at that reset or step, if an observation does not fit `observation_space`.
-
+    It does not look at the elements of an array of a Box or MultiBinary, which have a fixed dtype.
     """
-    replaced: dict[str, Any] = {}
-
-    def install(**methods: Any) -> None:
-        replaced.update({name: vars(env)[name] for name in methods if name in vars(env)})
-        vars(env).update(methods)
-
-    def uninstall() -> None:
-        for name, method in (("reset", reset), ("step", step)):
-            if vars(env).get(name) is method:
-                del vars(env)[name]
-                vars(env).update({name: replaced[name]} if name in replaced else {})
-        replaced.clear()
-
-    def reset(**kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        uninstall()
-        observation, info = env.reset(**kwargs)
-        raise_on_mismatch(env, observation)
-        install(reset=reset, step=step)
-        return observation, info
-
-    def step(action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        uninstall()
-        observation, reward, terminated, truncated, info = env.step(action)
-        if isinstance(terminated, list | tuple) or isinstance(truncated, list | tuple):  # [False] is true in Python
-            raise EnvironmentFailure(f"an environment returned {terminated=} and {truncated=}; return a bool for each")
-        raise_on_mismatch(env, observation)
-        return observation, reward, terminated, truncated, info
-
-    install(reset=reset)
-    return env
+    if items := subspaces(space):
+        checks = [(key, fits(one)) for key, one in items]
+        if isinstance(space, spaces.Dict):
+            return lambda value: (
+                isinstance(value, dict) and all(key in value and fit(value[key]) for key, fit in checks)
+            )
+        size = 1 + max(key for key, _ in checks)
+        return lambda value: (
+            isinstance(value, list | tuple) and len(value) >= size and all(fit(value[key]) for key, fit in checks)
+        )
+    if is_text(space):
+        return lambda value: isinstance(value, str)
+    if isinstance(space, spaces.Discrete):
+        first, end = int(space.start), int(space.start + space.n)
+        return lambda value: isinstance(value, int | np.integer) and first <= int(value) < end
+    dtype, shape = space.dtype, space.shape
+    if not isinstance(space, spaces.Box | spaces.MultiBinary):
+        return lambda _: False
+    kinds = "f" if isinstance(space, spaces.Box) and np.issubdtype(dtype, np.floating) else ""
+    return lambda value: (
+        isinstance(value, np.ndarray) and value.shape == shape and (value.dtype == dtype or value.dtype.kind in kinds)
+    )
 
 
 def raise_on_mismatch(env: gymnasium.Env[Any, Any], observation: Any) -> None:
@@ -215,12 +205,17 @@ def find_mismatch(space: spaces.Space[Any], value: Any, path: str = "observation
         return next(filter(None, (find_mismatch(one, value[key], f"{path}/{key}") for key, one in items)), "")
     if is_text(space):
         return "" if isinstance(value, str) else f"{path} has type {type(value).__name__}; expected str"
+    if value is None:
+        return f"{path} is None"
     array = np.asarray(value)
     if array.shape != space.shape:
         return f"{path} has shape {array.shape}; expected {space.shape}"
     if isinstance(space, spaces.Box):
-        if np.issubdtype(space.dtype, np.floating) or array.size == 0:
+        if array.size == 0:
             return ""
+        if np.issubdtype(space.dtype, np.floating):
+            is_number = array.dtype.kind in "biuf"
+            return "" if is_number else f"{path} has dtype {array.dtype}; expected {space.dtype}"
         low, high = (0, 1) if space.dtype == np.bool_ else (np.iinfo(space.dtype).min, np.iinfo(space.dtype).max)
     else:
         low = getattr(space, "start", 0)

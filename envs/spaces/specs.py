@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +12,21 @@ from numpy.typing import NDArray
 from tensordict import NestedKey
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
 
-from ...errors import EnvironmentFailure
+from ...errors import ConfigurationError, EnvironmentFailure
 from .text import MAX_WORDS, VOCABULARY_SIZE
 
 ALL_ENVS = slice(None)
 """The slice of all environments. Use this object, because vector environments compare slices with `is`."""
 RESERVED_NAMES = ("shape", "device", "dtype", "space", "batch_size", "names", "data_cls", "step_mdp_static", "self")
 """Names of attributes and arguments of a Composite, which its keys cannot have."""
+
+SUCCESS_KEYS = ("is_success", "success")
+"""Keys of `info` that are read at the end of every episode."""
+METRIC_NAMES = (
+    *("ep_rew_mean", "ep_rew_std", "ep_len_mean", "mean_reward", "std_reward", "mean_ep_len"),
+    *("return_mean", "return_std", "length_mean", "episodes", "episodes_cut"),
+)
+"""Names of metrics that entries of `info` must not replace."""
 
 
 def action_spec(space: spaces.Space[Any], path: str = "action") -> TensorSpec:
@@ -183,6 +191,27 @@ def step_arrays_for(space: spaces.Space[Any], num_envs: int, allocate: Allocate 
     )
     arrays.raw_episode_reward[:] = np.nan
     return arrays
+
+
+def all_info_keys(info_keys: Sequence[str]) -> tuple[str, ...]:
+    """Return `SUCCESS_KEYS` and `info_keys` without duplicates.
+
+    Raises:
+        ConfigurationError: if `info_keys` is not a list of strings, or has the name of another metric.
+
+    """
+    if isinstance(info_keys, str) or not all(isinstance(key, str) for key in info_keys):
+        raise ConfigurationError(f"env.info_keys={info_keys} is not a list of names; write env.info_keys=[name]")
+    if taken := [key for key in info_keys if key in (*METRIC_NAMES, *RESERVED_NAMES)]:
+        raise ConfigurationError(f"env.info_keys: {taken[0]!r} is the name of something else; rename it in info")
+    return tuple(dict.fromkeys((*SUCCESS_KEYS, *info_keys)))
+
+
+def episode_info_for(info_keys: Sequence[str], num_envs: int, allocate: Allocate = np.zeros) -> NDArray[np.float64]:
+    """Allocate `SlicedVectorEnv.episode_info`."""
+    array = allocate((num_envs, len(info_keys)), np.float64)
+    array[:] = np.nan
+    return array
 
 
 def observation_dtype(spec: TensorSpec) -> np.dtype[Any]:

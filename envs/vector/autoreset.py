@@ -10,6 +10,8 @@ from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from numpy.typing import NDArray
 
 from ...errors import EnvironmentFailure
+from ..spaces.encoding import encoder, identity
+from ..spaces.specs import subspaces
 
 
 def without_autoreset(vector: GymnasiumVectorEnv[Any, Any, Any]) -> GymnasiumVectorEnv[Any, Any, Any]:
@@ -117,3 +119,13 @@ class NextStepReset(VectorWrapper):
 def raise_on_running_episodes(vector: Any, mask: NDArray[np.bool_], ended: NDArray[np.bool_]) -> None:
     if (mask & ~ended).any():
         raise EnvironmentFailure(f"{vector} cannot reset an environment whose episode has not ended; reset all of them")
+
+
+def raise_on_encoded_spaces(vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:
+    """Raise an EnvironmentFailure if the spaces need an encoding. Only a `SlicedVectorEnv` encodes."""
+    observation, action = vector.single_observation_space, vector.single_action_space
+    if encoder(observation) is not identity or subspaces(action):
+        raise EnvironmentFailure(
+            f"{vector} does not support the spaces {observation} and {action}; use "
+            "torchppo.envs.SerialVectorEnv or SubprocessVectorEnv"
+        )

@@ -91,7 +91,7 @@ def _send_result(function: Callable[[], Any], sender: Any) -> None:
     init_subprocess()
     try:
         message = cloudpickle.dumps((function(), None))  # pickle cannot send the lambdas that some spaces hold
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's own code may raise anything
+    except BaseException as error:  # noqa: BLE001 - the environment's own code may raise anything
         message = cloudpickle.dumps((None, environment_failure("an environment failed", error)))
     sender.send_bytes(message)
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
+import time
+import traceback
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import gymnasium
 import numpy as np
@@ -13,17 +20,15 @@ from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from numpy.typing import NDArray
 
 from ...errors import ConfigurationError, EnvironmentFailure
-from ..spaces.conversion import as_number
-from ..spaces.encoding import encoder, identity
-from ..spaces.specs import ALL_ENVS, StepArrays, subspaces
+from ..failures import described, is_from_environment
+from ..spaces.specs import ALL_ENVS, StepArrays
 
-SUCCESS_KEYS = ("is_success", "success")
-"""Keys of `info` that are read at the end of every episode."""
-METRIC_NAMES = (
-    *("ep_rew_mean", "ep_rew_std", "ep_len_mean", "mean_reward", "std_reward", "mean_ep_len"),
-    *("return_mean", "return_std", "length_mean", "episodes", "episodes_cut"),
-)
-"""Names of metrics that entries of `info` must not replace."""
+CLOSE_SECONDS = 5.0
+"""How long the environments of a process may take to close."""
+IDLE = -1
+"""Entry of `progress` while no environment is stepped."""
+watched: WeakSet[Any] = WeakSet()
+"""The vector environments that step in this process, for a `Watchdog`."""
 
 
 class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
@@ -35,6 +40,9 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
         episode_info: values of `info_keys` in the last step of each environment's last complete episode, `[num_envs,
             len(info_keys)]`. They are NaN if `info` had no such entry. A reset writes them. `None` without keys.
         resume_class: how episodes continue after a restart, one of `resume.resumability.RESUME_CLASSES`.
+        last_seeds: the last seed of each environment.
+        num_restarts: number of failures after which each environment was made again, `[num_envs]`. The step of the
+            failure is truncated: it has the last observation and the reward 0. `None`: failures are raised.
 
     """
 
@@ -42,6 +50,9 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
     listed_info_keys: tuple[str, ...] = ()
     episode_info: NDArray[np.float64] | None = None
     resume_class = "inexact"
+    last_seeds: Any = None
+    has_left_space = False
+    num_restarts: NDArray[np.int64] | None = None
 
     def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> str:
         """Set and return `resume_class`. Without a name, test new environments. Call this before the first reset."""
@@ -123,34 +134,6 @@ def call_env(
     return attribute(*args, **kwargs) if method == "call" and callable(attribute) else attribute
 
 
-def info_number(key: str, value: Any) -> float:
-    """Return an entry of `info` as a number. Return NaN if it is not finite, or for `SUCCESS_KEYS` not one number.
-
-    Raises:
-        EnvironmentFailure: if the entry of another key is not one number.
-
-    """
-    try:
-        number = as_number(value)
-        return number if abs(number) <= float(np.finfo(np.float32).max) else float("nan")  # rollouts are float32
-    except EnvironmentFailure:
-        if key in SUCCESS_KEYS:
-            return float("nan")
-        raise EnvironmentFailure(
-            f"env.info_keys: info[{key!r}] is a {type(value).__name__}, not one number; remove it from env.info_keys"
-        ) from None
-
-
-def raise_on_encoded_spaces(vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:
-    """Raise an EnvironmentFailure if the spaces need an encoding. Only a `SlicedVectorEnv` encodes."""
-    observation, action = vector.single_observation_space, vector.single_action_space
-    if encoder(observation) is not identity or subspaces(action):
-        raise EnvironmentFailure(
-            f"{vector} does not support the spaces {observation} and {action}; use "
-            "torchppo.envs.SerialVectorEnv or SubprocessVectorEnv"
-        )
-
-
 def env_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> Sequence[int | None]:
     """Return one seed per environment: consecutive seeds from a number, or `None` for each without a seed."""
     if seed is None:
@@ -166,9 +149,101 @@ def reset_indices(options: dict[str, Any] | None, num_envs: int) -> Sequence[int
     return range(num_envs) if mask is None else np.flatnonzero(mask).tolist()
 
 
-def close(env: gymnasium.Env[Any, Any]) -> None:
-    """Close an environment and turn its exceptions into a warning, so that all other environments are closed too."""
+def close(env: gymnasium.Env[Any, Any], seconds: float = CLOSE_SECONDS) -> None:
+    """Close an environment within a time limit. Its exceptions become warnings, so that all others are closed too."""
     try:
-        env.close()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's own code may raise anything
-        warnings.warn(f"{env} failed to close: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)
+        with time_limit(seconds):
+            env.close()
+    except BaseException as error:
+        if not is_from_environment(error):
+            raise
+        warnings.warn(f"{env} failed to close: {described(error)}", RuntimeWarning, stacklevel=2)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise a TimeoutError after some seconds. Works in the main thread, on systems with SIGALRM."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"no end within {seconds:g} seconds")
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+
+
+@contextmanager
+def error_filters_removed() -> Iterator[None]:
+    """Remove warning filters with the action `error` that the code of an environment adds.
+
+    Some packages call `warnings.filterwarnings("error")` when they are imported. This turns the warnings of all other
+    libraries into errors. Filters with other actions are kept.
+    """
+    before = warnings.filters[:]
+    try:
+        yield
+    finally:
+        if warnings.filters != before:
+            kept = [one for one in warnings.filters if one[0] != "error" or one in before]
+            if kept != warnings.filters:
+                warnings.resetwarnings()  # also forgets the cached decisions
+                warnings.filters.extend(kept)  # type: ignore[attr-defined] # a list
+
+
+class Watchdog:
+    """Raises in the main thread if a step or reset of an environment in this process exceeds `step_timeout`.
+
+    Args:
+        end: ends the process with a failure that the main thread has not raised within two seconds.
+
+    """
+
+    def __init__(self, end: Callable[[Exception], None]) -> None:
+        self._end, self._stopped = end, threading.Event()
+        self._failure: Exception | None = None
+
+    def __enter__(self) -> None:
+        self._thread, self._handler = threading.get_ident(), None
+        if hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGALRM, self._raise)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def __exit__(self, *_: Any) -> None:
+        self._stopped.set()
+        if self._handler is not None:
+            signal.signal(signal.SIGALRM, self._handler)
+
+    def _watch(self) -> None:
+        seen, since, last = None, 0.0, time.monotonic()
+        while not self._stopped.wait(0.5):
+            busy = [(vector, *vector.progress.tolist()) for vector in list(watched) if vector.progress[0] != IDLE]
+            state, now = busy[0] if busy else None, time.monotonic()
+            is_same = state is not None and state == seen and now < last + 10  # else the process was suspended
+            seen, since, last = state, since if is_same else now, now
+            if is_same and state is not None and now - since > state[0].step_timeout:
+                self._stop_step(*state)
+
+    def _stop_step(self, vector: Any, *progress: int) -> None:
+        frame = sys._current_frames()[self._thread]
+        if frame.f_trace is not None:  # a debugger has stopped there
+            return
+        from .recovery import timeout_failure
+
+        traceback.print_stack(frame)
+        self._failure = timeout_failure(vector)
+        if self._handler is not None:
+            signal.pthread_kill(self._thread, signal.SIGALRM)
+        if self._handler is None or (not self._stopped.wait(2.0) and vector.progress.tolist() == [*progress]):
+            self._end(self._failure)
+
+    def _raise(self, *_: Any) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure

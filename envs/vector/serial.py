@@ -2,66 +2,65 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Box, MultiBinary
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from ...errors import ConfigurationError
 from ..failures import environment_failure
 from ..resume.resumability import continue_episode, episode_state, resume_class, resume_class_of, with_replay
-from ..spaces.conversion import as_number
-from ..spaces.encoding import check_first_observations, encode_spaces, lacks_mask
+from ..spaces.conversion import as_flag, as_number
+from ..spaces.encoding import EncodeSpaces, encode_spaces, fits, lacks_mask, raise_on_mismatch
 from ..spaces.specs import (
     ALL_ENVS,
-    RESERVED_NAMES,
-    Allocate,
     StepArrays,
     action_spec,
+    all_info_keys,
+    episode_info_for,
     observation_spec,
     step_arrays_for,
 )
-from .interface import (
-    METRIC_NAMES,
-    SUCCESS_KEYS,
-    SlicedVectorEnv,
-    call_env,
-    close,
-    env_seeds,
-    info_number,
-    reset_indices,
-)
+from .episode_info import write_episode_info
+from .interface import CLOSE_SECONDS, IDLE, SlicedVectorEnv, call_env, close, env_seeds, reset_indices, watched
+from .recovery import STEP_TIMEOUT, Restarts, raise_if_not_finite, recover
 
-UNUSED_MASK = (
-    'info["action_mask"] is not used; to use it, return it with every reset and step, and add '
-    "env.wrappers=[{_target_: torchppo.envs.wrappers.ActionMask, _partial_: true}]"
-)
 EnvFn = Callable[[], gymnasium.Env[Any, Any]]
+NUMBERS = frozenset({float, int, np.float64, np.float32, np.int64})
+FLAGS = frozenset({bool, np.bool_})
+"""Classes of rewards and of flags that need no conversion."""
+
+# A float64 that is too large for float32 becomes infinite, which is reported.
+warnings.filterwarnings("ignore", message="overflow encountered in cast")
 
 
 class SerialVectorEnv(SlicedVectorEnv):
     """Steps its environments one after the other in this process.
 
-    It is faster than Gymnasium's `SyncVectorEnv`, which merges the `info` of all environments at every step. Here
-    `info` is dropped, except for `raw_episode_reward` and the `info_keys`. Observations of a Dict or Tuple space are
-    structured arrays. Actions of such a space must be structured arrays too (see `action_converter`).
+    Unlike Gymnasium's `SyncVectorEnv`, it does not merge the `info` of all environments at every step, but drops it,
+    except for `raw_episode_reward` and the `info_keys`. Observations of a Dict or Tuple space are structured arrays.
+    Actions of such a space must be structured arrays too (see `action_converter`).
 
     Args:
         env_fns: one function per environment that makes it.
         arrays: arrays that the steps write to; `None` allocates them.
         info_keys: entries of `info` to read at the end of an episode, in addition to `SUCCESS_KEYS`.
         episode_info: array that the entries are written to; `None` allocates it.
+        step_timeout: seconds after which a `Watchdog` ends a step or reset of one environment.
+        restarts: see `Restarts`; `None` raises every failure.
+        progress: array `[2]`: the environment that is being stepped, or `IDLE`, and the number of steps so far.
+        first_env: index of the first environment in messages.
 
     Raises:
-        EnvironmentFailure: if a space is not supported; while running, if one of the first two observations of an
-            environment does not fit its space.
+        EnvironmentFailure: if a space is not supported; while running, if an environment raises, or returns an
+            observation, reward or flag of a wrong type or shape.
 
     """
 
@@ -73,48 +72,99 @@ class SerialVectorEnv(SlicedVectorEnv):
         arrays: StepArrays | None = None,
         info_keys: Sequence[str] = (),
         episode_info: NDArray[np.float64] | None = None,
+        *,
+        step_timeout: float = STEP_TIMEOUT,
+        restarts: Restarts | None = None,
+        progress: NDArray[np.int64] | None = None,
+        first_env: int = 0,
     ) -> None:
         self.envs: list[gymnasium.Env[Any, Any]] = []
+        self.num_steps, self.step_timeout, self.first_env = 0, step_timeout, first_env
+        self.progress = np.array([IDLE, 0]) if progress is None else progress
+        self.last_seeds: list[int | None] = [None] * len(env_fns)
+        self.actions: Any = None
+        watched.add(self)
         try:
-            for env_fn in env_fns:
-                self.envs.append(encode_spaces(check_first_observations(env_fn())))
+            for index, env_fn in enumerate(env_fns):
+                self.progress[:] = index, -1
+                self.envs.append(encode_spaces(env_fn()))
         except BaseException:
             self.close_extras()
             raise
-        self._env_fn = env_fns[0]
+        self.progress[:] = IDLE, 0
+        self.env_fns, self.restarts = env_fns, restarts
+        self.num_restarts = None if restarts is None else restarts.counts
         init_vector_env(self, describe_env(self.envs[0]), len(self.envs))
         self.spec = self.envs[0].spec
         self.arrays = step_arrays_for(self.single_observation_space, self.num_envs) if arrays is None else arrays
         self.info_keys, self.listed_info_keys = all_info_keys(info_keys), tuple(info_keys)
         self.episode_info = episode_info_for(self.info_keys, self.num_envs) if episode_info is None else episode_info
-        self._infos: list[dict[str, Any] | None] = [None] * self.num_envs  # of the last step, `None` after a reset
+        self.infos: list[dict[str, Any] | None] = [None] * self.num_envs  # of the last step, `None` after a reset
         self._has_info = bool(info_keys)
-        self._missing: set[str] = set()
-        self._lacks_mask = lacks_mask(self.single_observation_space, self.single_action_space)
+        self.missing: set[str] = set()
+        self.lacks_mask = lacks_mask(self.single_observation_space, self.single_action_space)
+        space = self.single_observation_space  # `EncodeSpaces` checks the observations that it encodes
+        self._fits = fits(space) if not isinstance(self.envs[0], EncodeSpaces) else lambda _: True
+        self._array_type = space.dtype if isinstance(space, Box | MultiBinary) else None, space.shape
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
         """Reset all environments, or those of `options["reset_mask"]` (bool, `[num_envs]`)."""
         seeds = env_seeds(seed, self.num_envs)
+        self.actions = None
         for index in reset_indices(options, self.num_envs):
             self._read_info(index)
-            self.arrays.observation[index], _ = self.envs[index].reset(seed=seeds[index])
-            self._infos[index] = None
+            self._reset(index, seeds[index])
+            self.infos[index] = None
+        self.progress[0] = IDLE
         return self.arrays.observation, {}
 
+    def _reset(self, index: int, seed: int | None) -> None:
+        if seed is None and self.restarts is not None:
+            seed = self.restarts.pending.pop(self.first_env + index, None)
+        if seed is not None:
+            self.last_seeds[index] = seed
+        self.progress[0] = index
+        try:
+            observation, _ = self.envs[index].reset(seed=seed)
+            if not self._fits(observation):
+                raise_on_mismatch(self.envs[index], observation)
+            self.arrays.observation[index] = observation
+            if self.restarts is not None:
+                raise_if_not_finite(self, index)
+        except BaseException as error:  # noqa: BLE001 - `recover` raises what is not of the environment
+            recover(self, index, error)
+            self._reset(index, None)
+
     def send(self, actions: Any, env_slice: slice = ALL_ENVS) -> None:
-        observations, rewards, terminated, truncated, raw_episode_rewards = self.arrays
-        infos = self._infos
+        observations, rewards, all_terminated, all_truncated, raw_episode_rewards = self.arrays
+        infos, progress, fit, (dtype, shape) = self.infos, self.progress, self._fits, self._array_type
+        before = None if self.restarts is None else observations.copy()
+        self.actions = actions
+        progress[1] = self.num_steps = self.num_steps + 1
         for index, action in zip(range(self.num_envs)[env_slice], actions, strict=True):
-            observations[index], reward, terminated[index], truncated[index], info = self.envs[index].step(action)
+            progress[0] = index
             try:
-                rewards[index] = reward
-            except (TypeError, ValueError, Warning):  # an array of one element, or a tensor with a gradient
-                rewards[index] = as_number(reward)
-            infos[index] = info
-            if "raw_episode_reward" in info:
-                raw_episode_rewards[index] = info["raw_episode_reward"]
+                observation, reward, terminated, truncated, info = self.envs[index].step(action)
+                is_usual = observation.__class__ is np.ndarray and observation.dtype is dtype
+                if not (is_usual and observation.shape == shape) and not fit(observation):
+                    raise_on_mismatch(self.envs[index], observation)
+                if terminated.__class__ not in FLAGS or truncated.__class__ not in FLAGS:
+                    terminated, truncated = as_flag(terminated), as_flag(truncated)
+                rewards[index] = reward if reward.__class__ in NUMBERS else as_number(reward)
+                observations[index] = observation
+                all_terminated[index], all_truncated[index] = terminated, truncated
+                if "raw_episode_reward" in info:
+                    raw_episode_rewards[index] = info["raw_episode_reward"]
+                infos[index] = info
+                if before is not None:
+                    raise_if_not_finite(self, index)
+            except BaseException as error:  # noqa: BLE001 - `recover` raises what is not of the environment
+                if before is not None:
+                    observations[index] = before[index]
+                recover(self, index, error, action)
+        progress[0] = IDLE
 
     def receive(self, env_slice: slice = ALL_ENVS) -> StepArrays:
         return self.arrays.select(env_slice)
@@ -124,23 +174,11 @@ class SerialVectorEnv(SlicedVectorEnv):
             self._read_info(index)
 
     def _read_info(self, index: int) -> None:
-        info = self._infos[index]
+        info = self.infos[index]
         if info is None or not (info or self._has_info):
             return
         self._has_info = True
-        if self._lacks_mask and "action_mask" in info:
-            self._lacks_mask = False
-            warnings.warn(UNUSED_MASK, RuntimeWarning, stacklevel=2)
-        for position, key in enumerate(self.info_keys):
-            value = info.get(key)
-            if value is None and key not in self._missing and key not in SUCCESS_KEYS:
-                self._missing.add(key)
-                reported = ", ".join(map(str, info)) or "an empty info"
-                message = (
-                    f"env.info_keys: an episode ended without info[{key!r}]; remove it, or use a key of {reported}"
-                )
-                warnings.warn(message, RuntimeWarning, stacklevel=2)
-            self.episode_info[index, position] = np.nan if value is None else info_number(key, value)
+        write_episode_info(self, index, info)
 
     def call_envs(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         name, *others = args
@@ -154,7 +192,7 @@ class SerialVectorEnv(SlicedVectorEnv):
 
     def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> str:
         is_shown = self.render_mode == "human"
-        self.resume_class = name or ("inexact" if is_shown else resume_class(self._env_fn, max_seconds))
+        self.resume_class = name or ("inexact" if is_shown else resume_class(self.env_fns[0], max_seconds))
         if self.resume_class == "replay":
             self.envs = [with_replay(env) for env in self.envs]
         return self.resume_class
@@ -173,47 +211,9 @@ class SerialVectorEnv(SlicedVectorEnv):
         return tuple(env.render() for env in self.envs)
 
     def close_extras(self, **kwargs: Any) -> None:
+        end = time.monotonic() + CLOSE_SECONDS
         for env in self.envs:
-            close(env)
-
-
-def all_info_keys(info_keys: Sequence[str]) -> tuple[str, ...]:
-    """Return `SUCCESS_KEYS` and `info_keys` without duplicates.
-
-    Raises:
-        ConfigurationError: if `info_keys` is not a list of strings, or has the name of another metric.
-
-    """
-    if isinstance(info_keys, str) or not all(isinstance(key, str) for key in info_keys):
-        raise ConfigurationError(f"env.info_keys={info_keys} is not a list of names; write env.info_keys=[name]")
-    if taken := [key for key in info_keys if key in (*METRIC_NAMES, *RESERVED_NAMES)]:
-        raise ConfigurationError(f"env.info_keys: {taken[0]!r} is the name of something else; rename it in info")
-    return tuple(dict.fromkeys((*SUCCESS_KEYS, *info_keys)))
-
-
-def episode_info_for(info_keys: Sequence[str], num_envs: int, allocate: Allocate = np.zeros) -> NDArray[np.float64]:
-    """Allocate `SlicedVectorEnv.episode_info`."""
-    array = allocate((num_envs, len(info_keys)), np.float64)
-    array[:] = np.nan
-    return array
-
-
-@contextmanager
-def error_filters_removed() -> Iterator[None]:
-    """Remove warning filters with the action `error` that the code of an environment adds.
-
-    Some packages call `warnings.filterwarnings("error")` when they are imported. This turns the warnings of all other
-    libraries into errors. Filters with other actions are kept.
-    """
-    before = warnings.filters[:]
-    try:
-        yield
-    finally:
-        if warnings.filters != before:
-            kept = [one for one in warnings.filters if one[0] != "error" or one in before]
-            if kept != warnings.filters:
-                warnings.resetwarnings()  # also forgets the cached decisions
-                warnings.filters.extend(kept)  # type: ignore[attr-defined] # a list
+            close(env, max(0.2, end - time.monotonic()))
 
 
 class EnvDescription(NamedTuple):

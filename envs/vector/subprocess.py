@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 
 from ...errors import ConfigurationError
 from ..spaces.encoding import action_dtype
-from ..spaces.specs import ALL_ENVS, StepArrays, step_arrays_for
+from ..spaces.specs import ALL_ENVS, StepArrays, all_info_keys, episode_info_for, step_arrays_for
 from .forked_call import require_fork, run_in_subprocess, shared_zeros
 from .interface import SlicedVectorEnv, close, env_seeds, reset_indices
+from .recovery import MAX_RESTARTS, STEP_TIMEOUT, restarts_for
 from .serial import (
     EnvDescription,
     EnvFn,
-    all_info_keys,
     describe_env,
-    episode_info_for,
     init_vector_env,
 )
-from .worker import NO_SEED, RESET, STEP, SharedArrays, Worker, close_all
+from .worker import NO_SEED, RESET, STEP, LostWorker, SharedArrays, Worker, close_all
 
 
 class SubprocessVectorEnv(SlicedVectorEnv):
@@ -39,8 +38,10 @@ class SubprocessVectorEnv(SlicedVectorEnv):
     Args:
         env_fns: one function per environment that makes it.
         num_workers: number of processes, at most one per environment.
-        step_timeout: seconds after which a step or reset of a worker fails.
+        step_timeout: seconds after which a step or reset of an environment fails.
         info_keys: see `SerialVectorEnv`.
+        on_failure: `raise` or `restart` (see `make_env`).
+        max_restarts: see `make_env`.
 
     Raises:
         ConfigurationError: if `num_workers` or `step_timeout` is out of range, or the system does not support fork.
@@ -50,7 +51,14 @@ class SubprocessVectorEnv(SlicedVectorEnv):
     """
 
     def __init__(
-        self, env_fns: Sequence[EnvFn], num_workers: int, step_timeout: float = 60.0, info_keys: Sequence[str] = ()
+        self,
+        env_fns: Sequence[EnvFn],
+        num_workers: int,
+        step_timeout: float = STEP_TIMEOUT,
+        info_keys: Sequence[str] = (),
+        *,
+        on_failure: str = "raise",
+        max_restarts: int = MAX_RESTARTS,
     ) -> None:
         require_fork(num_workers)
         if not 1 <= num_workers <= len(env_fns):
@@ -67,7 +75,12 @@ class SubprocessVectorEnv(SlicedVectorEnv):
             shared_zeros((self.num_envs,), action_dtype(self.single_action_space)),
             shared_zeros((self.num_envs,), np.bool_),
             shared_zeros((self.num_envs,), np.int64),
+            np.full(self.num_envs, NO_SEED),
         )
+        self._restarts = restarts_for(on_failure, max_restarts, self.num_envs, shared_zeros)
+        self.num_restarts = None if self._restarts is None else self._restarts.counts
+        self._lost = np.zeros(self.num_envs, np.bool_)  # a worker has died after their last step
+        self.last_seeds = self._shared.last_seeds
         self.arrays, self.episode_info = self._shared.step, self._shared.episode_info
         bounds = np.linspace(0, self.num_envs, num_workers + 1).round().astype(int).tolist()
         self._workers: list[Worker] = []
@@ -75,7 +88,8 @@ class SubprocessVectorEnv(SlicedVectorEnv):
         self._close_workers = Finalize(self, close_all, args=(self._workers,), exitpriority=0)
         for start, stop in pairwise(bounds):
             env_slice = slice(start, stop)
-            self._workers.append(Worker(env_fns[env_slice], env_slice, self._shared, info_keys, step_timeout))
+            options = (self._shared, info_keys, step_timeout, self._restarts)
+            self._workers.append(Worker(env_fns[env_slice], env_slice, *options))
             self._workers[-1].launch()  # after it is in the list, so that it is closed if a signal arrives
         self._pin_workers()
 
@@ -87,14 +101,25 @@ class SubprocessVectorEnv(SlicedVectorEnv):
         mask[:] = False
         mask[reset_indices(options, self.num_envs)] = True
         seeds[:] = [NO_SEED if one is None else one for one in env_seeds(seed, self.num_envs)]
+        self._set_last_seeds()
         workers = [worker for worker in self._workers if mask[worker.env_slice].any()]
         for worker in workers:
             if worker.is_busy:  # the rollout was interrupted
                 worker.finish()
             worker.start(RESET)
         for worker in workers:
-            worker.finish()
+            self._finish(worker, RESET)
         return self.arrays.observation, {}
+
+    def _set_last_seeds(self) -> None:
+        """Use and keep the seeds of the environments that are reset."""
+        mask, seeds = self._shared.reset_mask, self._shared.seeds
+        for env in [*(self._restarts.pending if self._restarts else ())]:
+            if mask[env]:
+                new = self._restarts.pending.pop(env)  # type: ignore[union-attr]
+                seeds[env] = new if seeds[env] == NO_SEED else seeds[env]
+        used = mask & (seeds != NO_SEED)
+        self._shared.last_seeds[used] = seeds[used]
 
     def send(self, actions: Any, env_slice: slice = ALL_ENVS) -> None:
         """Start a step of the environments in `env_slice`, the slice of one or more workers, without waiting."""
@@ -104,8 +129,54 @@ class SubprocessVectorEnv(SlicedVectorEnv):
 
     def receive(self, env_slice: slice = ALL_ENVS) -> StepArrays:
         for worker in self._workers_in(env_slice):
-            worker.finish()
+            self._finish(worker, STEP)
         return self.arrays.select(env_slice)
+
+    def _finish(self, worker: Worker, command: int) -> None:
+        """Wait for a worker. If it is lost, replace it and truncate the episodes of its environments, or raise."""
+        own = worker.env_slice
+        try:
+            before = None if self._restarts is None else self.arrays.observation[own].copy()
+            worker.finish()
+            if command == STEP and self._restarts is not None and self._lost[own].any():
+                self._truncate(self._lost & in_slice(own, self.num_envs), observation=self._kept)
+        except LostWorker as failure:
+            if self._restarts is None or before is None:
+                raise
+            self._restarts.count(failure)
+            for env in range(own.start, own.stop):
+                self._restarts.set_seed(env, int(self._shared.last_seeds[env]) & 0xFFFFFFFF)
+            first = own.start + max(0, int(worker.progress[0]))
+            worker.restart()
+            if command == STEP:
+                self.arrays.truncated[own.start : first] = ~self.arrays.terminated[own.start : first]
+                self._truncate(in_slice(slice(first, own.stop), self.num_envs))
+            else:
+                self._reset_all(worker, before)
+
+    def _truncate(self, mask: NDArray[np.bool_], observation: NDArray[Any] | None = None) -> None:
+        """Replace the last step of some environments by one with the reward 0 that truncates the episode."""
+        if observation is not None:
+            self.arrays.observation[mask] = observation[mask]
+        self.arrays.reward[mask] = 0.0
+        self.arrays.terminated[mask], self.arrays.truncated[mask] = False, True
+        self.num_restarts[mask] += 1  # type: ignore[index]
+        self._lost[mask] = False
+
+    def _reset_all(self, worker: Worker, before: NDArray[Any]) -> None:
+        """Reset a worker that died in a reset. Episodes that continued are truncated in the next step."""
+        own, mask = worker.env_slice, self._shared.reset_mask
+        continued = in_slice(own, self.num_envs) & ~mask & ~self._lost
+        self._kept = self.arrays.observation.copy()
+        self._kept[own] = before
+        self._lost |= continued
+        asked = mask.copy()
+        mask[own], self._shared.seeds[own] = True, NO_SEED
+        self._set_last_seeds()
+        worker.start(RESET)
+        self._finish(worker, RESET)
+        mask[:] = asked
+        self.arrays.observation[self._lost] = self._kept[self._lost]
 
     def read_episode_info(self, mask: NDArray[np.bool_]) -> None:
         for worker in self._workers:
@@ -162,6 +233,13 @@ class SubprocessVectorEnv(SlicedVectorEnv):
             return self._workers
         start, stop, _ = env_slice.indices(self.num_envs)
         return (worker for worker in self._workers if start <= worker.env_slice.start and worker.env_slice.stop <= stop)
+
+
+def in_slice(env_slice: slice, num_envs: int) -> NDArray[np.bool_]:
+    """Return the mask `[num_envs]` of the environments in a slice."""
+    mask = np.zeros(num_envs, np.bool_)
+    mask[env_slice] = True
+    return mask
 
 
 def _make_and_describe(env_fn: EnvFn) -> EnvDescription:

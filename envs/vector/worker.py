@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
@@ -13,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import EnvironmentFailure
-from ..failures import environment_failure
+from ..failures import environment_failure, place_of
 from ..spaces.specs import StepArrays
 from .forked_call import CRASH_HINT, acquire, init_subprocess, shared_zeros, start_forked
+from .interface import IDLE
+from .recovery import Restarts
 from .serial import EnvFn, SerialVectorEnv
 
 STEP, RESET, CALL, CLOSE = range(4)
@@ -32,6 +36,11 @@ class SharedArrays(NamedTuple):
     actions: NDArray[Any]
     reset_mask: NDArray[np.bool_]
     seeds: NDArray[np.int64]
+    last_seeds: NDArray[np.int64]
+
+
+class LostWorker(EnvironmentFailure):
+    """A worker that died or did not answer in time."""
 
 
 class Worker:
@@ -42,7 +51,11 @@ class Worker:
         env_slice: slice of the batch that the worker steps.
         shared: arrays of all environments.
         info_keys: see `SerialVectorEnv`.
-        step_timeout: seconds after which a command fails.
+        step_timeout: seconds after which a step or reset of one environment, or another command, fails.
+        restarts: see `SerialVectorEnv`.
+
+    Attributes:
+        progress: see `SerialVectorEnv`.
 
     """
 
@@ -53,24 +66,39 @@ class Worker:
         shared: SharedArrays,
         info_keys: Sequence[str],
         step_timeout: float,
+        restarts: Restarts | None = None,
     ) -> None:
-        # A spawned process would import PyTorch again and would not know environments that a script registered.
-        context = multiprocessing.get_context("fork")
         self.env_slice = env_slice
         self.step_timeout = step_timeout
-        self.is_busy = False
+        self.progress: NDArray[np.int64] = shared_zeros((2,), np.int64)
         self._command, self._has_failed = shared_zeros((1,), np.int8), shared_zeros((1,), np.bool_)
+        self._shared = shared
+        self._arguments = (env_fns, env_slice, shared, info_keys, restarts, self.progress)
+        self._make_process()
+
+    def _make_process(self) -> None:
+        # A spawned process would import PyTorch again and would not know environments that a script registered.
+        context = multiprocessing.get_context("fork")
+        self.is_busy = False
+        self.progress[:] = IDLE, 0
+        self._has_failed[0] = False
         self._go, self._done = context.Semaphore(0), context.Semaphore(0)
         self._pipe, pipe = context.Pipe()
         signals = WorkerSignals(self._command, self._go, self._done, self._has_failed, pipe)
-        arguments = (env_fns, env_slice, shared, info_keys, signals)
-        self._process = context.Process(target=_run_worker, args=arguments, daemon=True)
+        self._process = context.Process(target=_run_worker, args=(*self._arguments, signals), daemon=True)
         self._pipe_of_worker = pipe
 
     def launch(self) -> None:
         """Start the process."""
         start_forked(self._process)
         self._pipe_of_worker.close()
+
+    def restart(self) -> None:
+        """Replace the process by a new one, with new environments that have not been reset."""
+        self._kill()
+        self._pipe.close()
+        self._make_process()
+        self.launch()
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Return the results of a method of the worker's `SerialVectorEnv`."""
@@ -91,39 +119,69 @@ class Worker:
         self.is_busy = True
 
     def finish(self) -> None:
-        """Wait until the command is done."""
-        waited = 0.0
-        while not acquire(self._done, min(POLL_SECONDS, self.step_timeout)):
-            waited += POLL_SECONDS
+        """Wait until the command is done.
+
+        Raises:
+            LostWorker: if the process died, or no step or reset of an environment ended within `step_timeout`.
+            TorchPPOError: if the process reports an error.
+
+        """
+        waited, progress = 0.0, (0, 0)
+        poll_seconds = min(POLL_SECONDS, self.step_timeout)
+        while not acquire(self._done, poll_seconds):
             if not self._process.is_alive():
-                code = self._process.exitcode
-                raise EnvironmentFailure(f"{_worker_name(self.env_slice)} died with exit code {code}; {CRASH_HINT}")
+                raise LostWorker(f"{self._place()} died with exit code {exit_text(self._process)}; {CRASH_HINT}")
+            before, progress = progress, (int(self.progress[0]), int(self.progress[1]))
+            waited = waited + poll_seconds if before in (progress, (0, 0)) else poll_seconds
             if waited >= self.step_timeout:
-                raise EnvironmentFailure(
-                    f"{_worker_name(self.env_slice)} did not answer within env.step_timeout={self.step_timeout:g} "
-                    "seconds; increase it if the environment is slow"
+                raise LostWorker(
+                    f"{self._place()} did not answer within env.step_timeout={self.step_timeout:g} seconds; increase "
+                    "it if the environment is slow"
                 )
         self.is_busy = False
         if self._has_failed[0]:  # polling the pipe instead would take 6 us
-            raise self._pipe.recv()
+            try:
+                failure = self._pipe.recv()
+            except (EOFError, OSError):
+                raise LostWorker(f"{self._place()} died after a failure; {CRASH_HINT}") from None
+            raise failure
+
+    def _place(self) -> str:
+        """Return the text that names the environment that is being stepped, or else the worker."""
+        index, num_steps = self.progress.tolist()
+        if index == IDLE or num_steps < 0:
+            return _worker_name(self.env_slice)
+        env = self.env_slice.start + index
+        seed = self._shared.last_seeds[env]
+        action = self._shared.actions[env] if self._command[0] == STEP else None
+        return f"the worker of {place_of(env, num_steps, None if seed == NO_SEED else seed, action)}"
 
     def pin_to_core(self, core: int) -> None:
         os.sched_setaffinity(cast(int, self._process.pid), {core})
 
-    def close(self) -> None:
-        """End the process; kill it if it does not end within two seconds."""
-        if self._process.pid is None:  # a signal has interrupted `launch`
-            return
-        self.start(CLOSE)
-        self._process.join(timeout=2.0)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.join()
 
 
-def close_all(workers: Sequence[Worker]) -> None:
+def close_all(workers: Sequence[Worker], seconds: float = 2.0) -> None:
+    """End the processes; kill those that do not end in time, for example because an environment does not close."""
+    workers = [worker for worker in workers if worker._process.pid is not None]  # a signal may interrupt `launch`
     for worker in workers:
-        worker.close()
+        worker.start(CLOSE)
+    end = time.monotonic() + seconds
+    for worker in workers:
+        worker._process.join(timeout=max(0.0, end - time.monotonic()))
+        if worker._process.is_alive():
+            worker._kill()
+
+
+def exit_text(process: Any) -> str:
+    """Return the exit code of a process, with the name of the signal that killed it."""
+    code = process.exitcode
+    with suppress(ValueError, TypeError):
+        return f"{code} ({signal.Signals(-code).name})"
+    return str(code)
 
 
 class WorkerSignals(NamedTuple):
@@ -137,7 +195,13 @@ class WorkerSignals(NamedTuple):
 
 
 def _run_worker(
-    env_fns: Sequence[EnvFn], env_slice: slice, shared: SharedArrays, info_keys: Sequence[str], signals: WorkerSignals
+    env_fns: Sequence[EnvFn],
+    env_slice: slice,
+    shared: SharedArrays,
+    info_keys: Sequence[str],
+    restarts: Restarts | None,
+    progress: NDArray[np.int64],
+    signals: WorkerSignals,
 ) -> None:
     """Execute commands until `CLOSE`, or until the parent process is gone."""
     init_subprocess()
@@ -145,7 +209,8 @@ def _run_worker(
     command, go, done, has_failed, pipe = signals
     vector = None
     try:
-        vector = SerialVectorEnv(env_fns, shared.step.select(env_slice), info_keys, shared.episode_info[env_slice])
+        outputs = (shared.step.select(env_slice), info_keys, shared.episode_info[env_slice])
+        vector = SerialVectorEnv(env_fns, *outputs, restarts=restarts, progress=progress, first_env=env_slice.start)
         while True:
             while not acquire(go, POLL_SECONDS):
                 if os.getppid() != parent_pid:
@@ -161,7 +226,7 @@ def _run_worker(
             done.release()
             if reply is not None:
                 pipe.send_bytes(reply)  # after the release, because long results block until the parent reads them
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's own code may raise anything
+    except BaseException as error:  # noqa: BLE001 - the environment's own code may raise anything
         message = environment_failure(f"{_worker_name(env_slice)} failed", error)
         has_failed[0] = True
         done.release()
@@ -176,7 +241,7 @@ def _results_of_call(vector: SerialVectorEnv, request: bytes) -> bytes:
     method, args, kwargs = cloudpickle.loads(request)
     try:
         return cast(bytes, cloudpickle.dumps((getattr(vector, method)(*args, **kwargs), None)))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's own code may raise anything
+    except BaseException as error:  # noqa: BLE001 - the environment's own code may raise anything
         return cast(bytes, cloudpickle.dumps((None, environment_failure(f"{method} failed", error))))
 
 

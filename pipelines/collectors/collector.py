@@ -128,7 +128,7 @@ class Collector(SizedRollouts):
 
     Raises:
         ConfigurationError: if a number is out of range or the environment lacks an entry of the rollout.
-        NumericalError: while iterating, if an observation or reward is not finite.
+        EnvironmentFailure: while iterating, if an observation or reward is not finite.
 
     """
 
@@ -240,7 +240,7 @@ class Collector(SizedRollouts):
                     raise
 
     def _collect(self) -> TensorDictBase:
-        return require_finite(self._rollouts())
+        return require_finite(self._rollouts(), vector=getattr(self.env, "vector", None))
 
 
 def seconds_of(collector: Any) -> dict[str, float]:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
 from ...envs import ALL_ENVS, StepArrays, leaf_arrays
-from ...errors import NumericalError
 
 if TYPE_CHECKING:
     from .device_buffer import DeviceObservations
@@ -65,10 +65,8 @@ class RolloutBuffer:
     def write(self, step: int, env_slice: slice, arrays: StepArrays) -> NDArray[np.intp] | None:
         """Store the result of a step of the environments in `env_slice`.
 
-        Returns:
-            The indices of the environments whose episode ended, or `None`. Their observation is stored as the final
-            one; the caller must reset the environments and overwrite the observation of the next step.
-
+        Returns the indices of the environments whose episode ended, or `None`. Their observation is stored as the final
+        one; the caller must reset the environments and overwrite the observation of the next step.
         """
         observation, reward, terminated, truncated, raw = arrays
         self._num_steps = step + 1
@@ -85,7 +83,7 @@ class RolloutBuffer:
         return ended
 
     def check_finite(self) -> None:
-        """Raise a NumericalError if an observation stored so far is not finite."""
+        """Raise an EnvironmentFailure if an observation stored so far is not finite."""
         for key, observed in leaf_arrays(self.observations.array[: self._num_steps + 1]).items():
             raise_if_not_finite(key, torch.from_numpy(observed).transpose(0, 1), "rollout", -1)
 
@@ -94,11 +92,8 @@ class RolloutBuffer:
     ) -> TensorDictBase:
         """Return the rollout, `[num_envs, time]`.
 
-        Args:
-            output_keys: keys of the policy's outputs.
-            states: recurrent states before every step and after the last, `[time + 1, num_envs, ...]`.
-            counters: returns and lengths of the episodes that the rollout continues.
-
+        `states` are recurrent states before every step and after the last, `[time + 1, num_envs, ...]`, and `counters`
+        the returns and lengths of the episodes that the rollout continues.
         """
         done = self._terminated | self._truncated
         episode_reward, step_count = counters.advance(self._rewards, done, self._raw_episode_rewards)
@@ -208,37 +203,47 @@ class EpisodeCounters:
         return np.where(np.isnan(raw), returns, raw), lengths
 
 
-def require_finite(data: TensorDictBase, *, name: str = "rollout", first_step: int = 0) -> TensorDictBase:
+def require_finite(
+    data: TensorDictBase, *, name: str = "rollout", first_step: int = 0, vector: Any = None
+) -> TensorDictBase:
     """Return `data` if all its observations and rewards are finite.
 
     Args:
         data: `[num_envs, time]`.
         name: name of the data in the error message.
         first_step: index of the first step of the data in the error message.
+        vector: the vector environment, if there is one; an observation outside its space is reported once.
 
     Raises:
-        NumericalError: if a value is not finite; the message names its environment, step and key.
+        EnvironmentFailure: if a value is not finite; the message names its environment, step and key.
 
     """
     observation = data.select("observation", strict=False)
     if observation.is_empty():  # then check every entry that exists before and after a step
         observation = data["next"].select(*data.keys(include_nested=True, leaves_only=True), strict=False)
         observation = observation.exclude("episode_info")  # NaN where an episode does not end
+    place = (name, first_step, data, vector)
     for key in observation.keys(include_nested=True, leaves_only=True):
-        raise_if_not_finite(key, data["next"][key], name, first_step)
+        raise_if_not_finite(key, data["next"][key], *place)
         raise_if_not_finite(key, data[key], name, first_step - 1)
-    raise_if_not_finite("reward", data["next", "reward"], name, first_step)
+    raise_if_not_finite("reward", data["next", "reward"], *place)
+    space = getattr(vector, "single_observation_space", None)
+    if isinstance(space, Box) and space.dtype.kind == "f" and not getattr(vector, "has_left_space", True):
+        observed, bounds = data["next", "observation"], (space.low, space.high)
+        low, high = (torch.as_tensor(bound, dtype=observed.dtype, device=observed.device) for bound in bounds)
+        if (observed.amin((0, 1)) < low).any() or (observed.amax((0, 1)) > high).any():
+            from .invalid_values import warn_about
+
+            vector.has_left_space = True
+            warn_about(observed, low, high)
     return data
 
 
-def raise_if_not_finite(key: NestedKey, values: Tensor, name: str, first_step: int) -> None:
-    """Raise a NumericalError for the first entry of `values` `[num_envs, time, ...]` that is not finite."""
-    if not values.is_floating_point() or values.sum().isfinite() or values.isfinite().all():
-        return
-    step, env = values.isfinite().reshape(*values.shape[:2], -1).all(-1).T.logical_not().nonzero()[0].tolist()
-    bad = values[env, step]
-    path = key if isinstance(key, str) else "/".join(key)
-    place = f"at step {step + first_step} of the {name}" if step + first_step >= 0 else f"at the start of the {name}"
-    raise NumericalError(
-        f"{path} of environment {env} is {bad[~bad.isfinite()][0].item()} {place}; fix the environment"
-    )
+def raise_if_not_finite(
+    key: NestedKey, values: Tensor, name: str, first_step: int, data: Any = None, vector: Any = None
+) -> None:
+    """Raise an error for the first entry of `values` `[num_envs, time, ...]` that is not finite."""
+    if values.is_floating_point() and not values.sum().isfinite() and not values.isfinite().all():
+        from .invalid_values import raise_for
+
+        raise_for(key, values, name, first_step, data, vector)

@@ -16,12 +16,13 @@ from torchrl.envs import EnvBase
 
 from ...envs import ALL_ENVS, VectorEnv
 from ...envs.resume.plain_data import load_array, save_array
+from ...envs.vector_env import vector_of
 from ...errors import ConfigurationError, EnvironmentFailure
 from ..metrics.episode_info import EpisodeInfo, write_episode_info
 from ..step_factory import Compile, PolicyFunction, warn_once
 from .recurrent_context import RecurrentContext
 from .rollout_buffer import EpisodeCounters, RolloutBuffer
-from .skipped_steps import SkippedStep, replace_skipped
+from .skipped_steps import SkippedStep, discard_failed, replace_skipped
 
 
 class VectorRollouts:
@@ -57,6 +58,7 @@ class VectorRollouts:
         self._groups = env.double_buffer_groups() if double_buffer else [ALL_ENVS]
         self._action_indices = {key: i for i, key in enumerate(self.policy.output_keys) if is_action(key)}
         self._may_skip = env.skipped is not None
+        self._may_fail = getattr(env.vector, "num_restarts", None) is not None
         self._observation: NDArray[Any] | None = None  # `None`: the next rollout begins with a reset
         self._context: RecurrentContext | None = None
         self._last_states: Mapping[str, Tensor] | None = None
@@ -72,6 +74,8 @@ class VectorRollouts:
         self.policy.refresh()
         self._infos: list[EpisodeInfo] = []
         self._skipped: list[SkippedStep] = []
+        self._failed: list[SkippedStep] = []
+        self._restarts = self.env.vector.num_restarts.copy() if self._may_fail else None
         device, states = self.policy.device, self.policy.state_shapes
         if states and self._may_skip:
             raise ConfigurationError(
@@ -94,6 +98,8 @@ class VectorRollouts:
         rollout = buffer.as_tensordict(self.policy.output_keys, windows, self._counters)
         if self._skipped:
             rollout = replace_skipped(rollout, self._skipped)
+        if self._failed:
+            rollout = discard_failed(rollout, self._failed, is_recurrent=bool(states))
         return write_episode_info(rollout, self.env.info_keys, self._infos) if self._infos else rollout
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,6 +180,8 @@ class VectorRollouts:
         self.seconds[self._stepping] += time.perf_counter() - start
         ended = buffer.write(step, env_slice, arrays)
         if ended is not None:
+            if self._may_fail:
+                self._note_failed(step, env_slice)
             mask = np.zeros(self.env.num_envs, np.bool_)
             mask[ended] = True
             start = time.perf_counter()
@@ -185,6 +193,24 @@ class VectorRollouts:
             info = self.env.episode_info
             if info is not None and not np.isnan(info[ended]).all():
                 self._infos.append(EpisodeInfo(step, ended, info[ended]))
+
+    def _note_failed(self, step: int, env_slice: slice) -> None:
+        """Note the environments in `env_slice` that failed in this step."""
+        counts, mask = self.env.vector.num_restarts, np.zeros(self.env.num_envs, np.bool_)
+        mask[env_slice] = (counts != self._restarts)[env_slice]
+        self._restarts = np.where(mask, counts, self._restarts)
+        if mask.any():
+            self._failed.append(SkippedStep(step, mask))
+
+
+def failed_steps(collector: Any) -> dict[str, float]:
+    """Return the number of steps so far in which environments failed and were made again, as a metric.
+
+    Empty if failures are raised.
+    """
+    env = getattr(collector, "env", None)
+    counts = getattr(vector_of(env), "num_restarts", None) if env is not None else None
+    return {} if counts is None else {"rollout/failed_steps": float(counts.sum())}
 
 
 def is_action(key: NestedKey) -> bool:

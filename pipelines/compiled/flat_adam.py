@@ -103,7 +103,7 @@ class FlatAdam:
 
     @torch.no_grad()
     def step(self, gradient: Tensor, max_norm: float) -> Tensor:
-        """Clip the gradient by its norm and take a step.
+        """Clip the gradient by its norm and take a step, or change nothing if the norm is not finite.
 
         Source: Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019 for decoupled weight decay.
 
@@ -116,23 +116,33 @@ class FlatAdam:
 
         """
         norm = gradient.norm()
+        is_finite = norm.isfinite()
         clip = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         vectors = self._vector, gradient, *(self._moments[key] for key in MOMENTS)
         parts = zip(*(split_by_group(vector, self._sizes) for vector in vectors), strict=True)
         for index, part in enumerate(parts):
-            self._step_group(index, clip, *part)
+            self._step_group(index, clip, is_finite, *part)
         return norm.reshape(1)
 
     def _step_group(
-        self, index: int, clip: Tensor, vector: Tensor, gradient: Tensor, mean: Tensor, square: Tensor
+        self,
+        index: int,
+        clip: Tensor,
+        is_finite: Tensor,
+        vector: Tensor,
+        gradient: Tensor,
+        mean: Tensor,
+        square: Tensor,
     ) -> None:
         group, lr, trainable = self.groups[index], self._lr[index], self._trainable[index]
         (beta1, beta2), eps, decay = group["betas"], group["eps"], group["weight_decay"]
-        steps, may_freeze = split_by_group(self._steps, self._counts)[index], "trainable" in group
-        steps.add_(trainable if may_freeze else 1.0)
-        num_steps = steps[self._leading[index]]
-        if may_freeze:
-            lr, num_steps = lr * trainable, num_steps.clamp(min=1.0)
+        active = is_finite.to(lr.dtype)  # 1, or 0 for a step that changes nothing
+        if "trainable" in group:
+            active, is_finite = active * trainable, is_finite & (trainable > 0)
+        steps = split_by_group(self._steps, self._counts)[index]
+        steps.add_(active)
+        num_steps = steps[self._leading[index]].clamp(min=1.0)
+        lr = lr * active
         # In one small tensor; otherwise the compiler recomputes the powers and roots for every parameter.
         scale, step_size, root, keep = torch.stack(
             [
@@ -147,11 +157,10 @@ class FlatAdam:
             vector.mul_(keep)
         elif decay:
             gradient = gradient + decay * vector
-        old_moments = (mean.clone(), square.clone()) if may_freeze else ()
+        gradient = gradient.where(is_finite, mean)  # leaves the mean as it is
         mean.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        for moment, old in zip((mean, square), old_moments, strict=False):
-            moment.copy_(moment.where(trainable > 0, old))
+        moved = (square * beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        square.copy_(moved.where(is_finite, square))
         vector.sub_(step_size * mean / (square.sqrt() * root + eps))
 
 

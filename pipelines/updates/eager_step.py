@@ -73,19 +73,14 @@ class EagerStep:
     Args:
         ppo: the LightningModule.
         rule: decides whether a step is skipped. `None` takes every step.
-        is_scaled: whether the precision plugin scales the loss, as float16 needs.
         losses: replacement for `ppo.losses`, such as a compiled version.
 
     """
 
-    def __init__(
-        self, ppo: StepOwner, rule: StoppingRule | None, *, is_scaled: bool = False, losses: Any = None
-    ) -> None:
+    def __init__(self, ppo: StepOwner, rule: StoppingRule | None, *, losses: Any = None) -> None:
         self.ppo = ppo
         self.rule = rule
-        self.is_scaled = is_scaled
         self.losses = ppo.losses if losses is None else losses
-        self._last_norm = torch.zeros(())
         self._is_checked = False
 
     def __call__(self, batch: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
@@ -96,7 +91,8 @@ class EagerStep:
             indices: the rows of the minibatch.
 
         Returns:
-            The losses and metrics of the minibatch, detached scalars, or `None` if `rule` forbids the step.
+            The losses and metrics of the minibatch, detached scalars, or `None` if `rule` forbids the step. If
+            `grad_norm` is not finite, the step was skipped: it changed neither parameters nor the optimizer's state.
 
         """
         losses = self.losses(batch[indices])
@@ -114,30 +110,33 @@ class EagerStep:
                 for param in group["params"]:
                     param.grad = None  # Adam skips it; a gradient of zero would still decay its moments
         optimizer.step()  # Lightning calls `clip_gradients` in between, in `PPO.on_before_optimizer_step`
-        return {**scalars(losses), "grad_norm": self._grad_norm()}
-
-    def _grad_norm(self) -> Tensor:
-        norm = self.ppo.grad_norm
-        if self.is_scaled:  # with a loss scale, gradients may overflow, and the step is then skipped
-            norm = torch.where(norm.isfinite(), norm, self._last_norm.to(norm.device))
-            self._last_norm = norm
-        return norm
+        return {**scalars(losses), "grad_norm": self.ppo.grad_norm}
 
 
 def clip_gradients(ppo: StepOwner) -> Tensor:
-    """Clip the global norm of the gradients to `max_grad_norm`; return the norm before clipping."""
-    return nn.utils.clip_grad_norm_(ppo.losses.parameters(), ppo.max_grad_norm)
+    """Clip the global norm of the gradients to `max_grad_norm`; return the norm before clipping.
+
+    If the norm is not finite, remove the gradients, so that the optimizer does nothing. All ranks have the same norm.
+    """
+    norm = nn.utils.clip_grad_norm_(ppo.losses.parameters(), ppo.max_grad_norm)
+    if not norm.isfinite():
+        for param in ppo.losses.parameters():
+            param.grad = None
+    return norm
 
 
 def total_loss(losses: TensorDictBase, weights: LossWeights) -> Tensor:
-    """Sum all `loss_*` entries. A weight of 0 disables the losses of the policy, or those of the critic."""
+    """Sum all `loss_*` entries. A weight of 0 disables the losses of the policy, or those of the critic.
+
+    If the sum is not finite, all gradients are NaN.
+    """
     parts: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, loss in losses.items():
         if name.startswith("loss_"):
             parts[name in weights.critic_losses].append(loss)
     critic, policy = (reduce(torch.add, part) if part else 0.0 for part in parts.values())
     total: Tensor = weights.critic * critic + weights.policy * policy
-    return total
+    return total * (0.0 * total.detach() + 1.0)  # times 1, or times NaN
 
 
 def scalars(losses: TensorDictBase) -> dict[str, Tensor]:

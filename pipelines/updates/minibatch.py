@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,12 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.modules import set_recurrent_mode
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, NumericalError
 from ..advantages import RolloutBatch
 from ..distributed import normalized
 from .update import Learner
+
+logger = logging.getLogger("torchppo")
 
 
 class MinibatchUpdate:
@@ -81,7 +84,7 @@ class MinibatchUpdate:
         """Train on one rollout.
 
         Returns:
-            The mean of every metric over the steps taken, and `num_steps`.
+            The mean of every metric over the steps taken, and `num_steps`. Skipped steps are left out.
 
         Raises:
             ConfigurationError: if minibatches do not fill the rollout.
@@ -98,7 +101,7 @@ class MinibatchUpdate:
             if not self._run_epoch(rows, metrics):
                 break
         learner.set_trainable(policy=True, critic=True)
-        return {**means(metrics), "num_steps": float(len(metrics))}
+        return means(metrics)
 
     def _run_epoch(self, rows: TensorDictBase, metrics: list[dict[str, Tensor]]) -> bool:
         """Append the metrics of every step; return whether the next epoch may start."""
@@ -161,13 +164,63 @@ class MinibatchUpdate:
         )
 
 
+class SkippedSteps:
+    """Counts the optimizer steps that were skipped because their loss or its gradient was not finite.
+
+    Args:
+        limit: number of steps in a row that may be skipped.
+
+    Attributes:
+        number: number of the steps that the last `count` found.
+
+    """
+
+    def __init__(self, limit: int) -> None:
+        if limit < 1:
+            raise ConfigurationError(f"ppo.max_skipped_steps={limit} must be at least 1")
+        self.number = 0
+        self._limit, self._in_a_row = limit, 0
+        self._steps: list[dict[str, Tensor]] = []
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Add the metrics of a step."""
+        self._steps.append(metrics)
+
+    def count(self) -> None:
+        """Count the steps that were added since the last call, and print a line if some of them were skipped.
+
+        Raises:
+            NumericalError: if too many steps in a row were skipped.
+
+        """
+        steps, self._steps = self._steps, []
+        finite = torch.stack([step["grad_norm"] for step in steps]).isfinite().tolist() if steps else []
+        self.number = finite.count(False)
+        if not self.number:
+            self._in_a_row = 0 if steps else self._in_a_row
+            return
+        first = {name: value.item() for name, value in steps[finite.index(False)].items() if not value.isfinite()}
+        reason = ", ".join(f"{name}={value}" for name, value in first.items())
+        for is_finite in finite:
+            self._in_a_row = 0 if is_finite else self._in_a_row + 1
+            if self._in_a_row > self._limit:
+                raise NumericalError(
+                    f"more than ppo.max_skipped_steps={self._limit} optimizer steps in a row were not finite "
+                    f"({reason}); lower optimizer.lr or scale rewards"
+                )
+        logger.warning("torchppo: %d of %d optimizer steps were skipped (%s)", self.number, len(steps), reason)
+
+
 def means(metrics: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Return the mean of every metric; empty without a step."""
+    """Return the mean of every metric over the steps whose `grad_norm` is finite, and their number `num_steps`."""
     if not metrics:
-        return {}
+        return {"num_steps": 0.0}
     names = list(metrics[0])
     table = torch.stack([torch.stack([step[name] for step in metrics]) for name in names], dim=1)
-    return dict(zip(names, table.mean(0).tolist(), strict=True))
+    if "grad_norm" in names:
+        table = table[table[:, names.index("grad_norm")].isfinite()]
+    values = table.mean(0).tolist() if len(table) else []
+    return {**dict(zip(names, values, strict=bool(values))), "num_steps": float(len(table))}
 
 
 def nearest_divisors(size: int, frames: int, multiple: int) -> str:

@@ -210,7 +210,7 @@ class TestActions:
     ) -> None:
         env = make(9)
         counting_envs(env)[0].step = lambda _: sys.exit(status)
-        with pytest.raises(EnvironmentFailure, match=f"an environment failed: SystemExit: {status}"):
+        with pytest.raises(EnvironmentFailure, match=f"environment 0 at step 1 .*failed: SystemExit: {status}"):
             self.step_once(env, [1])
         capfd.readouterr()
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchrl.envs import ExplorationType, StepCounter, TransformedEnv, exploration_type
 
 from torchppo.envs import SerialVectorEnv, VectorEnv, make_env
-from torchppo.errors import ConfigurationError, NumericalError
+from torchppo.errors import ConfigurationError, EnvironmentFailure
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import Memory
@@ -167,7 +167,7 @@ class TestEpisodes:
     ) -> None:
         actor, env = make_actor_and_env()
         env.vector.envs[1].reward = float("nan")
-        with pytest.raises(NumericalError, match="reward of environment 1 is nan at step 0"):
+        with pytest.raises(EnvironmentFailure, match="reward of environment 1 is nan at step 0"):
             evaluate(actor, env, 3)
 
     @pytest.mark.parametrize("episodes", [0, -1])

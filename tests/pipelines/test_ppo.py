@@ -33,6 +33,7 @@ from torchppo.modules.normalizers import ObservationNormalizer, RewardNormalizer
 from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
 from torchppo.modules.objectives.ppo_loss import PPOLoss
+from torchppo.pipelines.advantages import RolloutBatch
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates.minibatch import MinibatchUpdate
@@ -248,7 +249,7 @@ class TestTraining:
 
     def test_too_large_loss_scale_is_reduced_and_training_continues(self, make: Make) -> None:
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
-        ppo, collector = make(rollouts=3)
+        ppo, collector = make(rollouts=6, max_skipped_steps=40)
         quiet = {key: value for key, value in QUIET.items() if key != "precision"}
         trainer = Trainer(max_epochs=-1, plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)], **quiet)
         trainer.fit(ppo, train_dataloaders=collector)
@@ -416,12 +417,53 @@ class TestTraining:
         assert all(value.isfinite().all() for value in after.values())
         assert any(not torch.equal(after[name], before[name]) for name in after)
 
-    def test_non_finite_loss_stops_the_training(self, make: Make, fit: Fit) -> None:
-        ppo, collector = make()
+    @pytest.mark.parametrize("compile_", [False, "trace", True])
+    def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
+        self, compile_: Any, make: Make, fit: Fit, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class SometimesInfinite(ClipPPOLoss):
+            """The loss is infinite for minibatches with the first row. Its gradient is finite."""
+
+            def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+                losses = super().forward(tensordict)
+                is_bad = (tensordict["advantage"] > 50).any()
+                losses["loss_extra"] = losses["loss_critic"] * 0 + torch.where(is_bad, torch.inf, 0.0)
+                return losses
+
+        results = []
+        for value in (0.0, 99.0):
+            ppo, collector = make(rollouts=1, objective=SometimesInfinite, compile=compile_, normalize_advantage=None)
+            ppo.update = MinibatchUpdate(epochs=1, minibatch_size=32)
+            estimate = RolloutBatch.estimate
+
+            def changed(batch: RolloutBatch, value: float = value, estimate: Any = estimate) -> None:
+                estimate(batch)
+                batch.rows["advantage"][0] = value
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(RolloutBatch, "estimate", changed)
+                before = weights(ppo)
+                trainer = fit(ppo, collector)
+            moments = [value for state in ppo.optimizer.state.values() for value in state.values()]
+            unchanged = all(torch.equal(one, before[name]) for name, one in weights(ppo).items())
+            results.append((unchanged, not any(bool(one.any()) for one in moments)))
+            assert trainer.callback_metrics["train/skipped_steps"] == (value > 0)
+            assert trainer.callback_metrics["train/num_steps"] == (value == 0)
+        assert results == [(False, False), (True, True)]
+        assert "1 of 1 optimizer steps were skipped (loss_extra=inf, grad_norm=nan)" in caplog.text
+
+    def test_too_many_steps_in_a_row_that_are_not_finite_end_the_training(self, make: Make, fit: Fit) -> None:
+        ppo, collector = make(max_skipped_steps=9, rollouts=3)
         with torch.no_grad():
             list(ppo.critic.parameters())[-1].fill_(float("inf"))
-        with pytest.raises(NumericalError, match=r"train/.*lower optimizer\.lr"):
+        with pytest.raises(NumericalError, match=r"max_skipped_steps=9 .*loss_critic=.*lower optimizer\.lr"):
             fit(ppo, collector)
+        assert ppo.num_rollouts == 2, "8 steps of the first rollout, then 2"
+
+    @pytest.mark.parametrize("limit", [0, -1])
+    def test_a_limit_of_skipped_steps_below_one_is_refused(self, limit: int, make: Make) -> None:
+        with pytest.raises(ConfigurationError, match=f"max_skipped_steps={limit}"):
+            make(max_skipped_steps=limit)
 
     def test_finished_training_is_garbage_collected(self, make: Make, fit: Fit) -> None:
         ppo, collector = make(rollouts=2)

@@ -184,7 +184,7 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
     reasons = {
         "eval.stop_at": is_last and ends,
         "collector.double_buffer": is_serial(cfg.env) and "env.num_workers=0",
-        "env.step_timeout": cfg.env.get("num_workers", 1) == 0 and "env.num_workers=0",
+        "env.max_restarts": cfg.env.get("on_failure") == "raise" and "env.on_failure=raise",
         "update.sequence_length": not has_memory and no_memory,
         "update.burn_in": (not has_memory and no_memory) or (epochs == 1 and only_once),
         "update.recompute_advantage": epochs == 1 and only_once,

@@ -73,7 +73,7 @@ class TestObservations:
         [
             ("box of float32", np.zeros(5), r"observation has shape \(5,\); expected \(4,\)"),
             ("box of float32", np.zeros((3, 5)), r"observation has shape \(3, 5\); expected \(4,\)"),
-            ("box of float32", None, r"observation has shape \(\); expected \(4,\)"),
+            ("box of float32", None, "observation is None"),
             ("image", np.zeros((8, 8, 3), np.uint8), r"observation has shape \(8, 8, 3\); expected \(3, 8, 8\)"),
             ("discrete from 5", 4, "observation has the value 4, which is not in"),
             ("discrete from 5", np.array([5, 9]), r"observation\[1\] has the value 9, which is not in"),

@@ -410,15 +410,14 @@ def test_a_value_that_an_array_can_store_is_no_mismatch(space: spaces.Space[Any]
     assert find_mismatch(space, value) == ""
 
 
-def test_later_observations_are_not_checked() -> None:
-    env = ScriptedEnv(VECTOR, *(np.zeros(4) for _ in range(4)))
+def test_later_observations_are_checked_too() -> None:
+    env = ScriptedEnv(VECTOR, *(np.zeros(4) for _ in range(4)), np.zeros(1))
     vector = SerialVectorEnv([lambda: env])
-    checking = {"reset": env.reset}
     vector.reset()
-    checking["step"] = env.step
-    vector.step(np.zeros(1, np.int64))
-    assert vars(env).keys() == {"observation_space", "observations"}
-    assert all(getattr(env, name) != method for name, method in checking.items())
+    for _ in range(3):
+        vector.step(np.zeros(1, np.int64))
+    with pytest.raises(EnvironmentFailure, match=r"shape \(1,\).*environment 0 at step 4 \(seed None, action 0\)"):
+        vector.step(np.zeros(1, np.int64))
 
 
 def test_an_environment_may_step_a_copy_of_itself_in_reset() -> None:

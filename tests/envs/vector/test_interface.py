@@ -94,7 +94,7 @@ class TestInfo:
 
     @pytest.mark.parametrize("value", [np.float32(2), np.array([2]), torch.tensor([2.0]), 2, True])
     def test_values_may_be_arrays_and_tensors(self, value: Any) -> None:
-        from torchppo.envs.vector.interface import info_number
+        from torchppo.envs.vector.episode_info import info_number
 
         assert info_number("x", value) == float(np.ravel(value)[0])
 

@@ -144,10 +144,10 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("how", "message"),
         [
-            ("raises", r"environments 0 to 0 failed: ValueError: a broken joint"),
-            ("exits", r"environments 0 to 0 failed: SystemExit: no licence"),
-            ("hangs", r"environments 0 to 0 .* env\.step_timeout=2"),
-            ("dies", r"environments 0 to 0 died with exit code 7"),
+            ("raises", r"environment 0 at step 3 .*action 0.* failed: ValueError: a broken joint"),
+            ("exits", r"environment 0 at step 3 .*action 0.* failed: SystemExit: no licence"),
+            ("hangs", r"environment 0 at step 3 .*action 0.* env\.step_timeout=2"),
+            ("dies", r"environment 0 at step 3 .*action 0.* died with exit code 7"),
         ],
     )
     def test_a_failure_in_a_step_is_one_line(self, how: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:

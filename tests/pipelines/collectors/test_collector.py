@@ -19,7 +19,7 @@ from torchrl.envs import Compose, ExplorationType, GymEnv, RewardSum, StepCounte
 
 from torchppo.envs import ALL_ENVS, StepArrays, VectorEnv, make_env
 from torchppo.envs.vector.serial import SerialVectorEnv
-from torchppo.errors import ConfigurationError, NumericalError
+from torchppo.errors import ConfigurationError, EnvironmentFailure
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.extractor import memory_keys, recurrent_state_shapes
@@ -468,7 +468,7 @@ class TestErrors:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_non_finite_value_is_reported_with_its_place(self, where: str, value: float) -> None:
         collector = make_collector(make_env("NotFinite-v0", 2, where=where, value=value), frames_per_env=8)
-        with pytest.raises(NumericalError, match=rf"{where} of environment 0 is {value} at step 4"):
+        with pytest.raises(EnvironmentFailure, match=rf"{where} of environment 0 is {value} at step 4"):
             next(iter(collector))
 
     @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
 
 from torchppo.envs import ALL_ENVS, StepArrays
-from torchppo.errors import NumericalError
+from torchppo.errors import EnvironmentFailure
 from torchppo.pipelines.collectors.device_buffer import DeviceObservations
 from torchppo.pipelines.collectors.rollout_buffer import (
     EpisodeCounters,
@@ -114,7 +114,7 @@ class TestRolloutBuffer:
         buffer.write(0, ALL_ENVS, step_arrays(1))
         buffer.check_finite()
         buffer.observations.array[1, 3] = np.inf
-        with pytest.raises(NumericalError, match="observation of environment 3 is inf at step 0 of the rollout"):
+        with pytest.raises(EnvironmentFailure, match="observation of environment 3 is inf at step 0 of the rollout"):
             buffer.check_finite()
 
 
@@ -142,7 +142,7 @@ class TestFinite:
     def test_first_value_in_time_is_reported_with_its_place(self, shape: tuple[int, ...]) -> None:
         values = torch.zeros(3, 4, *shape)
         values[0, 3], values[1, 2], values[2, 2] = torch.inf, torch.nan, torch.inf
-        with pytest.raises(NumericalError, match=r"^left/x of environment 1 is nan at step 12 of the evaluation"):
+        with pytest.raises(EnvironmentFailure, match=r"^left/x of environment 1 is nan at step 12 of the evaluation"):
             raise_if_not_finite(("left", "x"), values, "evaluation", 10)
 
     @pytest.mark.parametrize("values", [torch.full((2, 2), 3e38), torch.full((2, 2), 7)], ids=["overflow", "integers"])
@@ -160,5 +160,5 @@ class TestFinite:
         rollout = TensorDict(data, [2, 3])
         assert require_finite(rollout) is rollout
         rollout[key][1, 0] = torch.nan
-        with pytest.raises(NumericalError, match=f"environment 1 is nan at step {step + 5} of the evaluation"):
+        with pytest.raises(EnvironmentFailure, match=f"environment 1 is nan at step {step + 5} of the evaluation"):
             require_finite(rollout, name="evaluation", first_step=5)

@@ -1,0 +1,50 @@
+"""Reads entries of `info` at the end of an episode."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from ...errors import EnvironmentFailure
+from ..spaces.conversion import as_number
+from ..spaces.specs import SUCCESS_KEYS
+
+UNUSED_MASK = (
+    'info["action_mask"] is not used; to use it, return it with every reset and step, and add '
+    "env.wrappers=[{_target_: torchppo.envs.wrappers.ActionMask, _partial_: true}]"
+)
+
+
+def write_episode_info(vector: Any, index: int, info: dict[str, Any]) -> None:
+    """Write the entries of the last `info` of an episode to `episode_info` of a `SerialVectorEnv`."""
+    if vector.lacks_mask and "action_mask" in info:
+        vector.lacks_mask = False
+        warnings.warn(UNUSED_MASK, RuntimeWarning, stacklevel=2)
+    for position, key in enumerate(vector.info_keys):
+        value = info.get(key)
+        if value is None and key not in vector.missing and key not in SUCCESS_KEYS:
+            vector.missing.add(key)
+            reported = ", ".join(map(str, info)) or "an empty info"
+            message = f"env.info_keys: an episode ended without info[{key!r}]; remove it, or use a key of {reported}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        vector.episode_info[index, position] = np.nan if value is None else info_number(key, value)
+
+
+def info_number(key: str, value: Any) -> float:
+    """Return an entry of `info` as a number. Return NaN if it is not finite, or for `SUCCESS_KEYS` not one number.
+
+    Raises:
+        EnvironmentFailure: if the entry of another key is not one number.
+
+    """
+    try:
+        number = as_number(value)
+        return number if abs(number) <= float(np.finfo(np.float32).max) else float("nan")  # rollouts are float32
+    except EnvironmentFailure:
+        if key in SUCCESS_KEYS:
+            return float("nan")
+        raise EnvironmentFailure(
+            f"env.info_keys: info[{key!r}] is a {type(value).__name__}, not one number; remove it from env.info_keys"
+        ) from None
