@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from ... import __version__
 from ...envs.resume.plain_data import load_random_state, save_random_state
-from ...errors import ConfigurationError
+from ...envs.vector_env import vector_of
+from ...errors import CheckpointError, ConfigurationError
 from ..distributed import gathered, num_ranks, rank
+from ..step_factory import warn_once
 from .files import verify_checksum
 
 RESUME_TEXTS = {
@@ -28,6 +32,8 @@ def training_state(ppo: Any) -> dict[str, Any]:
     collector = None if ppo._trainer is None else ppo.trainer.train_dataloader
     return {
         "config": ppo.config,
+        "versions": versions(),
+        "environment": environment_of(collector),
         "frames": ppo.frames,
         "total_frames": ppo.total_frames,
         "num_rollouts": ppo.num_rollouts,
@@ -38,6 +44,30 @@ def training_state(ppo: Any) -> dict[str, Any]:
         "ranks": gathered([rank_state(ppo, collector)]),
         **ppo.episodes.state_dict(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a bitwise continuation depends on."""
+    return {"torchppo": __version__, "torch": str(torch.__version__)}
+
+
+def environment_of(collector: Any) -> dict[str, Any]:
+    """Return the id, observations and actions of a collector's environment; empty if it has none."""
+    env = getattr(collector, "env", None)
+    if env is None:
+        return {}
+    num_dims = len(env.batch_size)
+    specs = {
+        **dict(env.observation_spec.items(include_nested=True, leaves_only=True)),
+        **dict(env.full_action_spec.items(include_nested=True, leaves_only=True)),
+    }
+    spaces = {
+        key
+        if isinstance(key, str)
+        else "/".join(key): f"{type(spec).__name__}{list(spec.shape[num_dims:])} {spec.dtype}"
+        for key, spec in specs.items()
+    }
+    return {"id": getattr(getattr(vector_of(env), "spec", None), "id", None), "spaces": spaces}
 
 
 def rank_state(ppo: Any, collector: Any) -> dict[str, Any]:
@@ -57,16 +87,23 @@ def modules_with_state(ppo: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in ppo.named_modules() if type(module).get_extra_state is not default}
 
 
-def load_training_state(ppo: Any, state: Mapping[str, Any]) -> None:
+def load_training_state(ppo: Any, checkpoint: Mapping[str, Any]) -> None:
     """Restore counters and statistics; `start_training` restores the rest.
 
     Raises:
-        CheckpointError: if the file that the Trainer reads is damaged.
+        CheckpointError: if the file that the Trainer reads is damaged, or does not fit. Nothing has changed then.
 
     """
-    path = None if ppo._trainer is None else ppo.trainer.ckpt_path
-    if path is not None and Path(path).is_file():
-        verify_checksum(Path(path), Path(path).read_bytes())
+    if missing := {"environment", "ranks", "update", "coefficients", "seconds"} - checkpoint.get("torchppo", {}).keys():
+        raise CheckpointError(f"the checkpoint has no {min(missing)}; use one of this version of torchppo")
+    if ppo._trainer is not None and ppo.trainer.ckpt_path is not None:
+        path = Path(ppo.trainer.ckpt_path)
+        if path.is_file():
+            verify_checksum(path, path.read_bytes())
+        from .fits import raise_on_misfit
+
+        raise_on_misfit(ppo, checkpoint, path)
+    state = checkpoint["torchppo"]
     ppo.frames, ppo.num_rollouts = state["frames"], state["num_rollouts"]
     ppo.seconds.update(state["seconds"])
     ppo.update.load_state_dict(state["update"])
@@ -74,22 +111,26 @@ def load_training_state(ppo: Any, state: Mapping[str, Any]) -> None:
     ppo.episodes.load_state_dict(state)
 
 
-def start_training(ppo: Any, resumed: Mapping[str, Any] | None) -> None:
-    """Test how the episodes can continue, or continue from a checkpoint: the last thing before the first rollout.
+def restore_random_state(ppo: Any) -> None:
+    """Restore the random numbers of the checkpoint that a training continues from."""
+    if ppo._resumed is not None and len(ppo._resumed["ranks"]) == num_ranks():
+        load_random_state(ppo._resumed["ranks"][rank()]["random"])
 
-    Args:
-        ppo: the LightningModule.
-        resumed: the `training_state` that was loaded, or `None` at the first start.
 
-    """
-    collector = ppo.trainer.train_dataloader
-    if resumed is not None and len(resumed["ranks"]) == num_ranks():
-        own = resumed["ranks"][rank()]
-        if rank() > 0 and hasattr(collector, "load_state_dict"):
+def start_training(ppo: Any) -> None:
+    """Test how the episodes can continue, or continue from a checkpoint: the last thing before the first rollout."""
+    collector, resumed = ppo.trainer.train_dataloader, ppo._resumed
+    if resumed is not None and hasattr(collector, "load_state_dict"):
+        saved = len(resumed["ranks"])
+        if saved != num_ranks():  # Lightning has loaded the episodes of rank 0 on every rank
+            warn_once(f"torchppo: {saved} ranks saved the checkpoint and {num_ranks()} continue, so new episodes start")
+            collector.load_state_dict({**collector.state_dict(), "rollouts": {}})
+        elif rank() > 0:
+            own = resumed["ranks"][rank()]
             collector.load_state_dict(own["collector"])
             for name, module in modules_with_state(ppo).items():
                 module.set_extra_state(own["modules"][name])
-        load_random_state(own["random"])
+    restore_random_state(ppo)
     if set_class := getattr(collector, "set_resume_class", None):
         set_class()
 
