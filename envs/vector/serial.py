@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...errors import ConfigurationError
 from ..failures import environment_failure
+from ..resume.plain_data import seed_spaces
 from ..resume.resumability import continue_episode, episode_state, resume_class, resume_class_of, with_replay
 from ..spaces.conversion import as_number
 from ..spaces.encoding import check_first_observations, encode_spaces, lacks_mask
@@ -99,6 +100,7 @@ class SerialVectorEnv(SlicedVectorEnv):
         seeds = env_seeds(seed, self.num_envs)
         for index in reset_indices(options, self.num_envs):
             self._read_info(index)
+            seed_spaces(self.envs[index], seeds[index])
             self.arrays.observation[index], _ = self.envs[index].reset(seed=seeds[index])
             self._infos[index] = None
         return self.arrays.observation, {}
@@ -167,7 +169,7 @@ class SerialVectorEnv(SlicedVectorEnv):
 
     def load_env_states(self, states: Sequence[Any]) -> None:
         for env, state in zip(self.envs, states, strict=True):
-            continue_episode(env, self.resume_class, state)
+            continue_episode(env, self.resume_class, state["state"] if isinstance(state, dict) else state)
 
     def render(self) -> tuple[Any, ...]:
         return tuple(env.render() for env in self.envs)

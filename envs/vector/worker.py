@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...errors import EnvironmentFailure
 from ..failures import environment_failure
+from ..resume.plain_data import load_random_state, save_random_state
 from ..spaces.specs import StepArrays
 from .forked_call import CRASH_HINT, acquire, init_subprocess, shared_zeros, start_forked
 from .serial import EnvFn, SerialVectorEnv
@@ -130,6 +131,19 @@ class WorkerSignals(NamedTuple):
     pipe: Any
 
 
+class WorkerEnvs(SerialVectorEnv):
+    """The environments of a worker. The state of the first one includes the global random generators of the process."""
+
+    def env_states(self) -> list[Any]:
+        first, *others = super().env_states()
+        return [{"state": first, "random": save_random_state()}, *others]
+
+    def load_env_states(self, states: Sequence[Any]) -> None:
+        super().load_env_states(states)
+        if isinstance(states[0], dict):
+            load_random_state(states[0]["random"])
+
+
 def _run_worker(
     env_fns: Sequence[EnvFn], env_slice: slice, shared: SharedArrays, info_keys: Sequence[str], signals: WorkerSignals
 ) -> None:
@@ -139,7 +153,7 @@ def _run_worker(
     command, go, done, has_failed, pipe = signals
     vector = None
     try:
-        vector = SerialVectorEnv(env_fns, shared.step.select(env_slice), info_keys, shared.episode_info[env_slice])
+        vector = WorkerEnvs(env_fns, shared.step.select(env_slice), info_keys, shared.episode_info[env_slice])
         while True:
             while not acquire(go, POLL_SECONDS):
                 if os.getppid() != parent_pid:

@@ -24,7 +24,9 @@ def raise_on_misfit(ppo: Any, checkpoint: Mapping[str, Any], path: Path) -> None
     state = checkpoint["torchppo"]
     if state["versions"] != versions():
         texts = [", ".join(map(" ".join, found.items())) for found in (state["versions"], versions())]
-        warn_once(f"torchppo: {path} was saved with {texts[0]}, and this is {texts[1]}; results may differ from one run")
+        warn_once(
+            f"torchppo: {path} was saved with {texts[0]}, and this is {texts[1]}; results may differ from one run"
+        )
     saved, own = state["environment"], environment_of(collector_of(ppo.trainer))
     for name, kind in (("id", "environment"), ("spaces", "spaces")):
         if name in saved and name in own and saved[name] != own[name]:
