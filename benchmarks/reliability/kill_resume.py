@@ -35,14 +35,13 @@ def measure(name: str, words: list[str], args: argparse.Namespace, folder: Path)
         return {**row, "differs": f"the training ended with exit code {code}"}
     total, without = frames_of(expected), 0
     places: list[int] = []
-    for _ in range(args.kills):
+    for target in sorted(generator.randint(0, total) for _ in range(args.kills)):
         has_checkpoint = (run_dir / "checkpoints" / "last.ckpt").exists()
         if not has_checkpoint:
             without += len(places) > 0
             shutil.rmtree(run_dir, ignore_errors=True)
         command = ["resume", str(run_dir)] if has_checkpoint else [*train, f"run_dir={run_dir}"]
         process = start(command, folder / "killed.log")
-        target = generator.randint(frames_of(run_dir), total)
         if not kill_after(process, run_dir, target, generator.uniform(0.0, 0.1)):
             break  # the run has ended
         places.append(frames_of(run_dir))

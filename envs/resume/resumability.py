@@ -103,7 +103,7 @@ def save_layers(env: gymnasium.Env[Any, Any]) -> list[Any]:
     """
     kept = (*SCALARS, *SHARED)
     return [
-        [[name, save_state(value)] for name, value in own_attributes(layer).items() if isinstance(value, kept)]
+        [[name, save_state(value)] for name, value in sorted(own_attributes(layer).items()) if isinstance(value, kept)]
         for layer in layers_of(env)
     ]
 

@@ -1,4 +1,4 @@
-"""Writes checkpoints so that a valid one always remains, with a checksum."""
+"""Writes checkpoints so that a valid one always remains, with a checksum, and metrics so that no row is lost."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 from ...errors import CheckpointError
 from ..distributed import gathered
@@ -128,3 +130,19 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def protect_rows(logger: CSVLogger) -> None:
+    """Replace `metrics.csv` when it gets a new column; Lightning 2.6 overwrites it, and a kill would lose its rows."""
+    writer: Any = logger.experiment
+    rewrite, path = writer._rewrite_with_new_header, Path(writer.metrics_file_path)
+    part = path.with_name(".metrics.csv.part")
+
+    def replace(names: list[str]) -> None:
+        shutil.copyfile(path, part)
+        writer.metrics_file_path = str(part)
+        rewrite(names)
+        writer.metrics_file_path = str(path)
+        part.replace(path)
+
+    writer._rewrite_with_new_header = replace

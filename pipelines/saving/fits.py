@@ -14,7 +14,7 @@ from ..step_factory import warn_once
 from .state import environment_of, versions
 
 
-def raise_on_misfit(ppo: Any, checkpoint: Mapping[str, Any], path: Path) -> None:
+def raise_on_misfit(ppo: Any, collector: Any, checkpoint: Mapping[str, Any], path: Path) -> None:
     """Compare versions, environment, spaces and weights with those of a training. Other versions are a warning.
 
     Raises:
@@ -27,7 +27,7 @@ def raise_on_misfit(ppo: Any, checkpoint: Mapping[str, Any], path: Path) -> None
         warn_once(
             f"torchppo: {path} was saved with {texts[0]}, and this is {texts[1]}; results may differ from one run"
         )
-    saved, own = state["environment"], environment_of(collector_of(ppo.trainer))
+    saved, own = state["environment"], environment_of(collector)
     for name, kind in (("id", "environment"), ("spaces", "spaces")):
         if name in saved and name in own and saved[name] != own[name]:
             raise CheckpointError(

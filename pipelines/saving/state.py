@@ -97,12 +97,12 @@ def load_training_state(ppo: Any, checkpoint: Mapping[str, Any]) -> None:
     if missing := {"environment", "ranks", "update", "coefficients", "seconds"} - checkpoint.get("torchppo", {}).keys():
         raise CheckpointError(f"the checkpoint has no {min(missing)}; use one of this version of torchppo")
     if ppo._trainer is not None and ppo.trainer.ckpt_path is not None:
+        from .fits import collector_of, raise_on_misfit
+
         path = Path(ppo.trainer.ckpt_path)
         if path.is_file():
             verify_checksum(path, path.read_bytes())
-        from .fits import raise_on_misfit
-
-        raise_on_misfit(ppo, checkpoint, path)
+        raise_on_misfit(ppo, collector_of(ppo.trainer), checkpoint, path)
     state = checkpoint["torchppo"]
     ppo.frames, ppo.num_rollouts = state["frames"], state["num_rollouts"]
     ppo.seconds.update(state["seconds"])
