@@ -48,10 +48,11 @@ class Replay(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def repeat(self, state: Any) -> None:
         """Repeat a recorded episode."""
-        (layers, seed, options), actions = state
-        load_layers(self.env, layers)
-        options = load_state(None, options)
-        self.reset(seed=seed, **({} if options is None else {"options": options}))
+        start, actions = state
+        load_layers(self.env, start[0])
+        options = load_state(None, start[2])
+        self.reset(seed=start[1], **({} if options is None else {"options": options}))
+        self._start = start
         for action in actions:
             self.step(load_state(None, action))
 
