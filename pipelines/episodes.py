@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning import Callback, Trainer
+from lightning import Trainer
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
@@ -25,6 +25,7 @@ from .collectors.torchrl import TensorDictStep, steps
 from .collectors.vector import VectorRollouts
 from .distributed import on_rank_zero
 from .metrics.episode_info import add_infos, ended_infos, mean_infos
+from .saving.failure import SaveBeforeFailure
 from .saving.files import LastCheckpoint, save_checkpoint
 from .saving.state import restore_random_state
 from .step_factory import EVALUATION_STEPS, Compile
@@ -149,7 +150,7 @@ def rollout_episodes(
         yield from steps(TensorDictStep(actor, env.device, compile=compile, num_steps=EVALUATION_STEPS), env)
 
 
-class EvaluateAndSave(Callback):
+class EvaluateAndSave(SaveBeforeFailure):
     """Evaluates the policy every `every_frames` frames and at the end, and saves the last and the best checkpoint.
 
     Args:
@@ -244,7 +245,6 @@ class EvaluateAndSave(Callback):
         return evaluation.mean
 
 
-def plain_evaluation(evaluation: Evaluation) -> list[Any]:
+def plain_evaluation(one: Evaluation) -> list[Any]:
     """Return the fields of an evaluation as lists and dictionaries."""
-    infos = {name: list(values) for name, values in evaluation.infos.items()}
-    return [[*evaluation.returns], [*evaluation.lengths], evaluation.num_cut, infos]
+    return [[*one.returns], [*one.lengths], one.num_cut, {name: [*values] for name, values in one.infos.items()}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
@@ -64,7 +65,8 @@ class Worker:
         self._go, self._done = context.Semaphore(0), context.Semaphore(0)
         self._pipe, pipe = context.Pipe()
         signals = WorkerSignals(self._command, self._go, self._done, self._has_failed, pipe)
-        arguments = (env_fns, env_slice, shared, info_keys, signals)
+        seed = f"{env_slice.start} {random.getstate()}"  # Python seeds its generator anew in a forked process
+        arguments = (env_fns, env_slice, shared, info_keys, signals, seed)
         self._process = context.Process(target=_run_worker, args=arguments, daemon=True)
         start_forked(self._process)
         pipe.close()
@@ -145,10 +147,16 @@ class WorkerEnvs(SerialVectorEnv):
 
 
 def _run_worker(
-    env_fns: Sequence[EnvFn], env_slice: slice, shared: SharedArrays, info_keys: Sequence[str], signals: WorkerSignals
+    env_fns: Sequence[EnvFn],
+    env_slice: slice,
+    shared: SharedArrays,
+    info_keys: Sequence[str],
+    signals: WorkerSignals,
+    seed: str,
 ) -> None:
     """Execute commands until `CLOSE`, or until the parent process is gone."""
     init_subprocess()
+    random.seed(seed)
     parent_pid = os.getppid()
     command, go, done, has_failed, pipe = signals
     vector = None
