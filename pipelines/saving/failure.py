@@ -38,7 +38,6 @@ class SaveBeforeFailure(Callback):
 
 def has_finite_state(ppo: Any) -> bool:
     """Return whether all weights, statistics and moments of the optimizer are finite."""
-    moments = [
-        value for state in ppo.optimizer.state.values() for value in state.values() if hasattr(value, "isfinite")
-    ]
-    return all(bool(value.isfinite().all()) for value in (*ppo.parameters(), *ppo.buffers(), *moments))
+    moments = [value for state in ppo.optimizer.state.values() for value in state.values()]
+    values = (*ppo.parameters(), *ppo.buffers(), *moments)
+    return all(bool(value.isfinite().all()) for value in values if isinstance(value, torch.Tensor))
