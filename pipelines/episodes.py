@@ -227,7 +227,7 @@ class EvaluateAndSave(SaveBeforeFailure):
         if mean is not None and mean > self.best:
             self.best = mean
             save_checkpoint(trainer, self.directory / "best.ckpt")
-        save_checkpoint(trainer, self.last_checkpoint.path)
+        self.last_checkpoint.update(trainer)
         return mean
 
     def _mean_return(self, trainer: Trainer, ppo: Any) -> float | None:

@@ -116,7 +116,7 @@ def prepare_resume(
 
         name = continue_logs(trainer, training.ppo, training.collector, checkpoint)
         start = f"continuing from {checkpoint}; "
-    text = describe_resume(training.collector, name, found, require_exact=cfg.resume.require_exact)
+    text = describe_resume(training.collector, name, found, cfg)
     if trainer.is_global_zero:
         print(start + text, flush=True)
 

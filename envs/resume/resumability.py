@@ -19,9 +19,10 @@ from ..wrappers import random_action
 from .plain_data import SHARED, layers_of, load_random_state, own_attributes, save_random_state
 from .snapshot import SCALARS, StateError, load_state, save_state
 
-RESUME_CLASSES = ("snapshot", "replay", "inexact")
+RESUME_CLASSES = ("snapshot", "replay", "reset", "inexact")
 """`snapshot`: the state is saved and restored. `replay`: the current episodes are repeated with the same random state
-and actions. `inexact`: new episodes start."""
+and actions. `reset`: new episodes start at fixed numbers of frames, with and without a restart, and only there a
+training is saved. `inexact`: new episodes start after a restart."""
 NUM_TEST_STEPS = 12
 
 

@@ -77,10 +77,18 @@ class LastCheckpoint:
         return frames - self._frames >= self._every_frames or gathered([is_late])[0]
 
     def save(self, trainer: Trainer, frames: int) -> None:
+        """Save the training, unless its collector has another time for this (see `FixedResets`)."""
+        if not getattr(trainer.train_dataloader, "may_save", True):
+            return
         start = time.monotonic()
         save_checkpoint(trainer, self.path, previous=self.path.with_name(PREVIOUS))
         self.start(frames)
         self._cost = time.monotonic() - start
+
+    def update(self, trainer: Trainer) -> None:
+        """Save again after an evaluation, but do not keep the checkpoint before it."""
+        if getattr(trainer.train_dataloader, "may_save", True):
+            save_checkpoint(trainer, self.path)
 
 
 def add_checksum(path: Path) -> None:
@@ -141,8 +149,10 @@ def protect_rows(logger: CSVLogger) -> None:
     def replace(names: list[str]) -> None:
         shutil.copyfile(path, part)
         writer.metrics_file_path = str(part)
-        rewrite(names)
-        writer.metrics_file_path = str(path)
+        try:
+            rewrite(names)
+        finally:
+            writer.metrics_file_path = str(path)
         part.replace(path)
 
     writer._rewrite_with_new_header = replace

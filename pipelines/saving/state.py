@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import nn
 
 from ... import __version__
@@ -20,6 +21,7 @@ from .files import verify_checksum
 RESUME_TEXTS = {
     "snapshot": "a restart continues exactly (snapshot: the state of the environments is saved)",
     "replay": "a restart continues exactly (replay: the current episodes are repeated)",
+    "reset": "a restart continues exactly (reset: new episodes start every checkpoint.every_frames)",
     "inexact": "a restart begins new episodes (inexact)",
 }
 
@@ -140,26 +142,36 @@ def resume_class_of(collector: Any) -> str:
     return str(getattr(collector, "resume_class", "inexact"))
 
 
-def describe_resume(collector: Any, name: str | None, found: str | None, *, require_exact: bool) -> str:
+def describe_resume(collector: Any, name: str | None, found: str | None, cfg: DictConfig) -> str:
     """Return a sentence on how a training continues after a restart.
 
     Args:
         collector: receives its `resume_class` at the first start.
         name: the `resume_class` that a checkpoint stored; `None` at the first start.
         found: the `resume_class` that other environments have; `None` tests new environments.
-        require_exact: whether to refuse `inexact`.
+        cfg: if `resume.require_exact` is set, `reset` replaces `inexact`, with resets after `checkpoint.every_frames`.
 
     Raises:
-        ConfigurationError: if `require_exact` is set and the class is `inexact`.
+        ConfigurationError: if `resume.require_exact` is set and the class is `inexact`.
 
     """
+    require_exact, every_frames = cfg.resume.require_exact, cfg.checkpoint.every_frames
     if name is None:
         if set_class := getattr(collector, "set_resume_class", None):
             set_class(found)
         name = resume_class_of(collector)
+        if name == "inexact" and require_exact and every_frames and hasattr(collector, "reset_every"):
+            from ..collectors.fixed_resets import follows_seed
+
+            if follows_seed(collector.env):
+                collector.reset_every(every_frames)
+                name = "reset"
     if name == "inexact" and require_exact:
+        hint = "keep the state of the environment in plain attributes, or make a seed determine its episodes"
+        if not every_frames:
+            hint = "or set checkpoint.every_frames, so that new episodes start at every checkpoint"
         raise ConfigurationError(
             "resume.require_exact=true, but the episodes of this environment cannot continue after a restart; set it "
-            "to false, or keep the state of the environment in plain attributes"
+            f"to false, {hint}"
         )
     return RESUME_TEXTS[name]
