@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning import Callback, Trainer
+from lightning import Trainer
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
@@ -25,7 +25,9 @@ from .collectors.torchrl import TensorDictStep, steps
 from .collectors.vector import VectorRollouts
 from .distributed import on_rank_zero
 from .metrics.episode_info import add_infos, ended_infos, mean_infos
+from .saving.failure import SaveBeforeFailure
 from .saving.files import LastCheckpoint, save_checkpoint
+from .saving.state import restore_random_state
 from .step_factory import EVALUATION_STEPS, Compile
 
 MAX_STEPS = 5_000
@@ -148,10 +150,8 @@ def rollout_episodes(
         yield from steps(TensorDictStep(actor, env.device, compile=compile, num_steps=EVALUATION_STEPS), env)
 
 
-class EvaluateAndSave(Callback):
+class EvaluateAndSave(SaveBeforeFailure):
     """Evaluates the policy every `every_frames` frames and at the end, and saves the last and the best checkpoint.
-
-    The last checkpoint is also saved at other intervals (see `LastCheckpoint`).
 
     Args:
         run_evaluation: function that evaluates a policy, or returns `None` if a signal interrupts it. If it is `None`,
@@ -184,16 +184,18 @@ class EvaluateAndSave(Callback):
         self.evaluated_at = 0
 
     def state_dict(self) -> dict[str, Any]:
-        last = None if self.last is None else plain_evaluation(self.last)
+        last = self.last and plain_evaluation(self.last)
         return {"best": self.best, "evaluated_at": self.evaluated_at, "last": last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.evaluated_at = state_dict["best"], state_dict["evaluated_at"]
-        self.last = None if state_dict["last"] is None else Evaluation(*state_dict["last"])
+        self.last = state_dict["last"] and Evaluation(*state_dict["last"])
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Repeat the evaluation if it was interrupted after the checkpoint had been saved."""
+        restore_random_state(pl_module)  # environments may use it
         self.last_checkpoint.start(trainer, pl_module.frames)
+        trainer.should_stop = trainer.should_stop or (self.stop_at is not None and self.best >= self.stop_at)
         self._evaluate_if_due(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -225,7 +227,7 @@ class EvaluateAndSave(Callback):
         if mean is not None and mean > self.best:
             self.best = mean
             save_checkpoint(trainer, self.directory / "best.ckpt")
-        save_checkpoint(trainer, self.last_checkpoint.path)
+        self.last_checkpoint.update(trainer)
         return mean
 
     def _mean_return(self, trainer: Trainer, ppo: Any) -> float | None:
@@ -233,8 +235,7 @@ class EvaluateAndSave(Callback):
         if run is None:
             mean = trainer.callback_metrics.get("rollout/ep_rew_mean")
             return None if mean is None else float(mean)
-        evaluation = on_rank_zero(lambda: run(ppo.actor))
-        if evaluation is None:
+        if (evaluation := on_rank_zero(lambda: run(ppo.actor))) is None:
             return None
         self.last = evaluation
         ppo.publish(evaluation.metrics)
@@ -244,7 +245,6 @@ class EvaluateAndSave(Callback):
         return evaluation.mean
 
 
-def plain_evaluation(evaluation: Evaluation) -> list[Any]:
+def plain_evaluation(one: Evaluation) -> list[Any]:
     """Return the fields of an evaluation as lists and dictionaries."""
-    infos = {name: list(values) for name, values in evaluation.infos.items()}
-    return [list(evaluation.returns), list(evaluation.lengths), evaluation.num_cut, infos]
+    return [[*one.returns], [*one.lengths], one.num_cut, {name: [*values] for name, values in one.infos.items()}]

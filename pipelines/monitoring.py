@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tensordict import TensorDictBase
 from torch import nn
@@ -126,7 +126,11 @@ class MonitoredModule(LightningModule):
             self._has_logged_hyperparameters = True
             if has_monitors(self.trainer):
                 check_monitors(self.trainer)
+            from .saving.files import protect_rows
+
             for logger in self.loggers:
+                if isinstance(logger, CSVLogger) and self.trainer.is_global_zero:
+                    protect_rows(logger)
                 # Lightning has saved an empty file, which TensorBoardLogger does not replace.
                 if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
                     Path(logger.log_dir, logger.NAME_HPARAMS_FILE).unlink(missing_ok=True)

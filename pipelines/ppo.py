@@ -171,7 +171,7 @@ class PPO(MonitoredModule):
         if not is_same:
             self.coefficients.move(self.frames / self.total_frames, {}, self.optimizer)
         self._has_frozen_objects = False
-        start_training(self, self._resumed)
+        start_training(self)
         self._resumed = None  # the next training starts anew
         self._published_at = time.perf_counter()
 
@@ -248,5 +248,5 @@ class PPO(MonitoredModule):
         checkpoint["torchppo"] = training_state(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        load_training_state(self, checkpoint)
         self._resumed = checkpoint["torchppo"]
-        load_training_state(self, self._resumed)

@@ -129,7 +129,7 @@ def make_evaluation(cfg: DictConfig, evaluator: Evaluator | None) -> EvaluateAnd
 def prepare_resume(
     cfg: DictConfig, trainer: Trainer, training: Training, evaluator: Evaluator | None, checkpoint: Path | None
 ) -> Path | None:
-    """Prepare the log files of a run that continues; print how the run continues after the next restart.
+    """Check the checkpoint, prepare the log files, and print how the run continues after the next restart.
 
     Return the checkpoint to load: `None` if it was saved before the first rollout, so that the run starts anew.
     """
@@ -138,13 +138,13 @@ def prepare_resume(
         from .run_files.continued_logs import continue_logs
 
         start = f"continuing from {checkpoint}; "
-        name, frames = continue_logs(trainer, checkpoint)
+        name, frames = continue_logs(trainer, training.ppo, training.collector, checkpoint)
         checkpoint, name = (checkpoint, name) if frames else (None, None)
-    if checkpoint is None and evaluator is None and not cfg.resume.require_exact:
-        found = "inexact"  # without a test, because a second environment may be impossible
-    if checkpoint is None and evaluator is not None and trainer.is_global_zero:
+    if checkpoint is None and evaluator is None:
+        found = own_resume_class(training.env)  # because a second environment may be impossible
+    elif checkpoint is None and evaluator is not None and trainer.is_global_zero:
         found = evaluator.resume_class()
-    text = describe_resume(training.collector, name, found, require_exact=cfg.resume.require_exact)
+    text = describe_resume(training.collector, name, found, cfg)
     if trainer.is_global_zero:
         print(start + text, flush=True)
     return checkpoint
@@ -211,11 +211,8 @@ class Evaluator:
 
     def resume_class(self) -> str | None:
         """Return the class of the environments (see `SlicedVectorEnv`); `None` if those of training may differ."""
-        vector = vector_of(cast(EnvBase, self._env))
-        if not isinstance(vector, SlicedVectorEnv) or evaluation_config(self._cfg).env != self._cfg.env:
-            return None
-        with isolate_rng():
-            return vector.own_resume_class()
+        is_same = evaluation_config(self._cfg).env == self._cfg.env
+        return own_resume_class(cast(EnvBase, self._env)) if is_same else None
 
     def __call__(self, actor: Any) -> Evaluation | None:
         return self._stop.interruptible(lambda: self._evaluate(actor))
@@ -231,6 +228,13 @@ class Evaluator:
         if self._env is not None and not self._env.is_closed:
             self._env.close()
             torch.set_num_threads(self._cfg.num_threads)  # closing TorchRL's SerialEnv changes it
+
+
+def own_resume_class(env: EnvBase) -> str | None:
+    """Return the class of environments after a test before their first reset; `None` without one."""
+    vector = vector_of(env)
+    with isolate_rng():
+        return vector.own_resume_class() if isinstance(vector, SlicedVectorEnv) else None
 
 
 def write_results(cfg: DictConfig, training: Training, summary: Summary) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium.envs.registration import EnvSpec
 from numpy.lib.format import descr_to_dtype, dtype_to_descr
 
 GENERATORS = (np.random.Generator, np.random.RandomState, torch.Generator, random.Random)
+SHARED = (*GENERATORS, gymnasium.Space)
 BIT_GENERATORS = {
     kind.__name__: kind
     for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
@@ -101,11 +104,22 @@ def load_random_state(state: dict[str, Any]) -> None:
 
 
 def own_attributes(value: Any) -> dict[str, Any]:
-    """Return the attributes of an object, also those in slots."""
+    """Return the attributes of an object, also those in slots, and the `shared_generators` of an environment."""
     slots = (vars(base).get("__slots__", ()) for base in type(value).__mro__)
     names = [name for slot in slots for name in ((slot,) if isinstance(slot, str) else slot)]
     found = {name: getattr(value, name) for name in names if name[:2] != "__" and hasattr(value, name)}
-    return found | (object.__getattribute__(value, "__dict__") if hasattr(value, "__dict__") else {})
+    shared = shared_generators(type(value)) if isinstance(value, gymnasium.Env) else {}
+    return shared | found | (object.__getattribute__(value, "__dict__") if hasattr(value, "__dict__") else {})
+
+
+def shared_generators(kind: type) -> dict[str, Any]:
+    """Return the random generators and spaces that belong to a class, or to the module that defines it."""
+    found: dict[str, Any] = {}
+    for base in kind.__mro__:
+        for scope in (vars(base), vars(sys.modules.get(base.__module__, base))):
+            items = scope.items() if base.__module__ not in ("builtins", "typing", "gymnasium.core") else ()
+            found |= {f"{base.__module__}.{name}": value for name, value in items if isinstance(value, SHARED)}
+    return found
 
 
 def set_attribute(value: Any, name: str, new: Any) -> None:
@@ -164,3 +178,18 @@ def parts_of(space: Any) -> list[Any]:
     """Return the spaces that a space contains."""
     parts = getattr(space, "spaces", ())
     return list(parts.values() if isinstance(parts, dict) else parts)
+
+
+def layers_of(env: gymnasium.Env[Any, Any]) -> Iterator[Any]:
+    """Yield the wrappers of an environment and the environment itself."""
+    yield env
+    while isinstance(env, gymnasium.Wrapper):
+        env = env.env
+        yield env
+
+
+def seed_spaces(env: gymnasium.Env[Any, Any], seed: int | None) -> None:
+    """Seed the spaces of an environment and its wrappers, from which their code may sample. `None` does nothing."""
+    for layer in layers_of(env) if seed is not None else ():
+        layer.observation_space.seed(seed)
+        layer.action_space.seed(seed)

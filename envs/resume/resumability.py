@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import cycle
 from typing import Any
@@ -16,12 +16,13 @@ from ...errors import EnvironmentFailure
 from ..failures import environment_failure, is_from_environment
 from ..spaces.encoding import EncodeSpaces
 from ..wrappers import random_action
-from .plain_data import GENERATORS, load_random_state, save_random_state
+from .plain_data import SHARED, layers_of, load_random_state, own_attributes, save_random_state
 from .snapshot import SCALARS, StateError, load_state, save_state
 
-RESUME_CLASSES = ("snapshot", "replay", "inexact")
+RESUME_CLASSES = ("snapshot", "replay", "reset", "inexact")
 """`snapshot`: the state is saved and restored. `replay`: the current episodes are repeated with the same random state
-and actions. `inexact`: new episodes start."""
+and actions. `reset`: new episodes start at fixed numbers of frames, with and without a restart, and only there a
+training is saved. `inexact`: new episodes start after a restart."""
 NUM_TEST_STEPS = 12
 
 
@@ -48,10 +49,11 @@ class Replay(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def repeat(self, state: Any) -> None:
         """Repeat a recorded episode."""
-        (layers, seed, options), actions = state
-        load_layers(self.env, layers)
-        options = load_state(None, options)
-        self.reset(seed=seed, **({} if options is None else {"options": options}))
+        start, actions = state
+        load_layers(self.env, start[0])
+        options = load_state(None, start[2])
+        self.reset(seed=start[1], **({} if options is None else {"options": options}))
+        self._start = start
         for action in actions:
             self.step(load_state(None, action))
 
@@ -96,22 +98,14 @@ def continue_episode(env: Any, name: str, state: Any) -> None:
         raise environment_failure("an environment cannot continue from the checkpoint", error) from None
 
 
-def layers_of(env: gymnasium.Env[Any, Any]) -> Iterator[Any]:
-    """Yield the wrappers of an environment and the environment itself."""
-    yield env
-    while isinstance(env, gymnasium.Wrapper):
-        env = env.env
-        yield env
-
-
 def save_layers(env: gymnasium.Env[Any, Any]) -> list[Any]:
     """Return the numbers, texts, spaces and random generators among the attributes of an environment and its wrappers.
 
     Only the random generators of a space are saved.
     """
-    kept = (*SCALARS, gymnasium.Space, *GENERATORS)
+    kept = (*SCALARS, *SHARED)
     return [
-        [[name, save_state(value)] for name, value in vars(layer).items() if isinstance(value, kept)]
+        [[name, save_state(value)] for name, value in sorted(own_attributes(layer).items()) if isinstance(value, kept)]
         for layer in layers_of(env)
     ]
 
@@ -119,8 +113,10 @@ def save_layers(env: gymnasium.Env[Any, Any]) -> list[Any]:
 def load_layers(env: gymnasium.Env[Any, Any], saved: list[Any]) -> None:
     """Restore the result of `save_layers`."""
     for layer, attributes in zip(layers_of(env), saved, strict=True):
+        own = own_attributes(layer)
         for name, value in attributes:
-            vars(layer)[name] = load_state(vars(layer).get(name), value)
+            if (new := load_state(old := own.get(name), value)) is not old:
+                vars(layer)[name] = new
 
 
 def resume_class(
@@ -128,7 +124,8 @@ def resume_class(
 ) -> str:
     """Return the class of an environment, one of `RESUME_CLASSES`.
 
-    Steps one environment, and another one after the state of the first was restored in it, with the same actions.
+    Steps one environment, and another one after the state of the first was restored in it, with the same actions. The
+    other one has had more episodes before, so that values which are not restored differ.
     The global random generators stay as they are. An environment for which this takes too long is `inexact`.
 
     Args:
@@ -143,7 +140,7 @@ def resume_class(
         first = Replay(env_fn())
         envs.append(first)
         end = start + max_seconds / (4 if time.monotonic() > start + max_seconds / 8 else 1)  # others take as long
-        begin(first, 1, end)
+        begin(first, 1, 1, end)
         random_state = save_random_state()
         restore: dict[str, Callable[[Replay], Any]] = {}
         with suppress(Exception):
@@ -157,7 +154,7 @@ def resume_class(
             second = Replay(env_fn())
             envs.append(second)
             with suppress(Exception):
-                begin(second, 2, end)
+                begin(second, 2, 3, end)
                 load(second)
                 load_random_state(random_state)
                 if are_equal(continued(second, end), expected):
@@ -191,11 +188,12 @@ def resume_class_of(envs: Sequence[gymnasium.Env[Any, Any]], max_seconds: float)
     return found
 
 
-def begin(env: Replay, seed: int, end: float) -> None:
-    """Take some steps with random actions: two episodes, the second one with the random state of the first."""
+def begin(env: Replay, seed: int, num_episodes: int, end: float) -> None:
+    """Take some steps with random actions: episodes after a seed, and one with the random state that they leave."""
     _, info = env.reset(seed=seed)
-    take_steps(env, info, NUM_TEST_STEPS // 2, end)
-    _, info = env.reset()
+    for _ in range(num_episodes):
+        take_steps(env, info, NUM_TEST_STEPS // 2, end)
+        _, info = env.reset()
     take_steps(env, info, NUM_TEST_STEPS, end)
 
 

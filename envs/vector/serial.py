@@ -16,6 +16,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from ..failures import environment_failure
+from ..resume.plain_data import seed_spaces
 from ..resume.resumability import continue_episode, episode_state, resume_class, resume_class_of, with_replay
 from ..spaces.conversion import as_flag, as_number
 from ..spaces.encoding import EncodeSpaces, encode_spaces, fits, lacks_mask, raise_on_mismatch
@@ -127,6 +128,7 @@ class SerialVectorEnv(SlicedVectorEnv):
             self.last_seeds[index] = seed
         self.progress[0] = index
         try:
+            seed_spaces(self.envs[index], seed)
             observation, _ = self.envs[index].reset(seed=seed)
             if not self._fits(observation):
                 raise_on_mismatch(self.envs[index], observation)
@@ -205,7 +207,7 @@ class SerialVectorEnv(SlicedVectorEnv):
 
     def load_env_states(self, states: Sequence[Any]) -> None:
         for env, state in zip(self.envs, states, strict=True):
-            continue_episode(env, self.resume_class, state)
+            continue_episode(env, self.resume_class, state["state"] if isinstance(state, dict) else state)
 
     def render(self) -> tuple[Any, ...]:
         return tuple(env.render() for env in self.envs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import EnvironmentFailure
 from ..failures import environment_failure, place_of
+from ..resume.plain_data import load_random_state, save_random_state
 from ..spaces.specs import StepArrays
 from .forked_call import CRASH_HINT, acquire, init_subprocess, shared_zeros, start_forked
 from .interface import IDLE
@@ -85,7 +87,8 @@ class Worker:
         self._go, self._done = context.Semaphore(0), context.Semaphore(0)
         self._pipe, pipe = context.Pipe()
         signals = WorkerSignals(self._command, self._go, self._done, self._has_failed, pipe)
-        self._process = context.Process(target=_run_worker, args=(*self._arguments, signals), daemon=True)
+        seed = f"{self.env_slice.start} {random.getstate()}"  # Python seeds its generator anew in a forked process
+        self._process = context.Process(target=_run_worker, args=(*self._arguments, signals, seed), daemon=True)
         self._pipe_of_worker = pipe
 
     def launch(self) -> None:
@@ -194,6 +197,19 @@ class WorkerSignals(NamedTuple):
     pipe: Any
 
 
+class WorkerEnvs(SerialVectorEnv):
+    """The environments of a worker. The state of the first one includes the global random generators of the process."""
+
+    def env_states(self) -> list[Any]:
+        first, *others = super().env_states()
+        return [{"state": first, "random": save_random_state()}, *others]
+
+    def load_env_states(self, states: Sequence[Any]) -> None:
+        super().load_env_states(states)
+        if isinstance(states[0], dict):
+            load_random_state(states[0]["random"])
+
+
 def _run_worker(
     env_fns: Sequence[EnvFn],
     env_slice: slice,
@@ -202,15 +218,17 @@ def _run_worker(
     restarts: Restarts | None,
     progress: NDArray[np.int64],
     signals: WorkerSignals,
+    seed: str,
 ) -> None:
     """Execute commands until `CLOSE`, or until the parent process is gone."""
     init_subprocess()
+    random.seed(seed)
     parent_pid = os.getppid()
     command, go, done, has_failed, pipe = signals
     vector = None
     try:
         outputs = (shared.step.select(env_slice), info_keys, shared.episode_info[env_slice])
-        vector = SerialVectorEnv(env_fns, *outputs, restarts=restarts, progress=progress, first_env=env_slice.start)
+        vector = WorkerEnvs(env_fns, *outputs, restarts=restarts, progress=progress, first_env=env_slice.start)
         while True:
             while not acquire(go, POLL_SECONDS):
                 if os.getppid() != parent_pid:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from ...errors import ConfigurationError
 from ..distributed import num_ranks, raise_on_all_ranks, rank
 from ..step_factory import Compile
 from .rollout_buffer import require_finite
+from .rollouts import Rollouts
 from .torchrl import TorchRLRollouts
 from .vector import VectorRollouts, length_of_rollout
 
@@ -80,10 +81,7 @@ class SizedRollouts(ABC):
         return "inexact"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of frames collected so far, over all ranks, and the seconds.
-
-        The policy saves its weights itself. Environments are not saved: they start new episodes after a restart.
-        """
+        """Return the number of frames collected so far, over all ranks, and the seconds."""
         return {"frames": self._frames, "seconds": self._seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -91,16 +89,6 @@ class SizedRollouts(ABC):
         self._frames = int(state_dict["frames"])
         self._seconds = float(state_dict.get("seconds", 0.0))
         self._is_resumed = True
-
-
-class Rollouts(Protocol):
-    """Collects one rollout `[num_envs, time]` in every call."""
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds spent in the parts of the collection that are measured."""
-
-    def __call__(self) -> TensorDictBase: ...
 
 
 class Collector(SizedRollouts):
@@ -210,11 +198,19 @@ class Collector(SizedRollouts):
         if set_class := getattr(self._rollouts, "set_resume_class", None):
             set_class(name)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the collection as plain data: frames, episodes and environments (see `resume_class`).
+    @property
+    def may_save(self) -> bool:
+        """Whether a checkpoint of this moment continues as `resume_class` says; see `FixedResets`."""
+        return getattr(self._rollouts, "may_save", True)
 
-        The policy saves its weights itself. If `resume_class` is `inexact`, new episodes start after a restart.
-        """
+    def reset_every(self, frames: int) -> None:
+        """Start new episodes at fixed numbers of frames; see `FixedResets`."""
+        from .fixed_resets import FixedResets
+
+        self._rollouts = FixedResets(self._rollouts, self.env, frames, self.total_frames, torch.initial_seed())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the collection as plain data: frames, episodes and environments (see `resume_class`)."""
         save = getattr(self._rollouts, "state_dict", dict)
         return {**super().state_dict(), "rollouts": save()}
 
@@ -222,8 +218,11 @@ class Collector(SizedRollouts):
         """Continue the collection of `state_dict`, with environments that were made in the same way."""
         super().load_state_dict(state_dict)
         self.env.set_seed(int(np.random.SeedSequence([self._frames, rank()]).generate_state(1)[0]))  # if episodes start
+        rollouts = state_dict.get("rollouts", {})
+        if rollouts.get("resume_class") == "reset" and self.resume_class != "reset":
+            self.reset_every(rollouts["every_frames"])
         if load := getattr(self._rollouts, "load_state_dict", None):
-            load(state_dict.get("rollouts", {}))
+            load(rollouts)
 
     def set_seed(self, seed: int, static_seed: bool = False) -> int:
         """Seed the next reset of all environments; return a seed for another environment."""
@@ -233,11 +232,8 @@ class Collector(SizedRollouts):
     def shutdown(self, timeout: float | None = None, close_env: bool = True, raise_on_error: bool = True) -> None:
         """Close the environment, unless `close_env` is false. `timeout` has no effect, as in TorchRL's Collector."""
         if close_env and not self.env.is_closed:
-            try:
+            with nullcontext() if raise_on_error else suppress(Exception):
                 self.env.close()
-            except Exception:
-                if raise_on_error:
-                    raise
 
     def _collect(self) -> TensorDictBase:
         return require_finite(self._rollouts(), vector=getattr(self.env, "vector", None))

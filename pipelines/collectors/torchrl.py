@@ -121,12 +121,16 @@ class TorchRLRollouts:
         """Seconds spent in the policy, and in the environment with its transforms."""
         return {"environment": self._seconds - self._act.seconds, "policy": self._act.seconds}
 
+    def restart(self) -> None:
+        """Let the next rollout begin with a reset."""
+        self._steps = None
+
     def __call__(self) -> TensorDictBase:
         """Collect the next rollout, `[num_envs, time]`."""
         self._act.refresh()
         start = time.perf_counter()
         iterator, self._steps = self._steps, None
-        if iterator is None:  # the last rollout was interrupted
+        if iterator is None:  # after `restart`, or after a rollout that was interrupted
             iterator = steps(self._act, self._env)
         rollout = list(islice(iterator, self._num_steps))
         self._steps = iterator

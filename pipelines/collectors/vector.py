@@ -102,6 +102,10 @@ class VectorRollouts:
             rollout = discard_failed(rollout, self._failed, is_recurrent=bool(states))
         return write_episode_info(rollout, self.env.info_keys, self._infos) if self._infos else rollout
 
+    def restart(self) -> None:
+        """Let the next rollout begin with a reset."""
+        self._observation = self._last_states = None
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the next rollout continues from, as plain data; empty if it begins with a reset."""
         vector, name = self.env.vector, self.resume_class

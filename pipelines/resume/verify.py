@@ -18,7 +18,7 @@ from ..checkpoint import load_checkpoint
 from ..components.instantiate import seed_for_rank
 from ..distributed import StopOnSignal
 from ..saving.files import save_checkpoint
-from ..saving.state import RESUME_TEXTS
+from ..saving.state import RESUME_TEXTS, describe_resume
 from ..train import silence_lightning
 
 NOT_COMPARED = ("seconds", "callbacks", "loops")
@@ -41,6 +41,11 @@ class SaveAndStop(Callback):
         values = {name: value.clone() for name, value in trainer.callback_metrics.items() if name[:5] != "time/"}
         self.metrics[f"{pl_module.frames} frames"] = values
         if pl_module.num_rollouts in self.paths:
+            if not getattr(trainer.train_dataloader, "may_save", True) and pl_module.num_rollouts < max(self.paths):
+                raise ConfigurationError(
+                    f"--rollouts={pl_module.num_rollouts} ends after {pl_module.frames} frames, where no new episodes "
+                    "start; choose a multiple of checkpoint.every_frames"
+                )
             save_checkpoint(trainer, self.paths[pl_module.num_rollouts])
         trainer.should_stop = pl_module.num_rollouts >= max(self.paths)
 
@@ -81,6 +86,8 @@ def run(cfg: DictConfig, stop: SaveAndStop, checkpoint: Path | None = None) -> d
     trainer = build_trainer(cfg, [stop])
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
     with closing(build_training(cfg, trainer.global_rank)) as training:
+        if checkpoint is None:
+            describe_resume(training.collector, None, None, cfg)
         trainer.fit(training.ppo, train_dataloaders=training.collector, ckpt_path=checkpoint, weights_only=True)
     if not all(path.exists() for path in stop.paths.values()):
         raise ConfigurationError(

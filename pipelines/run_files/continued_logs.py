@@ -12,12 +12,13 @@ from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from ..checkpoint import load_checkpoint
+from ..saving.fits import raise_on_misfit
 
 LOGGED_AT_START = ("hp_metric", "_hparams_")
 """Entries of TensorBoard that Lightning writes again when a run continues."""
 
 
-def continue_logs(trainer: Trainer, checkpoint: Path) -> tuple[str, int]:
+def continue_logs(trainer: Trainer, ppo: Any, collector: Any, checkpoint: Path) -> tuple[str, int]:
     """Remove the later entries of `metrics.csv` and of TensorBoard's events, and let the loggers append to the rest.
 
     An evaluation that the checkpoint does not contain is repeated, so it is removed too. Tested with Lightning 2.6 and
@@ -25,21 +26,27 @@ def continue_logs(trainer: Trainer, checkpoint: Path) -> tuple[str, int]:
 
     Args:
         trainer: has the loggers.
-        checkpoint: the checkpoint that the run continues from.
+        ppo: the LightningModule.
+        collector: collects the rollouts.
+        checkpoint: the checkpoint that the training continues from.
 
     Returns:
         The `resume_class` and the number of frames of the checkpoint.
 
+    Raises:
+        CheckpointError: if the checkpoint does not fit. Nothing has changed then.
+
     """
     content = load_checkpoint(checkpoint)
-    state = content["torchppo"]
-    evaluated_at = content["callbacks"]["EvaluateAndSave"]["evaluated_at"]
+    raise_on_misfit(ppo, collector, content, checkpoint)
+    frames = content["torchppo"]["frames"]
+    evaluated_at = content["callbacks"].get("EvaluateAndSave", {}).get("evaluated_at", frames)
 
     def is_kept(step: int, names: Iterable[str]) -> bool:
         if any(name.startswith(LOGGED_AT_START) for name in names):
             return False
         is_evaluation = any(name.startswith("eval/") for name in names)
-        return bool(step <= (evaluated_at if is_evaluation else state["frames"]))
+        return bool(step <= (evaluated_at if is_evaluation else frames))
 
     for logger in trainer.loggers if trainer.is_global_zero else ():
         if isinstance(logger, CSVLogger):
@@ -47,7 +54,7 @@ def continue_logs(trainer: Trainer, checkpoint: Path) -> tuple[str, int]:
         elif isinstance(logger, TensorBoardLogger):
             for path in sorted(Path(logger.log_dir).glob("events.out.tfevents.*")):
                 continue_events(path, is_kept)
-    return str(state["resume_class"]), int(state["frames"])
+    return str(content["torchppo"]["resume_class"]), int(frames)
 
 
 def continue_csv(logger: Any, is_kept: Any) -> None:

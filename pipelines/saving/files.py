@@ -1,4 +1,4 @@
-"""The directory of a run, and its checkpoints: a valid one always remains, with a checksum."""
+"""The directory of a run, its checkpoints and its metrics: a valid checkpoint always remains, and no row is lost."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
 from ...errors import CheckpointError, ConfigurationError, RunLockedError
@@ -131,11 +133,19 @@ class LastCheckpoint:
         return frames - self.frames >= self._every_frames or gathered([is_late])[0]
 
     def save(self, trainer: Trainer, frames: int) -> None:
+        """Save the training, unless its collector has another time for this (see `FixedResets`)."""
+        if not getattr(trainer.train_dataloader, "may_save", True):
+            return
         start = time.monotonic()
         save_checkpoint(trainer, self.path, previous=self.path.with_name(PREVIOUS))
         self.frames, self._time = frames, time.monotonic()
         self._checked = self._time
         self._cost = self._time - start
+
+    def update(self, trainer: Trainer) -> None:
+        """Save again after an evaluation, but do not keep the checkpoint before it."""
+        if getattr(trainer.train_dataloader, "may_save", True):
+            save_checkpoint(trainer, self.path)
 
 
 def add_checksum(path: Path) -> None:
@@ -185,3 +195,21 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def protect_rows(logger: CSVLogger) -> None:
+    """Replace `metrics.csv` when it gets a new column; Lightning 2.6 overwrites it, and a kill would lose its rows."""
+    writer: Any = logger.experiment
+    rewrite, path = writer._rewrite_with_new_header, Path(writer.metrics_file_path)
+    part = path.with_name(".metrics.csv.part")
+
+    def replace(names: list[str]) -> None:
+        shutil.copyfile(path, part)
+        writer.metrics_file_path = str(part)
+        try:
+            rewrite(names)
+        finally:
+            writer.metrics_file_path = str(path)
+        part.replace(path)
+
+    writer._rewrite_with_new_header = replace

@@ -6,16 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from omegaconf import DictConfig
 from torch import nn
 
+from ... import __version__
 from ...envs.resume.plain_data import load_random_state, save_random_state
-from ...errors import ConfigurationError
+from ...envs.vector_env import vector_of
+from ...errors import CheckpointError, ConfigurationError
 from ..distributed import gathered, num_ranks, rank
+from ..step_factory import warn_once
 from .files import verify_checksum
 
 RESUME_TEXTS = {
     "snapshot": "a restart continues exactly (snapshot: the state of the environments is saved)",
     "replay": "a restart continues exactly (replay: the current episodes are repeated)",
+    "reset": "a restart continues exactly (reset: new episodes start every checkpoint.every_frames)",
     "inexact": "a restart begins new episodes (inexact)",
 }
 
@@ -28,6 +34,8 @@ def training_state(ppo: Any) -> dict[str, Any]:
     collector = None if ppo._trainer is None else ppo.trainer.train_dataloader
     return {
         "config": ppo.config,
+        "versions": versions(),
+        "environment": environment_of(collector),
         "frames": ppo.frames,
         "total_frames": ppo.total_frames,
         "num_rollouts": ppo.num_rollouts,
@@ -38,6 +46,30 @@ def training_state(ppo: Any) -> dict[str, Any]:
         "ranks": gathered([rank_state(ppo, collector)]),
         **ppo.episodes.state_dict(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a bitwise continuation depends on."""
+    return {"torchppo": __version__, "torch": str(torch.__version__)}
+
+
+def environment_of(collector: Any) -> dict[str, Any]:
+    """Return the id, observations and actions of a collector's environment; empty if it has none."""
+    env = getattr(collector, "env", None)
+    if env is None:
+        return {}
+    num_dims = len(env.batch_size)
+    specs = {
+        **dict(env.observation_spec.items(include_nested=True, leaves_only=True)),
+        **dict(env.full_action_spec.items(include_nested=True, leaves_only=True)),
+    }
+    spaces = {
+        key
+        if isinstance(key, str)
+        else "/".join(key): f"{type(spec).__name__}{list(spec.shape[num_dims:])} {spec.dtype}"
+        for key, spec in specs.items()
+    }
+    return {"id": getattr(getattr(vector_of(env), "spec", None), "id", None), "spaces": spaces}
 
 
 def rank_state(ppo: Any, collector: Any) -> dict[str, Any]:
@@ -57,16 +89,23 @@ def modules_with_state(ppo: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in ppo.named_modules() if type(module).get_extra_state is not default}
 
 
-def load_training_state(ppo: Any, state: Mapping[str, Any]) -> None:
+def load_training_state(ppo: Any, checkpoint: Mapping[str, Any]) -> None:
     """Restore counters and statistics; `start_training` restores the rest.
 
     Raises:
-        CheckpointError: if the file that the Trainer reads is damaged.
+        CheckpointError: if the file that the Trainer reads is damaged, or does not fit. Nothing has changed then.
 
     """
-    path = None if ppo._trainer is None else ppo.trainer.ckpt_path
-    if path is not None and Path(path).is_file():
-        verify_checksum(Path(path), Path(path).read_bytes())
+    if missing := {"environment", "ranks", "update", "coefficients", "seconds"} - checkpoint.get("torchppo", {}).keys():
+        raise CheckpointError(f"the checkpoint has no {min(missing)}; use one of this version of torchppo")
+    if ppo._trainer is not None and ppo.trainer.ckpt_path is not None:
+        from .fits import collector_of, raise_on_misfit
+
+        path = Path(ppo.trainer.ckpt_path)
+        if path.is_file():
+            verify_checksum(path, path.read_bytes())
+        raise_on_misfit(ppo, collector_of(ppo.trainer), checkpoint, path)
+    state = checkpoint["torchppo"]
     ppo.frames, ppo.num_rollouts = state["frames"], state["num_rollouts"]
     ppo.seconds.update(state["seconds"])
     ppo.update.load_state_dict(state["update"])
@@ -74,22 +113,26 @@ def load_training_state(ppo: Any, state: Mapping[str, Any]) -> None:
     ppo.episodes.load_state_dict(state)
 
 
-def start_training(ppo: Any, resumed: Mapping[str, Any] | None) -> None:
-    """Test how the episodes can continue, or continue from a checkpoint: the last thing before the first rollout.
+def restore_random_state(ppo: Any) -> None:
+    """Restore the random numbers of the checkpoint that a training continues from."""
+    if ppo._resumed is not None and len(ppo._resumed["ranks"]) == num_ranks():
+        load_random_state(ppo._resumed["ranks"][rank()]["random"])
 
-    Args:
-        ppo: the LightningModule.
-        resumed: the `training_state` that was loaded, or `None` at the first start.
 
-    """
-    collector = ppo.trainer.train_dataloader
-    if resumed is not None and len(resumed["ranks"]) == num_ranks():
-        own = resumed["ranks"][rank()]
-        if rank() > 0 and hasattr(collector, "load_state_dict"):
+def start_training(ppo: Any) -> None:
+    """Test how the episodes can continue, or continue from a checkpoint: the last thing before the first rollout."""
+    collector, resumed = ppo.trainer.train_dataloader, ppo._resumed
+    if resumed is not None and hasattr(collector, "load_state_dict"):
+        saved = len(resumed["ranks"])
+        if saved != num_ranks():  # Lightning has loaded the episodes of rank 0 on every rank
+            warn_once(f"torchppo: {saved} ranks saved the checkpoint and {num_ranks()} continue, so new episodes start")
+            collector.load_state_dict({**collector.state_dict(), "rollouts": {}})
+        elif rank() > 0:
+            own = resumed["ranks"][rank()]
             collector.load_state_dict(own["collector"])
             for name, module in modules_with_state(ppo).items():
                 module.set_extra_state(own["modules"][name])
-        load_random_state(own["random"])
+    restore_random_state(ppo)
     if set_class := getattr(collector, "set_resume_class", None):
         set_class()
 
@@ -99,26 +142,36 @@ def resume_class_of(collector: Any) -> str:
     return str(getattr(collector, "resume_class", "inexact"))
 
 
-def describe_resume(collector: Any, name: str | None, found: str | None, *, require_exact: bool) -> str:
+def describe_resume(collector: Any, name: str | None, found: str | None, cfg: DictConfig) -> str:
     """Return a sentence on how a training continues after a restart.
 
     Args:
         collector: receives its `resume_class` at the first start.
         name: the `resume_class` that a checkpoint stored; `None` at the first start.
         found: the `resume_class` that other environments have; `None` tests new environments.
-        require_exact: whether to refuse `inexact`.
+        cfg: if `resume.require_exact` is set, `reset` replaces `inexact`, with resets after `checkpoint.every_frames`.
 
     Raises:
-        ConfigurationError: if `require_exact` is set and the class is `inexact`.
+        ConfigurationError: if `resume.require_exact` is set and the class is `inexact`.
 
     """
+    require_exact, every_frames = cfg.resume.require_exact, cfg.checkpoint.every_frames
     if name is None:
         if set_class := getattr(collector, "set_resume_class", None):
             set_class(found)
         name = resume_class_of(collector)
+        if name == "inexact" and require_exact and every_frames and hasattr(collector, "reset_every"):
+            from ..collectors.fixed_resets import follows_seed
+
+            if follows_seed(collector.env):
+                collector.reset_every(every_frames)
+                name = "reset"
     if name == "inexact" and require_exact:
+        hint = "keep the state of the environment in plain attributes, or make a seed determine its episodes"
+        if not every_frames:
+            hint = "or set checkpoint.every_frames, so that new episodes start at every checkpoint"
         raise ConfigurationError(
             "resume.require_exact=true, but the episodes of this environment cannot continue after a restart; set it "
-            "to false, or keep the state of the environment in plain attributes"
+            f"to false, {hint}"
         )
     return RESUME_TEXTS[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from functools import partial
 from typing import Any
 
@@ -28,26 +29,45 @@ class Walk(gymnasium.Env[Any, Any]):
     def __init__(self, hidden: str = "none") -> None:
         self.hidden = hidden
         self.draws: Any = None
+        self.resets = itertools.count()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
         self.place = self.np_random.random()
         if self.hidden == "episode":
             self.draws = iter(self.np_random.random(1000).tolist())
+        if self.hidden == "counter":  # of resets, where a second environment would be after as many
+            self.draws = itertools.repeat(next(self.resets))
         return np.array([self.place]), {}
 
     def step(self, action: Any) -> Any:
-        noise = {"none": self.np_random.random, "global": np.random.rand}.get(self.hidden)
+        noise = {
+            "none": self.np_random.random,
+            "global": np.random.rand,
+            "space": self.sample,
+            "module": RNG.random,
+        }.get(self.hidden)
         self.place += action["by"][0] + (noise() if noise else next(self.draws or COUNTER))
         return np.array([self.place]), self.place, bool(action["move"]) and self.place > 9, False, {}
 
+    def sample(self) -> float:
+        return float(self.observation_space.sample()[0]) + random.random()
 
-COUNTER = itertools.count()
+
+COUNTER, RNG = itertools.count(), np.random.default_rng(0)
 
 
 @pytest.mark.parametrize(
     ("hidden", "name"),
-    [("none", "snapshot"), ("global", "snapshot"), ("episode", "replay"), ("process", "inexact")],
+    [
+        ("none", "snapshot"),
+        ("global", "snapshot"),
+        ("space", "snapshot"),
+        ("module", "snapshot"),
+        ("episode", "replay"),
+        ("process", "inexact"),
+        ("counter", "inexact"),
+    ],
 )
 def test_class_depends_on_where_the_randomness_is(hidden: str, name: str) -> None:
     before = save_random_state()
@@ -72,7 +92,7 @@ MAKERS: dict[str, Any] = {
     "snapshot": lambda: SerialVectorEnv([partial(make_gymnasium_env, "Ant-v5")] * 2),
     "replay": lambda: SerialVectorEnv([partial(make_gymnasium_env, "LunarLander-v3")] * 2),
     "nested actions": lambda: SerialVectorEnv([partial(Walk, "episode")] * 2),
-    "workers": lambda: SubprocessVectorEnv([partial(make_gymnasium_env, "CartPole-v1")] * 3, 2),
+    "workers": lambda: SubprocessVectorEnv([partial(Walk, "global"), partial(Walk, "space"), Walk], 2),
     "atari": lambda: make_atari_vector("ALE/Pong-v5", 3, num_threads=1),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import random
 import time
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from torchppo.errors import CheckpointError
 from torchppo.pipelines.checkpoint import load_checkpoint, newest_checkpoint
-from torchppo.pipelines.saving.files import LastCheckpoint, add_checksum, verify_checksum
+from torchppo.pipelines.saving.files import LastCheckpoint, add_checksum, protect_rows, verify_checksum
 
 
 class SavingTrainer:
     is_global_zero = True
+    train_dataloader = None
 
     def __init__(self) -> None:
         self.num_saves = 0
@@ -94,3 +97,23 @@ def test_a_checkpoint_is_due_after_frames_or_seconds(monkeypatch: pytest.MonkeyP
     assert not saver.is_due(0)
     now = 100.0
     assert saver.is_due(0)
+
+
+def test_a_kill_while_a_column_is_added_loses_no_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    protect_rows(logger)
+    logger.log_metrics({"first": 1.0}, step=1)
+    logger.save()
+    before = (tmp_path / "metrics.csv").read_text()
+    logger.log_metrics({"second": 2.0}, step=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(csv.DictWriter, "writeheader", raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            logger.save()
+    assert (tmp_path / "metrics.csv").read_text() == before
+    logger.experiment._rewrite_with_new_header(["first", "second", "step"])
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["first,second,step", "1.0,,1"]
+
+
+def raise_interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
