@@ -162,8 +162,9 @@ def close(env: gymnasium.Env[Any, Any], seconds: float = CLOSE_SECONDS) -> None:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise a TimeoutError after some seconds. Works in the main thread, on systems with SIGALRM."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    """Raise a TimeoutError after some seconds: in the main thread, on systems with SIGALRM, before Python exits."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (hasattr(signal, "setitimer") and is_main) or sys.is_finalizing():
         yield
         return
 
