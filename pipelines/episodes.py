@@ -16,7 +16,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from ..envs import VectorEnv
-from ..envs.vector.atari import SplitAtariVectorEnv
+from ..envs.vector.interface import SlicedVectorEnv
 from ..envs.vector_env import vector_of
 from ..errors import ConfigurationError
 from ..modules.actor_critic import eval_mode, without_critic
@@ -32,8 +32,6 @@ from .step_factory import EVALUATION_STEPS, Compile
 
 MAX_STEPS = 5_000
 """Default `max_steps` of an environment without a time limit."""
-ATARI_MAX_STEPS = 27_000
-"""The time limit of Atari games, 108,000 frames of the console."""
 CUT_MESSAGE = """\
 torchppo: %d of the %d episodes of the evaluation were cut after %d steps and count with their return so far; end \
 episodes with +env.max_episode_steps=1000, or set eval.max_steps"""
@@ -127,9 +125,8 @@ def evaluate(
 def default_max_steps(env: EnvBase) -> int:
     """Return the time limit of an environment, or `MAX_STEPS` if it has none."""
     vector = vector_of(env)
-    if isinstance(vector, SplitAtariVectorEnv):
-        return ATARI_MAX_STEPS
-    return getattr(getattr(vector, "spec", None), "max_episode_steps", None) or MAX_STEPS
+    spec = vector if isinstance(vector, SlicedVectorEnv) else getattr(vector, "spec", None)
+    return getattr(spec, "max_episode_steps", None) or MAX_STEPS
 
 
 def rollout_episodes(

@@ -17,6 +17,9 @@ from ..spaces.specs import ALL_ENVS, StepArrays, step_arrays_for
 from .interface import SlicedVectorEnv, env_seeds
 from .serial import EnvDescription, init_vector_env
 
+MAX_STEPS = 27_000
+"""The time limit of Atari games, 108,000 frames of the console."""
+
 
 class SplitAtariVectorEnv(SlicedVectorEnv):
     """Splits a batch over two of ale-py's vector environments, so that one steps while the policy acts for the other.
@@ -38,7 +41,8 @@ class SplitAtariVectorEnv(SlicedVectorEnv):
         self._halves = [(make_half(half_slice.stop - half_slice.start), half_slice) for half_slice in slices]
         half, _ = self._halves[0]
         # A half resets automatically in the step after an episode, unless it has been reset before that step.
-        single = EnvDescription(half.single_observation_space, half.single_action_space, None, half.metadata)
+        spaces = half.single_observation_space, half.single_action_space
+        single = EnvDescription(*spaces, None, half.metadata, MAX_STEPS)
         init_vector_env(self, single, num_envs)
         self.arrays = step_arrays_for(half.single_observation_space, num_envs)
         self._stepping: set[Any] = set()

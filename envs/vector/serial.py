@@ -96,7 +96,6 @@ class SerialVectorEnv(SlicedVectorEnv):
         self.env_fns, self.restarts = env_fns, restarts
         self.num_restarts = None if restarts is None else restarts.counts
         init_vector_env(self, describe_env(self.envs[0]), len(self.envs))
-        self.spec = self.envs[0].spec
         self.arrays = step_arrays_for(self.single_observation_space, self.num_envs) if arrays is None else arrays
         self.info_keys, self.listed_info_keys = all_info_keys(info_keys), tuple(info_keys)
         self.episode_info = episode_info_for(self.info_keys, self.num_envs) if episode_info is None else episode_info
@@ -225,10 +224,12 @@ class EnvDescription(NamedTuple):
     action_space: gymnasium.Space[Any]
     render_mode: str | None
     metadata: dict[str, Any]
+    max_episode_steps: int | None = None
 
 
 def describe_env(env: gymnasium.Env[Any, Any]) -> EnvDescription:
-    return EnvDescription(env.observation_space, env.action_space, env.render_mode, env.metadata)
+    limit = getattr(env.spec, "max_episode_steps", None)  # not `spec` itself, which workers may not be able to pickle
+    return EnvDescription(env.observation_space, env.action_space, env.render_mode, env.metadata, limit)
 
 
 def init_vector_env(vector: GymnasiumVectorEnv[Any, Any, Any], single: EnvDescription, num_envs: int) -> None:
@@ -246,4 +247,5 @@ def init_vector_env(vector: GymnasiumVectorEnv[Any, Any, Any], single: EnvDescri
     vector.observation_space = batch_space(single.observation_space, num_envs)
     vector.action_space = batch_space(single.action_space, num_envs)
     vector.render_mode = single.render_mode
+    vector.max_episode_steps = single.max_episode_steps  # type: ignore[attr-defined]
     vector.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.DISABLED}

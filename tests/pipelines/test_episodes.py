@@ -148,7 +148,7 @@ class TestEpisodes:
         ("env_id", "options", "limit"),
         [
             ("CartPole-v1", {}, 500),
-            ("CartPole-v1", {"max_episode_steps": 70_000}, 70_000),
+            ("CartPole-v1", {"max_episode_steps": 70_000, "num_workers": 1}, 70_000),
             ("torchppo.envs:torchppo/Recall-v0", {}, 5_000),
             ("ALE/Pong-v5", {}, 27_000),
         ],
