@@ -346,7 +346,7 @@ def test_a_full_disk_does_not_destroy_the_previous_checkpoint(
     with pytest.raises(OSError, match=re.escape(str(tmp_path / "last.ckpt"))):
         fit(*make(rollouts=2), callbacks=[make_callback([0.0, 0.0], tmp_path)])
     assert frames_of(tmp_path / "last.ckpt") == FRAMES
-    assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
 
 
 class TestStopAt:
