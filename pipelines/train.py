@@ -67,7 +67,6 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None)
     evaluator = Evaluator(cfg, stop) if cfg.eval.episodes else None
     evaluation, progress = make_evaluation(cfg, evaluator), ProgressBar() if Console().is_terminal else ProgressLines()
     trainer = build_trainer(cfg, [save_config, stopwatch, progress, evaluation, stop])
-    check_precision(trainer)  # before the run directory exists
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
     with ExitStack() as stack:
         training = stack.enter_context(closing(build_training(cfg, trainer.global_rank, overrides)))
@@ -148,8 +147,7 @@ def save_configuration(trainer: Trainer, cfg: DictConfig, overrides: list[str]) 
 def silence_lightning() -> None:
     """Silence messages of Lightning that users cannot act on."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware, tips
-    # The directory exists because it holds the lock.
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # holds the lock
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
 
 
@@ -175,15 +173,6 @@ def locked(run_dir: Path, *, is_used: bool) -> Iterator[None]:
                 f"run with torchppo resume {run_dir}"
             )
         yield
-
-
-def check_precision(trainer: Trainer) -> None:
-    """Raise a ConfigurationError if the precision is not supported."""
-    if trainer.precision in ("64-true", "bf16-true", "16-true"):
-        raise ConfigurationError(
-            f"trainer.precision={trainer.precision} does not fit the environments' float32; use 32-true, bf16-mixed or "
-            "16-mixed"
-        )
 
 
 class Evaluator:
@@ -213,7 +202,12 @@ class Evaluator:
         if not isinstance(vector, SlicedVectorEnv) or evaluation_config(self._cfg).env != self._cfg.env:
             return None
         with isolate_rng():
-            return vector.own_resume_class()
+            found = vector.own_resume_class()
+        if steps := vector.own_steps:
+            from .check.advice import print_advice
+
+            print_advice(vector, steps, self._cfg)
+        return found
 
     def __call__(self, actor: Any) -> Evaluation | None:
         return self._stop.interruptible(lambda: self._evaluate(actor))

@@ -36,6 +36,7 @@ from .interface import (
     close,
     env_seeds,
     info_number,
+    is_own,
     reset_indices,
 )
 
@@ -160,7 +161,9 @@ class SerialVectorEnv(SlicedVectorEnv):
         return self.resume_class
 
     def own_resume_class(self, max_seconds: float = 20.0) -> str:
-        return "inexact" if self.render_mode == "human" else resume_class_of(self.envs, max_seconds)
+        self.own_steps = steps = list[Any]()
+        seen = steps if is_own(self.envs[0]) else None
+        return "inexact" if self.render_mode == "human" else resume_class_of(self.envs, max_seconds, seen)
 
     def env_states(self) -> list[Any]:
         return [episode_state(env, self.resume_class) for env in self.envs]

@@ -233,15 +233,6 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return list(OverridesParser.create().parse_overrides(list(overrides)))
 
 
-def check_eval_overrides(overrides: Sequence[str]) -> None:
-    """Raise a ConfigurationError for an override of `torchppo eval` that is one of its options."""
-    from .keys.foreign_names import eval_option
-
-    for override in parse(overrides):
-        if option := eval_option(override.key_or_group, str(override.input_line).partition("=")[2]):
-            raise ConfigurationError(f"{override.input_line} is an option of torchppo eval; write {option}")
-
-
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn errors of Hydra, OmegaConf and YAML into a ConfigurationError."""
