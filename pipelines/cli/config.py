@@ -136,7 +136,7 @@ def check_schema(cfg: DictConfig, make_default: MakeConfig, own_groups: Collecti
     targets, free, unknown = built_in_targets(), set(), []
     for key, value, target in values_of(OmegaConf.to_container(cfg, resolve=True)):
         name = re.sub(r"^controller\.[^.]+", "controller.*", key)
-        if target in CHANGES and key != target:  # keys that replace those of another component
+        if target in (*CHANGES,) and key != target:  # keys that replace those of another component
             name = f"{CHANGES[target]}{key.removeprefix(target)}"
             target = OmegaConf.select(cfg, f"{CHANGES[target]}._target_")  # noqa: PLW2901
         field = FIELDS.get(name) or ARGUMENTS.get(name)

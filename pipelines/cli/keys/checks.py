@@ -191,6 +191,9 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
         "trainer.log_every_n_steps": "torchppo train, which logs every rollout",
         "trainer.use_distributed_sampler": "torchppo train, where each rank collects its own rollouts",
     }
+    num_workers, num_envs = cfg.env.get("num_workers"), cfg.env.get("num_envs")
+    if isinstance(num_workers, int) and isinstance(num_envs, int) and num_workers > num_envs:
+        raise ConfigurationError(f"env.num_workers={num_workers} must be at most env.num_envs={num_envs}")
     for key in chosen:
         reason, value = reasons.get(key), OmegaConf.select(cfg, key)
         if reason and not is_off(value):
