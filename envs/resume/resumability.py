@@ -23,6 +23,7 @@ RESUME_CLASSES = ("snapshot", "replay", "inexact")
 """`snapshot`: the state is saved and restored. `replay`: the current episodes are repeated with the same random state
 and actions. `inexact`: new episodes start."""
 NUM_TEST_STEPS = 12
+EnvFn = Callable[[], gymnasium.Env[Any, Any]]
 
 
 class Replay(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -123,13 +124,7 @@ def load_layers(env: gymnasium.Env[Any, Any], saved: list[Any]) -> None:
             vars(layer)[name] = load_state(vars(layer).get(name), value)
 
 
-def resume_class(
-    env_fn: Callable[[], gymnasium.Env[Any, Any]],
-    max_seconds: float = 20.0,
-    *,
-    close: bool = True,
-    seen: list[Any] | None = None,
-) -> str:
+def resume_class(env_fn: EnvFn, max_seconds: float = 20.0, *, close: bool = True, seen: list[Any] | None = None) -> str:
     """Return the class of an environment, one of `RESUME_CLASSES`.
 
     Steps one environment, and another one after the state of the first was restored in it, with the same actions.

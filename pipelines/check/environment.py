@@ -25,7 +25,7 @@ from .findings import Finding, error, note, ok
 MAX_STEPS, MAX_SECONDS = 2_000, 2.0
 NUM_COMPARED = 30
 """Steps that are repeated to compare them."""
-SLOW = 1_000
+SLOW = 500
 """Steps per second below which worker processes help."""
 STEP_VALUES = ("observation", "reward", "terminated", "truncated", "info")
 
@@ -40,7 +40,7 @@ class Trace(NamedTuple):
     Attributes:
         results: observation, reward, terminated and truncated of every step; the last three are `None` after a reset.
         lengths: length of every complete episode, and whether it ended terminated and truncated.
-        seconds: duration of the steps.
+        seconds: total duration of the steps, without that of the resets.
 
     """
 
@@ -141,13 +141,15 @@ def play(env: gymnasium.Env[Any, Any], seed: int, num_steps: int, seconds: float
     space.seed(action_seed)
     results: list[tuple[Any, Any, Any, Any]] = []
     lengths: list[tuple[int, bool, bool]] = []
-    length, start = 0, time.perf_counter()
+    length, start, duration = 0, time.perf_counter(), 0.0
     try:
         observation, info = env.reset(seed=seed)
         results.append((copy.deepcopy(observation), None, None, None))
         for _ in range(num_steps):
             action = random_action(space, info) if "action_mask" in info else space.sample()
+            before = time.perf_counter()
             observation, reward, terminated, truncated, info = env.step(action)
+            duration += time.perf_counter() - before
             length += 1
             results.append((copy.deepcopy(observation), copy.deepcopy(reward), terminated, truncated))
             if terminated or truncated:
@@ -161,7 +163,7 @@ def play(env: gymnasium.Env[Any, Any], seed: int, num_steps: int, seconds: float
         raise StepError(f"step {len(results)} raised {problem!r}") from problem
     if wrong := [one for result in results if result[1] is not None for one in check_step((*result, {}))]:
         raise StepError(wrong[0].message)
-    return Trace(results, lengths, time.perf_counter() - start)
+    return Trace(results, lengths, duration)
 
 
 def time_limit(env: gymnasium.Env[Any, Any]) -> int | None:

@@ -68,7 +68,6 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
     keys = [override for override in parsed if override not in groups]
     check_hydra_keys(keys)
     if unusual := [one for one in groups if not is_choice(one, options)]:
-        check_values(unusual)
         check_choices(unusual, options, compose_with_hydra([]).hydra.runtime.choices)
     chosen_groups = [*(str(override.input_line) for override in groups), *search]
     try:
@@ -82,10 +81,9 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
         raise
     choices = cfg.hydra.runtime.choices
     del cfg.hydra
-    changed = [one.key_or_group for one in keys if not (one.is_delete() or one.key_or_group.startswith("hydra."))]
+    changed = [one.key_or_group for one in keys if not one.is_delete()]
     with one_line_errors():  # for a ${key} that does not exist
-        if empty := [one.key_or_group for one in keys if one.value() == {}]:
-            check_empty_groups(empty, cfg)
+        check_empty_groups(keys, cfg)
         if any(override.is_delete() for override in parsed):
             check_deleted_keys(cfg, compose_with_hydra([]))
         if config_dir:

@@ -151,9 +151,9 @@ def check_deleted_keys(cfg: DictConfig, built_in: DictConfig) -> None:
             raise ConfigurationError(f"~{key}: {key} is required; remove ~{key}, or give it another value")
 
 
-def check_empty_groups(keys: Iterable[str], cfg: DictConfig) -> None:
+def check_empty_groups(overrides: Iterable[Override], cfg: DictConfig) -> None:
     """Raise a ConfigurationError for `key={}`, which Hydra merges with the keys that the group has."""
-    for key in keys:
+    for key in [override.key_or_group for override in overrides if override.value() == {}]:
         if OmegaConf.select(cfg, key):
             raise ConfigurationError(f"{key}={{}} changes nothing; write {key}.name=..., or ~{key}.name to remove one")
 
