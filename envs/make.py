@@ -206,7 +206,11 @@ def _make_unwrapped(id: str | EnvFactory, name: str, kwargs: dict[str, Any]) -> 
 def _gymnasium_make(id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa: A002
     """Call `gymnasium.make` and turn its exceptions into an `EnvironmentFailure`."""
     try:
-        return gymnasium.make(id, disable_env_checker=True, **kwargs)
+        if kwargs.get("render_mode") is None:
+            return gymnasium.make(id, disable_env_checker=True, **kwargs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*in the possible render_modes")  # see `check_render_mode`
+            return gymnasium.make(id, disable_env_checker=True, **kwargs)
     except gymnasium.error.DependencyNotInstalled as error:
         raise EnvironmentFailure(f"environment {id!r} needs a package that is missing: {error}") from error
     except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:

@@ -83,7 +83,6 @@ def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: St
     evaluator = Evaluator(cfg, stop) if cfg.eval.episodes else None
     evaluation, progress = make_evaluation(cfg, evaluator), ProgressBar() if Console().is_terminal else ProgressLines()
     trainer = build_trainer(cfg, [save_config, stopwatch, progress, evaluation, stop])
-    check_precision(trainer)
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
     with ExitStack() as stack, Watchdog(lambda failure: end_process(cfg, overrides, failure)):
         training = stack.enter_context(closing(build_training(cfg, trainer.global_rank, overrides)))
@@ -176,16 +175,8 @@ def end_of(ppo: PPO, stop: StopOnSignal) -> str:
 def silence_lightning() -> None:
     """Silence messages of Lightning that users cannot act on."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware, tips
-    # The directory exists because it holds the lock.
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # holds the lock
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
-
-
-def check_precision(trainer: Trainer) -> None:
-    """Raise a ConfigurationError if the precision is not supported, before the run directory exists."""
-    if (name := trainer.precision) in ("64-true", "bf16-true", "16-true"):
-        message = "does not fit the environments' float32; use 32-true, bf16-mixed or 16-mixed"
-        raise ConfigurationError(f"trainer.precision={name} {message}")
 
 
 class Evaluator:
@@ -211,8 +202,14 @@ class Evaluator:
 
     def resume_class(self) -> str | None:
         """Return the class of the environments (see `SlicedVectorEnv`); `None` if those of training may differ."""
-        is_same = evaluation_config(self._cfg).env == self._cfg.env
-        return own_resume_class(cast(EnvBase, self._env)) if is_same else None
+        if evaluation_config(self._cfg).env != self._cfg.env:
+            return None
+        found = own_resume_class(cast(EnvBase, self._env))
+        if steps := getattr(vector := vector_of(cast(EnvBase, self._env)), "own_steps", None):
+            from .check.advice import print_advice
+
+            print_advice(vector, steps, self._cfg)
+        return found
 
     def __call__(self, actor: Any) -> Evaluation | None:
         return self._stop.interruptible(lambda: self._evaluate(actor))

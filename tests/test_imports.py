@@ -25,7 +25,7 @@ LAYERS = (
     {"collectors", "ppo", "saving"},
     {"build", "components", "episodes"},
     {"run_files", "checkpoint"},
-    {"train", "evaluate", "policy", "resume"},
+    {"train", "evaluate", "policy", "resume", "check"},
     {"cli"},
 )
 """Files and folders of `pipelines`, the lowest layer first. Each imports its own layer and lower ones."""

@@ -24,6 +24,7 @@ RESUME_CLASSES = ("snapshot", "replay", "reset", "inexact")
 and actions. `reset`: new episodes start at fixed numbers of frames, with and without a restart, and only there a
 training is saved. `inexact`: new episodes start after a restart."""
 NUM_TEST_STEPS = 12
+EnvFn = Callable[[], gymnasium.Env[Any, Any]]
 
 
 class Replay(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -119,9 +120,7 @@ def load_layers(env: gymnasium.Env[Any, Any], saved: list[Any]) -> None:
                 vars(layer)[name] = new
 
 
-def resume_class(
-    env_fn: Callable[[], gymnasium.Env[Any, Any]], max_seconds: float = 20.0, *, close: bool = True
-) -> str:
+def resume_class(env_fn: EnvFn, max_seconds: float = 20.0, *, close: bool = True, seen: list[Any] | None = None) -> str:
     """Return the class of an environment, one of `RESUME_CLASSES`.
 
     Steps one environment, and another one after the state of the first was restored in it, with the same actions. The
@@ -132,6 +131,7 @@ def resume_class(
         env_fn: returns an environment at every call.
         max_seconds: limit of the duration.
         close: whether to close the environments.
+        seen: receives what some steps of the test returned.
 
     """
     before, start = save_random_state(), time.monotonic()
@@ -150,6 +150,8 @@ def resume_class(
             replay = first.state()
             restore["replay"] = lambda env: env.repeat(replay)
         expected = continued(first, end)
+        if seen is not None:
+            seen += expected
         for name, load in restore.items():
             second = Replay(env_fn())
             envs.append(second)
@@ -171,7 +173,7 @@ def resume_class(
     return "inexact"
 
 
-def resume_class_of(envs: Sequence[gymnasium.Env[Any, Any]], max_seconds: float) -> str:
+def resume_class_of(envs: Sequence[gymnasium.Env[Any, Any]], max_seconds: float, seen: list[Any] | None = None) -> str:
     """Return the class of environments that exist already; see `resume_class`.
 
     The test resets and steps up to three of them, and then restores those whose state can be saved.
@@ -181,7 +183,7 @@ def resume_class_of(envs: Sequence[gymnasium.Env[Any, Any]], max_seconds: float)
     for env in used:
         with suppress(StateError):
             states.append((env, save_state(env)))
-    found = resume_class(cycle(used).__next__, max_seconds, close=False)
+    found = resume_class(cycle(used).__next__, max_seconds, close=False, seen=seen)
     for env, state in states:
         with suppress(StateError):
             load_state(env, state)

@@ -39,6 +39,7 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
         listed_info_keys: the keys that the user listed; the others are `SUCCESS_KEYS`.
         episode_info: values of `info_keys` in the last step of each environment's last complete episode, `[num_envs,
             len(info_keys)]`. They are NaN if `info` had no such entry. A reset writes them. `None` without keys.
+        own_steps: what some steps of `own_resume_class` returned, if the environment or a wrapper is the user's own.
         resume_class: how episodes continue after a restart, one of `resume.resumability.RESUME_CLASSES`.
         last_seeds: the last seed of each environment.
         num_restarts: number of failures after which each environment was made again, `[num_envs]`. The step of the
@@ -49,6 +50,7 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
     info_keys: tuple[str, ...] = ()
     listed_info_keys: tuple[str, ...] = ()
     episode_info: NDArray[np.float64] | None = None
+    own_steps: Sequence[Any] = ()
     resume_class = "inexact"
     last_seeds: Any = None
     has_left_space = False
@@ -120,6 +122,14 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
     def double_buffer_groups(self) -> list[slice]:
         """Return two groups of environments that can be stepped independently; empty if there are none."""
         return []
+
+
+def is_own(env: gymnasium.Env[Any, Any]) -> bool:
+    """Return whether an environment or one of its wrappers is neither from Gymnasium nor from torchppo."""
+    layers = [env]
+    while isinstance(layers[-1], gymnasium.Wrapper):
+        layers.append(layers[-1].env)
+    return not {type(layer).__module__.split(".")[0] for layer in layers} <= {"gymnasium", __name__.split(".")[0]}
 
 
 def call_env(

@@ -30,7 +30,7 @@ from ..spaces.specs import (
     step_arrays_for,
 )
 from .episode_info import write_episode_info
-from .interface import CLOSE_SECONDS, IDLE, SlicedVectorEnv, call_env, close, env_seeds, reset_indices, watched
+from .interface import CLOSE_SECONDS, IDLE, SlicedVectorEnv, call_env, close, env_seeds, is_own, reset_indices, watched
 from .recovery import STEP_TIMEOUT, Restarts, raise_if_not_finite, recover
 
 EnvFn = Callable[[], gymnasium.Env[Any, Any]]
@@ -199,7 +199,9 @@ class SerialVectorEnv(SlicedVectorEnv):
         return self.resume_class
 
     def own_resume_class(self, max_seconds: float = 20.0) -> str:
-        return "inexact" if self.render_mode == "human" else resume_class_of(self.envs, max_seconds)
+        self.own_steps = steps = list[Any]()
+        seen = steps if is_own(self.envs[0]) else None
+        return "inexact" if self.render_mode == "human" else resume_class_of(self.envs, max_seconds, seen)
 
     def env_states(self) -> list[Any]:
         return [episode_state(env, self.resume_class) for env in self.envs]

@@ -68,7 +68,6 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
     keys = [override for override in parsed if override not in groups]
     check_hydra_keys(keys)
     if unusual := [one for one in groups if not is_choice(one, options)]:
-        check_values(unusual)
         check_choices(unusual, options, compose_with_hydra([]).hydra.runtime.choices)
     chosen_groups = [*(str(override.input_line) for override in groups), *search]
     try:
@@ -82,10 +81,9 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
         raise
     choices = cfg.hydra.runtime.choices
     del cfg.hydra
-    changed = [one.key_or_group for one in keys if not (one.is_delete() or one.key_or_group.startswith("hydra."))]
+    changed = [one.key_or_group for one in keys if not one.is_delete()]
     with one_line_errors():  # for a ${key} that does not exist
-        if empty := [one.key_or_group for one in keys if one.value() == {}]:
-            check_empty_groups(empty, cfg)
+        check_empty_groups(keys, cfg)
         if any(override.is_delete() for override in parsed):
             check_deleted_keys(cfg, compose_with_hydra([]))
         if config_dir:
@@ -138,7 +136,7 @@ def check_schema(cfg: DictConfig, make_default: MakeConfig, own_groups: Collecti
     targets, free, unknown = built_in_targets(), set(), []
     for key, value, target in values_of(OmegaConf.to_container(cfg, resolve=True)):
         name = re.sub(r"^controller\.[^.]+", "controller.*", key)
-        if target in CHANGES and key != target:  # keys that replace those of another component
+        if target in (*CHANGES,) and key != target:  # keys that replace those of another component
             name = f"{CHANGES[target]}{key.removeprefix(target)}"
             target = OmegaConf.select(cfg, f"{CHANGES[target]}._target_")  # noqa: PLW2901
         field = FIELDS.get(name) or ARGUMENTS.get(name)
@@ -228,15 +226,6 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         if not named:
             raise ConfigurationError(f"{word!r} is not an override; write key=value or group=choice")
     return list(OverridesParser.create().parse_overrides(list(overrides)))
-
-
-def check_eval_overrides(overrides: Sequence[str]) -> None:
-    """Raise a ConfigurationError for an override of `torchppo eval` that is one of its options."""
-    from .keys.foreign_names import eval_option
-
-    for override in parse(overrides):
-        if option := eval_option(override.key_or_group, str(override.input_line).partition("=")[2]):
-            raise ConfigurationError(f"{override.input_line} is an option of torchppo eval; write {option}")
 
 
 @contextmanager

@@ -19,26 +19,9 @@ from omegaconf import OmegaConf
 from ... import __version__
 from ...errors import TorchPPOError, did_you_mean
 from ..stopping.signals import SIGNALS, Stopped, exit_at_once, exit_code
-from .config import check_eval_overrides, compose
+from .config import compose, parse
+from .help import EVAL_EXAMPLES, EXAMPLES, TRUST_HELP
 from .keys.checks import options_by_group
-
-EXAMPLES = """\
-examples:
-  torchppo train experiment=cartpole
-  torchppo train experiment=halfcheetah policy.body.num_cells=[256,256] -m seed=0,1,2
-  torchppo train env.id=my_package:MyEnv-v0 --config-dir my_conf
-  torchppo resume runs/cartpole/<run>
-  torchppo eval runs/cartpole/<run>/checkpoints/best.ckpt --json
-
-Use env= or env.id= to choose only the environment, and experiment= for an environment with tuned settings.
-"""
-TRUST_HELP = "a package that the checkpoint may name, such as a module of yours; once for each package"
-EVAL_EXAMPLES = """\
-examples:
-  torchppo eval runs/cartpole/<run>/checkpoints/best.ckpt --episodes 100 --stochastic
-  torchppo eval best.ckpt --render human --episodes 3
-  torchppo eval best.ckpt env.id=CartPole-v0 +env.max_episode_steps=1000
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +57,7 @@ def make_parser() -> Parser:
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     groups = options_by_group().items()
-    commands = top.add_subparsers(metavar="train | resume | eval | verify-resume | list", required=True)
+    commands = top.add_subparsers(metavar="train | check | resume | eval | verify-resume | list", required=True)
     train = commands.add_parser(
         "train",
         help="train a policy",
@@ -89,6 +72,11 @@ def make_parser() -> Parser:
     )
     train.add_argument("--cfg", action="store_true", help="print the configuration and exit")
     train.set_defaults(run=run_train, parser=train)
+    check = commands.add_parser("check", help="check an environment and a policy before a training")
+    check.add_argument("overrides", nargs="*", metavar="override", help="those of torchppo train")
+    check.add_argument("-cd", "--config-dir", type=Path, help="a folder with your own groups")
+    check.add_argument("--json", action="store_true", help="print one JSON object; other output goes to stderr")
+    check.set_defaults(run=run_check, parser=check)
     add_eval(commands, formatter)
     add_resume(commands)
     listing = commands.add_parser("list", help="list environments, experiments and all other groups")
@@ -197,9 +185,22 @@ def run_train(arguments: argparse.Namespace) -> int:
                 os.removedirs(cfg.run_dir)
 
 
+def run_check(arguments: argparse.Namespace) -> int:
+    """Run `torchppo check`."""
+    if arguments.config_dir:
+        sys.path.append(str(arguments.config_dir.resolve().parent))
+    cfg = compose(arguments.overrides, arguments.config_dir)
+    with exit_on_signals():
+        from .check_command import check
+
+    return check(cfg, arguments.overrides, as_json=arguments.json)
+
+
 def run_eval(arguments: argparse.Namespace) -> int:
     """Run `torchppo eval`."""
-    check_eval_overrides(arguments.overrides)
+    from .keys.foreign_names import check_eval_overrides
+
+    check_eval_overrides(parse(arguments.overrides))
     with exit_on_signals():
         from .eval_command import run
     return run(arguments)

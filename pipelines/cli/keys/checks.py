@@ -151,9 +151,9 @@ def check_deleted_keys(cfg: DictConfig, built_in: DictConfig) -> None:
             raise ConfigurationError(f"~{key}: {key} is required; remove ~{key}, or give it another value")
 
 
-def check_empty_groups(keys: Iterable[str], cfg: DictConfig) -> None:
+def check_empty_groups(overrides: Iterable[Override], cfg: DictConfig) -> None:
     """Raise a ConfigurationError for `key={}`, which Hydra merges with the keys that the group has."""
-    for key in keys:
+    for key in [override.key_or_group for override in overrides if override.value() == {}]:
         if OmegaConf.select(cfg, key):
             raise ConfigurationError(f"{key}={{}} changes nothing; write {key}.name=..., or ~{key}.name to remove one")
 
@@ -191,6 +191,9 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
         "trainer.log_every_n_steps": "torchppo train, which logs every rollout",
         "trainer.use_distributed_sampler": "torchppo train, where each rank collects its own rollouts",
     }
+    num_workers, num_envs = cfg.env.get("num_workers"), cfg.env.get("num_envs")
+    if isinstance(num_workers, int) and isinstance(num_envs, int) and num_workers > num_envs:
+        raise ConfigurationError(f"env.num_workers={num_workers} must be at most env.num_envs={num_envs}")
     for key in chosen:
         reason, value = reasons.get(key), OmegaConf.select(cfg, key)
         if reason and not is_off(value):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from ....errors import ConfigurationError
 
 NAMES = {
     "optimizer.lr=*": "lr learning_rate policy_lr pi_lr actor_lr step_size",
@@ -121,6 +125,13 @@ def eval_option(name: str, value: str | None) -> str:
         if name in names.split():
             return ours.replace("*", value or "...")
     return ""
+
+
+def check_eval_overrides(overrides: Iterable[Override]) -> None:
+    """Raise a ConfigurationError for an override of `torchppo eval` that is one of its options."""
+    for override in overrides:
+        if option := eval_option(override.key_or_group, str(override.input_line).partition("=")[2]):
+            raise ConfigurationError(f"{override.input_line} is an option of torchppo eval; write {option}")
 
 
 def override_for(word: str, words: Sequence[str], known: Collection[str]) -> str:

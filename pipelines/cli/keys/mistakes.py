@@ -26,6 +26,8 @@ def check_values(overrides: Iterable[Override]) -> None:
 
 def check_choices(groups: Iterable[Override], options: Options, defaults: DictConfig) -> None:
     """Raise a ConfigurationError for an unknown choice of a group, or a group that is used in several places."""
+    groups = [*groups]
+    check_values(groups)
     for override in groups:
         key, value = override.key_or_group, override.value()
         group = key.split("@", maxsplit=1)[0]

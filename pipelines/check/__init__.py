@@ -1,0 +1,1 @@
+"""Checks an environment and a policy before a training: `torchppo check`."""
