@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint format docs clean
+.PHONY: help install train test lint format docs audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ format: .venv/.installed  ## format the code and apply automatic fixes
 
 docs: .venv/.docs  ## build the documentation site in site/; open site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "built site/index.html"
+
+audit:  ## check the pinned packages for known vulnerabilities; needs a network
+	@$(PYTHON) .ci/audit.py
 
 clean:  ## remove caches and build outputs; keep .venv and runs
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

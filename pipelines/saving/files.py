@@ -69,7 +69,8 @@ def locked(run_dir: Path, *, is_used: bool) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise RunLockedError(f"run_dir={run_dir} is in use by another training; choose another run_dir") from None
+        advice = "wait for its end or stop it" if is_used else "choose another run_dir"
+        raise RunLockedError(f"run_dir={run_dir} is in use by another training; {advice}") from None
     with lock:
         if not is_used and (run_dir / "config.yaml").exists():
             raise ConfigurationError(

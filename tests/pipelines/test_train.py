@@ -686,6 +686,21 @@ class TestRunDir:
             assert_fails(6, ["run_dir=run"], scripted(), capsys)
         assert not Path("run/config.yaml").exists()
 
+    def test_that_a_killed_process_has_locked_can_be_used(self, scripted: Callable[..., list[str]]) -> None:
+        overrides = scripted()
+        hold = (
+            "import filelock; lock = filelock.FileLock('run/.lock'); lock.acquire(); print('held', flush=True); input()"
+        )
+        Path("run").mkdir()
+        with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            try:
+                assert run(*overrides) == 6
+            finally:
+                process.kill()
+        assert run(*overrides) == 0
+
     def test_may_exist_and_be_empty(self, scripted: Callable[..., list[str]]) -> None:
         Path("run").mkdir()
         assert run(*scripted()) == 0

@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from torchppo.pipelines.checkpoint import load_checkpoint
@@ -136,6 +137,14 @@ def test_mistakes_are_refused(words: list[str], code: int, copied: Path, monkeyp
     monkeypatch.chdir(copied.parent)
     assert main(["resume", *words]) == code
     assert (copied / "summary.json").exists()
+
+
+def test_a_run_that_is_still_running_is_refused(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    with FileLock(copied / ".lock"):
+        assert main(["resume", str(copied), "total_frames=640"]) == 6
+    assert capsys.readouterr().err.count("\n") == 1
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 
 class Unsteady(gymnasium.Env[Any, Any]):
