@@ -66,7 +66,7 @@ WORDS = (
 )
 RANKS = ("trainer.devices=2", "trainer.strategy=ddp")
 ENDLESS = "total_frames=100_000_000"
-SLOW = (ENDLESS, "env.num_envs=2", "update.minibatch_size=64", "+env.after=40", "+eval.env.seconds=0")
+SLOW = (ENDLESS, "env.num_envs=2", "update.minibatch_size=64", "+env.after=300", "+eval.env.seconds=0")
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 75}
 
 
@@ -81,6 +81,7 @@ class Case(NamedTuple):
         has_run: whether a checkpoint and a summary must exist.
         to: who receives the signal: `main`, `group` or `rank 1`.
         again: whether a second signal is sent after half a second.
+        lost: rollouts that the checkpoint may lack: a state is saved in memory as often as that takes 1 % of the time.
         continues: after SIGUSR1, the same command trains to this number of frames; 0 if it is not run again.
 
     """
@@ -93,6 +94,7 @@ class Case(NamedTuple):
     to: str = "main"
     again: bool = False
     continues: int = 0
+    lost: int = 0
 
 
 FAST = (ENDLESS,)
@@ -103,10 +105,10 @@ CASES = {
     "start of workers": Case(("+env.seconds=3", "+env.where=init", "env.num_workers=2"), "pausing", has_run=False),
     "rollouts": Case(FAST),
     "rollouts, workers": Case((*FAST, "env.num_workers=2"), to="group"),
-    "slow rollout": Case((*SLOW, "+env.seconds=0.3"), "pausing"),
-    "slow rollout, workers": Case((*SLOW, "+env.seconds=0.3", "env.num_workers=2"), "pausing", to="group"),
-    "step that does not return": Case((*SLOW, "+env.seconds=1000"), "pausing"),
-    "step that does not return, again": Case((*SLOW, "+env.seconds=1000"), "pausing", limit=3.0, again=True),
+    "slow rollout": Case((*SLOW, "+env.seconds=0.3"), "pausing", lost=30),
+    "slow rollout, workers": Case((*SLOW, "+env.seconds=0.3", "env.num_workers=2"), "pausing", lost=30, to="group"),
+    "step that does not return": Case((*SLOW, "+env.seconds=1000"), "pausing", lost=30),
+    "step that does not return, again": Case((*SLOW, "+env.seconds=1000"), "pausing", limit=3.0, again=True, lost=30),
     "compilation": Case((*FAST, "compile=true"), "run/config.yaml", limit=20.0),
     "evaluation": Case((*FAST, "eval.every_frames=256", "+env.seconds=0", "+eval.env.seconds=0.5"), "pausing"),
     "last evaluation": Case(("total_frames=512", "+env.seconds=0", "+eval.env.seconds=0.5"), "pausing"),
@@ -119,8 +121,8 @@ CASES = {
     ),
     "2 ranks: rollouts": Case((*RANKS, *FAST)),
     "2 ranks: rollouts, rank 1": Case((*RANKS, *FAST), to="rank 1"),
-    "2 ranks: slow rollout, group": Case((*RANKS, *SLOW, "+env.seconds=0.3"), "pausing", to="group"),
-    "2 ranks: slow rollout, rank 1": Case((*RANKS, *SLOW, "+env.seconds=0.3"), "pausing", to="rank 1"),
+    "2 ranks: slow rollout, group": Case((*RANKS, *SLOW, "+env.seconds=0.3"), "pausing", lost=30, to="group"),
+    "2 ranks: slow rollout, rank 1": Case((*RANKS, *SLOW, "+env.seconds=0.3"), "pausing", lost=30, to="rank 1"),
     "2 ranks: compilation, rank 1": Case((*RANKS, *FAST, "compile=true"), "run/config.yaml", limit=20.0, to="rank 1"),
     "2 ranks: evaluation, rank 1": Case(
         (*RANKS, *FAST, "eval.every_frames=512", "+env.seconds=0", "+eval.env.seconds=0.5"), "pausing", to="rank 1"
@@ -237,7 +239,7 @@ def faults(place: Path, case: Case, number: signal.Signals, code: int | None, se
         yield f"the summary has {summary['exit']} and {summary['frames']} frames, the checkpoint {frames}"
     with (place / "run/metrics.csv").open(newline="") as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
-    if steps and steps[-1] != frames:
+    if steps and frames < steps[-1] - case.lost * 64:
         yield f"the checkpoint has {frames} of {steps[-1]} frames"
 
 
