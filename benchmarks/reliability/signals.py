@@ -134,18 +134,18 @@ def main() -> None:
     selected = [name for name in CASES if not sys.argv[1:] or any(word in name for word in sys.argv[1:])]
     rows, path = [], Path(__file__).with_suffix(".csv")
     if path.exists() and len(selected) < len(CASES):
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["case"] not in selected]
+        rows = [*csv.DictReader(path.read_text().splitlines())]
     for name in selected:
         for number in SIGNALS:
             row = run(name, number)
             print(*row.values(), sep="  ", flush=True)
+            rows = [one for one in rows if (one["case"], one["signal"]) != (name, number.name)]
             rows.append({key: str(value) for key, value in row.items()})
-    rows.sort(key=lambda row: [*CASES].index(row["case"]))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+            rows.sort(key=lambda one: [*CASES].index(one["case"]))
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
     failed = sum(row["faults"] != "" for row in rows)
     print(f"{len(rows)} trainings, {failed} with faults ({platform.machine()}, {os.cpu_count()} cores)")
 
@@ -237,8 +237,8 @@ def faults(place: Path, case: Case, number: signal.Signals, code: int | None, se
     name = "requeue" if number == signal.SIGUSR1 else number.name
     if (summary["exit"], summary["frames"]) != (name, frames):
         yield f"the summary has {summary['exit']} and {summary['frames']} frames, the checkpoint {frames}"
-    with (place / "run/metrics.csv").open(newline="") as file:
-        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    path = place / "run/metrics.csv"
+    steps = [int(row["step"]) for row in csv.DictReader(path.read_text().splitlines())] if path.exists() else []
     if steps and frames < steps[-1] - case.lost * 64:
         yield f"the checkpoint has {frames} of {steps[-1]} frames"
 

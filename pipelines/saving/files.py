@@ -126,15 +126,17 @@ class LastCheckpoint:
         self._time_in_memory = self._time
         self._in_memory = None
 
+    def is_due(self, frames: int) -> bool:
+        """Return whether to save after `frames`, by the clock of rank 0."""
+        is_late = time.monotonic() - self._time >= max(self._every_seconds, 100 * self._cost)
+        return frames - self.frames >= self._every_frames or gathered([is_late])[0]
+
     def save_if_due(self, trainer: Trainer, frames: int) -> None:
-        """Save the state after a rollout if it is time, by the clock of rank 0."""
+        """Save the state after a rollout to the file or in memory, if it is time for either."""
         now = time.monotonic()
-        is_late = now - self._time >= max(self._every_seconds, 100 * self._cost)
-        is_old = now - self._time_in_memory >= 100 * self._cost_in_memory
-        is_late, is_old = gathered([(is_late, is_old)])[0]
-        if is_late or frames - self.frames >= self._every_frames:
+        if self.is_due(frames):
             self.save(trainer, frames)
-        elif is_old:
+        elif gathered([now - self._time_in_memory >= 100 * self._cost_in_memory])[0]:
             content = dump(trainer)
             self._in_memory = None if content is None else (frames, content)
             self._time_in_memory = time.monotonic()
