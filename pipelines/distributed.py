@@ -207,10 +207,11 @@ class StopOnSignal(Callback):
             self.watch()
             if self._pipe is not None:
                 os.write(self._pipe[1], bytes([number]))
+        if rank() == 0:  # `print` is not safe here, because the signal may have interrupted it
+            when = b"" if self._raises else b" after this rollout"
+            os.write(2, b"\ntorchppo: stopping%b; press again to stop at once\n" % when)
         if self._raises:
             raise Stopped(self.received)
-        if rank() == 0:  # `print` is not safe here, because the signal may have interrupted it
-            os.write(2, b"\ntorchppo: stopping after this rollout; press again to stop at once\n")
 
     def _watch(self, pipe: int) -> None:
         """Read the signals that arrive, also while the main thread executes C code; end the process when it is due."""

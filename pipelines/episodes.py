@@ -196,8 +196,8 @@ class EvaluateAndSave(SaveBeforeFailure):
         self._evaluate_if_due(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not self._evaluate_if_due(trainer, pl_module) and self.last_checkpoint.is_due(pl_module.frames):
-            self.last_checkpoint.save(trainer, pl_module.frames)
+        if not self._evaluate_if_due(trainer, pl_module):
+            self.last_checkpoint.save_if_due(trainer, pl_module.frames)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         if self.evaluated_at != pl_module.frames:

@@ -94,18 +94,21 @@ def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: St
         checkpoint = prepare_resume(cfg, trainer, training, evaluator, checkpoint)
 
         def summary_of(end: str) -> Summary:
-            return make_summary(
-                **{"env": env_name(cfg), "seed": cfg.seed, "overrides": overrides},
-                ppo=training.ppo,
-                collector_seconds=seconds_of(training.collector),
-                wall_seconds=stopwatch.seconds,
-                evaluation=evaluation.last,
-                end=end,
-            )
+            run: dict[str, Any] = {"env": env_name(cfg), "seed": cfg.seed, "overrides": overrides}
+            times: dict[str, Any] = {
+                "collector_seconds": seconds_of(training.collector),
+                "wall_seconds": stopwatch.seconds,
+            }
+            return make_summary(**run, **times, ppo=training.ppo, evaluation=evaluation.last, end=end)
 
-        path, saved = run_dir / "summary.json", evaluation.last_checkpoint
+        path = run_dir / "summary.json"
+
+        def save_at_once(number: int) -> None:
+            evaluation.last_checkpoint.save_from_memory()
+            write_summary(summary_of(exit_name(number)) | {"frames": evaluation.last_checkpoint.frames}, path)
+
         if trainer.is_global_zero:
-            stop.before_exit = lambda one: write_summary(summary_of(exit_name(one)) | {"frames": saved.frames}, path)
+            stop.before_exit = save_at_once
         fit(trainer, training, checkpoint, stop)
         if evaluator:
             evaluator.close()  # before the environment of the video is made

@@ -65,10 +65,10 @@ def differing_keys(stored: Any, new: Any, prefix: str = "") -> Iterator[str]:
     """Yield the keys whose values differ in two configurations, with both values."""
     for key in {**stored, **new}:
         name = f"{prefix}{key}"
-        before, after = stored.get(key), new.get(key)
+        before, after = (None, None) if name in NOT_COMPARED else (stored.get(key), new.get(key))
         if isinstance(before, dict) and isinstance(after, dict):
             yield from differing_keys(before, after, f"{name}.")
-        elif before != after and name not in NOT_COMPARED:
+        elif before != after:
             yield f"{name} is {before}, not {after}"
 
 

@@ -9,9 +9,11 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from filelock import FileLock, Timeout
 from lightning import Trainer
@@ -92,19 +94,16 @@ def save_configuration(trainer: Trainer, cfg: DictConfig, overrides: list[str]) 
         path.with_name("overrides.yaml").write_text(yaml.safe_dump(overrides))
 
 
-SLOW_SECONDS = 2.5
-"""Duration of rollouts that are saved one by one, because a signal does not wait for their end."""
-
-
 class LastCheckpoint:
     """Saves `last.ckpt` and keeps the one before as `previous.ckpt`.
+
+    Between the saves, it keeps the state after a rollout in memory, as often as that takes at most 1 % of the time.
 
     Args:
         directory: folder of the files.
         every_frames: frames between checkpoints; `None` sets no limit.
         every_seconds: seconds between checkpoints, but at least 100 times those that saving takes; `None` sets no
-            limit. Slow rollouts are saved one by one (`SLOW_SECONDS`).
-
+            limit.
 
     Attributes:
         frames: the frames of the training at the last save, or at its start.
@@ -115,23 +114,36 @@ class LastCheckpoint:
         self.path = directory / "last.ckpt"
         self._every_frames = every_frames or math.inf
         self._every_seconds = every_seconds or math.inf
-        self._cost = 0.0
+        self._cost = self._cost_in_memory = 0.0
+        self._in_memory: tuple[int, bytes] | None = None
         self.frames = 0
 
     def start(self, trainer: Trainer, frames: int) -> None:
         """Begin to measure the intervals. Save a training that has not started yet, in case it stops soon."""
-        self.frames, self._time = frames, time.monotonic()
-        self._checked = self._time
+        self._begin(frames)
         if frames == 0:
             self.save(trainer, frames)
 
+    def _begin(self, frames: int) -> None:
+        self.frames, self._time = frames, time.monotonic()
+        self._time_in_memory = self._time
+        self._in_memory = None
+
     def is_due(self, frames: int) -> bool:
         """Return whether to save after `frames`, by the clock of rank 0."""
-        now = time.monotonic()
-        is_slow = now - self._checked >= SLOW_SECONDS
-        self._checked = now
-        is_late = now - self._time >= max(0.0 if is_slow else self._every_seconds, 100 * self._cost)
+        is_late = time.monotonic() - self._time >= max(self._every_seconds, 100 * self._cost)
         return frames - self.frames >= self._every_frames or gathered([is_late])[0]
+
+    def save_if_due(self, trainer: Trainer, frames: int) -> None:
+        """Save the state after a rollout to the file or in memory, if it is time for either."""
+        now = time.monotonic()
+        if self.is_due(frames):
+            self.save(trainer, frames)
+        elif gathered([now - self._time_in_memory >= 100 * self._cost_in_memory])[0]:
+            content = dump(trainer)
+            self._in_memory = None if content is None else (frames, content)
+            self._time_in_memory = time.monotonic()
+            self._cost_in_memory = self._time_in_memory - now
 
     def save(self, trainer: Trainer, frames: int) -> None:
         """Save the training, unless its collector has another time for this (see `FixedResets`)."""
@@ -139,9 +151,31 @@ class LastCheckpoint:
             return
         start = time.monotonic()
         save_checkpoint(trainer, self.path, previous=self.path.with_name(PREVIOUS))
-        self.frames, self._time = frames, time.monotonic()
-        self._checked = self._time
-        self._cost = self._time - start
+        self._begin(frames)
+        self._cost = time.monotonic() - start
+
+    def save_from_memory(self) -> None:
+        """Save the newest state that is in memory. Another thread calls this, because the training is stuck."""
+        if self._in_memory is not None:
+            frames, content = self._in_memory
+            part = self.path.with_name(".memory.ckpt.part")
+            part.write_bytes(content)
+            add_checksum(part)
+            if self.path.exists():
+                keep_as(self.path, self.path.with_name(PREVIOUS))
+            part.replace(self.path)
+            sync_folder(self.path.parent)
+            self.frames = frames
+
+
+def dump(trainer: Trainer) -> bytes | None:
+    """Return the content of a checkpoint on rank 0. All ranks must call it. Tested with Lightning 2.6."""
+    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    if not trainer.is_global_zero:
+        return None
+    buffer = BytesIO()
+    torch.save(checkpoint, buffer)
+    return buffer.getvalue()
 
     def update(self, trainer: Trainer) -> None:
         """Save again after an evaluation, but do not keep the checkpoint before it."""

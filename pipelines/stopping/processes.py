@@ -26,6 +26,11 @@ def kill_children() -> None:
     for pid in found[1:]:
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 1.0
+    with suppress(OSError):  # raised if no child is left
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.01)
 
 
 def wait_for(processes: Sequence[Popen[bytes]], seconds: float) -> None:

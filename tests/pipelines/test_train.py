@@ -13,12 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, redirect_stdout
+from contextlib import redirect_stdout
 from csv import DictReader
 from io import StringIO
 from itertools import count
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import gymnasium
@@ -37,12 +36,11 @@ from torchppo.pipelines import train as train_module
 from torchppo.pipelines.cli.config import compose
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.collectors.collector import Collector
-from torchppo.pipelines.distributed import SIGNALS
 from torchppo.pipelines.episodes import Evaluation
 from torchppo.pipelines.ppo import PPO
+from torchppo.pipelines.stopping.signals import SIGNALS
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
-Blocked = Callable[[], AbstractContextManager[None]]
 
 TINY = (
     *("experiment=cartpole", "total_frames=512", "collector.frames_per_env=32", "eval.episodes=2"),
@@ -726,7 +724,7 @@ class TestSignals:
         finally:
             signal.signal(signal.SIGTERM, handler)
         figures = summary()
-        assert (figures["exit"], figures["frames"]) == ("interrupted", 64)
+        assert (figures["exit"], figures["frames"]) == ("SIGTERM", 64)
         assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["torchppo"]["frames"] == 64
 
     def test_handlers_are_restored_after_the_training(self, scripted: Callable[..., list[str]]) -> None:
@@ -743,14 +741,14 @@ class TestSignals:
         self, scripted: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]
     ) -> None:
         def interrupt() -> None:
-            if Path("run/checkpoints/last.ckpt").exists():  # after the first rollout
+            if Path("run/metrics.csv").exists():  # after the first rollout
                 signal.raise_signal(signal.SIGINT)
 
         overrides = scripted(only=4, at=5, event=interrupt, length=9)
         assert run(*overrides, "total_frames=320", "eval.every_frames=64", "eval.episodes=1") == 130
         assert "again" in capfd.readouterr().err
         figures = summary()
-        assert (figures["exit"], figures["frames"]) == ("interrupted", 64)
+        assert (figures["exit"], figures["frames"]) == ("SIGINT", 64)
         assert (figures["eval_episodes"], figures["eval_return_mean"]) == (0, None)
         assert {path.name for path in Path("run/checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
 
@@ -776,7 +774,7 @@ class TestSignals:
             assert run(*overrides) == 130
         assert run(*overrides) == 0
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
     def test_to_the_process_group_end_a_training_with_workers(self, number: signal.Signals, tmp_path: Path) -> None:
         words = [*TINY, "total_frames=100_000_000", "logger=csv", "run_dir=run", "env.num_workers=2"]
         process = subprocess.Popen(
@@ -797,9 +795,9 @@ class TestSignals:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 128 + number, err
         assert "Traceback" not in err
-        assert "interrupted" in out
+        assert signal.Signals(number).name in out
         figures = summary(tmp_path / "run")
-        assert figures["exit"] == "interrupted"
+        assert figures["exit"] == signal.Signals(number).name
         checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
         assert checkpoint["torchppo"]["frames"] == figures["frames"] > 0
 
@@ -810,34 +808,3 @@ def restore_handlers() -> Iterator[None]:
     yield
     for number, handler in zip(SIGNALS, before, strict=True):
         signal.signal(number, handler)
-
-
-@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs signals that can be blocked")
-class TestCompilerProcesses:
-    @pytest.fixture
-    def signals_blocked(self) -> Blocked:
-        blocked: Blocked = pytest.importorskip("torchppo.pipelines.compiled.inductor").signals_blocked
-        return blocked
-
-    @pytest.mark.parametrize("number", SIGNALS)
-    def test_child_process_ignores_signals(self, number: signal.Signals, signals_blocked: Blocked) -> None:
-        with signals_blocked():
-            child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-        time.sleep(0.1)
-        child.send_signal(number)
-        child.communicate(b"\n", timeout=60)
-        assert child.returncode == 0
-
-    def test_blocked_signal_arrives_afterwards(self, signals_blocked: Blocked) -> None:
-        received: list[int] = []
-
-        def receive(number: int, frame: FrameType | None) -> None:
-            received.append(number)
-
-        signal.signal(signal.SIGINT, receive)
-        with signals_blocked():
-            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-            time.sleep(0.05)
-            assert not received
-        assert received == [signal.SIGINT]
-        assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {*SIGNALS}

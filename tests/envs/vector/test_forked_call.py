@@ -5,14 +5,18 @@ from __future__ import annotations
 import gc
 import multiprocessing.connection
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from torchppo.envs.vector.forked_call import run_in_subprocess, shared_zeros
+from torchppo.envs.vector.forked_call import GROUP_SIGNALS, run_in_subprocess, shared_zeros, signals_blocked
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 
 
@@ -119,3 +123,37 @@ class TestSharedZeros:
 
     def test_an_array_may_be_empty(self) -> None:
         assert shared_zeros((0, 3), np.float32).shape == (0, 3)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs signals that can be blocked")
+class TestSignalsBlocked:
+    def test_a_program_that_starts_meanwhile_ignores_signals(self) -> None:
+        with signals_blocked():
+            child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        time.sleep(0.1)
+        for number in GROUP_SIGNALS:
+            child.send_signal(number)
+        child.communicate(b"\n", timeout=60)
+        assert child.returncode == 0
+
+    def test_a_signal_of_this_process_arrives_afterwards(self) -> None:
+        received: list[int] = []
+        before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+        try:
+            with signals_blocked():
+                signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+                time.sleep(0.05)
+                assert not received
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert received == [signal.SIGINT]
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {*GROUP_SIGNALS}
+
+
+def test_a_forked_process_ignores_the_signals_of_its_group() -> None:
+    def survive() -> str:
+        for number in GROUP_SIGNALS:
+            signal.raise_signal(number)
+        return "alive"
+
+    assert run_in_subprocess(survive, 20.0) == "alive"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from torchppo.errors import CheckpointError
@@ -88,8 +90,10 @@ def test_the_last_two_checkpoints_are_kept_and_the_newest_valid_one_is_found(
 def test_a_checkpoint_is_due_after_frames_or_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
+    trainer: Any = SavingTrainer()
     saver = LastCheckpoint(tmp_path, 100, 60.0)
-    saver.start(0)
+    saver.start(trainer, 0)
+    assert saver.path.exists(), "a run can continue from its start"
     assert [saver.is_due(frames) for frames in (99, 100)] == [False, True]
     now = 60.0
     assert saver.is_due(0)
@@ -117,3 +121,30 @@ def test_a_kill_while_a_column_is_added_loses_no_rows(monkeypatch: pytest.Monkey
 
 def raise_interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
+
+
+def test_the_state_in_memory_is_saved_on_request_and_renewed_for_1_percent_of_the_time(
+    make: Callable[..., Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    saver, now, costs = LastCheckpoint(tmp_path, None, None), 0.0, 0.5
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    class Save(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            saver.start(trainer, 0)
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            nonlocal now
+            now += 1.0
+            saver.save_if_due(trainer, pl_module.frames)
+            saver._cost_in_memory = costs  # the next one is due after 50 seconds
+            saved.append(saver._in_memory)
+
+    saved: list[Any] = []
+    ppo, collector = make(rollouts=3)
+    fit(ppo, collector, callbacks=[Save()])
+    assert [frames for frames, _ in saved] == [32, 32, 32]
+    assert load_checkpoint(saver.path)["torchppo"]["frames"] == 0
+    saver.save_from_memory()
+    assert load_checkpoint(saver.path)["torchppo"]["frames"] == saver.frames == 32
+    assert load_checkpoint(tmp_path / "previous.ckpt")["torchppo"]["frames"] == 0
