@@ -10,6 +10,7 @@ from contextlib import closing, suppress
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
+from threading import Timer
 from typing import Any, cast
 
 import imageio_ffmpeg
@@ -35,6 +36,9 @@ from .frames import Canvas, images_of, newest_image
 
 SLOW_MAX_STEPS, SLOW_SECONDS = 1_000, 10.0
 """A video ends after both this many steps and this many seconds, so that endless episodes do not delay the results."""
+
+FFMPEG_SECONDS = 30.0
+"""How long ffmpeg may take for one image, or to finish a video."""
 
 
 def try_to_record_video(
@@ -117,12 +121,27 @@ def record_video(
         fps=frames_per_second(env),
         macro_block_size=2,
         ffmpeg_log_level="error",
+        ffmpeg_timeout=FFMPEG_SECONDS,
         output_params=["-preset", "veryfast"],
     )
     with closing(writer):
         writer.send(None)
         for image, text in chain([first], images):
-            writer.send(canvas(image, text))
+            send(writer, canvas(image, text))
+
+
+def send(writer: Any, image: NDArray[np.uint8], seconds: float = FFMPEG_SECONDS) -> None:
+    """Send an image to ffmpeg; kill it if it does not read. Reads the process of imageio-ffmpeg 0.6."""
+    timer = Timer(seconds, writer.gi_frame.f_locals["p"].kill)
+    timer.start()
+    try:
+        writer.send(image)
+    except OSError as error:
+        if timer.finished.is_set():
+            raise TimeoutError(f"ffmpeg did not read an image within {seconds:g} seconds") from error
+        raise
+    finally:
+        timer.cancel()
 
 
 def frames_per_second(env: EnvBase) -> float:

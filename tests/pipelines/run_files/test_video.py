@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +22,7 @@ from torchrl.envs import GymEnv, SerialEnv
 from torchppo.envs import SerialVectorEnv, VectorEnv, batched
 from torchppo.errors import EnvironmentFailure
 from torchppo.pipelines.episodes import rollout_episodes
+from torchppo.pipelines.run_files import video
 from torchppo.pipelines.run_files.frames import TEXT_HEIGHT
 from torchppo.pipelines.run_files.video import build_rendering_env, episode_images, record_video, try_to_record_video
 
@@ -51,6 +54,19 @@ class Rendering(gymnasium.Env[Any, Any]):
 def record(frame: Callable[[int], Any] | None, path: Path, **options: Any) -> None:
     with closing(VectorEnv(SerialVectorEnv([lambda: Rendering(frame, "rgb_array" if frame else None)]))) as env:
         record_video(ACTOR, env, path, **options)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="ffmpeg is a shell script here")
+def test_an_ffmpeg_that_does_not_read_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    monkeypatch.setattr(video.send, "__defaults__", (0.2,))
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"ffmpeg did not read an image within 0\.2 seconds"):
+        record(lambda _: np.zeros((256, 256, 3), np.uint8), tmp_path / "x.mp4", episodes=5)
+    assert time.monotonic() - start < 20
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Any]]:
