@@ -26,6 +26,7 @@ from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 from torchrl.envs.gym_like import GymLikeEnv
 
+from ...envs.vector.interface import time_limit
 from ...envs.vector_env import vector_of
 from ...errors import EnvironmentFailure
 from ..build import evaluation_compile
@@ -125,20 +126,21 @@ def record_video(
         output_params=["-preset", "veryfast"],
     )
     with closing(writer):
-        writer.send(None)
+        with time_limit(FFMPEG_SECONDS):  # may test encoders
+            writer.send(None)
         for image, text in chain([first], images):
             send(writer, canvas(image, text))
 
 
-def send(writer: Any, image: NDArray[np.uint8], seconds: float = FFMPEG_SECONDS) -> None:
+def send(writer: Any, image: NDArray[np.uint8]) -> None:
     """Send an image to ffmpeg; kill it if it does not read. Reads the process of imageio-ffmpeg 0.6."""
-    timer = Timer(seconds, writer.gi_frame.f_locals["p"].kill)
+    timer = Timer(FFMPEG_SECONDS, writer.gi_frame.f_locals["p"].kill)
     timer.start()
     try:
         writer.send(image)
     except OSError as error:
         if timer.finished.is_set():
-            raise TimeoutError(f"ffmpeg did not read an image within {seconds:g} seconds") from error
+            raise TimeoutError(f"ffmpeg did not read an image within {FFMPEG_SECONDS:g} seconds") from error
         raise
     finally:
         timer.cancel()

@@ -498,11 +498,8 @@ class TestErrors:
     ) -> None:
         env = batched(GymEnv("CartPole-v1"))
         collector = make_collector(env, frames_per_env=4)
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            pytest.raises(EnvironmentFailure, match="failed: ValueError: broken"),
-        ):
-            patch.setattr(type(env), "step_and_maybe_reset", fail)
+        monkeypatch.setattr(type(env), "step_and_maybe_reset", fail)
+        with pytest.raises(EnvironmentFailure, match="failed: ValueError: broken"):
             next(iter(collector))
         capfd.readouterr()
 
