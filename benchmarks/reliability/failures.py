@@ -22,8 +22,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-sys.path.insert(0, str(Path(__file__).parent))
-import faulty
+from torchppo.benchmarks.reliability import faulty
 
 STEP_TIMEOUT = 5.0
 COMPLETES = {
@@ -49,7 +48,7 @@ def expected_code(mode: str, num_workers: int, *, is_restarted: bool) -> int | N
 
 def overrides(mode: str, num_workers: int, run_dir: Path, *, is_restarted: bool) -> list[str]:
     words = {
-        "env.id": "faulty:Faulty-v0",
+        "env.id": "torchppo.benchmarks.reliability.faulty:Faulty-v0",
         "+env.mode": mode,
         "env.num_envs": 4,
         "env.num_workers": num_workers,

@@ -1,10 +1,11 @@
-"""An environment that fails in one way from its 40th step on: `env.id=faulty:Faulty-v0 +env.mode=raise_step`."""
+"""An environment that fails in one way from its 40th step on; `+env.mode=raise_step` chooses the way."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def spin() -> None:
         pass
 
 
-ACTIONS = {
+ACTIONS: dict[str, Callable[[], Any]] = {
     "raise_step": lambda: raise_(ValueError("physics exploded")),
     "odd_exc": lambda: raise_(OddError()),
     "base_exc": lambda: raise_(Base("not an Exception")),
@@ -52,7 +53,7 @@ ACTIONS = {
     "spin": spin,
     "print": lambda: print("x" * 50),
 }
-OBSERVATIONS = {
+OBSERVATIONS: dict[str, Callable[[Any], Any]] = {
     "nan_obs": lambda obs: obs + np.float32("nan"),
     "inf_obs": lambda obs: obs + np.float32("inf"),
     "f64": lambda obs: obs.astype(np.float64) * 1e300 + 1e300,
@@ -128,7 +129,7 @@ class Faulty(gymnasium.Env[Any, Any]):
                 case "raise_reset":
                     raise RuntimeError("reset exploded")
                 case "slow_reset":
-                    time.sleep(2)
+                    time.sleep(0.3)
                 case "nan_reset":
                     return np.full(3, np.nan, np.float32), {}
                 case "shape_reset":
@@ -173,4 +174,4 @@ class Faulty(gymnasium.Env[Any, Any]):
                 raise RuntimeError("close exploded")
 
 
-gymnasium.register("Faulty-v0", entry_point="faulty:Faulty")
+gymnasium.register("Faulty-v0", entry_point=f"{__name__}:Faulty")

@@ -103,7 +103,7 @@ def as_number(value: Any) -> float:
         return float(value)
     try:
         array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-        if value is None or array.dtype.kind in "USMm":  # NumPy would convert `None` and texts such as "1"
+        if value is None or array.dtype.kind in "USMmc":  # NumPy would convert `None` and texts such as "1"
             raise TypeError
         return float(array.astype(np.float64).reshape(()))
     except (TypeError, ValueError, OverflowError):

@@ -247,12 +247,12 @@ class Watchdog:
             return
         from .recovery import timeout_failure
 
-        traceback.print_stack(frame)
-        self._failure = timeout_failure(vector)
+        traceback.print_stack(frame, limit=10)
+        self._failure = failure = timeout_failure(vector)
         if self._handler is not None:
             signal.pthread_kill(self._thread, signal.SIGALRM)
         if self._handler is None or (not self._stopped.wait(2.0) and vector.progress.tolist() == [*progress]):
-            self._end(self._failure)
+            self._end(failure)
 
     def _raise(self, *_: Any) -> None:
         failure, self._failure = self._failure, None

@@ -45,5 +45,5 @@ def _measure_step_seconds(env_fn: EnvFn) -> float:
                 _, info = env.reset()
             num_steps += 1
     finally:
-        close(env)
+        close(env, 1.0)
     return seconds / num_steps

@@ -247,4 +247,4 @@ def _make_and_describe(env_fn: EnvFn) -> EnvDescription:
     try:
         return describe_env(env)
     finally:
-        close(env)
+        close(env, 1.0)

@@ -130,7 +130,7 @@ class Worker:
 
         """
         waited, progress = 0.0, (0, 0)
-        poll_seconds = min(POLL_SECONDS, self.step_timeout)
+        poll_seconds = min(0.2 * POLL_SECONDS, self.step_timeout)
         while not acquire(self._done, poll_seconds):
             if not self._process.is_alive():
                 raise LostWorker(f"{self._place()} died with exit code {exit_text(self._process)}; {CRASH_HINT}")

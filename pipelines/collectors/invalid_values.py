@@ -37,7 +37,8 @@ def raise_for(key: NestedKey, values: Tensor, name: str, first_step: int, data: 
     if step + first_step < 0:
         text += f" at the start of the {name}"
     elif action is None:
-        text += f" at step {step + first_step} of the {name}"
+        seed = "" if vector is None else f" (after a reset; seed {seed_of(vector, env)})"
+        text += f" at step {step + first_step} of the {name}{seed}"
     else:
         place = place_of(env, step + first_step, seed_of(vector, env), action).partition(" at step ")[2]
         text += f" at step {place.replace(' (', f' of the {name} (', 1)}"

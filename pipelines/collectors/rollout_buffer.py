@@ -225,7 +225,7 @@ def require_finite(
     place = (name, first_step, data, vector)
     for key in observation.keys(include_nested=True, leaves_only=True):
         raise_if_not_finite(key, data["next"][key], *place)
-        raise_if_not_finite(key, data[key], name, first_step - 1)
+        raise_if_not_finite(key, data[key], name, first_step - 1, None, vector)
     raise_if_not_finite("reward", data["next", "reward"], *place)
     space = getattr(vector, "single_observation_space", None)
     if isinstance(space, Box) and space.dtype.kind == "f" and not getattr(vector, "has_left_space", True):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -12,6 +13,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
+from ...envs.failures import environment_failure, is_from_environment
 from ...modules.features.extractor import recurrent_state_shapes
 from ..step_factory import Compile, device_of, make_policy_step
 
@@ -79,16 +81,26 @@ def steps(act: TensorDictStep, env: EnvBase) -> Iterator[TensorDictBase]:
     TorchRL's own collectors handle further cases at every step (devices, trajectory ids, resets within an episode),
     which doubles the cost.
     """
-    current = env.reset()
+    current = _calling(env, env.reset)
     current["is_init"] = torch.ones_like(current["done"])
     shapes = recurrent_state_shapes(act.policy)
     states = {key: torch.zeros(*env.batch_size, *shape) for key, shape in shapes.items()}
     while True:
         acted = act(current.update(states))
         states = {key: acted["next", key] for key in states}
-        step, current = env.step_and_maybe_reset(acted)
+        step, current = _calling(env, env.step_and_maybe_reset, acted)
         current["is_init"] = step["next", "done"]
         yield step
+
+
+def _calling(env: EnvBase, method: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a method of an environment. Its exceptions become an EnvironmentFailure."""
+    try:
+        return method(*arguments)
+    except BaseException as error:
+        if not is_from_environment(error):
+            raise
+        raise environment_failure(f"{env.__class__.__name__} failed", error) from None
 
 
 class TorchRLRollouts:

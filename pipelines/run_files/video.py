@@ -11,6 +11,7 @@ from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
+from threading import Timer
 from typing import Any, cast
 
 import gymnasium
@@ -29,6 +30,7 @@ from torchrl.envs.gym_like import GymLikeEnv
 
 from ...envs import SerialVectorEnv
 from ...envs.vector.forked_call import signals_blocked
+from ...envs.vector.interface import time_limit
 from ...envs.vector_env import vector_of
 from ...errors import EnvironmentFailure
 from ..build import evaluation_compile
@@ -40,6 +42,9 @@ from .frames import Canvas, images_of, newest_image
 
 MAX_SECONDS = 30.0
 """A video ends after this many seconds of recording, so that slow rendering does not delay the results."""
+
+FFMPEG_SECONDS = 30.0
+"""How long ffmpeg may take for one image, or to finish a video."""
 
 
 def try_to_record_video(
@@ -125,13 +130,28 @@ def record_video(
         fps=frames_per_second(env),
         macro_block_size=2,
         ffmpeg_log_level="error",
+        ffmpeg_timeout=FFMPEG_SECONDS,
         output_params=["-preset", "veryfast"],
     )
     with closing(writer):
-        with signals_blocked():  # Ctrl-C does not reach ffmpeg
+        with signals_blocked(), time_limit(FFMPEG_SECONDS):  # Ctrl-C does not reach ffmpeg, which may test encoders
             writer.send(None)
         for image, text in chain([first], images):
-            writer.send(canvas(image, text))
+            send(writer, canvas(image, text))
+
+
+def send(writer: Any, image: NDArray[np.uint8]) -> None:
+    """Send an image to ffmpeg; kill it if it does not read. Reads the process of imageio-ffmpeg 0.6."""
+    timer = Timer(FFMPEG_SECONDS, writer.gi_frame.f_locals["p"].kill)
+    timer.start()
+    try:
+        writer.send(image)
+    except OSError as error:
+        if timer.finished.is_set():
+            raise TimeoutError(f"ffmpeg did not read an image within {FFMPEG_SECONDS:g} seconds") from error
+        raise
+    finally:
+        timer.cancel()
 
 
 def frames_per_second(env: EnvBase) -> float:

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import Compose, ExplorationType, GymEnv, RewardSum, StepCounter, TransformedEnv, set_exploration_type
 
-from torchppo.envs import ALL_ENVS, StepArrays, VectorEnv, make_env
+from torchppo.envs import ALL_ENVS, StepArrays, VectorEnv, batched, make_env
 from torchppo.envs.vector.serial import SerialVectorEnv
-from torchppo.errors import ConfigurationError, EnvironmentFailure
+from torchppo.errors import ConfigurationError, EnvironmentFailure, NumericalError
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.extractor import memory_keys, recurrent_state_shapes
@@ -27,10 +27,16 @@ from torchppo.modules.features.recurrent import GRU, LSTM, Memory
 from torchppo.modules.features.transformer import Transformer
 from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.pipelines.collectors.collector import Collector
+from torchppo.pipelines.collectors.rollout_buffer import require_finite
 from torchppo.pipelines.collectors.rollout_loader import RolloutLoader
+from torchppo.pipelines.collectors.skipped_steps import SkippedStep, discard_failed
 from torchppo.pipelines.collectors.vector import VectorRollouts
 from torchppo.pipelines.components.torchrl_collectors import with_recurrent_states
 from torchppo.pipelines.step_factory import Compile
+
+
+def fail(*_: Any) -> Any:
+    raise ValueError("broken")
 
 
 class NotFinite(gymnasium.Env[np.ndarray, int]):
@@ -468,8 +474,51 @@ class TestErrors:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_non_finite_value_is_reported_with_its_place(self, where: str, value: float) -> None:
         collector = make_collector(make_env("NotFinite-v0", 2, where=where, value=value), frames_per_env=8)
-        with pytest.raises(EnvironmentFailure, match=rf"{where} of environment 0 is {value} at step 4"):
+        collector.set_seed(0)
+        place = r"at step 4 of the rollout \(seed \d+, action [01]\)"
+        with pytest.raises(EnvironmentFailure, match=rf"{where} of environment 0 is {value} {place}"):
             next(iter(collector))
+
+    def test_an_action_that_is_not_finite_is_an_error_of_the_policy(self) -> None:
+        data = TensorDict({"observation": torch.zeros(2, 3, 1), "action": torch.zeros(2, 3, 1)}, [2, 3])
+        data["next", "observation"], data["next", "reward"] = torch.zeros(2, 3, 1), torch.zeros(2, 3, 1)
+        data["next", "reward"][1, 2] = data["action"][1, 2] = torch.nan
+        with pytest.raises(NumericalError, match=r"policy's action in environment 1 is \[nan\] at step 2"):
+            require_finite(data)
+
+    def test_a_value_outside_of_the_space_is_reported_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        collector = make_collector(make_env("NotFinite-v0", 2, where="observation", value=7.0), frames_per_env=8)
+        for _ in zip(range(2), collector, strict=False):
+            pass
+        assert caplog.text.count("outside of -1 to 1") == 1
+        assert "observation[0] of environment 0 is 7 at step 4" in caplog.text
+
+    def test_an_error_of_a_torchrl_environment_is_an_environment_failure(
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        env = batched(GymEnv("CartPole-v1"))
+        collector = make_collector(env, frames_per_env=4)
+        monkeypatch.setattr(type(env), "step_and_maybe_reset", fail)
+        with pytest.raises(EnvironmentFailure, match="failed: ValueError: broken"):
+            next(iter(collector))
+        capfd.readouterr()
+
+    @pytest.mark.parametrize("memory", [False, True])
+    def test_a_failed_step_is_discarded(self, memory: bool) -> None:
+        """Environment 0 fails in steps 2 and 5, the second time in the first step of its episode."""
+        data = TensorDict({"observation": torch.arange(12.0).view(2, 6, 1), "is_init": torch.zeros(2, 6, 1)}, [2, 6])
+        flags = {name: torch.zeros(2, 6, 1, dtype=torch.bool) for name in ("done", "terminated", "truncated")}
+        counts = torch.ones(2, 6, 1, dtype=torch.int64)
+        data["next"] = TensorDict({**flags, "observation": data["observation"] + 1, "step_count": counts}, [2, 6])
+        for step in (2, 4, 5):
+            data["next", "truncated"][0, step] = data["next", "done"][0, step] = True
+        steps = [SkippedStep(step, np.array([True, False])) for step in (2, 5)]
+        discard_failed(data, steps, is_recurrent=memory)
+        assert data["next", "truncated"][0].flatten().tolist() == [False, True, True, False, True, True]
+        assert data["next", "step_count"][0].flatten().tolist() == [1, 0, 0, 1, 1, 0]
+        assert data["next", "observation"][0, 1] == 2, "the value of the last observation is kept"
+        assert data["observation"][0, [2, 5], 0].tolist() == ([2, 5] if memory else [8, 11])
+        assert not data["next", "done"][1].any()
 
     @pytest.mark.parametrize(
         ("frames_per_env", "total_frames", "message"), [(0, 10, "frames_per_env=0"), (8, 0, "total_frames=0")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +22,7 @@ from torchrl.envs import GymEnv, SerialEnv
 from torchppo.envs import SerialVectorEnv, VectorEnv, batched
 from torchppo.errors import EnvironmentFailure
 from torchppo.pipelines.episodes import rollout_episodes
+from torchppo.pipelines.run_files import video
 from torchppo.pipelines.run_files.frames import TEXT_HEIGHT
 from torchppo.pipelines.run_files.video import (
     build_rendering_env,
@@ -58,6 +60,22 @@ class Rendering(gymnasium.Env[Any, Any]):
 def record(frame: Callable[[int], Any] | None, path: Path, **options: Any) -> None:
     with closing(VectorEnv(SerialVectorEnv([lambda: Rendering(frame, "rgb_array" if frame else None)]))) as env:
         record_video(ACTOR, env, path, **options)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio-ffmpeg leaves a broken pipe
+@pytest.mark.parametrize("tests_encoders", [True, False])
+def test_an_ffmpeg_that_hangs_is_killed(tests_encoders: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    monkeypatch.setattr(video, "FFMPEG_SECONDS", 0.5)
+    if not tests_encoders:
+        monkeypatch.setattr(imageio_ffmpeg._io, "get_first_available_h264_encoder", lambda: "libx264")
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"0\.5 seconds"):
+        record(lambda _: np.zeros((256, 256, 3), np.uint8), tmp_path / "x.mp4", episodes=5)
+    assert time.monotonic() - start < 20
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Any]]:
