@@ -41,7 +41,7 @@ from .run_files.summary import (
     write_summary,
 )
 from .run_files.video import try_to_record_video
-from .saving.state import describe_resume
+from .saving.state import describe_resume, follows_seed
 
 
 def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None) -> int:
@@ -106,7 +106,7 @@ def prepare_resume(
     cfg: DictConfig, trainer: Trainer, training: Training, evaluator: Evaluator | None, checkpoint: Path | None
 ) -> None:
     """Check the checkpoint, prepare the log files, and print how the run continues after the next restart."""
-    start, name, found = "", None, None
+    name, found = None, None
     if checkpoint is None and evaluator is None:
         found = own_resume_class(training.env)  # because a second environment may be impossible
     elif checkpoint is None and evaluator is not None and trainer.is_global_zero:
@@ -115,10 +115,9 @@ def prepare_resume(
         from .run_files.continued_logs import continue_logs
 
         name = continue_logs(trainer, training.ppo, training.collector, checkpoint)
-        start = f"continuing from {checkpoint}; "
     text = describe_resume(training.collector, name, found, cfg)
     if trainer.is_global_zero:
-        print(start + text, flush=True)
+        print(f"continuing from {checkpoint}; {text}" if checkpoint else text, flush=True)
 
 
 def fit(trainer: Trainer, training: Training, checkpoint: Path | None) -> None:
@@ -148,7 +147,6 @@ def save_configuration(trainer: Trainer, cfg: DictConfig, overrides: list[str]) 
 def silence_lightning() -> None:
     """Silence messages of Lightning that users cannot act on."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware, tips
-    # The directory exists because it holds the lock.
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
 
@@ -199,9 +197,11 @@ class Evaluator:
 
     def make_env(self) -> None:
         """Make the environments. Call this before training starts threads, which forked processes do not inherit."""
+        self.close()
         with isolate_rng():
             try:
                 self._env = build_evaluation_env(self._cfg, seed=self._seed, episodes=self._cfg.eval.episodes)
+                self._is_seeded = follows_seed(self._env) is not False
             except EnvironmentFailure as error:
                 raise EnvironmentFailure(f"evaluation: {error}; eval.episodes=0 disables evaluations") from error
 
@@ -214,11 +214,12 @@ class Evaluator:
         return self._stop.interruptible(lambda: self._evaluate(actor))
 
     def _evaluate(self, actor: Any) -> Evaluation:
-        env, options = cast(EnvBase, self._env), self._cfg.eval
+        if not self._is_seeded:  # earlier evaluations would change this one
+            self.make_env()
+        env, cfg = cast(EnvBase, self._env), self._cfg.eval
         with isolate_rng():
             env.set_seed(self._seed)
-            compile_mode = evaluation_compile(self._cfg)
-            return evaluate(actor, env, options.episodes, max_steps=options.max_steps, compile=compile_mode)
+            return evaluate(actor, env, cfg.episodes, max_steps=cfg.max_steps, compile=evaluation_compile(self._cfg))
 
     def close(self) -> None:
         if self._env is not None and not self._env.is_closed:
@@ -229,8 +230,7 @@ class Evaluator:
 def own_resume_class(env: EnvBase) -> str | None:
     """Return the class of environments after a test before their first reset; `None` without one."""
     vector = vector_of(env)
-    with isolate_rng():
-        return vector.own_resume_class() if isinstance(vector, SlicedVectorEnv) else None
+    return vector.own_resume_class() if isinstance(vector, SlicedVectorEnv) else None
 
 
 def write_results(cfg: DictConfig, training: Training, summary: Summary) -> None:
