@@ -59,7 +59,7 @@ ITEMS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "nothing (noise, workers)": ("noise-workers", lambda _: None),
     "weights": (
         "gru-eager-workers",
-        lambda c: zero(v for v in c["state_dict"].values() if isinstance(v, torch.Tensor)),
+        lambda c: zero(v for k, v in c["state_dict"].items() if k.endswith("weight")),
     ),
     "optimizer moments": ("gru-eager-workers", lambda c: c["optimizer_states"][0].update(state={})),
     "learning rate": ("adaptive", lambda c: c["optimizer_states"][0]["param_groups"][0].update(lr=1e-4)),

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,14 @@ def protect_rows(logger: CSVLogger) -> None:
         part.replace(path)
 
     writer._rewrite_with_new_header = replace
+
+
+def hide_writer_errors() -> None:
+    """Do not print the errors of TensorBoard's thread, which raises them again in the main thread."""
+    original = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            original(args)
+
+    threading.excepthook = hook
