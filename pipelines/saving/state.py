@@ -117,6 +117,11 @@ def load_training_state(ppo: Any, checkpoint: Mapping[str, Any]) -> None:
     ppo.episodes.load_state_dict(state)
 
 
+def has_same_end(ppo: Any) -> bool:
+    """Return whether a training continues from a checkpoint to the same `total_frames`."""
+    return ppo._resumed is not None and ppo._resumed["total_frames"] == ppo.total_frames
+
+
 def restore_random_state(ppo: Any) -> None:
     """Restore the random numbers of the checkpoint that a training continues from."""
     if ppo._resumed is not None and len(ppo._resumed["ranks"]) == num_ranks():
@@ -137,6 +142,8 @@ def start_training(ppo: Any) -> None:
             for name, module in modules_with_state(ppo).items():
                 module.set_extra_state(own["modules"][name])
     restore_random_state(ppo)
+    if has_same_end(ppo) and any(one.wait_count >= one.patience for one in ppo.trainer.early_stopping_callbacks):
+        ppo.trainer.should_stop = True  # `EarlyStopping` had ended the training
     if set_class := getattr(collector, "set_resume_class", None):
         set_class()
 
