@@ -27,7 +27,7 @@ from .distributed import on_rank_zero
 from .metrics.episode_info import add_infos, ended_infos, mean_infos
 from .saving.failure import SaveBeforeFailure
 from .saving.files import LastCheckpoint, save_checkpoint
-from .saving.state import restore_random_state
+from .saving.state import has_same_end, restore_random_state
 from .step_factory import EVALUATION_STEPS, Compile
 
 MAX_STEPS = 5_000
@@ -192,7 +192,7 @@ class EvaluateAndSave(SaveBeforeFailure):
         """Repeat the evaluation if it was interrupted after the checkpoint had been saved."""
         restore_random_state(pl_module)  # environments may use it
         self.last_checkpoint.start(trainer, pl_module.frames)
-        trainer.should_stop = trainer.should_stop or (self.stop_at is not None and self.best >= self.stop_at)
+        trainer.should_stop |= has_same_end(pl_module) and self.stop_at is not None and self.best >= self.stop_at
         self._evaluate_if_due(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

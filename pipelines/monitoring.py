@@ -126,7 +126,7 @@ class MonitoredModule(LightningModule):
             self._has_logged_hyperparameters = True
             if has_monitors(self.trainer):
                 check_monitors(self.trainer)
-            from .saving.files import protect_rows
+            from .saving.files import hide_writer_errors, protect_rows
 
             for logger in self.loggers:
                 if isinstance(logger, CSVLogger) and self.trainer.is_global_zero:
@@ -134,6 +134,7 @@ class MonitoredModule(LightningModule):
                 # Lightning has saved an empty file, which TensorBoardLogger does not replace.
                 if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
                     Path(logger.log_dir, logger.NAME_HPARAMS_FILE).unlink(missing_ok=True)
+                    hide_writer_errors()
                 logger.log_hyperparams(hyperparameters(self))
         for logger in self.loggers:
             logger.log_metrics(dict(metrics), step=self.frames)

@@ -24,7 +24,7 @@ from .advantages import RolloutBatch, require_entries
 from .collectors.vector import failed_steps
 from .distributed import num_ranks, summed
 from .monitoring import EpisodeStatistics, MonitoredModule
-from .saving.state import load_training_state, start_training, training_state
+from .saving.state import has_same_end, load_training_state, start_training, training_state
 from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates import param_groups
 from .updates.coefficients import Coefficients
@@ -161,7 +161,7 @@ class PPO(MonitoredModule):
     def on_train_start(self) -> None:
         """Choose how a step runs, now that devices, precision and optimizer are known."""
         collector = self.trainer.train_dataloader
-        is_same = self._resumed is not None and self._resumed["total_frames"] == self.total_frames
+        is_same = has_same_end(self)
         fits = check_collector(collector, self.frames, self.total_frames, may_be_complete=is_same)
         self.trainer.should_stop = self.trainer.should_stop or not fits  # only the last evaluation may be missing
         if act_under := getattr(collector, "act_under", None):

@@ -41,7 +41,7 @@ from .run_files.summary import (
 )
 from .run_files.video import try_to_record_video
 from .saving.files import locked, save_configuration
-from .saving.state import describe_resume
+from .saving.state import describe_resume, follows_seed
 from .stopping.processes import wait_for
 from .stopping.signals import Stopped, exit_code, exit_name
 
@@ -193,14 +193,16 @@ class Evaluator:
         self._seed = seed_for_rank(cfg.seed, EVALUATION_RANK)
         self._env: EnvBase | None = None
 
-    def make_env(self, training_env: EnvBase) -> None:
+    def make_env(self, training_env: EnvBase | None = None) -> None:
         """Make the environments. Call this before training starts threads, which forked processes do not inherit."""
+        self.close()
         with isolate_rng():
             try:
                 self._env = build_evaluation_env(self._cfg, seed=self._seed, episodes=self._cfg.eval.episodes)
+                self._is_seeded = follows_seed(self._env) is not False
             except EnvironmentFailure as error:
                 raise EnvironmentFailure(f"evaluation: {error}; eval.episodes=0 disables evaluations") from error
-            if self._cfg.eval.env:
+            if training_env is not None and self._cfg.eval.env:
                 check_same_spaces(self._env, training_env, "eval.env")
 
     def resume_class(self) -> str | None:
@@ -218,11 +220,12 @@ class Evaluator:
         return self._stop.interruptible(lambda: self._evaluate(actor))
 
     def _evaluate(self, actor: Any) -> Evaluation:
-        env, options = cast(EnvBase, self._env), self._cfg.eval
+        if not self._is_seeded:  # earlier evaluations would change this one
+            self.make_env()
+        env, cfg = cast(EnvBase, self._env), self._cfg.eval
         with isolate_rng():
             env.set_seed(self._seed)
-            compile_mode = evaluation_compile(self._cfg)
-            return evaluate(actor, env, options.episodes, max_steps=options.max_steps, compile=compile_mode)
+            return evaluate(actor, env, cfg.episodes, max_steps=cfg.max_steps, compile=evaluation_compile(self._cfg))
 
     def close(self) -> None:
         if self._env is not None and not self._env.is_closed:
@@ -233,8 +236,7 @@ class Evaluator:
 def own_resume_class(env: EnvBase) -> str | None:
     """Return the class of environments after a test before their first reset; `None` without one."""
     vector = vector_of(env)
-    with isolate_rng():
-        return vector.own_resume_class() if isinstance(vector, SlicedVectorEnv) else None
+    return vector.own_resume_class() if isinstance(vector, SlicedVectorEnv) else None
 
 
 def write_results(cfg: DictConfig, training: Training, summary: Summary) -> None:

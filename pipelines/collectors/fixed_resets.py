@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
-from ...envs.resume.plain_data import load_random_state, save_random_state
-from ...envs.resume.resumability import are_equal
 from ..distributed import num_ranks, rank
-
-NUM_TEST_STEPS = 40
 
 
 class FixedResets:
@@ -75,32 +69,3 @@ class FixedResets:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._every_frames, self._frames, self._seed = state["every_frames"], state["frames"], state["seed"]
         self._started_at = None
-
-
-def follows_seed(env: EnvBase) -> bool:
-    """Return whether a seed determines the episodes of an environment, whatever happened in it before.
-
-    It is reset and stepped with random actions, twice. The global random generators stay as they are.
-    """
-    before, results = save_random_state(), []
-    try:
-        with suppress(Exception):  # the training reports what an environment raises
-            for _ in range(2):
-                load_random_state(before)
-                torch.manual_seed(0)
-                env.set_seed(0)
-                results.append(random_steps(env))
-    finally:
-        load_random_state(before)
-    return len(results) == 2 and are_equal(*results)
-
-
-def random_steps(env: EnvBase) -> list[Any]:
-    """Return the data of the first steps after a reset."""
-    current, found = env.reset(), []
-    for _ in range(NUM_TEST_STEPS):
-        step, current = env.step_and_maybe_reset(env.rand_action(current))
-        for data in (step["next"], current):
-            items = sorted(data.items(include_nested=True, leaves_only=True), key=lambda item: str(item[0]))
-            found += [value.cpu().numpy().copy() for _, value in items if isinstance(value, torch.Tensor)]
-    return found

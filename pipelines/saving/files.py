@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,7 +136,9 @@ class LastCheckpoint:
         return frames - self.frames >= self._every_frames or gathered([is_late])[0]
 
     def save_if_due(self, trainer: Trainer, frames: int) -> None:
-        """Save the state after a rollout to the file or in memory, if it is time for either."""
+        """Save the state after a rollout to the file or in memory, if it is time and the collector allows it."""
+        if not may_save(trainer):
+            return
         now = time.monotonic()
         if self.is_due(frames):
             self.save(trainer, frames)
@@ -146,13 +149,18 @@ class LastCheckpoint:
             self._cost_in_memory = self._time_in_memory - now
 
     def save(self, trainer: Trainer, frames: int) -> None:
-        """Save the training, unless its collector has another time for this (see `FixedResets`)."""
-        if not getattr(trainer.train_dataloader, "may_save", True):
+        """Save the training if the collector allows it."""
+        if not may_save(trainer):
             return
         start = time.monotonic()
         save_checkpoint(trainer, self.path, previous=self.path.with_name(PREVIOUS))
         self._begin(frames)
         self._cost = time.monotonic() - start
+
+    def update(self, trainer: Trainer) -> None:
+        """Save again after an evaluation, but do not keep the checkpoint before it."""
+        if may_save(trainer):
+            save_checkpoint(trainer, self.path)
 
     def save_from_memory(self) -> None:
         """Save the newest state that is in memory. Another thread calls this, because the training is stuck."""
@@ -168,6 +176,11 @@ class LastCheckpoint:
             self.frames = frames
 
 
+def may_save(trainer: Trainer) -> bool:
+    """Return whether the collector allows to save now; see `FixedResets`."""
+    return getattr(trainer.train_dataloader, "may_save", True)
+
+
 def dump(trainer: Trainer) -> bytes | None:
     """Return the content of a checkpoint on rank 0. All ranks must call it. Tested with Lightning 2.6."""
     checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
@@ -176,11 +189,6 @@ def dump(trainer: Trainer) -> bytes | None:
     buffer = BytesIO()
     torch.save(checkpoint, buffer)
     return buffer.getvalue()
-
-    def update(self, trainer: Trainer) -> None:
-        """Save again after an evaluation, but do not keep the checkpoint before it."""
-        if getattr(trainer.train_dataloader, "may_save", True):
-            save_checkpoint(trainer, self.path)
 
 
 def add_checksum(path: Path) -> None:
@@ -248,3 +256,14 @@ def protect_rows(logger: CSVLogger) -> None:
         part.replace(path)
 
     writer._rewrite_with_new_header = replace
+
+
+def hide_writer_errors() -> None:
+    """Do not print the errors of TensorBoard's thread, which raises them again in the main thread."""
+    original = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            original(args)
+
+    threading.excepthook = hook

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
+from torchrl.envs import EnvBase
 
 from ... import __version__
 from ...envs.resume.plain_data import load_random_state, save_random_state
+from ...envs.resume.resumability import NUM_TEST_STEPS, are_equal
 from ...envs.vector_env import vector_of
 from ...errors import CheckpointError, ConfigurationError
 from ..distributed import gathered, num_ranks, rank
@@ -113,6 +117,11 @@ def load_training_state(ppo: Any, checkpoint: Mapping[str, Any]) -> None:
     ppo.episodes.load_state_dict(state)
 
 
+def has_same_end(ppo: Any) -> bool:
+    """Return whether a training continues from a checkpoint to the same `total_frames`."""
+    return ppo._resumed is not None and ppo._resumed["total_frames"] == ppo.total_frames
+
+
 def restore_random_state(ppo: Any) -> None:
     """Restore the random numbers of the checkpoint that a training continues from."""
     if ppo._resumed is not None and len(ppo._resumed["ranks"]) == num_ranks():
@@ -133,6 +142,8 @@ def start_training(ppo: Any) -> None:
             for name, module in modules_with_state(ppo).items():
                 module.set_extra_state(own["modules"][name])
     restore_random_state(ppo)
+    if has_same_end(ppo) and any(one.wait_count >= one.patience for one in ppo.trainer.early_stopping_callbacks):
+        ppo.trainer.should_stop = True  # `EarlyStopping` had ended the training
     if set_class := getattr(collector, "set_resume_class", None):
         set_class()
 
@@ -160,12 +171,10 @@ def describe_resume(collector: Any, name: str | None, found: str | None, cfg: Di
         if set_class := getattr(collector, "set_resume_class", None):
             set_class(found)
         name = resume_class_of(collector)
-        if name == "inexact" and require_exact and every_frames and hasattr(collector, "reset_every"):
-            from ..collectors.fixed_resets import follows_seed
-
-            if follows_seed(collector.env):
-                collector.reset_every(every_frames)
-                name = "reset"
+        may_reset = require_exact and every_frames and hasattr(collector, "reset_every")
+        if name == "inexact" and may_reset and follows_seed(collector.env):
+            collector.reset_every(every_frames)
+            name = "reset"
     if name == "inexact" and require_exact:
         hint = "keep the state of the environment in plain attributes, or make a seed determine its episodes"
         if not every_frames:
@@ -175,3 +184,36 @@ def describe_resume(collector: Any, name: str | None, found: str | None, cfg: Di
             f"to false, {hint}"
         )
     return RESUME_TEXTS[name]
+
+
+def follows_seed(env: EnvBase, max_seconds: float = 5.0) -> bool | None:
+    """Return whether a seed determines the episodes of an environment, whatever happened in it before.
+
+    It is reset and stepped with random actions, twice. The global random generators stay as they are. If this fails or
+    takes too long, the result is `None`.
+    """
+    before, end = save_random_state(), time.monotonic() + max_seconds
+    results: list[list[Any]] = []
+    try:
+        with suppress(Exception):  # the training reports what an environment raises
+            for _ in range(2):
+                load_random_state(before)
+                torch.manual_seed(0)
+                env.set_seed(0)
+                results.append(random_steps(env, end))
+    finally:
+        load_random_state(before)
+    return are_equal(*results) if len(results) == 2 else None
+
+
+def random_steps(env: EnvBase, end: float) -> list[Any]:
+    """Return the data of the first steps after a reset. Raise a TimeoutError after `end`."""
+    current, found = env.reset(), []
+    for _ in range(NUM_TEST_STEPS):
+        if time.monotonic() > end:
+            raise TimeoutError
+        step, current = env.step_and_maybe_reset(env.rand_action(current))
+        for data in (step["next"], current):
+            items = sorted(data.items(include_nested=True, leaves_only=True), key=lambda item: str(item[0]))
+            found += [value.cpu().numpy().copy() for _, value in items if isinstance(value, torch.Tensor)]
+    return found

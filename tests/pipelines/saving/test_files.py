@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import random
 import time
 from collections.abc import Callable
@@ -85,6 +86,38 @@ def test_the_last_two_checkpoints_are_kept_and_the_newest_valid_one_is_found(
     (tmp_path / "previous.ckpt").unlink()
     with pytest.raises(CheckpointError):
         newest_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_a_valid_checkpoint_remains_after_every_call_of_a_save(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trainer: Any = SavingTrainer()
+    saver = LastCheckpoint(tmp_path, None, None)
+    saver.save(trainer, 0)
+    saver.save(trainer, 1)
+    for number in range(20):
+        remaining = number
+
+        def counted(call: Any) -> Any:
+            def counting(*args: Any, **kwargs: Any) -> Any:
+                nonlocal remaining
+                result = call(*args, **kwargs)
+                remaining -= 1
+                if remaining < 0:
+                    raise KeyboardInterrupt
+                return result
+
+            return counting
+
+        before = trainer.num_saves
+        with monkeypatch.context() as patch:
+            for name in ("replace", "link", "unlink", "fsync", "open"):
+                patch.setattr(os, name, counted(getattr(os, name)))
+            try:
+                saver.save(trainer, 2)
+            except KeyboardInterrupt:
+                assert newest_checkpoint(tmp_path / "last.ckpt")[1]["torchppo"]["number"] in (before, before + 1)
+                continue
+        break
+    assert number > 5
 
 
 def test_a_checkpoint_is_due_after_frames_or_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from lightning import Callback, Trainer, seed_everything
 from torchppo.envs.resume.resumability import are_equal
 from torchppo.pipelines.build import Training, build_trainer, build_training
 from torchppo.pipelines.cli.config import compose
+from torchppo.pipelines.episodes import EvaluateAndSave
+from torchppo.pipelines.saving.state import start_training
 from torchppo.pipelines.step_factory import warn_once
 
 SMALL = ("logger=[]", "trainer.accelerator=cpu", "run_dir=unused", "update.epochs=1", "seed=5")
@@ -127,3 +130,28 @@ def test_new_episodes_start_with_another_number_of_environments(
     training, _ = fit(other, path, resume=True)
     assert "new episodes start" in caplog.text
     assert training.ppo.frames == 256
+
+
+def test_new_episodes_start_with_another_number_of_ranks(caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
+    loaded: list[dict[str, Any]] = []
+    collector = SimpleNamespace(
+        state_dict=lambda: {"frames": 64, "rollouts": {"envs": []}}, load_state_dict=loaded.append
+    )
+    ppo = SimpleNamespace(
+        trainer=SimpleNamespace(train_dataloader=collector),
+        _resumed={"ranks": [{}, {}], "total_frames": 1},
+        total_frames=2,
+    )
+    start_training(ppo)
+    assert loaded == [{"frames": 64, "rollouts": {}}]
+    assert "2 ranks saved the checkpoint and 1 continue" in caplog.text
+
+
+def test_a_run_that_stop_at_has_ended_continues_only_to_more_frames(tmp_path: Path) -> None:
+    callback = EvaluateAndSave(None, tmp_path, None, 10.0)
+    trainer: Any = SimpleNamespace(should_stop=False)
+    resumed = {"ranks": [{}, {}], "total_frames": 128}
+    for callback.best, total_frames, should_stop in ((9.0, 128, False), (12.0, 256, False), (12.0, 128, True)):
+        callback.on_train_start(trainer, SimpleNamespace(frames=64, _resumed=resumed, total_frames=total_frames))
+        assert trainer.should_stop == should_stop
