@@ -28,10 +28,8 @@ from .distributed import StopOnSignal
 from .episodes import EvaluateAndSave, Evaluation, evaluate
 from .ppo import PPO
 from .run_files.failure import end_process, report_failure
-from .run_files.progress_bar import ProgressBar
+from .run_files.progress import ProgressBar, ProgressLines, Stopwatch
 from .run_files.summary import (
-    ProgressLines,
-    Stopwatch,
     Summary,
     make_summary,
     plot_learning_curve,

@@ -1,15 +1,13 @@
-"""Progress, wall time, summary, tables and learning curve of a run."""
+"""Summary, tables and learning curve of a run."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from rich.console import Console
@@ -196,59 +194,3 @@ def finish_plot(axes: Any, title: str, ylabel: str) -> None:
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
-
-
-class ProgressLines(Callback):
-    """Prints frames, frames per second and return every few seconds, for output that is not a terminal."""
-
-    seconds = 5.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._is_printed, self._printed_at = trainer.is_global_zero, -math.inf
-        if self._is_printed:
-            print(first_text(pl_module), flush=True)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        is_due = time.perf_counter() - self._printed_at > self.seconds or pl_module.frames >= pl_module.total_frames
-        if self._is_printed and is_due:
-            self._printed_at = time.perf_counter()
-            print(f"{pl_module.frames:,}/{pl_module.total_frames:,} frames  {progress_text(trainer)}", flush=True)
-
-
-def progress_text(trainer: Trainer) -> str:
-    """Return the frames per second and the newest metrics, in at most 40 characters."""
-    metrics = trainer.callback_metrics
-    shown = {"fps": "time/fps", "return": "rollout/ep_rew_mean", "KL": "train/approx_kl"}
-    found = {name: float(metrics[key]) for name, key in shown.items() if key in metrics}
-    return "  ".join(f"{name} {value:.4g}" if name != "fps" else f"fps {value:.0f}" for name, value in found.items())
-
-
-def first_text(ppo: Any) -> str:
-    """Return the text that is shown before the end of the first rollout."""
-    return "compiling" if ppo.compile_mode else "starting"
-
-
-class Stopwatch(Callback):
-    """Measures the wall time of training, including evaluations."""
-
-    def __init__(self) -> None:
-        self._start: float | None = None
-        self._end: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start of the training, until its end."""
-        return 1e-9 if self._start is None else (self._end or time.perf_counter()) - self._start
-
-    def state_dict(self) -> dict[str, float]:
-        return {"seconds": 0.0 if self._start is None else self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self._start = time.perf_counter() - state_dict["seconds"]
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._start is None:
-            self._start = time.perf_counter()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._end = time.perf_counter()

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -19,10 +16,7 @@ from matplotlib.figure import Figure
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.run_files.summary import (
-    ProgressLines,
-    Stopwatch,
     finish_plot,
-    first_text,
     null_if_not_finite,
     plot_learning_curve,
     plot_mean,
@@ -191,32 +185,3 @@ class TestLearningCurve:
     def test_does_not_leave_a_figure_open(self, metrics: Path, tmp_path: Path) -> None:
         plot_learning_curve(metrics, tmp_path / "curve.png", "a title")
         assert plt.get_fignums() == []
-
-
-class TestProgressLines:
-    def test_show_the_start_the_first_and_the_last_rollout(
-        self, make: Make, fit: Fit, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        fit(*make(rollouts=3), callbacks=[ProgressLines()])
-        first, *lines = capsys.readouterr().out.splitlines()
-        assert first == "starting"
-        assert [line.split()[0] for line in lines] == ["32/96", "96/96"]
-        assert all(re.search(r"fps \d+", line) and len(line) <= 80 for line in lines)
-
-    def test_show_every_rollout_that_takes_longer_than_the_interval(
-        self, make: Make, fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(ProgressLines, "seconds", 0.0)
-        fit(*make(rollouts=3), callbacks=[ProgressLines()])
-        assert len(capsys.readouterr().out.splitlines()) == 4
-
-    def test_say_that_a_graph_is_compiled(self) -> None:
-        assert [first_text(SimpleNamespace(compile_mode=mode)) for mode in (False, "auto")] == ["starting", "compiling"]
-
-
-def test_stopwatch_measures_the_training(make: Make, fit: Fit) -> None:
-    stopwatch = Stopwatch()
-    ppo, collector = make(rollouts=2)
-    start = time.perf_counter()
-    fit(ppo, collector, callbacks=[stopwatch])
-    assert sum(ppo.seconds.values()) < stopwatch.seconds < time.perf_counter() - start

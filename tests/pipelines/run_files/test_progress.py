@@ -1,8 +1,9 @@
-"""The progress bar shows the newest metrics in 80 columns."""
+"""The progress bar and the lines of progress show the newest metrics in 80 columns."""
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from lightning import Callback, Trainer
 
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.ppo import PPO
-from torchppo.pipelines.run_files.progress_bar import ProgressBar
+from torchppo.pipelines.run_files.progress import ProgressBar, ProgressLines, Stopwatch, first_text
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
 
@@ -51,3 +52,32 @@ class TestProgressBar:
         (line,) = capsys.readouterr().out.splitlines()
         assert len(line) <= 80
         assert "99999744/100000000 fps 123457  return -1235  KL 0.01235 --:--" in line
+
+
+class TestProgressLines:
+    def test_show_the_start_the_first_and_the_last_rollout(
+        self, make: Make, fit: Fit, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        fit(*make(rollouts=3), callbacks=[ProgressLines()])
+        first, *lines = capsys.readouterr().out.splitlines()
+        assert first == "starting"
+        assert [line.split()[0] for line in lines] == ["32/96", "96/96"]
+        assert all(re.search(r"fps \d+", line) and len(line) <= 80 for line in lines)
+
+    def test_show_every_rollout_that_takes_longer_than_the_interval(
+        self, make: Make, fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ProgressLines, "seconds", 0.0)
+        fit(*make(rollouts=3), callbacks=[ProgressLines()])
+        assert len(capsys.readouterr().out.splitlines()) == 4
+
+    def test_say_that_a_graph_is_compiled(self) -> None:
+        assert [first_text(SimpleNamespace(compile_mode=mode)) for mode in (False, "auto")] == ["starting", "compiling"]
+
+
+def test_stopwatch_measures_the_training(make: Make, fit: Fit) -> None:
+    stopwatch = Stopwatch()
+    ppo, collector = make(rollouts=2)
+    start = time.perf_counter()
+    fit(ppo, collector, callbacks=[stopwatch])
+    assert sum(ppo.seconds.values()) < stopwatch.seconds < time.perf_counter() - start
