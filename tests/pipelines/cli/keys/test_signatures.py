@@ -24,6 +24,14 @@ class Base:
 
 class Child(Base): ...
 
+class Mixin: ...
+
+class Mixed(Mixin, Base): ...
+
+class Unknown(paths.Missing, Base): ...
+
+class Mapping(dict, Base): ...
+
 class Open(Base):
     def __init__(self, width, **kwargs): ...
 
@@ -57,6 +65,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("Base", {"size", "color"}),
         ("code.Base", {"size", "color"}),
         ("code.Child", {"size", "color"}),
+        ("code.Mixed", {"size", "color"}),
+        ("code.Unknown", None),
+        ("code.Mapping", None),
         ("code.Open", None),
         ("code.function", {"c", "d"}),
         ("code.decorated", None),
@@ -102,7 +113,7 @@ def test_reading_imports_neither_pytorch_nor_lightning() -> None:
         "import sys\n"
         "from torchppo.pipelines.cli.keys.signatures import parameters_of\n"
         "print(sorted(parameters_of('torch.optim.Adam'))[:2], 'weight_decay' in parameters_of('torch.optim.AdamW'))\n"
-        "print('accumulate_grad_batches' in parameters_of('lightning.Trainer'), {'torch', 'lightning'} & {*sys.modules})"
+        "print('max_epochs' in parameters_of('lightning.Trainer'), {'torch', 'lightning'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["['amsgrad', 'betas'] True", "True set()"]
