@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 
 from ..errors import EnvironmentFailure, TorchPPOError
+
+ROOT = Path(__file__).parents[1]
 
 
 def environment_failure(message: str, error: BaseException, hint: str = "") -> TorchPPOError:
@@ -23,3 +26,10 @@ def environment_failure(message: str, error: BaseException, hint: str = "") -> T
         return error
     traceback.print_exception(error)
     return EnvironmentFailure(f"{message}: {type(error).__name__}: {error}{hint}; see the traceback above")
+
+
+def is_raised_by_package(error: BaseException) -> bool:
+    """Return whether the code of torchppo or of an installed package has raised an error, not the user's own code."""
+    path = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    packages = [ROOT / name for name in ("envs", "modules", "pipelines")]
+    return bool({"site-packages", "dist-packages"} & {*path.parts}) or any(map(path.is_relative_to, packages))
