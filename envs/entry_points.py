@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import inspect
 import re
-import traceback
 import typing
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +16,7 @@ import gymnasium
 from gymnasium.wrappers import TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure, TorchPPOError, did_you_mean
-from .failures import environment_failure
+from .failures import environment_failure, is_raised_by_package
 
 OLD_ATARI_ID = re.compile(r"(?:ale_py:)?((?P<game>[A-Z][A-Za-z0-9]*?)(-ram)?(NoFrameskip|Deterministic)?-v[045])")
 EnvFactory = Callable[..., gymnasium.Env[Any, Any]]
@@ -151,9 +150,7 @@ def construction_failure(message: str, error: Exception, hint: str = "") -> Torc
 
     It is a ConfigurationError without a traceback if an installed package has refused a value.
     """
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    is_installed = {"site-packages", "dist-packages"} & {*Path(place.filename).parts}
-    if is_installed and isinstance(error, TypeError | ValueError | AssertionError):
+    if isinstance(error, TypeError | ValueError | AssertionError) and is_raised_by_package(error):
         return ConfigurationError(f"{message}: {type(error).__name__}: {error}{hint}")
     return environment_failure(message, error, hint)
 

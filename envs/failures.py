@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import traceback
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..errors import EnvironmentFailure, TorchPPOError
 
 MAX_MESSAGE, MAX_ACTION = 1_000, 100
 """Numbers of characters of an exception's message and of an action that an error quotes."""
+ROOT = Path(__file__).parents[1]
 
 
 def environment_failure(message: str, error: BaseException, hint: str = "") -> TorchPPOError:
@@ -82,3 +84,10 @@ def is_from_environment(error: BaseException) -> bool:
         return signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     is_ours = type(error).__module__.startswith(f"{__package__.partition('.')[0]}.")
     return isinstance(error, Exception | SystemExit) or not is_ours
+
+
+def is_raised_by_package(error: BaseException) -> bool:
+    """Return whether the code of torchppo or of an installed package has raised an error, not the user's own code."""
+    path = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    packages = [ROOT / name for name in ("envs", "modules", "pipelines")]
+    return bool({"site-packages", "dist-packages"} & {*path.parts}) or any(map(path.is_relative_to, packages))

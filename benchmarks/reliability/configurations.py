@@ -2,14 +2,16 @@
 
     python benchmarks/reliability/configurations.py result.csv
 
-One row per line: the decision of the test, exit code, seconds, lines of output, and whether there was a traceback. A
-line that is refused must exit with 2 in at most 3 lines; a sound line must train.
+One row per line: the decision of the test, exit code, seconds, CPU seconds (which other jobs hardly change), lines of
+output, and whether this is as decided. A line that is refused must exit with 2 in at most 3 lines without a
+traceback; a sound line must train.
 """
 
 from __future__ import annotations
 
 import csv
 import importlib.util
+import resource
 import shlex
 import subprocess
 import sys
@@ -31,18 +33,21 @@ def main(result: Path) -> int:
     rows, wrong = [], 0
     for decision, group in decisions.items():
         for line in group:
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             code, seconds, text = run([*lines.BASE, *shlex.split(line)])
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             num_lines = len(text.splitlines())
             is_right = (
                 code == 0 if decision == "sound" else code == 2 and num_lines <= 3
             ) and "Traceback (most" not in text
             wrong += not is_right
             shown = line.encode("unicode_escape").decode()[:80]
-            rows.append([shown, decision, code, f"{seconds:.2f}", num_lines, "yes" if is_right else "NO"])
+            rows.append([shown, decision, code, f"{seconds:.2f}", f"{cpu:.2f}", num_lines, "yes" if is_right else "NO"])
             print(*rows[-1], sep=" | ", flush=True)
     with result.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["line", "decision", "exit code", "seconds", "lines of output", "as decided"])
+        writer.writerow(["line", "decision", "exit code", "seconds", "CPU seconds", "lines of output", "as decided"])
         writer.writerows(rows)
     print(f"{len(rows) - wrong} of {len(rows)} lines as decided")
     return int(wrong > 0)

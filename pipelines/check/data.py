@@ -94,7 +94,7 @@ def check_reward_scale(rewards: Sequence[Any]) -> list[Finding]:
 
 
 def check_action_space(space: gymnasium.Space[Any], path: str = "action") -> list[Finding]:
-    """Return notes for continuous actions without bounds, or with bounds that are far from 0."""
+    """Return notes for continuous actions without bounds. The action heads scale to bounds, wherever they are."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         items = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         return [finding for key, part in items for finding in check_action_space(part, f"{path}/{key}")]
@@ -102,8 +102,4 @@ def check_action_space(space: gymnasium.Space[Any], path: str = "action") -> lis
         return []
     if not np.isfinite([space.low, space.high]).all():
         return [note("actions", f"{path} has no bounds; scale actions so that values of size 1 are usual")]
-    one_sided = (space.low >= 0) | (space.high <= 0)
-    if one_sided.any():
-        text = f"{path} is between {space.low[one_sided].min():g} and {space.high[one_sided].max():g}, not around 0"
-        return [note("actions", f"{text}; a beta distribution covers exactly this range", "head=beta")]
     return []

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torchrl.envs import Compose, EnvBase, TransformedEnv, VecNorm, VecNormV2
 
 from ...envs import VectorEnv, batched, check_transforms
-from ...envs.failures import environment_failure
+from ...envs.failures import environment_failure, is_raised_by_package
 from ...errors import ConfigurationError, EnvironmentFailure, TorchPPOError
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # `call` reports its errors in one line
@@ -141,7 +141,8 @@ def call(node: DictConfig, **arguments: Any) -> Any:
     """Instantiate a node with further arguments.
 
     Raises:
-        TorchPPOError: if the target raises an error, does not exist, or does not accept the keys.
+        TorchPPOError: if the target raises one, does not exist, or does not accept the keys, or if the code of an
+            installed package raises another error. Errors of the user's own code are raised unchanged.
 
     """
     try:
@@ -149,6 +150,8 @@ def call(node: DictConfig, **arguments: Any) -> Any:
     except TorchPPOError:
         raise
     except (Exception, SystemExit) as error:
+        if not is_raised_by_package(error):
+            raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         problem = f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
         raise ConfigurationError(f"{node._target_} failed: {problem}; change its keys") from error

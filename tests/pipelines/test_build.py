@@ -696,10 +696,6 @@ class TestTrainer:
         assert callback in callbacks
         assert "DeviceStatsMonitor" in [type(one).__name__ for one in callbacks]
 
-    def test_rejects_trainer_logger(self) -> None:
-        with pytest.raises(ConfigurationError, match=r"trainer\.logger .*logger=csv"):
-            build_trainer(small("+trainer.logger=true"), [])
-
 
 class TestControllers:
     def test_are_built_for_the_coefficients_that_the_objective_has(self) -> None:

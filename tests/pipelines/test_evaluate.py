@@ -182,3 +182,13 @@ def test_needs_only_the_checkpoint(checkpoint: Path) -> None:
 def test_a_negative_seed_is_rejected(checkpoint: Path) -> None:
     with pytest.raises(ConfigurationError, match="--seed -1"):
         evaluate_checkpoint(checkpoint, episodes=1, seed=-1, video=None)
+
+
+@pytest.mark.parametrize("command", ["eval last.ckpt env.id=Pendulum-v1", "train +eval.env.id=Pendulum-v1 logger=[]"])
+def test_an_environment_with_other_spaces_is_refused_with_both(
+    command: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert all(part in line for part in ("[3] float32", "[4] float32", "action [1] float32", "below 2"))

@@ -90,6 +90,8 @@ def describe(field: Field) -> str:
     """Return the values of a key in words, such as `a whole number of at least 1 or null`."""
     limits = limits_of(field)
     names = TYPE_NAMES | ({str: field.pattern[1]} if field.pattern else {})
+    if field.is_component:
+        names[dict] = "a group of keys with a _target_"
     if field.items:
         names[list] = f"a list of {describe(field.items)}"
     words = [names[kind] + (limits if kind in (int, float) else "") for kind in field.types]

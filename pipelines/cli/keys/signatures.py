@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def parameters_of(target: str, *, follow_kwargs: bool = False) -> set[str] | Non
 
 
 def constructor_parameters(found: Definition, *, follow_kwargs: bool) -> set[str] | None:
-    """Return the parameters of the constructor of a class or of its base classes."""
+    """Return the parameters of the constructor of a class or of its base classes; `None` if they are unknown."""
     if not isinstance(found.node, ast.ClassDef) or (found.node.decorator_list and not follow_kwargs):
         return None
     methods = {one.name: one for one in found.node.body if isinstance(one, ast.FunctionDef)}
@@ -53,12 +54,19 @@ def constructor_parameters(found: Definition, *, follow_kwargs: bool) -> set[str
         return argument_names(init, num_skipped=1)
     if init is not None and not follow_kwargs:
         return None
+    own = argument_names(init, num_skipped=1) if init else set()
     for base in found.node.bases:
-        resolved = find_in_module(found.module, ast.unparse(base).partition("[")[0].split("."))
-        names = constructor_parameters(resolved, follow_kwargs=follow_kwargs) if resolved else None
-        if names is not None:
-            return names | (argument_names(init, num_skipped=1) if init else set())
-    return None
+        name = ast.unparse(base).partition("[")[0]
+        try:
+            resolved = None if name in dir(builtins) else find_in_module(found.module, name.split("."))
+        except UnknownName:
+            return None
+        inherited = constructor_parameters(resolved, follow_kwargs=follow_kwargs) if resolved else None
+        if inherited is None and name != "object":
+            return None
+        if inherited:
+            return own | inherited
+    return own
 
 
 def argument_names(function: ast.FunctionDef, num_skipped: int = 0) -> set[str]:
