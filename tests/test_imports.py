@@ -30,7 +30,7 @@ LAYERS = (
 )
 """Files and folders of `pipelines`, the lowest layer first. Each imports its own layer and lower ones."""
 
-LAZY = {("compiled", "ppo"), ("ppo", "checkpoint"), ("monitoring", "checkpoint")}
+LAZY = {("compiled", "ppo"), ("ppo", "checkpoint"), ("saving", "checkpoint"), ("monitoring", "saving")}
 """Importers and parts of `pipelines` above them that they import inside functions."""
 
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

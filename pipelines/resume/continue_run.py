@@ -79,7 +79,11 @@ def move_run(cfg: DictConfig, run_dir: Path) -> None:
 def read_overrides(run_dir: Path) -> list[str]:
     """Return the overrides that the run was started with; empty without a file."""
     path = run_dir / "overrides.yaml"
-    return [str(word) for word in yaml.safe_load(path.read_text()) or []] if path.is_file() else []
+    try:
+        words = yaml.safe_load(path.read_text()) if path.is_file() else []
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not YAML ({error}); delete it") from error
+    return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
 
 
 def new_total_frames(overrides: Sequence[str], frames: int) -> int | None:

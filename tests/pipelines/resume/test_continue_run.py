@@ -139,6 +139,12 @@ def test_mistakes_are_refused(words: list[str], code: int, copied: Path, monkeyp
     assert (copied / "summary.json").exists()
 
 
+def test_overrides_that_are_not_yaml_are_reported(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied / "overrides.yaml").write_text("- [\n\x00")
+    assert main(["resume", str(copied), "total_frames=640"]) == 5
+    assert "overrides.yaml" in capsys.readouterr().err
+
+
 def test_a_run_that_is_still_running_is_refused(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     with FileLock(copied / ".lock"):
