@@ -52,9 +52,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a checkpoint ({str(error)[:200]}); use a file that torchppo train has written"
         ) from error
-    if not isinstance(checkpoint, dict) or "torchppo" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not is_complete(checkpoint):
         raise CheckpointError(f"{path} is not a checkpoint of torchppo; use one that torchppo train has written")
     return checkpoint
+
+
+def is_complete(checkpoint: dict[str, Any]) -> bool:
+    """Return whether the entries that are read are there and of the right type."""
+    state = checkpoint.get("torchppo")
+    types: dict[str, type] = dict.fromkeys(("config", "seconds", "update", "coefficients", "episode_infos"), dict)
+    types |= {
+        "frames": int,
+        "num_rollouts": int,
+        "num_episodes": int,
+        "episodes": list,
+        "ranks": list,
+        "resume_class": str,
+    }
+    is_state = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in types.items())
+    return is_state and isinstance(checkpoint.get("state_dict"), dict)
 
 
 def newest_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:

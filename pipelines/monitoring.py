@@ -42,17 +42,6 @@ OPTIONS = ("total_frames", "max_grad_norm", "normalize_advantage", "value_pretra
 warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
 
 
-class PlainCheckpoints(TorchCheckpointIO):
-    """Lets the Trainer read only checkpoints of torchppo, which contain plain data and are not damaged."""
-
-    def load_checkpoint(
-        self, path: Path | str, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        from .checkpoint import load_checkpoint
-
-        return load_checkpoint(Path(path))
-
-
 class MonitoredModule(LightningModule):
     """Base class of the LightningModule: logs, evaluates, and runs callbacks that monitor a metric.
 
@@ -73,7 +62,9 @@ class MonitoredModule(LightningModule):
     _published_at: float  # set when the training starts
 
     def setup(self, stage: str) -> None:
-        """Replace how the Trainer reads checkpoints. Lightning reads those of a URL with `weights_only=False`."""
+        """Replace how the Trainer reads checkpoints, unless the user has done so."""
+        from .saving.plain_checkpoints import PlainCheckpoints
+
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = PlainCheckpoints()
 

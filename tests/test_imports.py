@@ -33,6 +33,7 @@ LAYERS = (
 LAZY = {
     ("compiled", "ppo"),
     ("ppo", "checkpoint"),
+    ("saving", "checkpoint"),
     ("monitoring", "checkpoint"),
     ("monitoring", "run_files"),
     ("monitoring", "saving"),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 
+from ...errors import CheckpointError
 from ..distributed import StopOnSignal
 from ..evaluate import evaluate_checkpoint
 from ..run_files.summary import print_evaluation
@@ -64,4 +65,7 @@ def stdout_to_stderr() -> Iterator[None]:
 def default_video(checkpoint: Path) -> Path:
     """Return a path in the run directory of a checkpoint, or next to a checkpoint that is not in a run directory."""
     folder = checkpoint.resolve().parent
-    return (folder.parent / "videos" if folder.name == "checkpoints" else folder) / f"{checkpoint.stem}.mp4"
+    path = (folder.parent / "videos" if folder.name == "checkpoints" else folder) / f"{checkpoint.stem}.mp4"
+    if path.is_symlink() or path.parent.is_symlink():  # who made the directory must not choose what is overwritten
+        raise CheckpointError(f"{path} is a link; choose a path with --video, or use --no-video")
+    return path

@@ -52,6 +52,7 @@ def resume_run(path: Path, overrides: Sequence[str] = (), trust: Sequence[str] =
     elif path.is_dir() and is_complete(run_dir, state["frames"]):
         print(f"{run_dir} is complete after {state['frames']:,} frames; total_frames=... trains for longer")
         return 0
+    require_no_links(run_dir)
     return train(cfg, words, checkpoint)
 
 
@@ -63,6 +64,14 @@ def run_dir_of(checkpoint: Path) -> Path:
             f"{checkpoint} is not in a folder named checkpoints; move it to <run>/checkpoints, to continue in <run>"
         )
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else folder.parent
+
+
+def require_no_links(run_dir: Path) -> None:
+    """Raise a CheckpointError if a link in the directory of a run leads out of it: the run would write there."""
+    root = run_dir.resolve()
+    for path in run_dir.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise CheckpointError(f"{path} is a link out of the run directory; replace it by what it points to")
 
 
 def move_run(cfg: DictConfig, run_dir: Path) -> None:
@@ -79,7 +88,11 @@ def move_run(cfg: DictConfig, run_dir: Path) -> None:
 def read_overrides(run_dir: Path) -> list[str]:
     """Return the overrides that the run was started with; empty without a file."""
     path = run_dir / "overrides.yaml"
-    return [str(word) for word in yaml.safe_load(path.read_text()) or []] if path.is_file() else []
+    try:
+        words = yaml.safe_load(path.read_text()) if path.is_file() else []
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not YAML ({error}); delete it") from error
+    return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
 
 
 def new_total_frames(overrides: Sequence[str], frames: int) -> int | None:

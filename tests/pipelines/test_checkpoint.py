@@ -109,10 +109,19 @@ def missing_configuration(path: Path) -> None:
     replace_entries(path, torchppo={"config": {}})
 
 
+def missing_counter(path: Path) -> None:
+    state = torch.load(path, weights_only=True)["torchppo"]
+    replace_entries(path, torchppo={**state, "num_episodes": None})
+
+
+def other_state(path: Path) -> None:
+    replace_entries(path, torchppo=3)
+
+
 DAMAGES = [
     *(missing_file, folder, empty_file, text_file, first_half, other_zip, other_state_dict, tensor, code_in_pickle),
     *(flipped_bit_in_weights, flipped_bit_in_pickle, flipped_bit_in_file_name, flipped_bit_in_zip_directory),
-    *(flipped_bit_in_zip_end, missing_critic, missing_configuration),
+    *(flipped_bit_in_zip_end, missing_critic, missing_configuration, missing_counter, other_state),
 ]
 
 

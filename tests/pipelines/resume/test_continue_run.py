@@ -139,6 +139,21 @@ def test_mistakes_are_refused(words: list[str], code: int, copied: Path, monkeyp
     assert (copied / "summary.json").exists()
 
 
+def test_overrides_that_are_not_yaml_are_reported(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied / "overrides.yaml").write_text("- [\n\x00")
+    assert main(["resume", str(copied), "total_frames=640"]) == 5
+    assert "overrides.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", ".metrics.csv.part", "videos", "tensorboard/x"])
+def test_links_out_of_the_run_are_not_followed(name: str, copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("text")
+    (copied / name).unlink(missing_ok=True)
+    (copied / name).symlink_to(tmp_path / "secret")
+    assert main(["resume", str(copied), "total_frames=640"]) == 5
+    assert (tmp_path / "secret").read_text() == "text"
+
+
 def test_a_run_that_is_still_running_is_refused(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     with FileLock(copied / ".lock"):

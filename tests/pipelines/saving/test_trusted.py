@@ -443,6 +443,13 @@ class TestEveryWayToLoad:
         assert main(["resume", "last.ckpt"]) == 5
         assert not (folder / "elsewhere").exists()
 
+    def test_video_does_not_replace_what_a_link_points_to(self, trained: Path, folder: Path) -> None:
+        shutil.copytree(trained.parent, folder / "run" / "checkpoints")
+        (folder / "run" / "videos").mkdir()
+        (folder / "run" / "videos" / "last.mp4").symlink_to(folder / "beside.py")
+        assert main(["eval", "run/checkpoints/last.ckpt"]) == 5
+        assert (folder / "beside.py").read_text().startswith("open")
+
     @pytest.mark.parametrize("place", ["state_dict", "hyper_parameters", "torchppo", "callbacks", None])
     @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
     def test_pickles_are_not_executed(
