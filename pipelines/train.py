@@ -40,7 +40,7 @@ from .run_files.summary import (
 )
 from .run_files.video import try_to_record_video
 from .saving.files import locked, save_configuration
-from .saving.state import describe_resume
+from .saving.state import describe_resume, load_collector
 from .stopping.processes import wait_for
 from .stopping.signals import Stopped, exit_code, exit_name
 
@@ -74,11 +74,14 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None,
 
 def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: StopOnSignal, *, is_used: bool) -> None:
     """Build everything, train, and write the results; see `train`."""
-    stopwatch, run_dir = Stopwatch(), Path(cfg.run_dir)
-    save_config = LambdaCallback(on_train_batch_start=lambda trainer, *_: save_configuration(trainer, cfg, overrides))
+    stopwatch, run_dir, path = Stopwatch(), Path(cfg.run_dir), Path(cfg.run_dir, "summary.json")
+    at_start = LambdaCallback(
+        on_train_start=lambda trainer, _: load_collector(trainer),
+        on_train_batch_start=lambda trainer, *_: save_configuration(trainer, cfg, overrides),
+    )
     evaluator = Evaluator(cfg, stop) if cfg.eval.episodes else None
     evaluation, progress = make_evaluation(cfg, evaluator), ProgressBar() if Console().is_terminal else ProgressLines()
-    trainer = build_trainer(cfg, [save_config, stopwatch, progress, evaluation, stop])
+    trainer = build_trainer(cfg, [at_start, stopwatch, progress, evaluation, stop])
     check_precision(trainer)  # before the run directory exists
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
     with ExitStack() as stack:
@@ -97,8 +100,6 @@ def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: St
                 "wall_seconds": stopwatch.seconds,
             }
             return make_summary(**run, **times, ppo=training.ppo, evaluation=evaluation.last, end=end)
-
-        path = run_dir / "summary.json"
 
         def save_at_once(number: int) -> None:
             evaluation.last_checkpoint.save_from_memory()

@@ -94,6 +94,17 @@ def start_training(ppo: Any, resumed: Mapping[str, Any] | None) -> None:
         set_class()
 
 
+def load_collector(trainer: Any) -> None:
+    """Load the state of the collector from a checkpoint that was saved when a training ended.
+
+    Lightning skips it there, because the checkpoint says that its only epoch is complete. Tested with Lightning 2.6.
+    """
+    loop = trainer.fit_loop
+    if states := loop._combined_loader_states_to_load:
+        loop._combined_loader._load_state_dicts(states)
+        loop._combined_loader_states_to_load = []
+
+
 def resume_class_of(collector: Any) -> str:
     """Return how the episodes of a collector continue after a restart."""
     return str(getattr(collector, "resume_class", "inexact"))
