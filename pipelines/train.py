@@ -73,7 +73,7 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None,
 
 def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: StopOnSignal, *, is_used: bool) -> None:
     """Build everything, train, and write the results; see `train`."""
-    stopwatch, run_dir = Stopwatch(), Path(cfg.run_dir)
+    stopwatch, run_dir, path = Stopwatch(), Path(cfg.run_dir), Path(cfg.run_dir, "summary.json")
     save_config = LambdaCallback(
         on_train_batch_start=lambda trainer, *_: save_configuration(trainer, cfg, overrides),
         on_exception=lambda trainer, _, error: report_failure(cfg, overrides, error, trainer),
@@ -98,8 +98,6 @@ def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: St
                 "wall_seconds": stopwatch.seconds,
             }
             return make_summary(**run, **times, ppo=training.ppo, evaluation=evaluation.last, end=end)
-
-        path = run_dir / "summary.json"
 
         def save_at_once(number: int) -> None:
             evaluation.last_checkpoint.save_from_memory()

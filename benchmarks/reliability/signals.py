@@ -89,7 +89,7 @@ class Case(NamedTuple):
     words: tuple[str, ...] = ()
     ready: str | None = "run/metrics.csv"
     delay: float = 0.5
-    limit: float = 12.0
+    limit: float = 20.0
     has_run: bool = True
     to: str = "main"
     again: bool = False

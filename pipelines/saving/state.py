@@ -132,6 +132,7 @@ def start_training(ppo: Any) -> None:
     """Test how the episodes can continue, or continue from a checkpoint: the last thing before the first rollout."""
     collector, resumed = ppo.trainer.train_dataloader, ppo._resumed
     if resumed is not None and hasattr(collector, "load_state_dict"):
+        load_collector(ppo.trainer)
         saved = len(resumed["ranks"])
         if saved != num_ranks():  # Lightning has loaded the episodes of rank 0 on every rank
             warn_once(f"torchppo: {saved} ranks saved the checkpoint and {num_ranks()} continue, so new episodes start")
@@ -146,6 +147,17 @@ def start_training(ppo: Any) -> None:
         ppo.trainer.should_stop = True  # `EarlyStopping` had ended the training
     if set_class := getattr(collector, "set_resume_class", None):
         set_class()
+
+
+def load_collector(trainer: Any) -> None:
+    """Load the state of the collector from a checkpoint that was saved when a training ended.
+
+    Lightning skips it there, because the checkpoint says that its only epoch is complete. Tested with Lightning 2.6.
+    """
+    loop = trainer.fit_loop
+    if states := loop._combined_loader_states_to_load:
+        loop._combined_loader._load_state_dicts(states)
+        loop._combined_loader_states_to_load = []
 
 
 def resume_class_of(collector: Any) -> str:

@@ -689,6 +689,10 @@ class TestTrainer:
         trainer = build_trainer(small(f"logger={logger}"), [])
         assert [type(one).__name__ for one in trainer.loggers] == names
 
+    def test_reads_and_writes_nothing_in_the_current_directory(self) -> None:
+        cfg = small()
+        assert Path(build_trainer(cfg, []).default_root_dir) == Path(cfg.run_dir).absolute()
+
     def test_has_the_callbacks_of_the_configuration_and_those_of_the_caller(self) -> None:
         callback = Callback()
         override = "+trainer.callbacks=[{_target_: lightning.pytorch.callbacks.DeviceStatsMonitor, cpu_stats: false}]"

@@ -200,7 +200,8 @@ class TestRunFiles:
             *("config.yaml", "overrides.yaml", "hparams.yaml", "metrics.csv", "tensorboard"),
             *("checkpoints", "learning_curve.png", "summary.json"),
         }
-        assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+        names = {path.name for path in (run_dir / "checkpoints").iterdir()}
+        assert names == {"last.ckpt", "previous.ckpt", "best.ckpt"}
 
     def test_summary_has_the_documented_figures(self, finished: tuple[Path, str]) -> None:
         figures = summary(finished[0])
@@ -430,7 +431,7 @@ class TestEvaluation:
         gymnasium.registry["Scripted-v0"].entry_point = lambda **_: made.append(Scripted()) or made[-1]  # type: ignore[func-returns-value]
         assert run(*SCRIPTED, "eval.episodes=0", "eval.video=true", f"eval.every_frames={every}") == 0
         assert len(made) == 4
-        assert {path.name for path in Path("run/checkpoints").iterdir()} >= {"last.ckpt", "best.ckpt"}
+        assert {path.name for path in Path("run/checkpoints").iterdir()} >= {"last.ckpt", "previous.ckpt", "best.ckpt"}
         assert not Path("run/videos").exists()
         figures = summary()
         assert (figures["eval_return_mean"], figures["eval_episodes"], figures["train_return_mean"]) == (None, 0, 12.0)
