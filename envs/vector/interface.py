@@ -163,7 +163,8 @@ def close(env: gymnasium.Env[Any, Any], seconds: float = CLOSE_SECONDS) -> None:
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise a TimeoutError after some seconds. Works in the main thread, on systems with SIGALRM."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if not hasattr(signal, "setitimer") or not is_main or sys.is_finalizing():
         yield
         return
 
@@ -176,7 +177,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
+        signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
 
 
 @contextmanager
