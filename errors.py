@@ -35,7 +35,7 @@ class EnvironmentFailure(TorchPPOError):  # noqa: N818 - EnvironmentError is a b
 
 
 class NumericalError(TorchPPOError, ArithmeticError):
-    """A value that is not finite. The message says where it appeared first."""
+    """A loss, gradient, metric or action that is not finite. The message says where it appeared first."""
 
     exit_code = 4
 

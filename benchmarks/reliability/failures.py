@@ -1,7 +1,7 @@
 """Trains with an environment that fails in every way of `faulty.py`, and writes how each run ended.
 
-    python benchmarks/reliability/failures.py --out benchmarks/reliability/failures.csv
-    python benchmarks/reliability/failures.py --restart --modes raise_step sigkill
+    python -m torchppo.benchmarks.reliability.failures --out benchmarks/reliability/failures.csv
+    python -m torchppo.benchmarks.reliability.failures --restart --modes raise_step sigkill
 
 Every run is a forked process, so that the libraries are imported once. `ok` is false if a run did not end within the
 deadline of a step plus five seconds, if its exit code or message is not the expected one, or if `summary.json` does not

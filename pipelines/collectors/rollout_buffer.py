@@ -97,13 +97,11 @@ class RolloutBuffer:
         """
         done = self._terminated | self._truncated
         episode_reward, step_count = counters.advance(self._rewards, done, self._raw_episode_rewards)
+        with np.errstate(over="ignore"):  # infinite values are reported
+            rewards, returns = self._rewards.astype(np.float32), episode_reward.astype(np.float32)
         scalars = {
-            "reward": self._rewards.astype(np.float32),
-            "terminated": self._terminated,
-            "truncated": self._truncated,
-            "done": done,
-            "episode_reward": episode_reward.astype(np.float32),
-            "step_count": step_count,
+            **{"reward": rewards, "terminated": self._terminated, "truncated": self._truncated, "done": done},
+            **{"episode_reward": returns, "step_count": step_count},
         }
         groups = [[torch.stack(column) for column in zip(*steps, strict=True)] for steps in self._outputs]
         data = {

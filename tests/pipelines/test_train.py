@@ -599,14 +599,14 @@ class TestBadInput:
     ) -> None:
         """A rollout has 8 steps, so the ninth step of an environment is the first one of the second rollout."""
         overrides = scripted(only=2, length=50, broken=broken, value=value, at=at, action_space=action_space)
-        assert_fails(4, [f"{broken} of environment 2 is {value}", f"step {step}"], overrides, capsys)
+        assert_fails(3, [f"{broken} of environment 2 is {value}", f"step {step}"], overrides, capsys)
 
     @pytest.mark.parametrize("action_space", ACTION_SPACES, ids=["discrete", "continuous"])
     def test_a_first_observation_that_is_not_finite_is_reported_with_its_environment(
         self, action_space: spaces.Space[Any], scripted: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
         overrides = scripted(only=2, broken="observation", at=0, action_space=action_space)
-        assert_fails(4, ["observation of environment 2 is nan"], overrides, capsys)
+        assert_fails(3, ["observation of environment 2 is nan"], overrides, capsys)
 
     @pytest.mark.parametrize("num_workers", [0, 2])
     def test_a_failing_environment_is_reported_in_process_and_in_workers(
