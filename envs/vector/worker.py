@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
@@ -15,10 +14,10 @@ from numpy.typing import NDArray
 
 from ...errors import EnvironmentFailure
 from ..failures import environment_failure
-from ..resume.plain_data import load_random_state, save_random_state
 from ..spaces.specs import StepArrays
 from .forked_call import CRASH_HINT, acquire, init_subprocess, shared_zeros, start_forked
 from .serial import EnvFn, SerialVectorEnv
+from .worker_envs import WorkerEnvs, seed_python
 
 STEP, RESET, CALL, CLOSE = range(4)
 NO_SEED = -1
@@ -65,8 +64,7 @@ class Worker:
         self._go, self._done = context.Semaphore(0), context.Semaphore(0)
         self._pipe, pipe = context.Pipe()
         signals = WorkerSignals(self._command, self._go, self._done, self._has_failed, pipe)
-        seed = f"{env_slice.start} {random.getstate()}"  # Python seeds its generator anew in a forked process
-        arguments = (env_fns, env_slice, shared, info_keys, signals, seed)
+        arguments = (env_fns, env_slice, shared, info_keys, signals)
         self._process = context.Process(target=_run_worker, args=arguments, daemon=True)
         start_forked(self._process)
         pipe.close()
@@ -133,30 +131,12 @@ class WorkerSignals(NamedTuple):
     pipe: Any
 
 
-class WorkerEnvs(SerialVectorEnv):
-    """The environments of a worker. The state of the first one includes the global random generators of the process."""
-
-    def env_states(self) -> list[Any]:
-        first, *others = super().env_states()
-        return [{"state": first, "random": save_random_state()}, *others]
-
-    def load_env_states(self, states: Sequence[Any]) -> None:
-        super().load_env_states(states)
-        if isinstance(states[0], dict):
-            load_random_state(states[0]["random"])
-
-
 def _run_worker(
-    env_fns: Sequence[EnvFn],
-    env_slice: slice,
-    shared: SharedArrays,
-    info_keys: Sequence[str],
-    signals: WorkerSignals,
-    seed: str,
+    env_fns: Sequence[EnvFn], env_slice: slice, shared: SharedArrays, info_keys: Sequence[str], signals: WorkerSignals
 ) -> None:
     """Execute commands until `CLOSE`, or until the parent process is gone."""
     init_subprocess()
-    random.seed(seed)
+    seed_python(env_slice.start)
     parent_pid = os.getppid()
     command, go, done, has_failed, pipe = signals
     vector = None
