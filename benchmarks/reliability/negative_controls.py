@@ -105,7 +105,6 @@ ITEMS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
         "gru-eager-workers",
         lambda c: c["callbacks"]["EvaluateAndSave"].update(evaluated_at=0),
     ),
-    "last evaluation": ("gru-eager-workers", lambda c: c["callbacks"]["EvaluateAndSave"].update(last=None)),
 }
 
 
