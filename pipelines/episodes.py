@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
@@ -25,7 +25,6 @@ from .collectors.torchrl import TensorDictStep, steps
 from .collectors.vector import VectorRollouts
 from .distributed import on_rank_zero
 from .metrics.episode_info import add_infos, ended_infos, mean_infos
-from .saving.failure import SaveBeforeFailure
 from .saving.files import LastCheckpoint, save_checkpoint
 from .saving.state import has_same_end, restore_random_state
 from .step_factory import EVALUATION_STEPS, Compile
@@ -147,7 +146,7 @@ def rollout_episodes(
         yield from steps(TensorDictStep(actor, env.device, compile=compile, num_steps=EVALUATION_STEPS), env)
 
 
-class EvaluateAndSave(SaveBeforeFailure):
+class EvaluateAndSave(Callback):
     """Evaluates the policy every `every_frames` frames and at the end, and saves the last and the best checkpoint.
 
     Args:

@@ -88,7 +88,7 @@ ITEMS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "games of Atari": ("pong-eager-workers", lambda c: rollouts_of(c)["envs"].reverse()),
     "observations": ("gru-eager-workers", lambda c: rollouts_of(c)["arrays"][0][2].zero_()),
     "is_init": ("gru-eager-workers", lambda c: rollouts_of(c)["arrays"][1][2].fill_(1)),
-    "returns of running episodes": ("gru-eager-workers", lambda c: rollouts_of(c)["arrays"][2][2].zero_()),
+    "returns of running episodes": ("cartpole-eager-in_process", lambda c: rollouts_of(c)["arrays"][2][2].zero_()),
     "lengths of running episodes": ("gru-eager-workers", lambda c: rollouts_of(c)["arrays"][3][2].zero_()),
     "recurrent states": ("gru-eager-workers", lambda c: zero(rollouts_of(c)["recurrent_states"].values())),
     "all rollouts": ("gru-eager-workers", lambda c: rollouts_of(c).clear()),
@@ -105,7 +105,6 @@ ITEMS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
         "gru-eager-workers",
         lambda c: c["callbacks"]["EvaluateAndSave"].update(evaluated_at=0),
     ),
-    "last evaluation": ("gru-eager-workers", lambda c: c["callbacks"]["EvaluateAndSave"].update(last=None)),
 }
 
 

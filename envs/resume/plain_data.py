@@ -193,3 +193,15 @@ def seed_spaces(env: gymnasium.Env[Any, Any], seed: int | None) -> None:
     for layer in layers_of(env) if seed is not None else ():
         layer.observation_space.seed(seed)
         layer.action_space.seed(seed)
+
+
+def are_equal(first: Any, second: Any) -> bool:
+    """Return whether two nested structures of arrays, numbers and texts are equal bit by bit."""
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(are_equal(value, second[key]) for key, value in first.items())
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(are_equal, first, second))
+    one, other = np.asarray(first), np.asarray(second)
+    return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())

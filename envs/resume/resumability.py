@@ -10,14 +10,13 @@ from itertools import cycle
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 from ...errors import EnvironmentFailure
 from ..failures import environment_failure, is_from_environment
 from ..spaces.encoding import EncodeSpaces
 from ..wrappers import random_action
-from .plain_data import SHARED, layers_of, load_random_state, own_attributes, save_random_state
-from .snapshot import SCALARS, StateError, load_state, save_state
+from .plain_data import SHARED, are_equal, layers_of, load_random_state, own_attributes, save_random_state
+from .snapshot import MISSING, SCALARS, StateError, load_state, save_state
 
 RESUME_CLASSES = ("snapshot", "replay", "reset", "inexact")
 """`snapshot`: the state is saved and restored. `replay`: the current episodes are repeated with the same random state
@@ -91,24 +90,45 @@ def continue_episode(env: Any, name: str, state: Any) -> None:
     """
     try:
         if name == "snapshot":
-            env.reset(seed=0)  # some environments make objects at the first reset
-            load_state(env, state)
+            restore_snapshot(env, state)
         elif name == "replay":
             (env if isinstance(env, Replay) else env.env).repeat(state)
     except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
         raise environment_failure("an environment cannot continue from the checkpoint", error) from None
 
 
-def save_layers(env: gymnasium.Env[Any, Any]) -> list[Any]:
-    """Return the numbers, texts, spaces and random generators among the attributes of an environment and its wrappers.
+def restore_snapshot(env: gymnasium.Env[Any, Any], state: Any) -> None:
+    env.reset(seed=0)  # some environments make objects at the first reset
+    load_state(env, state)
 
-    Only the random generators of a space are saved.
+
+def save_layers(env: gymnasium.Env[Any, Any]) -> list[Any]:
+    """Return what may outlast an episode, as far as it is plain data.
+
+    It consists of random generators, numbers, texts and spaces of the environment, and of the attributes of wrappers.
     """
-    kept = (*SCALARS, *SHARED)
     return [
-        [[name, save_state(value)] for name, value in sorted(own_attributes(layer).items()) if isinstance(value, kept)]
+        [
+            [name, save_state(value)]
+            for name, value in sorted(own_attributes(layer).items())
+            if may_outlast(layer, value)
+        ]
         for layer in layers_of(env)
     ]
+
+
+def may_outlast(layer: Any, value: Any) -> bool:
+    """Return whether an attribute of an environment or a wrapper may be needed after its next reset."""
+    if isinstance(value, (*SCALARS, *SHARED)):
+        return True
+    return isinstance(layer, gymnasium.Wrapper) and not isinstance(value, gymnasium.Env) and can_be_saved(value)
+
+
+def can_be_saved(value: Any) -> bool:
+    try:
+        return bool(save_state(value)[0] != "keep")
+    except StateError:
+        return False
 
 
 def load_layers(env: gymnasium.Env[Any, Any], saved: list[Any]) -> None:
@@ -116,7 +136,8 @@ def load_layers(env: gymnasium.Env[Any, Any], saved: list[Any]) -> None:
     for layer, attributes in zip(layers_of(env), saved, strict=True):
         own = own_attributes(layer)
         for name, value in attributes:
-            if (new := load_state(old := own.get(name), value)) is not old:
+            old = own.get(name, MISSING)
+            if (new := load_state(old, value)) is not old:
                 vars(layer)[name] = new
 
 
@@ -145,7 +166,7 @@ def resume_class(env_fn: EnvFn, max_seconds: float = 20.0, *, close: bool = True
         restore: dict[str, Callable[[Replay], Any]] = {}
         with suppress(Exception):
             snapshot = save_state(first.env)
-            restore["snapshot"] = lambda env: load_state(env.env, snapshot)
+            restore["snapshot"] = lambda env: restore_snapshot(env.env, snapshot)
         with suppress(Exception):
             replay = first.state()
             restore["replay"] = lambda env: env.repeat(replay)
@@ -225,15 +246,3 @@ def take_steps(env: Replay, info: dict[str, Any], num_steps: int, end: float) ->
             observation, info = env.reset()
             results.append(copy.deepcopy(observation))
     return results
-
-
-def are_equal(first: Any, second: Any) -> bool:
-    """Return whether two nested structures of arrays, numbers and texts are equal bit by bit."""
-    if type(first) is not type(second):
-        return False
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(are_equal(value, second[key]) for key, value in first.items())
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(are_equal, first, second))
-    one, other = np.asarray(first), np.asarray(second)
-    return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())

@@ -36,6 +36,7 @@ BUILT_INS = (int, float, str, bytes, list, tuple, set, frozenset, dict, deque)
 MAX_BYTES = 16_000_000
 """Limit of the state of one environment. It holds for large data sets, which are better not saved again and again."""
 MISSING: Any = object()
+REPLACEABLE = ("array", "objects", "tensor", "generator", "sequence", "mapping", "object")
 
 
 class StateError(Exception):
@@ -56,9 +57,7 @@ def save_state(env: Any) -> Any:
 
 
 def load_state(env: Any, state: Any) -> Any:
-    """Restore the result of `save_state` in an environment that was made in the same way, and return it.
-
-    Other values than environments are restored in place too, or are new objects.
+    """Restore the result of `save_state` in an environment that was made in the same way, or another value; return it.
 
     Objects that it lacks are made without calling code, and only of classes of its and its wrappers' packages.
 
@@ -135,6 +134,7 @@ class _Loader:
         modules = {base.__module__ for layer in layers for base in type(layer).__mro__}
         self._packages = {name.split(".")[0] for name in modules} - {"builtins", "typing", "abc"}
         self._values: dict[int, Any] = {}
+        self._used: dict[int, Any] = {}  # objects that a node is restored in; other nodes need objects of their own
 
     def value(self, node: Any, current: Any = MISSING) -> Any:
         """Return the value of a node, which is `current` if that can be changed in place."""
@@ -143,6 +143,9 @@ class _Loader:
         kind, number, *parts = node
         if kind == "ref":
             return self._values[number]
+        if kind in REPLACEABLE:
+            current = MISSING if id(current) in self._used else current
+            self._used[id(current)] = current
         if kind in ("sequence", "mapping", "object"):  # they may contain themselves
             return getattr(self, f"_{kind}")(number, current, *parts)
         if kind == "keep" and current is MISSING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import signal
 import time
 from collections.abc import Sequence
@@ -17,12 +16,12 @@ from numpy.typing import NDArray
 
 from ...errors import EnvironmentFailure
 from ..failures import environment_failure, place_of
-from ..resume.plain_data import load_random_state, save_random_state
 from ..spaces.specs import StepArrays
 from .forked_call import CRASH_HINT, acquire, init_subprocess, shared_zeros, start_forked
 from .interface import IDLE
 from .recovery import Restarts
 from .serial import EnvFn, SerialVectorEnv
+from .worker_envs import WorkerEnvs, seed_python
 
 STEP, RESET, CALL, CLOSE = range(4)
 NO_SEED = -1
@@ -87,8 +86,7 @@ class Worker:
         self._go, self._done = context.Semaphore(0), context.Semaphore(0)
         self._pipe, pipe = context.Pipe()
         signals = WorkerSignals(self._command, self._go, self._done, self._has_failed, pipe)
-        seed = f"{self.env_slice.start} {random.getstate()}"  # Python seeds its generator anew in a forked process
-        self._process = context.Process(target=_run_worker, args=(*self._arguments, signals, seed), daemon=True)
+        self._process = context.Process(target=_run_worker, args=(*self._arguments, signals), daemon=True)
         self._pipe_of_worker = pipe
 
     def launch(self) -> None:
@@ -197,19 +195,6 @@ class WorkerSignals(NamedTuple):
     pipe: Any
 
 
-class WorkerEnvs(SerialVectorEnv):
-    """The environments of a worker. The state of the first one includes the global random generators of the process."""
-
-    def env_states(self) -> list[Any]:
-        first, *others = super().env_states()
-        return [{"state": first, "random": save_random_state()}, *others]
-
-    def load_env_states(self, states: Sequence[Any]) -> None:
-        super().load_env_states(states)
-        if isinstance(states[0], dict):
-            load_random_state(states[0]["random"])
-
-
 def _run_worker(
     env_fns: Sequence[EnvFn],
     env_slice: slice,
@@ -218,11 +203,10 @@ def _run_worker(
     restarts: Restarts | None,
     progress: NDArray[np.int64],
     signals: WorkerSignals,
-    seed: str,
 ) -> None:
     """Execute commands until `CLOSE`, or until the parent process is gone."""
     init_subprocess()
-    random.seed(seed)
+    seed_python(env_slice.start)
     parent_pid = os.getppid()
     command, go, done, has_failed, pipe = signals
     vector = None

@@ -12,8 +12,8 @@ import gymnasium
 import numpy as np
 from gymnasium.wrappers import TimeLimit
 
-from ...envs.resume.plain_data import layers_of
-from ...envs.resume.resumability import are_equal, resume_class
+from ...envs.resume.plain_data import are_equal, layers_of
+from ...envs.resume.resumability import resume_class
 from ...envs.wrappers import random_action
 from .data import (
     check_action_space,

@@ -14,8 +14,8 @@ from torch import nn
 from torchrl.envs import EnvBase
 
 from ... import __version__
-from ...envs.resume.plain_data import load_random_state, save_random_state
-from ...envs.resume.resumability import NUM_TEST_STEPS, are_equal
+from ...envs.resume.plain_data import are_equal, load_random_state, save_random_state
+from ...envs.resume.resumability import NUM_TEST_STEPS
 from ...envs.vector_env import vector_of
 from ...errors import CheckpointError, ConfigurationError
 from ..distributed import gathered, num_ranks, rank

@@ -11,11 +11,12 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.wrappers import FrameStackObservation, NormalizeReward
 
 from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv
 from torchppo.envs.make import make_gymnasium_env
-from torchppo.envs.resume.plain_data import save_random_state
-from torchppo.envs.resume.resumability import are_equal, resume_class
+from torchppo.envs.resume.plain_data import are_equal, save_random_state
+from torchppo.envs.resume.resumability import resume_class
 from torchppo.envs.vector.atari import make_atari_vector
 from torchppo.errors import EnvironmentFailure
 
@@ -90,6 +91,8 @@ def test_an_environment_that_fails_or_is_slow_is_inexact() -> None:
 
 MAKERS: dict[str, Any] = {
     "snapshot": lambda: SerialVectorEnv([partial(make_gymnasium_env, "Ant-v5")] * 2),
+    "aliases": lambda: SerialVectorEnv([lambda: FrameStackObservation(make_gymnasium_env("CartPole-v1"), 3)] * 2),
+    "wrappers": lambda: SerialVectorEnv([lambda: NormalizeReward(make_gymnasium_env("LunarLander-v3"))] * 2),
     "replay": lambda: SerialVectorEnv([partial(make_gymnasium_env, "LunarLander-v3")] * 2),
     "nested actions": lambda: SerialVectorEnv([partial(Walk, "episode")] * 2),
     "workers": lambda: SubprocessVectorEnv([partial(Walk, "global"), partial(Walk, "space"), Walk], 2),

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from torchppo.envs.make import make_gymnasium_env
-from torchppo.envs.resume.plain_data import load_random_state, save_random_state
-from torchppo.envs.resume.resumability import are_equal
+from torchppo.envs.resume.plain_data import are_equal, load_random_state, save_random_state
 from torchppo.envs.resume.snapshot import StateError, load_state, save_state
 
 

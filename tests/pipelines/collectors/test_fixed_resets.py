@@ -12,7 +12,7 @@ import torch
 from torchrl.envs import EnvBase, RewardScaling, TransformedEnv
 
 from torchppo import Collector, batched, make_actor_critic, make_env, mlp
-from torchppo.envs.resume.resumability import are_equal
+from torchppo.envs.resume.plain_data import are_equal
 from torchppo.pipelines.saving.state import follows_seed
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning import Callback, Trainer, seed_everything
 
-from torchppo.envs.resume.resumability import are_equal
+from torchppo.envs.resume.plain_data import are_equal
 from torchppo.pipelines.build import Training, build_trainer, build_training
 from torchppo.pipelines.cli.config import compose
 from torchppo.pipelines.episodes import EvaluateAndSave
