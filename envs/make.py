@@ -24,8 +24,8 @@ from .entry_points import (
     wrapper_with_tuples,
 )
 from .failures import environment_failure, is_from_environment
+from .guards import error_filters_removed
 from .vector.atari import make_atari_vector
-from .vector.interface import error_filters_removed
 from .vector.num_workers import fastest_num_workers
 from .vector.recovery import MAX_RESTARTS, STEP_TIMEOUT, restarts_for
 from .vector.serial import SerialVectorEnv

@@ -15,10 +15,11 @@ from torchrl.envs import EnvBase, TransformedEnv
 
 from ..errors import ConfigurationError
 from .failures import environment_failure, is_from_environment
+from .guards import error_filters_removed
 from .spaces.encoding import action_converter
 from .spaces.specs import ALL_ENVS, StepArrays, action_spec, leaf_arrays, observation_dtype, observation_spec, subspaces
 from .vector.autoreset import raise_on_encoded_spaces, without_autoreset
-from .vector.interface import SlicedVectorEnv, error_filters_removed
+from .vector.interface import SlicedVectorEnv
 
 
 class VectorEnv(EnvBase):

@@ -26,7 +26,7 @@ from ..modules.heads.action_heads import has_continuous_head
 from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
 from ..modules.normalizers import ObservationNormalizer
 from ..modules.objectives.ppo_loss import PPOLoss
-from .collectors.vector import check_memory, length_of_rollout
+from .collectors.rollouts import check_memory, length_of_rollout
 from .components.instantiate import (
     HYDRA_KEYS,
     build_env,
@@ -104,8 +104,7 @@ def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Itera
     is_torchrl = "create_env_fn" in parameter_names(node := cfg.collector)
     num_envs = num_envs_of_workers(cfg, env) if is_torchrl else int(env.batch_size.numel())
     num_steps = length_of_rollout(node.get("frames_per_env"), node.get("frames_per_batch"), num_envs)
-    size = num_envs * num_steps
-    check_memory(env, size)
+    check_memory(env, size := num_envs * num_steps)
     ppo.update.check(num_envs, num_steps, in_sequences=is_recurrent(ppo.actor))
     if cfg.total_frames < size:
         logger.warning("torchppo: total_frames=%d is below a rollout; training for %d frames", cfg.total_frames, size)

@@ -34,7 +34,8 @@ from torchppo.benchmarks.reliability.runs import SMALL, finish, start  # type: i
 from torchppo.errors import CheckpointError
 from torchppo.pipelines.checkpoint import load_checkpoint, newest_checkpoint
 from torchppo.pipelines.resume.verify import different
-from torchppo.pipelines.saving.files import LastCheckpoint, save_checkpoint
+from torchppo.pipelines.saving.files import save_checkpoint
+from torchppo.pipelines.saving.last_checkpoint import LastCheckpoint
 
 CALLS = ("replace", "rename", "link", "unlink", "remove", "fsync", "open", "close", "mkdir")
 TRAIN = ("train", "experiment=cartpole", *SMALL, "compile=false", "total_frames=5120", "checkpoint.every_frames=128")

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from ...errors import EnvironmentFailure, did_you_mean
 from ..resume.plain_data import load_array, save_array
 from ..spaces.specs import ALL_ENVS, StepArrays, step_arrays_for
-from .interface import SlicedVectorEnv, env_seeds
-from .serial import EnvDescription, init_vector_env
+from .interface import EnvDescription, SlicedVectorEnv, env_seeds, init_vector_env
 
 MAX_STEPS = 27_000
 """The time limit of Atari games, 108,000 frames of the console."""

@@ -7,24 +7,21 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import gymnasium
 import numpy as np
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
+from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from ...errors import ConfigurationError, EnvironmentFailure
-from ..failures import described, is_from_environment
-from ..spaces.specs import ALL_ENVS, StepArrays
+from ..spaces.specs import ALL_ENVS, StepArrays, action_spec, observation_spec
 
-CLOSE_SECONDS = 5.0
-"""How long the environments of a process may take to close."""
 IDLE = -1
 """Entry of `progress` while no environment is stepped."""
 watched: WeakSet[Any] = WeakSet()
@@ -159,55 +156,6 @@ def reset_indices(options: dict[str, Any] | None, num_envs: int) -> Sequence[int
     return range(num_envs) if mask is None else np.flatnonzero(mask).tolist()
 
 
-def close(env: gymnasium.Env[Any, Any], seconds: float = CLOSE_SECONDS) -> None:
-    """Close an environment within a time limit. Its exceptions become warnings, so that all others are closed too."""
-    try:
-        with time_limit(seconds):
-            env.close()
-    except BaseException as error:
-        if not is_from_environment(error):
-            raise
-        warnings.warn(f"{env} failed to close: {described(error)}", RuntimeWarning, stacklevel=2)
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise a TimeoutError after some seconds: in the main thread, on systems with SIGALRM, before Python exits."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if not (hasattr(signal, "setitimer") and is_main) or sys.is_finalizing():
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise TimeoutError(f"no end within {seconds:g} seconds")
-
-    handler = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
-
-
-@contextmanager
-def error_filters_removed() -> Iterator[None]:
-    """Remove warning filters with the action `error` that the code of an environment adds.
-
-    Some packages call `warnings.filterwarnings("error")` when they are imported. This turns the warnings of all other
-    libraries into errors. Filters with other actions are kept.
-    """
-    before = warnings.filters[:]
-    try:
-        yield
-    finally:
-        if warnings.filters != before:
-            kept = [one for one in warnings.filters if one[0] != "error" or one in before]
-            if kept != warnings.filters:
-                warnings.resetwarnings()  # also forgets the cached decisions
-                warnings.filters.extend(kept)  # type: ignore[attr-defined] # a list
-
-
 class Watchdog:
     """Raises in the main thread if a step or reset of an environment in this process exceeds `step_timeout`.
 
@@ -258,3 +206,37 @@ class Watchdog:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+
+class EnvDescription(NamedTuple):
+    """The attributes that a vector environment takes from one of its environments."""
+
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    render_mode: str | None
+    metadata: dict[str, Any]
+    max_episode_steps: int | None = None
+
+
+def describe_env(env: gymnasium.Env[Any, Any]) -> EnvDescription:
+    limit = getattr(env.spec, "max_episode_steps", None)  # not `spec` itself, which workers may not be able to pickle
+    return EnvDescription(env.observation_space, env.action_space, env.render_mode, env.metadata, limit)
+
+
+def init_vector_env(vector: GymnasiumVectorEnv[Any, Any, Any], single: EnvDescription, num_envs: int) -> None:
+    """Set the attributes of `gymnasium.vector.VectorEnv` from the description of a single environment.
+
+    Raises:
+        EnvironmentFailure: if a space is not supported.
+
+    """
+    observation_spec(single.observation_space)  # raises if the space is not supported
+    action_spec(single.action_space)
+    vector.num_envs = num_envs
+    vector.single_observation_space = single.observation_space
+    vector.single_action_space = single.action_space
+    vector.observation_space = batch_space(single.observation_space, num_envs)
+    vector.action_space = batch_space(single.action_space, num_envs)
+    vector.render_mode = single.render_mode
+    vector.max_episode_steps = single.max_episode_steps  # type: ignore[attr-defined]
+    vector.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.DISABLED}

@@ -6,10 +6,10 @@ import math
 import time
 from functools import partial
 
+from ..guards import close
 from ..wrappers import random_action
 from .atari import num_cores
 from .forked_call import can_fork, run_in_subprocess
-from .interface import close
 from .serial import EnvFn
 
 MEASURE_SECONDS = 0.2

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from ...errors import ConfigurationError, EnvironmentFailure, TorchPPOError
 from ..failures import is_from_environment, place_of, step_failure
+from ..guards import close
 from ..resume.resumability import with_replay
 from ..spaces.encoding import encode_spaces
 from ..spaces.specs import Allocate, leaf_arrays
-from .interface import IDLE, close
+from .interface import IDLE
 
 STEP_TIMEOUT = 300.0
 """Default of `env.step_timeout`."""

@@ -5,17 +5,15 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, MultiBinary
-from gymnasium.vector import AutoresetMode
-from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from ..failures import environment_failure
+from ..guards import CLOSE_SECONDS, close
 from ..resume.plain_data import seed_spaces
 from ..resume.resumability import continue_episode, episode_state, resume_class, resume_class_of, with_replay
 from ..spaces.conversion import as_flag, as_number
@@ -23,14 +21,22 @@ from ..spaces.encoding import EncodeSpaces, encode_spaces, fits, lacks_mask, rai
 from ..spaces.specs import (
     ALL_ENVS,
     StepArrays,
-    action_spec,
     all_info_keys,
     episode_info_for,
-    observation_spec,
     step_arrays_for,
 )
 from .episode_info import write_episode_info
-from .interface import CLOSE_SECONDS, IDLE, SlicedVectorEnv, call_env, close, env_seeds, is_own, reset_indices, watched
+from .interface import (
+    IDLE,
+    SlicedVectorEnv,
+    call_env,
+    describe_env,
+    env_seeds,
+    init_vector_env,
+    is_own,
+    reset_indices,
+    watched,
+)
 from .recovery import STEP_TIMEOUT, Restarts, raise_if_not_finite, recover
 
 EnvFn = Callable[[], gymnasium.Env[Any, Any]]
@@ -217,37 +223,3 @@ class SerialVectorEnv(SlicedVectorEnv):
         end = time.monotonic() + CLOSE_SECONDS
         for env in self.envs:
             close(env, max(0.2, end - time.monotonic()))
-
-
-class EnvDescription(NamedTuple):
-    """The attributes that a vector environment takes from one of its environments."""
-
-    observation_space: gymnasium.Space[Any]
-    action_space: gymnasium.Space[Any]
-    render_mode: str | None
-    metadata: dict[str, Any]
-    max_episode_steps: int | None = None
-
-
-def describe_env(env: gymnasium.Env[Any, Any]) -> EnvDescription:
-    limit = getattr(env.spec, "max_episode_steps", None)  # not `spec` itself, which workers may not be able to pickle
-    return EnvDescription(env.observation_space, env.action_space, env.render_mode, env.metadata, limit)
-
-
-def init_vector_env(vector: GymnasiumVectorEnv[Any, Any, Any], single: EnvDescription, num_envs: int) -> None:
-    """Set the attributes of `gymnasium.vector.VectorEnv` from the description of a single environment.
-
-    Raises:
-        EnvironmentFailure: if a space is not supported.
-
-    """
-    observation_spec(single.observation_space)  # raises if the space is not supported
-    action_spec(single.action_space)
-    vector.num_envs = num_envs
-    vector.single_observation_space = single.observation_space
-    vector.single_action_space = single.action_space
-    vector.observation_space = batch_space(single.observation_space, num_envs)
-    vector.action_space = batch_space(single.action_space, num_envs)
-    vector.render_mode = single.render_mode
-    vector.max_episode_steps = single.max_episode_steps  # type: ignore[attr-defined]
-    vector.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.DISABLED}

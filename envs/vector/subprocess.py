@@ -14,17 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ConfigurationError
+from ..guards import close
 from ..spaces.encoding import action_dtype
 from ..spaces.specs import ALL_ENVS, StepArrays, all_info_keys, episode_info_for, step_arrays_for
 from .forked_call import require_fork, run_in_subprocess, shared_zeros
-from .interface import SlicedVectorEnv, close, env_seeds, reset_indices
+from .interface import EnvDescription, SlicedVectorEnv, describe_env, env_seeds, init_vector_env, reset_indices
 from .recovery import MAX_RESTARTS, STEP_TIMEOUT, restarts_for
-from .serial import (
-    EnvDescription,
-    EnvFn,
-    describe_env,
-    init_vector_env,
-)
+from .serial import EnvFn
 from .worker import NO_SEED, RESET, STEP, LostWorker, SharedArrays, Worker, close_all
 
 

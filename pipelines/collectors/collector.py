@@ -20,9 +20,9 @@ from ...errors import ConfigurationError
 from ..distributed import num_ranks, raise_on_all_ranks, rank
 from ..step_factory import Compile
 from .rollout_buffer import require_finite
-from .rollouts import Rollouts
+from .rollouts import Rollouts, length_of_rollout
 from .torchrl import TorchRLRollouts
-from .vector import VectorRollouts, length_of_rollout
+from .vector import VectorRollouts
 
 
 class SizedRollouts(ABC):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.envs import EnvBase
 
 from ...envs import ALL_ENVS, VectorEnv
 from ...envs.resume.plain_data import load_array, save_array
@@ -226,43 +224,3 @@ def as_array(tensor: Tensor) -> NDArray[Any]:
     """Return a tensor as a NumPy array on the CPU."""
     array: NDArray[Any] = tensor.cpu().numpy()
     return array
-
-
-def length_of_rollout(frames_per_env: int | None, frames_per_batch: int | None, num_envs: int) -> int:
-    """Return the steps of each environment in a rollout, from either of the two arguments.
-
-    Raises:
-        ConfigurationError: if not exactly one is given, it is below 1, or `frames_per_batch` is not a multiple of
-            `num_envs`.
-
-    """
-    if (frames_per_env is None) == (frames_per_batch is None):
-        problem = "is missing" if frames_per_env is None else "and collector.frames_per_batch are both set"
-        raise ConfigurationError(f"collector.frames_per_env {problem}; set one of collector.frames_per_{{env,batch}}")
-    name = "frames_per_batch" if frames_per_env is None else "frames_per_env"
-    value = frames_per_batch if frames_per_env is None else frames_per_env
-    assert value is not None
-    if value < 1:
-        raise ConfigurationError(f"collector.{name}={value} must be at least 1")
-    if frames_per_env is not None:
-        return frames_per_env
-    if value % num_envs:
-        below = value // num_envs * num_envs
-        nearest = [str(frames) for frames in (below, below + num_envs) if frames > 0]
-        raise ConfigurationError(
-            f"collector.frames_per_batch={value} is not a multiple of the number of environments ({num_envs}); use "
-            f"{' or '.join(nearest)}"
-        )
-    return value // num_envs
-
-
-def check_memory(env: EnvBase, num_frames: int) -> None:
-    """Raise a ConfigurationError if the observations of a rollout do not fit into the memory of this machine."""
-    leaves = env.observation_spec.values(include_nested=True, leaves_only=True)
-    num_bytes = num_frames * sum(leaf.shape.numel() * leaf.dtype.itemsize for leaf in leaves) // env.batch_size.numel()
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if num_bytes > available:
-        raise ConfigurationError(
-            f"a rollout of {num_frames} frames needs {num_bytes / 2**30:.0f} GiB, but this machine has "
-            f"{available / 2**30:.0f} GiB; lower collector.frames_per_env or env.num_envs"
-        )

@@ -29,8 +29,8 @@ from torchrl.envs.batched_envs import BatchedEnvBase
 from torchrl.envs.gym_like import GymLikeEnv
 
 from ...envs import SerialVectorEnv
+from ...envs.guards import time_limit
 from ...envs.vector.forked_call import signals_blocked
-from ...envs.vector.interface import time_limit
 from ...envs.vector_env import vector_of
 from ...errors import EnvironmentFailure
 from ..build import evaluation_compile

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
 from lightning import Trainer
@@ -22,7 +18,6 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
 from ...errors import CheckpointError, ConfigurationError, RunLockedError
-from ..distributed import gathered
 
 MARK = b"sha256:"
 COMMENT_SIZE = len(MARK) + 64
@@ -93,102 +88,6 @@ def save_configuration(trainer: Trainer, cfg: DictConfig, overrides: list[str]) 
     if trainer.is_global_zero and (trainer.ckpt_path is not None or not path.exists()):
         OmegaConf.save(cfg, path, resolve=True)
         path.with_name("overrides.yaml").write_text(yaml.safe_dump(overrides))
-
-
-class LastCheckpoint:
-    """Saves `last.ckpt` and keeps the one before as `previous.ckpt`.
-
-    Between the saves, it keeps the state after a rollout in memory, as often as that takes at most 1 % of the time.
-
-    Args:
-        directory: folder of the files.
-        every_frames: frames between checkpoints; `None` sets no limit.
-        every_seconds: seconds between checkpoints, but at least 100 times those that saving takes; `None` sets no
-            limit.
-
-    Attributes:
-        frames: the frames of the training at the last save, or at its start.
-
-    """
-
-    def __init__(self, directory: Path, every_frames: int | None, every_seconds: float | None) -> None:
-        self.path = directory / "last.ckpt"
-        self._every_frames = every_frames or math.inf
-        self._every_seconds = every_seconds or math.inf
-        self._cost = self._cost_in_memory = 0.0
-        self._in_memory: tuple[int, bytes] | None = None
-        self.frames = 0
-
-    def start(self, trainer: Trainer, frames: int) -> None:
-        """Begin to measure the intervals. Save a training that has not started yet, in case it stops soon."""
-        self._begin(frames)
-        if frames == 0:
-            self.save(trainer, frames)
-
-    def _begin(self, frames: int) -> None:
-        self.frames, self._time = frames, time.monotonic()
-        self._time_in_memory = self._time
-        self._in_memory = None
-
-    def is_due(self, frames: int) -> bool:
-        """Return whether to save after `frames`, by the clock of rank 0."""
-        is_late = time.monotonic() - self._time >= max(self._every_seconds, 100 * self._cost)
-        return frames - self.frames >= self._every_frames or gathered([is_late])[0]
-
-    def save_if_due(self, trainer: Trainer, frames: int) -> None:
-        """Save the state after a rollout to the file or in memory, if it is time and the collector allows it."""
-        if not may_save(trainer):
-            return
-        now = time.monotonic()
-        if self.is_due(frames):
-            self.save(trainer, frames)
-        elif gathered([now - self._time_in_memory >= 100 * self._cost_in_memory])[0]:
-            content = dump(trainer)
-            self._in_memory = None if content is None else (frames, content)
-            self._time_in_memory = time.monotonic()
-            self._cost_in_memory = self._time_in_memory - now
-
-    def save(self, trainer: Trainer, frames: int) -> None:
-        """Save the training if the collector allows it."""
-        if not may_save(trainer):
-            return
-        start = time.monotonic()
-        save_checkpoint(trainer, self.path, previous=self.path.with_name(PREVIOUS))
-        self._begin(frames)
-        self._cost = time.monotonic() - start
-
-    def update(self, trainer: Trainer) -> None:
-        """Save again after an evaluation, but do not keep the checkpoint before it."""
-        if may_save(trainer):
-            save_checkpoint(trainer, self.path)
-
-    def save_from_memory(self) -> None:
-        """Save the newest state that is in memory. Another thread calls this, because the training is stuck."""
-        if self._in_memory is not None:
-            frames, content = self._in_memory
-            part = self.path.with_name(".memory.ckpt.part")
-            part.write_bytes(content)
-            add_checksum(part)
-            if self.path.exists():
-                keep_as(self.path, self.path.with_name(PREVIOUS))
-            part.replace(self.path)
-            sync_folder(self.path.parent)
-            self.frames = frames
-
-
-def may_save(trainer: Trainer) -> bool:
-    """Return whether the collector allows to save now; see `FixedResets`."""
-    return getattr(trainer.train_dataloader, "may_save", True)
-
-
-def dump(trainer: Trainer) -> bytes | None:
-    """Return the content of a checkpoint on rank 0. All ranks must call it. Tested with Lightning 2.6."""
-    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-    if not trainer.is_global_zero:
-        return None
-    buffer = BytesIO()
-    torch.save(checkpoint, buffer)
-    return buffer.getvalue()
 
 
 def add_checksum(path: Path) -> None:

@@ -14,8 +14,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 
 from torchppo.envs import SerialVectorEnv
-from torchppo.envs.vector.interface import env_seeds, reset_indices
-from torchppo.envs.vector.serial import EnvDescription, init_vector_env
+from torchppo.envs.vector.interface import EnvDescription, env_seeds, init_vector_env, reset_indices
 from torchppo.errors import EnvironmentFailure
 
 NUM_ENVS = 3

@@ -17,7 +17,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from torchppo.errors import CheckpointError
 from torchppo.pipelines.checkpoint import load_checkpoint, newest_checkpoint
-from torchppo.pipelines.saving.files import LastCheckpoint, add_checksum, protect_rows, verify_checksum
+from torchppo.pipelines.saving.files import add_checksum, protect_rows, verify_checksum
+from torchppo.pipelines.saving.last_checkpoint import LastCheckpoint
 
 
 class SavingTrainer:
