@@ -58,15 +58,12 @@ def make_env(
         id: see `make_gymnasium_env`, or a vector environment, for which other arguments are errors (see `VectorEnv`).
             `ALE/<Game>-v5` uses ale-py's native vector environment (see `make_atari_vector`).
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
-        num_workers: number of worker processes. 0 steps the environments in this process, `auto` measures which is
-            faster. The data do not depend on it.
+        num_workers: worker processes; 0: step in this process, `auto`: measure which is faster, with the same data.
         step_timeout: seconds after which a step or reset of one environment fails, in workers and in `torchppo train`.
-        on_failure: `restart` makes an environment again that raises, dies, hangs or returns invalid values, and
-            truncates its episode; `raise` ends the run.
+        on_failure: `restart` makes an environment again that fails, and truncates its episode; `raise` ends the run.
         max_restarts: number of failures that are followed by a restart.
         wrappers: applied to each environment, the first one innermost.
-        info_keys: entries of `info` in the last step of an episode that become metrics, besides `is_success` and
-            `success`. Values that are not finite are omitted.
+        info_keys: entries of `info` at the end of an episode that become metrics, besides `is_success` and `success`.
         render_mode: passed in the same way as `kwargs`. Ignored for Atari games, whose videos show the observations.
         kwargs: see `make_gymnasium_env`.
 
@@ -76,8 +73,7 @@ def make_env(
 
     """
     is_atari = isinstance(id, str) and id.startswith("ALE/")
-    if render_mode is not None and not is_atari:
-        kwargs["render_mode"] = render_mode
+    kwargs |= {} if render_mode is None or is_atari else {"render_mode": render_mode}
     of_each_env = {"wrappers": wrappers, "info_keys": info_keys, "on_failure": on_failure.replace("raise", "")}
     if isinstance(id, GymnasiumVectorEnv):
         return _batch_of_vector(id, num_envs, num_workers, of_each_env, kwargs)
@@ -92,9 +88,8 @@ def make_env(
     if num_workers > 0:
         options |= {"on_failure": on_failure, "max_restarts": max_restarts}
         return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, **options))
-    if on_failure != "raise":
-        options["restarts"] = restarts_for(on_failure, max_restarts, num_envs)
-    return VectorEnv(SerialVectorEnv([env_fn] * num_envs, **options))
+    restarts = restarts_for(on_failure, max_restarts, num_envs)
+    return VectorEnv(SerialVectorEnv([env_fn] * num_envs, restarts=restarts, **options))
 
 
 def check_counts(num_envs: int, num_workers: Any) -> None:

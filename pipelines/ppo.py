@@ -95,8 +95,7 @@ class PPO(MonitoredModule):
         self.estimator, self.update = estimator, update
         self.reward_models = nn.ModuleDict({model.name: model for model in reward_models})
         self.total_frames = total_frames
-        self.reward_normalizer = reward_normalizer
-        self.max_grad_norm = max_grad_norm
+        self.reward_normalizer, self.max_grad_norm = reward_normalizer, max_grad_norm
         self.normalize_advantage = normalize_advantage
         self.critic_estimator, self.critic_optimizer = critic_estimator, dict(critic_optimizer or {})
         self.value_pretraining = value_pretraining
@@ -200,8 +199,7 @@ class PPO(MonitoredModule):
         self.seconds["update"] += time.perf_counter() - estimated  # computing the metrics waits for the device
         self.episodes.update(rollout)
         self.publish_rollout(metrics | self.episodes.metrics | failed_steps(self.trainer.train_dataloader), num_frames)
-        if self.frames + num_frames > self.total_frames:
-            self.trainer.should_stop = True
+        self.trainer.should_stop |= self.frames + num_frames > self.total_frames
         if not self._has_frozen_objects:
             self._has_frozen_objects = True
             gc.freeze()  # a full collection of all modules and graphs takes 0.3 s, as long as a rollout of HalfCheetah

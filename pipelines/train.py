@@ -93,11 +93,8 @@ def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: St
 
         def summary_of(end: str) -> Summary:
             run: dict[str, Any] = {"env": env_name(cfg), "seed": cfg.seed, "overrides": overrides}
-            times: dict[str, Any] = {
-                "collector_seconds": seconds_of(training.collector),
-                "wall_seconds": stopwatch.seconds,
-            }
-            return make_summary(**run, **times, ppo=training.ppo, evaluation=evaluation.last, end=end)
+            run |= {"collector_seconds": seconds_of(training.collector), "wall_seconds": stopwatch.seconds}
+            return make_summary(**run, ppo=training.ppo, evaluation=evaluation.last, end=end)
 
         def save_at_once(number: int) -> None:
             evaluation.last_checkpoint.save_from_memory()

@@ -145,8 +145,8 @@ def resume_class(env_fn: EnvFn, max_seconds: float = 20.0, *, close: bool = True
     """Return the class of an environment, one of `RESUME_CLASSES`.
 
     Steps one environment, and another one after the state of the first was restored in it, with the same actions. The
-    other one has had more episodes before, so that values which are not restored differ.
-    The global random generators stay as they are. An environment for which this takes too long is `inexact`.
+    other one has had more episodes before, so that values which are not restored differ. The global random generators
+    stay as they are. An environment for which this takes too long is `inexact`.
 
     Args:
         env_fn: returns an environment at every call.
@@ -155,8 +155,7 @@ def resume_class(env_fn: EnvFn, max_seconds: float = 20.0, *, close: bool = True
         seen: receives what some steps of the test returned.
 
     """
-    before, start = save_random_state(), time.monotonic()
-    envs: list[gymnasium.Env[Any, Any]] = []
+    before, start, envs = save_random_state(), time.monotonic(), list[gymnasium.Env[Any, Any]]()
     try:
         first = Replay(env_fn())
         envs.append(first)

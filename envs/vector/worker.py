@@ -69,8 +69,7 @@ class Worker:
         step_timeout: float,
         restarts: Restarts | None = None,
     ) -> None:
-        self.env_slice = env_slice
-        self.step_timeout = step_timeout
+        self.env_slice, self.step_timeout = env_slice, step_timeout
         self.progress: NDArray[np.int64] = shared_zeros((2,), np.int64)
         self._command, self._has_failed = shared_zeros((1,), np.int8), shared_zeros((1,), np.bool_)
         self._shared = shared

@@ -60,8 +60,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
         ConfigurationError: if an override is wrong; the message names it and the most similar valid name.
 
     """
-    overrides = [quote_path(word) for word in overrides]
-    parsed = parse(overrides)
+    parsed = parse(overrides := [quote_path(word) for word in overrides])
     search = [f"hydra.searchpath=[{quoted(f'file://{config_dir.resolve()}')}]"] if config_dir else []
     options = options_by_group(config_dir)
     groups = [override for override in parsed if is_group(override.key_or_group, options)]
@@ -90,15 +89,14 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
             check_user_files(cfg, set(changed))
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigurationError(f"{missing[0]} has no value; add {missing[0]}=... to the command")
-        is_new = reserve and cfg.run_dir is None and is_first_rank()
-        if cfg.run_dir is None:
+        if is_new := cfg.run_dir is None:
             if cfg.resume.auto is True:
                 raise ConfigurationError("resume=auto needs run_dir=..., the folder of the run")
             cfg.run_dir = default_run_dir(cfg, choices, has_env_id="env.id" in changed)
         check_all(cfg, lambda: compose_with_hydra(chosen_groups), changed, set(options) - set(options_by_group()))
-    cfg.run_dir = create_unique(cfg.run_dir) if is_new else str(cfg.run_dir)  # YAML reads the name 2026 as a number
-    if reserve and not is_new and is_first_rank():
-        create(cfg.run_dir)
+    cfg.run_dir = str(cfg.run_dir)  # YAML reads the name 2026 as a number
+    if reserve and is_first_rank():
+        cfg.run_dir = create_unique(cfg.run_dir) if is_new else create(cfg.run_dir)
     return cfg
 
 
@@ -165,8 +163,8 @@ def built_in_targets() -> set[str]:
     return {target for path in CONF.rglob("*.yaml") for target in re.findall(r"_target_: ([\w.]+)", path.read_text())}
 
 
-def create(run_dir: str) -> None:
-    """Create a folder that may exist.
+def create(run_dir: str) -> str:
+    """Create a folder that may exist, and return its path.
 
     Raises:
         ConfigurationError: if its path cannot be a folder.
@@ -180,6 +178,7 @@ def create(run_dir: str) -> None:
         raise ConfigurationError(
             f"run_dir={shown(run_dir)} cannot be created ({error.strerror}); choose another"
         ) from error
+    return run_dir
 
 
 def quote_path(word: str) -> str:
