@@ -37,8 +37,4 @@ def is_done(override: str, cfg: DictConfig) -> bool:
         return cfg.ppo.reward_normalizer is not None
     if override == "policy.normalize_observation=true":
         return bool(cfg.policy.get("normalize_observation"))
-    if override == "env.num_workers=auto":
-        return cfg.env.get("num_workers") != 0
-    return override == "head=beta" and str(OmegaConf.select(cfg, "policy.head._target_")).endswith(
-        ("beta", "tanh_gaussian")
-    )
+    return override == "env.num_workers=auto" and cfg.env.get("num_workers") != 0
