@@ -1,13 +1,13 @@
 """Act with a trained policy in your own loop, in its training environment.
 
-python examples/use_policy.py runs/cartpole/<run>/checkpoints/best.ckpt
+python examples/use_policy.py runs/cartpole/<run>/checkpoints/best.ckpt [own modules that the checkpoint may name]
 """
 
 import sys
 
 import torchppo
 
-policy = torchppo.load_policy(sys.argv[1])
+policy = torchppo.load_policy(sys.argv[1], trust=sys.argv[2:])
 env = policy.make_gymnasium_env()  # with the id, keyword arguments and wrappers of the training environment
 observation, _ = env.reset(seed=0)
 policy.reset()  # a new episode, for policies with a memory

@@ -52,25 +52,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a checkpoint ({str(error)[:200]}); use a file that torchppo train has written"
         ) from error
-    if not isinstance(checkpoint, dict) or not is_complete(checkpoint):
+    if not isinstance(checkpoint, dict) or "torchppo" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint of torchppo; use one that torchppo train has written")
     return checkpoint
 
 
-def is_complete(checkpoint: dict[str, Any]) -> bool:
-    """Return whether the entries that are read are there and of the right type."""
+def require_complete(path: Path | str, checkpoint: dict[str, Any]) -> None:
+    """Raise a CheckpointError if an entry that will be read is missing or of another type."""
     state = checkpoint.get("torchppo")
     types: dict[str, type] = dict.fromkeys(("config", "seconds", "update", "coefficients", "episode_infos"), dict)
-    types |= {
-        "frames": int,
-        "num_rollouts": int,
-        "num_episodes": int,
-        "episodes": list,
-        "ranks": list,
-        "resume_class": str,
-    }
+    types |= {"frames": int, "num_rollouts": int, "num_episodes": int, "episodes": list, "ranks": list}
+    types["resume_class"] = str
     is_state = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in types.items())
-    return is_state and isinstance(checkpoint.get("state_dict"), dict)
+    if not (is_state and isinstance(checkpoint.get("state_dict"), dict)):
+        raise CheckpointError(f"{path} is not a complete checkpoint; use one that torchppo train has written")
 
 
 def newest_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -120,6 +115,7 @@ def restore(
 
     """
     checkpoint = load_checkpoint(Path(path))
+    require_complete(path, checkpoint)
     config = checkpoint["torchppo"]["config"]
     if not config:
         raise CheckpointError(
@@ -179,6 +175,7 @@ def load_module(
     if trust:
         raise ConfigurationError(f"trust={trust} has no effect with components; remove it")
     checkpoint = load_checkpoint(Path(path))
+    require_complete(path, checkpoint)
     ppo = make(**components)
     load_weights(ppo, checkpoint["state_dict"], f"{path} does not fit the components", BUILD_HINT)
     ppo.on_load_checkpoint(checkpoint)

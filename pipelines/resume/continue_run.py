@@ -11,7 +11,7 @@ import yaml
 from omegaconf import DictConfig
 
 from ...errors import CheckpointError, ConfigurationError
-from ..checkpoint import newest_checkpoint
+from ..checkpoint import newest_checkpoint, require_complete
 from ..saving.trusted import is_inside, trusted_config
 from ..train import train
 
@@ -36,6 +36,7 @@ def resume_run(path: Path, overrides: Sequence[str] = (), trust: Sequence[str] =
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; pass a run directory or a checkpoint")
     checkpoint, content = newest_checkpoint(path)
+    require_complete(checkpoint, content)
     state = content["torchppo"]
     if not state["config"]:
         raise CheckpointError(

@@ -139,7 +139,7 @@ class TestUsePolicy:
     ) -> list[str]:
         """Run `use_policy.py` on a checkpoint and return the line that it prints."""
         capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["use_policy", str(checkpoint)])
+        monkeypatch.setattr(sys, "argv", ["use_policy", str(checkpoint), "own_policy"])
         runpy.run_path(str(EXAMPLES / "use_policy.py"), run_name="__main__")
         return capsys.readouterr().out.splitlines()
 
