@@ -233,11 +233,12 @@ class StopOnSignal(Callback):
         self._end(first)
 
     def _end(self, number: int) -> None:
-        """End this process and its children."""
+        """End this process and its children. A rank that rank 0 has launched leaves this to rank 0."""
+        end = time.monotonic() + SAVE_SECONDS
+        while os.getppid() == self._launcher and time.monotonic() < end:
+            time.sleep(0.05)
         os.write(2, b"\ntorchppo: stopping at once; the last checkpoint is the state before the last rollout\n")
         with suppress(Exception):
             self.before_exit(number)
         kill_children()
-        if self._launcher is not None:
-            time.sleep(ROLLOUT_SECONDS)  # rank 0 ends this process; Lightning would kill rank 0 if it ended first
         os._exit(exit_code(number))

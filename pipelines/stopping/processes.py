@@ -39,5 +39,8 @@ def wait_for(processes: Sequence[Popen[bytes]], seconds: float) -> None:
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         time.sleep(0.02)
     for process in processes:
-        process.kill()  # does nothing if it has ended
-        process.wait()
+        if process.poll() is None:
+            process.returncode = 0  # Lightning would kill this process because of any other code
+            with suppress(OSError):
+                os.kill(process.pid, signal.SIGKILL)
+                os.waitpid(process.pid, 0)

@@ -44,6 +44,7 @@ CONTINUES = {"extending": "getting_started"}
 """Pages whose Python blocks continue the training of another page."""
 OTHER_COMMANDS = {
     ".": "activates the environment of `make install`",
+    "[": "needs SLURM",
     "make": "the Makefile is used by CI",
     "pip": "installs packages",
     "sbatch": "needs SLURM",
