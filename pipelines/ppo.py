@@ -190,7 +190,7 @@ class PPO(MonitoredModule):
         num_frames = rollout.numel() * num_ranks()
         self.frames += num_frames
         self.num_rollouts += 1
-        self.skipped.count()
+        self.skipped.count(self.frames, is_last=self.frames + num_frames > self.total_frames)
         measured = self.coefficients.measure(batch, results) if self.num_rollouts > self.value_pretraining else {}
         self.coefficients.move(self.frames / self.total_frames, measured, self.optimizer)
         self._update_statistics(batch)

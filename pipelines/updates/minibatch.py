@@ -186,8 +186,12 @@ class SkippedSteps:
         """Add the metrics of a step."""
         self._steps.append(metrics)
 
-    def count(self) -> None:
+    def count(self, frames: int, *, is_last: bool) -> None:
         """Count the steps that were added since the last call, and print a line if some of them were skipped.
+
+        Args:
+            frames: frames of the training so far.
+            is_last: whether the training ends. Then at least one of the steps must have been taken.
 
         Raises:
             NumericalError: if too many steps in a row were skipped.
@@ -201,12 +205,13 @@ class SkippedSteps:
             return
         first = {name: value.item() for name, value in steps[finite.index(False)].items() if not value.isfinite()}
         reason = ", ".join(f"{name}={value}" for name, value in first.items())
+        limit = min(self._limit, len(finite) - 1) if is_last else self._limit
         for is_finite in finite:
             self._in_a_row = 0 if is_finite else self._in_a_row + 1
-            if self._in_a_row > self._limit:
+            if self._in_a_row > limit:
                 raise NumericalError(
-                    f"more than ppo.max_skipped_steps={self._limit} optimizer steps in a row were not finite "
-                    f"({reason}); lower optimizer.lr or scale rewards"
+                    f"{self._in_a_row} optimizer steps in a row were not finite ({reason}; ppo.max_skipped_steps="
+                    f"{self._limit}) after {frames} frames; lower optimizer.lr or scale rewards"
                 )
         logger.warning("torchppo: %d of %d optimizer steps were skipped (%s)", self.number, len(steps), reason)
 
