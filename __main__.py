@@ -14,6 +14,8 @@ def main() -> int:
 
     code = run()
     if code in map(exit_code, SIGNALS):
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # the exit code is that of the first signal
         kill_children()
     return code
 
