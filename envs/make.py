@@ -52,16 +52,13 @@ def make_env(
         id: see `make_gymnasium_env`, or a vector environment, for which other arguments are errors (see `VectorEnv`).
             `ALE/<Game>-v5` uses ale-py's native vector environment (see `make_atari_vector`).
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
-        num_workers: number of worker processes. 0 steps the environments in this process, `auto` measures which is
-            faster. The data do not depend on it.
+        num_workers: number of worker processes; 0: this process, `auto`: the faster. The data do not depend on it.
         step_timeout: seconds after which a step or reset of one environment fails, in workers and in `torchppo train`.
-        on_failure: `restart` makes an environment again that raises, dies, hangs or returns invalid values, and
-            truncates its episode; `raise` ends the run.
+        on_failure: `restart` makes an environment again that fails, and truncates its episode; `raise` raises.
         max_restarts: number of failures that are followed by a restart.
         wrappers: applied to each environment, the first one innermost.
-        info_keys: entries of `info` in the last step of an episode that become metrics, besides `is_success` and
-            `success`. Values that are not finite are omitted.
-        render_mode: passed in the same way as `kwargs`. Ignored for Atari games, whose videos show the observations.
+        info_keys: entries of the last `info` of an episode that become metrics, besides `is_success` and `success`.
+        render_mode: passed like `kwargs`. Ignored for Atari games, whose videos show the observations.
         kwargs: see `make_gymnasium_env`.
 
     Raises:
@@ -69,8 +66,7 @@ def make_env(
         ConfigurationError: if `num_envs` or `num_workers` is out of range, or an argument does not apply.
 
     """
-    if render_mode is not None:
-        kwargs["render_mode"] = render_mode
+    kwargs |= {} if render_mode is None else {"render_mode": render_mode}
     of_each_env = {"wrappers": wrappers, "info_keys": info_keys, "on_failure": on_failure.replace("raise", "")}
     if isinstance(id, GymnasiumVectorEnv):
         return _batch_of_vector(id, num_envs, num_workers, of_each_env, kwargs)
@@ -82,12 +78,11 @@ def make_env(
     if num_workers == "auto":
         num_workers = fastest_num_workers(env_fn, num_envs, step_timeout)
     options: dict[str, Any] = {"info_keys": info_keys, "step_timeout": step_timeout}
-    if num_workers > 0:
-        options |= {"on_failure": on_failure, "max_restarts": max_restarts}
-        return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, **options))
-    if on_failure != "raise":
-        options["restarts"] = restarts_for(on_failure, max_restarts, num_envs)
-    return VectorEnv(SerialVectorEnv([env_fn] * num_envs, **options))
+    if num_workers == 0:
+        restarts = None if on_failure == "raise" else restarts_for(on_failure, max_restarts, num_envs)
+        return VectorEnv(SerialVectorEnv([env_fn] * num_envs, restarts=restarts, **options))
+    options |= {"num_workers": num_workers, "on_failure": on_failure, "max_restarts": max_restarts}
+    return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, **options))
 
 
 def check_counts(num_envs: int, num_workers: Any) -> None:

@@ -46,15 +46,12 @@ from .saving.state import describe_resume
 
 
 def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None) -> int:
-    """Train and write everything to `cfg.run_dir`.
+    """Train and write everything to `cfg.run_dir`. Return 0, or 128 plus the number of the signal that stopped it.
 
     Args:
         cfg: the composed configuration with `run_dir`.
         overrides: overrides of the command line, stored next to the configuration.
         checkpoint: the checkpoint that the run in `cfg.run_dir` continues from; `None` starts a new run.
-
-    Returns:
-        The exit code: 0, or 128 plus the number of the signal that stopped the training.
 
     Raises:
         TorchPPOError: if training cannot start or fails; the message says what to do.
@@ -64,13 +61,13 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None)
     torch.set_num_threads(cfg.num_threads)
     run_dir = Path(cfg.run_dir)
     stop, stopwatch = StopOnSignal(), Stopwatch()
-    save_config = LambdaCallback(
-        on_train_batch_start=lambda trainer, *_: save_configuration(trainer, cfg, overrides),
-        on_exception=lambda trainer, _, error: report_failure(cfg, overrides, error, trainer),
-    )
+    hooks: Any = {
+        "on_train_batch_start": lambda trainer, *_: save_configuration(trainer, cfg, overrides),
+        "on_exception": lambda trainer, _, error: report_failure(cfg, overrides, error, trainer),
+    }
     evaluator = Evaluator(cfg, stop) if cfg.eval.episodes else None
     evaluation, progress = make_evaluation(cfg, evaluator), ProgressBar() if Console().is_terminal else ProgressLines()
-    trainer = build_trainer(cfg, [save_config, stopwatch, progress, evaluation, stop])
+    trainer = build_trainer(cfg, [LambdaCallback(**hooks), stopwatch, progress, evaluation, stop])
     check_precision(trainer)
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
     with ExitStack() as stack, Watchdog(lambda failure: end_process(cfg, overrides, failure)):
