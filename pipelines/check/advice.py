@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ...envs.spaces.encoding import EncodeSpaces
 from .data import check_action_space, check_observation_scale, check_observations, check_reward_scale
