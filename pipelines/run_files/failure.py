@@ -1,4 +1,4 @@
-"""What a failed run leaves behind: `summary.json` with the reason."""
+"""What a failed run leaves behind: the last finite state, and `summary.json` with the reason."""
 
 from __future__ import annotations
 
@@ -9,30 +9,45 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from ... import __version__
-from ...errors import TorchPPOError
+from ...errors import EnvironmentFailure, NumericalError, TorchPPOError
 from ..build import env_name
+from ..distributed import num_ranks
 from .summary import null_if_not_finite
 
 
 def report_failure(cfg: DictConfig, overrides: list[str], error: BaseException, trainer: Any = None) -> None:
-    """Write `summary.json`. Does nothing for signals.
+    """Save `last.ckpt` if the state is finite, and write `summary.json`. Does nothing for signals.
 
     Args:
         cfg: the configuration.
         overrides: overrides of the command line.
         error: what ended the training.
-        trainer: the Trainer, if there is one.
+        trainer: the Trainer, if it can still save.
 
     """
     if not isinstance(error, Exception):
         return
     ppo: Any = None if trainer is None else trainer.lightning_module
+    is_on_all_ranks = num_ranks() == 1 or isinstance(error, EnvironmentFailure | NumericalError)
+    if trainer is not None and is_on_all_ranks and not isinstance(error, OSError) and has_finite_state(ppo):
+        for callback in trainer.callbacks:
+            if (last := getattr(callback, "last_checkpoint", None)) is not None and ppo.num_rollouts > 0:
+                with suppress(Exception):  # the failure is more important
+                    last.save(trainer, ppo.frames)
     if trainer is None or trainer.is_global_zero:
         with suppress(OSError):
             write_failure(cfg, overrides, error, ppo)
+
+
+def has_finite_state(ppo: Any) -> bool:
+    """Return whether all parameters, buffers and moments of the optimizer are finite."""
+    moments = [value for state in ppo.optimizer.state.values() for value in state.values()]
+    tensors = [one for one in (*ppo.state_dict().values(), *moments) if isinstance(one, torch.Tensor)]
+    return all(bool(one.isfinite().all()) for one in tensors if one.is_floating_point())
 
 
 def write_failure(cfg: DictConfig, overrides: list[str], error: BaseException, ppo: Any) -> None:
