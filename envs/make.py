@@ -52,11 +52,10 @@ def make_env(
     render_mode: str | None = None,
     **kwargs: Any,
 ) -> VectorEnv:
-    """Make a batch of Gymnasium environments.
+    """Make a batch of Gymnasium environments. Games `ALE/<Game>-v5` are those of `make_atari_vector`.
 
     Args:
         id: see `make_gymnasium_env`, or a vector environment, for which other arguments are errors (see `VectorEnv`).
-            `ALE/<Game>-v5` uses ale-py's native vector environment (see `make_atari_vector`).
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
         num_workers: worker processes; 0: step in this process, `auto`: measure which is faster, with the same data.
         step_timeout: seconds after which a step or reset of one environment fails, in workers and in `torchppo train`.

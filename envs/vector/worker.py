@@ -130,6 +130,8 @@ class Worker:
         poll_seconds = min(0.2 * POLL_SECONDS, self.step_timeout)
         while not acquire(self._done, poll_seconds):
             if not self._process.is_alive():
+                if acquire(self._done, 0.0):  # it has ended after the command
+                    break
                 raise LostWorker(f"{self._place()} died with exit code {exit_text(self._process)}; {CRASH_HINT}")
             before, progress = progress, (int(self.progress[0]), int(self.progress[1]))
             waited = waited + poll_seconds if before in (progress, (0, 0)) else poll_seconds

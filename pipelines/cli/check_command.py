@@ -19,7 +19,7 @@ from ..check.training import check_training
 from ..components.instantiate import call
 from .eval_command import stdout_to_stderr
 
-BATCH_KEYS = ("num_envs", "num_workers", "step_timeout", "info_keys")
+BATCH_KEYS = ("num_envs", "num_workers", "step_timeout", "on_failure", "max_restarts", "info_keys")
 """Keys of `env` that do not apply to a single environment."""
 
 

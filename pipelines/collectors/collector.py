@@ -236,7 +236,7 @@ class Collector(SizedRollouts):
                 self.env.close()
 
     def _collect(self) -> TensorDictBase:
-        return require_finite(self._rollouts(), vector=getattr(self.env, "vector", None))
+        return require_finite(self._rollouts(), vector=self.env.vector if isinstance(self.env, VectorEnv) else None)
 
 
 def seconds_of(collector: Any) -> dict[str, float]:

@@ -124,7 +124,7 @@ class TestEarlyStopping:
         node = f"{{_target_: {CALLBACKS}.EarlyStopping, monitor: {monitor}, min_delta: 1e9, patience: 1}}"
         assert main(["train", *TINY, "total_frames=4096", "logger=csv", *options, f"+trainer.callbacks=[{node}]"]) == 0
         summary = yaml.safe_load(Path("run/summary.json").read_text())
-        assert (summary["frames"], summary["exit"], summary["eval_episodes"]) == (frames, "completed", 2)
+        assert (summary["frames"], summary["exit"], summary["eval_episodes"]) == (frames, "stopped", 2)
         assert steps_of("eval/mean_ep_len", Path("run"))[-1] == frames
 
     @pytest.mark.parametrize("monitor", ["rollout/ep_rew_mean", "train/approx_kl"])

@@ -209,5 +209,5 @@ def test_a_loss_named_by_its_path_is_not_functional_and_unknown_keys_are_refused
     training = build_training(compose([*cut, "logger=[]", "run_dir=a2c"]), rank=0)
     training.close()
     assert training.ppo.objective.functional is False
-    with pytest.raises(ConfigurationError, match=r"objective\.normalise_advantage is not an option"):
+    with pytest.raises(ConfigurationError, match=r"objective\.normalise_advantage is not an argument"):
         build_training(compose(["objective=torchrl_ppo", "+objective.normalise_advantage=true", "run_dir=b"]), rank=0)

@@ -84,8 +84,8 @@ def check_component(place: str, node: DictConfig, target: str, *, is_built_in: b
 
 
 MAKE_ENV_KEYS = (
-    *("id", "num_envs", "num_workers", "step_timeout", "wrappers", "info_keys", "render_mode"),
-    "max_episode_steps",
+    *("id", "num_envs", "num_workers", "step_timeout", "on_failure", "max_restarts", "wrappers", "info_keys"),
+    *("render_mode", "max_episode_steps"),
 )
 """Keys of `env` that every environment of Gymnasium accepts."""
 

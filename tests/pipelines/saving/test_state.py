@@ -139,7 +139,9 @@ def test_new_episodes_start_with_another_number_of_ranks(caplog: pytest.LogCaptu
         state_dict=lambda: {"frames": 64, "rollouts": {"envs": []}}, load_state_dict=loaded.append
     )
     ppo = SimpleNamespace(
-        trainer=SimpleNamespace(train_dataloader=collector),
+        trainer=SimpleNamespace(
+            train_dataloader=collector, fit_loop=SimpleNamespace(_combined_loader_states_to_load=[])
+        ),
         _resumed={"ranks": [{}, {}], "total_frames": 1},
         total_frames=2,
     )
