@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any, TypeVar, cast
@@ -169,3 +169,11 @@ def _sleep_briefly() -> None:
 
 
 _yield_core = getattr(os, "sched_yield", _sleep_briefly)
+
+
+def exit_text(process: Any) -> str:
+    """Return the exit code of a process, with the name of the signal that killed it."""
+    code = process.exitcode
+    with suppress(ValueError, TypeError):
+        return f"{code} ({signal.Signals(-code).name})"
+    return str(code)

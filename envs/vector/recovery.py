@@ -71,6 +71,7 @@ def restarts_for(on_failure: str, max_restarts: int, num_envs: int, allocate: Al
 def recover(vector: Any, index: int, error: BaseException, action: Any = None) -> None:
     """Make the failed environment of a `SerialVectorEnv` again and truncate its episode, or raise the failure."""
     if not is_from_environment(error):
+        vector.progress[0] = IDLE
         raise error
     failure: TorchPPOError = step_failure(place(vector, index, action), error)
     restarts: Restarts | None = vector.restarts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from ...errors import EnvironmentFailure
 from ..failures import environment_failure, place_of
 from ..spaces.specs import StepArrays
-from .forked_call import CRASH_HINT, acquire, init_subprocess, shared_zeros, start_forked
+from .forked_call import CRASH_HINT, acquire, exit_text, init_subprocess, shared_zeros, start_forked
 from .interface import IDLE
 from .recovery import Restarts
 from .serial import EnvFn, SerialVectorEnv
@@ -176,14 +175,6 @@ def close_all(workers: Sequence[Worker], seconds: float = 2.0) -> None:
         worker._process.join(timeout=max(0.0, end - time.monotonic()))
         if worker._process.is_alive():
             worker._kill()
-
-
-def exit_text(process: Any) -> str:
-    """Return the exit code of a process, with the name of the signal that killed it."""
-    code = process.exitcode
-    with suppress(ValueError, TypeError):
-        return f"{code} ({signal.Signals(-code).name})"
-    return str(code)
 
 
 class WorkerSignals(NamedTuple):

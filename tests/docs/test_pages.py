@@ -51,8 +51,8 @@ OTHER_COMMANDS = {
     "tensorboard": "is a server",
 }
 """First words of commands that are not checked, and why."""
-PLUGINS = r"hydra[./]|.*interval\(|\+env\.df=|\+trainer\.num_nodes="
-"""Overrides that need Hydra's plugins, pandas or SLURM, which the tests do not have."""
+PLUGINS = r"hydra[./]|.*interval\(|\+env\.df=|\+trainer\.num_nodes=|logger[=.].*(wandb|mlflow)"
+"""Overrides that need plugins of Hydra, pandas, SLURM or loggers, which the tests do not have."""
 
 
 class Block(NamedTuple):
