@@ -39,7 +39,7 @@ from .run_files.summary import (
 )
 from .run_files.video import try_to_record_video
 from .saving.files import locked, save_configuration
-from .saving.state import describe_resume, follows_seed
+from .saving.state import describe_resume
 from .stopping.processes import wait_for
 from .stopping.signals import Stopped, exit_code, exit_name
 
@@ -186,16 +186,14 @@ class Evaluator:
         self._seed = seed_for_rank(cfg.seed, EVALUATION_RANK)
         self._env: EnvBase | None = None
 
-    def make_env(self, training_env: EnvBase | None = None) -> None:
+    def make_env(self, training_env: EnvBase) -> None:
         """Make the environments. Call this before training starts threads, which forked processes do not inherit."""
-        self.close()
         with isolate_rng():
             try:
                 self._env = build_evaluation_env(self._cfg, seed=self._seed, episodes=self._cfg.eval.episodes)
-                self._is_seeded = follows_seed(self._env) is not False
             except EnvironmentFailure as error:
                 raise EnvironmentFailure(f"evaluation: {error}; eval.episodes=0 disables evaluations") from error
-            if training_env is not None and self._cfg.eval.env:
+            if self._cfg.eval.env:
                 check_same_spaces(self._env, training_env, "eval.env")
 
     def resume_class(self) -> str | None:
@@ -213,8 +211,6 @@ class Evaluator:
         return self._stop.interruptible(lambda: self._evaluate(actor))
 
     def _evaluate(self, actor: Any) -> Evaluation:
-        if not self._is_seeded:  # earlier evaluations would change this one
-            self.make_env()
         env, cfg = cast(EnvBase, self._env), self._cfg.eval
         with isolate_rng():
             env.set_seed(self._seed)

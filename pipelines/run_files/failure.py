@@ -45,7 +45,8 @@ def report_failure(cfg: DictConfig, overrides: list[str], error: BaseException, 
 
 def has_finite_state(ppo: Any) -> bool:
     """Return whether all parameters, buffers and moments of the optimizer are finite."""
-    moments = [value for state in ppo.optimizer.state.values() for value in state.values()]
+    states = getattr(ppo.optimizer, "state", {})  # an empty list before the training starts
+    moments = [value for state in states.values() for value in state.values()]
     tensors = [one for one in (*ppo.state_dict().values(), *moments) if isinstance(one, torch.Tensor)]
     return all(bool(one.isfinite().all()) for one in tensors if one.is_floating_point())
 
