@@ -16,7 +16,6 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from ..envs import VectorEnv
-from ..envs.vector.interface import SlicedVectorEnv
 from ..envs.vector_env import vector_of
 from ..errors import ConfigurationError
 from ..modules.actor_critic import eval_mode, without_critic
@@ -125,8 +124,7 @@ def evaluate(
 def default_max_steps(env: EnvBase) -> int:
     """Return the time limit of an environment, or `MAX_STEPS` if it has none."""
     vector = vector_of(env)
-    spec = vector if isinstance(vector, SlicedVectorEnv) else getattr(vector, "spec", None)
-    return getattr(spec, "max_episode_steps", None) or MAX_STEPS
+    return getattr(getattr(vector, "spec", None), "max_episode_steps", None) or MAX_STEPS
 
 
 def rollout_episodes(

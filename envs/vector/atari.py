@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from ...errors import EnvironmentFailure, did_you_mean
@@ -29,19 +30,21 @@ class SplitAtariVectorEnv(SlicedVectorEnv):
     Args:
         make_half: makes an ale-py vector environment (with `send` and `recv`) from its number of environments.
         num_envs: number of environments in both halves. A single environment is not split.
+        spec: id and time limit of the game.
         is_deterministic: whether seeds and actions determine a game.
 
     """
 
-    def __init__(self, make_half: Callable[[int], Any], num_envs: int, *, is_deterministic: bool = True) -> None:
+    def __init__(
+        self, make_half: Callable[[int], Any], num_envs: int, *, spec: EnvSpec, is_deterministic: bool = True
+    ) -> None:
         self._is_deterministic = is_deterministic
         middle = num_envs // 2
         slices = [slice(0, middle), slice(middle, num_envs)] if middle else [slice(0, num_envs)]
         self._halves = [(make_half(half_slice.stop - half_slice.start), half_slice) for half_slice in slices]
         half, _ = self._halves[0]
         # A half resets automatically in the step after an episode, unless it has been reset before that step.
-        spaces = half.single_observation_space, half.single_action_space
-        single = EnvDescription(*spaces, None, half.metadata, MAX_STEPS)
+        single = EnvDescription(half.single_observation_space, half.single_action_space, None, half.metadata, spec)
         init_vector_env(self, single, num_envs)
         self.arrays = step_arrays_for(half.single_observation_space, num_envs)
         self._stepping: set[Any] = set()
@@ -191,6 +194,7 @@ def make_atari_vector(id: str, num_envs: int, **kwargs: Any) -> SplitAtariVector
         return SplitAtariVectorEnv(
             lambda num: AtariVectorEnv(spec.kwargs["game"], num, **options),
             num_envs,
+            spec=EnvSpec(id, max_episode_steps=MAX_STEPS),
             is_deterministic=not options.get("repeat_action_probability"),
         )
     except (gymnasium.error.Error, TypeError) as error:

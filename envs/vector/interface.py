@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from gymnasium.vector.utils import batch_space
@@ -215,12 +216,13 @@ class EnvDescription(NamedTuple):
     action_space: gymnasium.Space[Any]
     render_mode: str | None
     metadata: dict[str, Any]
-    max_episode_steps: int | None = None
+    spec: EnvSpec | None = None
 
 
 def describe_env(env: gymnasium.Env[Any, Any]) -> EnvDescription:
-    limit = getattr(env.spec, "max_episode_steps", None)  # not `spec` itself, which workers may not be able to pickle
-    return EnvDescription(env.observation_space, env.action_space, env.render_mode, env.metadata, limit)
+    """Describe an environment. The spec has only the id and the time limit, because others may not be picklable."""
+    spec = None if env.spec is None else EnvSpec(env.spec.id, max_episode_steps=env.spec.max_episode_steps)
+    return EnvDescription(env.observation_space, env.action_space, env.render_mode, env.metadata, spec)
 
 
 def init_vector_env(vector: GymnasiumVectorEnv[Any, Any, Any], single: EnvDescription, num_envs: int) -> None:
@@ -238,5 +240,5 @@ def init_vector_env(vector: GymnasiumVectorEnv[Any, Any, Any], single: EnvDescri
     vector.observation_space = batch_space(single.observation_space, num_envs)
     vector.action_space = batch_space(single.action_space, num_envs)
     vector.render_mode = single.render_mode
-    vector.max_episode_steps = single.max_episode_steps  # type: ignore[attr-defined]
+    vector.spec = single.spec
     vector.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.DISABLED}

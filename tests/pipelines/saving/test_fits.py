@@ -49,3 +49,14 @@ def test_another_version_is_a_warning(caplog: pytest.LogCaptureFixture, collecto
     content["torchppo"]["versions"]["torch"] = "1.0"
     raise_on_misfit(nn.Linear(4, 2), collector, content, Path("a.ckpt"))
     assert "torch 1.0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options"), [("CartPole-v1", {}), ("CartPole-v1", {"num_workers": 1}), ("ALE/Pong-v5", {})]
+)
+def test_the_environment_is_saved_with_its_id(env_id: str, options: dict[str, Any]) -> None:
+    if env_id.startswith("ALE/"):
+        pytest.importorskip("ale_py")
+    env = make_env(env_id, num_envs=1, **options)
+    assert environment_of(SimpleNamespace(env=env))["id"] == env_id
+    env.close()
