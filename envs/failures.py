@@ -69,9 +69,14 @@ def place_of(env: int, step: int, seed: Any, action: Any) -> str:
     """
     if action is None:
         return f"environment {env} in a reset after {step} steps (seed {seed})"
+    return f"environment {env} at step {step} ({cause_of(seed, action)})"
+
+
+def cause_of(seed: Any, action: Any) -> str:
+    """Return `seed 7, action 1`, with the beginning of a long action."""
     text = " ".join(np.array2string(np.asarray(action), threshold=20, precision=9).split())
     text = text if len(text) <= MAX_ACTION else f"{text[:MAX_ACTION]}..."
-    return f"environment {env} at step {step} (seed {seed}, action {text})"
+    return f"seed {seed}, action {text}"
 
 
 def is_from_environment(error: BaseException) -> bool:

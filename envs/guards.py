@@ -1,14 +1,17 @@
-"""Guards against the code of environments: time limits, closing, and filters of warnings."""
+"""Guards against the code of environments: time limits, a watchdog, closing, and filters of warnings."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
+import time
+import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import gymnasium
 
@@ -16,6 +19,10 @@ from .failures import described, is_from_environment
 
 CLOSE_SECONDS = 5.0
 """How long the environments of a process may take to close."""
+IDLE = -1
+"""Entry of `progress` while no environment is stepped."""
+watched: WeakSet[Any] = WeakSet()
+"""The vector environments that step in this process, for a `Watchdog`."""
 
 
 def close(env: gymnasium.Env[Any, Any], seconds: float = CLOSE_SECONDS) -> None:
@@ -65,3 +72,53 @@ def error_filters_removed() -> Iterator[None]:
             if kept != warnings.filters:
                 warnings.resetwarnings()  # also forgets the cached decisions
                 warnings.filters.extend(kept)  # type: ignore[attr-defined] # a list
+
+
+class Watchdog:
+    """Raises in the main thread if a step or reset of an environment in this process exceeds `step_timeout`.
+
+    Args:
+        end: ends the process with a failure that the main thread has not raised within two seconds.
+
+    """
+
+    def __init__(self, end: Callable[[Exception], None]) -> None:
+        self._end, self._stopped = end, threading.Event()
+        self._failure: Exception | None = None
+
+    def __enter__(self) -> None:
+        self._thread, self._handler = threading.get_ident(), None
+        if hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGALRM, self._raise)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def __exit__(self, *_: Any) -> None:
+        self._stopped.set()
+        if self._handler is not None:
+            signal.signal(signal.SIGALRM, self._handler)
+
+    def _watch(self) -> None:
+        seen, since, last = None, 0.0, time.monotonic()
+        while not self._stopped.wait(0.5):
+            busy = [(vector, *vector.progress.tolist()) for vector in list(watched) if vector.progress[0] != IDLE]
+            state, now = busy[0] if busy else None, time.monotonic()
+            is_same = state is not None and state == seen and now < last + 10  # else the process was suspended
+            seen, since, last = state, since if is_same else now, now
+            if is_same and state is not None and now - since > state[0].step_timeout:
+                self._stop_step(*state)
+
+    def _stop_step(self, vector: Any, *progress: int) -> None:
+        frame = sys._current_frames()[self._thread]
+        if frame.f_trace is not None:  # a debugger has stopped there
+            return
+        traceback.print_stack(frame, limit=10)
+        self._failure = failure = vector.timeout_failure()
+        if self._handler is not None:
+            signal.pthread_kill(self._thread, signal.SIGALRM)
+        if self._handler is None or (not self._stopped.wait(2.0) and vector.progress.tolist() == [*progress]):
+            self._end(failure)
+
+    def _raise(self, *_: Any) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, EnvironmentFailure
 from .entry_points import construction_failure
+from .resume.plain_data import layers_of
 from .spaces.conversion import as_number
 
 Wrapper = Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]
@@ -224,10 +225,7 @@ def may_report_mask(env: gymnasium.Env[Any, Any]) -> bool:
     has_mask = isinstance(observation, spaces.Dict) and "action_mask" in observation.spaces
     if has_mask or not isinstance(env.action_space, spaces.Discrete | spaces.MultiDiscrete):
         return False
-    layers = [env]
-    while isinstance(layers[-1], gymnasium.Wrapper):
-        layers.append(layers[-1].env)
-    names = {base.__module__ for layer in layers for base in type(layer).__mro__}
+    names = {base.__module__ for layer in layers_of(env) for base in type(layer).__mro__}
     return env.has_wrapper_attr("action_masks") or any(
         "action_mask" in _source(name) for name in names if not name.startswith(OTHER_SOURCES)
     )

@@ -18,7 +18,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torchrl.envs import EnvBase
 
-from ..envs.vector.interface import SlicedVectorEnv, Watchdog
+from ..envs.guards import Watchdog
+from ..envs.vector.interface import SlicedVectorEnv
 from ..envs.vector_env import vector_of
 from ..errors import ConfigurationError, EnvironmentFailure
 from .build import EVALUATION_RANK, Training, build_trainer, build_training, env_name, evaluation_compile
@@ -30,6 +31,7 @@ from .ppo import PPO
 from .run_files.failure import end_process, report_failure
 from .run_files.progress import ProgressBar, ProgressLines, Stopwatch
 from .run_files.summary import (
+    FINISHED,
     Summary,
     make_summary,
     plot_learning_curve,
@@ -238,7 +240,7 @@ def write_results(cfg: DictConfig, training: Training, summary: Summary) -> None
         files["learning curve"] = run_dir / "learning_curve.png"
         title = f"{summary['env']}, seed {summary['seed']}"
         plot_learning_curve(Path(logger.log_dir, "metrics.csv"), files["learning curve"], title)
-    if cfg.eval.video and cfg.eval.episodes and summary["exit"] in ("completed", "stopped"):
+    if cfg.eval.video and cfg.eval.episodes and summary["exit"] in FINISHED:
         seed = seed_for_rank(cfg.seed, EVALUATION_RANK)
         video = try_to_record_video(cfg, training.ppo.actor, run_dir / "videos" / "last.mp4", seed, episodes=1)
         files |= {"video": video} if video else {}

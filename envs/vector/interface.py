@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-import threading
-import time
-import traceback
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
-from weakref import WeakSet
 
 import gymnasium
 import numpy as np
@@ -21,12 +15,8 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from ...errors import ConfigurationError, EnvironmentFailure
+from ..resume.plain_data import layers_of
 from ..spaces.specs import ALL_ENVS, StepArrays, action_spec, observation_spec
-
-IDLE = -1
-"""Entry of `progress` while no environment is stepped."""
-watched: WeakSet[Any] = WeakSet()
-"""The vector environments that step in this process, for a `Watchdog`."""
 
 
 class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
@@ -40,7 +30,7 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
         own_steps: what some steps of `own_resume_class` returned, if the environment or a wrapper is the user's own.
         resume_class: how episodes continue after a restart, one of `resume.resumability.RESUME_CLASSES`.
         last_seeds: the last seed of each environment.
-        num_restarts: number of failures after which each environment was made again, `[num_envs]`. The step of the
+        num_restarts: number of failures after which each environment was recreated, `[num_envs]`. The step of the
             failure is truncated: it has the last observation and the reward 0. `None`: failures are raised.
 
     """
@@ -124,10 +114,8 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
 
 def is_own(env: gymnasium.Env[Any, Any]) -> bool:
     """Return whether an environment or one of its wrappers is neither from Gymnasium nor from torchppo."""
-    layers = [env]
-    while isinstance(layers[-1], gymnasium.Wrapper):
-        layers.append(layers[-1].env)
-    return not {type(layer).__module__.split(".")[0] for layer in layers} <= {"gymnasium", __name__.split(".")[0]}
+    packages = {type(layer).__module__.split(".")[0] for layer in layers_of(env)}
+    return not packages <= {"gymnasium", __name__.split(".")[0]}
 
 
 def call_env(
@@ -155,58 +143,6 @@ def reset_indices(options: dict[str, Any] | None, num_envs: int) -> Sequence[int
     """Return the indices of the environments to reset: those of `options["reset_mask"]`, or all."""
     mask = (options or {}).get("reset_mask")
     return range(num_envs) if mask is None else np.flatnonzero(mask).tolist()
-
-
-class Watchdog:
-    """Raises in the main thread if a step or reset of an environment in this process exceeds `step_timeout`.
-
-    Args:
-        end: ends the process with a failure that the main thread has not raised within two seconds.
-
-    """
-
-    def __init__(self, end: Callable[[Exception], None]) -> None:
-        self._end, self._stopped = end, threading.Event()
-        self._failure: Exception | None = None
-
-    def __enter__(self) -> None:
-        self._thread, self._handler = threading.get_ident(), None
-        if hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGALRM, self._raise)
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def __exit__(self, *_: Any) -> None:
-        self._stopped.set()
-        if self._handler is not None:
-            signal.signal(signal.SIGALRM, self._handler)
-
-    def _watch(self) -> None:
-        seen, since, last = None, 0.0, time.monotonic()
-        while not self._stopped.wait(0.5):
-            busy = [(vector, *vector.progress.tolist()) for vector in list(watched) if vector.progress[0] != IDLE]
-            state, now = busy[0] if busy else None, time.monotonic()
-            is_same = state is not None and state == seen and now < last + 10  # else the process was suspended
-            seen, since, last = state, since if is_same else now, now
-            if is_same and state is not None and now - since > state[0].step_timeout:
-                self._stop_step(*state)
-
-    def _stop_step(self, vector: Any, *progress: int) -> None:
-        frame = sys._current_frames()[self._thread]
-        if frame.f_trace is not None:  # a debugger has stopped there
-            return
-        from .recovery import timeout_failure
-
-        traceback.print_stack(frame, limit=10)
-        self._failure = failure = timeout_failure(vector)
-        if self._handler is not None:
-            signal.pthread_kill(self._thread, signal.SIGALRM)
-        if self._handler is None or (not self._stopped.wait(2.0) and vector.progress.tolist() == [*progress]):
-            self._end(failure)
-
-    def _raise(self, *_: Any) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
 
 
 class EnvDescription(NamedTuple):

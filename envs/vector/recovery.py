@@ -1,4 +1,4 @@
-"""Failures of environments: their messages, and how an environment is made again."""
+"""Failures of environments: their messages, and how an environment is recreated."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from ...errors import ConfigurationError, EnvironmentFailure, TorchPPOError
 from ..failures import is_from_environment, place_of, step_failure
-from ..guards import close
+from ..guards import IDLE, close
 from ..resume.resumability import with_replay
 from ..spaces.encoding import encode_spaces
 from ..spaces.specs import Allocate, leaf_arrays
-from .interface import IDLE
 
 STEP_TIMEOUT = 300.0
 """Default of `env.step_timeout`."""
@@ -27,7 +26,7 @@ logger = logging.getLogger("torchppo")
 
 
 class Restarts:
-    """Counts how often environments were made again after a failure, over all processes.
+    """Counts how often environments were recreated after a failure, over all processes.
 
     Args:
         limit: number of failures that are followed by a restart. The next one is raised.
@@ -69,7 +68,7 @@ def restarts_for(on_failure: str, max_restarts: int, num_envs: int, allocate: Al
 
 
 def recover(vector: Any, index: int, error: BaseException, action: Any = None) -> None:
-    """Make the failed environment of a `SerialVectorEnv` again and truncate its episode, or raise the failure."""
+    """Recreate the failed environment of a `SerialVectorEnv` and truncate its episode, or raise the failure."""
     if not is_from_environment(error):
         vector.progress[0] = IDLE
         raise error
@@ -84,7 +83,7 @@ def recover(vector: Any, index: int, error: BaseException, action: Any = None) -
         restarts.count(failure)
         restarts.set_seed(env, vector.last_seeds[index])
         try:
-            vector.envs[index] = made_again(vector.env_fns[index], vector.resume_class)
+            vector.envs[index] = recreated(vector.env_fns[index], vector.resume_class)
             break
         except Exception as another:  # noqa: BLE001 - the environment's own code may raise anything
             failure = step_failure(f"environment {env} in its restart", another)
@@ -96,7 +95,7 @@ def recover(vector: Any, index: int, error: BaseException, action: Any = None) -
     vector.infos[index] = None
 
 
-def made_again(env_fn: Callable[[], gymnasium.Env[Any, Any]], resume_class: str) -> gymnasium.Env[Any, Any]:
+def recreated(env_fn: Callable[[], gymnasium.Env[Any, Any]], resume_class: str) -> gymnasium.Env[Any, Any]:
     """Return a new environment of a `SerialVectorEnv`."""
     env = encode_spaces(env_fn())
     return with_replay(env) if resume_class == "replay" else env

@@ -12,8 +12,9 @@ import numpy as np
 from gymnasium.spaces import Box, MultiBinary
 from numpy.typing import NDArray
 
+from ...errors import EnvironmentFailure
 from ..failures import environment_failure
-from ..guards import CLOSE_SECONDS, close
+from ..guards import CLOSE_SECONDS, IDLE, close, watched
 from ..resume.plain_data import seed_spaces
 from ..resume.resumability import continue_episode, episode_state, resume_class, resume_class_of, with_replay
 from ..spaces.conversion import as_flag, as_number
@@ -27,7 +28,6 @@ from ..spaces.specs import (
 )
 from .episode_info import write_episode_info
 from .interface import (
-    IDLE,
     SlicedVectorEnv,
     call_env,
     describe_env,
@@ -35,9 +35,8 @@ from .interface import (
     init_vector_env,
     is_own,
     reset_indices,
-    watched,
 )
-from .recovery import STEP_TIMEOUT, Restarts, raise_if_not_finite, recover
+from .recovery import STEP_TIMEOUT, Restarts, raise_if_not_finite, recover, timeout_failure
 
 EnvFn = Callable[[], gymnasium.Env[Any, Any]]
 NUMBERS = frozenset({float, int, np.float64, np.float32, np.int64})
@@ -186,6 +185,10 @@ class SerialVectorEnv(SlicedVectorEnv):
             return
         self._has_info = True
         write_episode_info(self, index, info)
+
+    def timeout_failure(self) -> EnvironmentFailure:
+        """Return the failure of the environment that is being stepped, for a `Watchdog`."""
+        return timeout_failure(self)
 
     def call_envs(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         name, *others = args

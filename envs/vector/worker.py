@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from ...errors import EnvironmentFailure
 from ..failures import environment_failure, place_of
+from ..guards import IDLE
 from ..spaces.specs import StepArrays
 from .forked_call import CRASH_HINT, acquire, exit_text, init_subprocess, shared_zeros, start_forked
-from .interface import IDLE
 from .recovery import Restarts
 from .serial import EnvFn, SerialVectorEnv
 from .worker_envs import WorkerEnvs, seed_python

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tensordict import NestedKey
 from torch import Tensor
 
-from ...envs.failures import place_of
+from ...envs.failures import cause_of
 from ...errors import EnvironmentFailure, NumericalError
 
 logger = logging.getLogger("torchppo")
@@ -40,8 +40,7 @@ def raise_for(key: NestedKey, values: Tensor, name: str, first_step: int, data: 
         seed = "" if vector is None else f" (after a reset; seed {seed_of(vector, env)})"
         text += f" at step {step + first_step} of the {name}{seed}"
     else:
-        place = place_of(env, step + first_step, seed_of(vector, env), action).partition(" at step ")[2]
-        text += f" at step {place.replace(' (', f' of the {name} (', 1)}"
+        text += f" at step {step + first_step} of the {name} ({cause_of(seed_of(vector, env), action)})"
     raise EnvironmentFailure(f"{text}; fix the environment")
 
 

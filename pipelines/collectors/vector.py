@@ -206,7 +206,7 @@ class VectorRollouts:
 
 
 def failed_steps(collector: Any) -> dict[str, float]:
-    """Return the number of steps so far in which environments failed and were made again, as a metric.
+    """Return the number of steps so far in which environments failed and were recreated, as a metric.
 
     Empty if failures are raised.
     """

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from omegaconf import DictConfig
 
 from ...errors import CheckpointError, ConfigurationError
 from ..checkpoint import newest_checkpoint, require_complete
+from ..run_files.summary import FINISHED, read_summary
 from ..saving.trusted import is_inside, trusted_config
 from ..train import train
 
@@ -115,9 +114,5 @@ def new_total_frames(overrides: Sequence[str], frames: int) -> int | None:
 
 def is_complete(run_dir: Path, frames: int) -> bool:
     """Return whether a run has written the summary of all its frames."""
-    path = run_dir / "summary.json"
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
-    return summary.get("exit") in ("completed", "stopped") and summary.get("frames") == frames
+    summary = read_summary(run_dir)
+    return summary.get("exit") in FINISHED and summary.get("frames") == frames

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from ...errors import ConfigurationError
 from ..checkpoint import newest_checkpoint
+from ..run_files.summary import FINISHED, read_summary
 from ..stopping.processes import is_first_rank
 from ..train import train
 from .continue_run import move_run
 
-FINISHED = ("completed", "stopped")
-"""Values of `exit` in `summary.json` of runs that have nothing left to do."""
 NOT_COMPARED = ("run_dir", "resume", "code_dirs")
 """Keys that may differ when a run continues."""
 
@@ -70,12 +68,3 @@ def differing_keys(stored: Any, new: Any, prefix: str = "") -> Iterator[str]:
             yield from differing_keys(before, after, f"{name}.")
         elif before != after:
             yield f"{name} is {before}, not {after}"
-
-
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """Return the contents of `summary.json`; empty if there is none."""
-    try:
-        summary = json.loads((run_dir / "summary.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}

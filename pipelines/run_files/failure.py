@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from contextlib import suppress
@@ -16,7 +15,7 @@ from ... import __version__
 from ...errors import EnvironmentFailure, NumericalError, TorchPPOError
 from ..build import env_name
 from ..distributed import num_ranks
-from .summary import null_if_not_finite
+from .summary import write_summary
 
 
 def report_failure(cfg: DictConfig, overrides: list[str], error: BaseException, trainer: Any = None) -> None:
@@ -70,7 +69,7 @@ def write_failure(cfg: DictConfig, overrides: list[str], error: BaseException, p
         "reason": str(error) if isinstance(error, TorchPPOError) else f"{type(error).__name__}: {error}",
         "version": __version__,
     }
-    (run_dir / "summary.json").write_text(json.dumps(null_if_not_finite(summary), indent=2) + "\n")
+    write_summary(summary, run_dir / "summary.json")
 
 
 def exit_code_of(error: BaseException) -> int:

@@ -17,6 +17,8 @@ from ... import __version__
 from ..metrics.episode_info import mean_infos
 
 Summary = dict[str, Any]
+FINISHED = ("completed", "stopped")
+"""Values of `exit` of runs that have nothing left to do."""
 RETURN_KEYS: tuple[str, ...] = ("train_return_mean", "train_episodes")
 RETURN_KEYS += ("eval_return_mean", "eval_return_std", "eval_length_mean", "eval_episodes", "eval_episodes_cut")
 
@@ -73,6 +75,15 @@ def make_summary(
 def write_summary(summary: Summary, path: Path) -> None:
     """Write a summary as JSON; values that are not finite become null."""
     path.write_text(json.dumps(null_if_not_finite(summary), indent=2, allow_nan=False) + "\n")
+
+
+def read_summary(run_dir: Path) -> Summary:
+    """Return the contents of `summary.json` in the directory of a run; empty if there is none."""
+    try:
+        summary = json.loads((run_dir / "summary.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def null_if_not_finite(value: Any) -> Any:

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 
 from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv, make_env
-from torchppo.envs.guards import close, time_limit
-from torchppo.envs.vector.interface import Watchdog
+from torchppo.envs.guards import Watchdog, close, time_limit
 from torchppo.envs.vector.recovery import Restarts, restarts_for
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 
