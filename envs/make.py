@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Sequence
@@ -59,7 +60,7 @@ def make_env(
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
         num_workers: worker processes; 0: step in this process, `auto`: measure which is faster, with the same data.
         step_timeout: seconds after which a step or reset of one environment fails, in workers and in `torchppo train`.
-        on_failure: `restart` makes an environment again that fails, and truncates its episode; `raise` ends the run.
+        on_failure: `restart` recreates an environment that fails, and truncates its episode; `raise` ends the run.
         max_restarts: number of failures that are followed by a restart.
         wrappers: applied to each environment, the first one innermost.
         info_keys: entries of `info` at the end of an episode that become metrics, besides `is_success` and `success`.
@@ -73,7 +74,8 @@ def make_env(
     """
     is_atari = isinstance(id, str) and id.startswith("ALE/")
     kwargs |= {} if render_mode is None or is_atari else {"render_mode": render_mode}
-    of_each_env = {"wrappers": wrappers, "info_keys": info_keys, "on_failure": on_failure.replace("raise", "")}
+    of_each_env: dict[str, Any] = {"wrappers": wrappers, "info_keys": info_keys}
+    of_each_env |= {} if on_failure == "raise" else {"on_failure": on_failure}
     if isinstance(id, GymnasiumVectorEnv):
         return _batch_of_vector(id, num_envs, num_workers, of_each_env, kwargs)
     num_envs = 1 if num_envs is None else num_envs
@@ -81,14 +83,17 @@ def make_env(
     if is_atari:
         return _atari_batch(cast(str, id), num_envs, num_workers, of_each_env, kwargs)
     env_fn = partial(make_gymnasium_env, id, wrappers=wrappers, **kwargs)
-    if num_workers == "auto":
-        num_workers = fastest_num_workers(env_fn, num_envs, step_timeout)
+    num_workers = fastest_num_workers(env_fn, num_envs, step_timeout) if num_workers == "auto" else num_workers
     options: dict[str, Any] = {"info_keys": info_keys, "step_timeout": step_timeout}
     if num_workers > 0:
         options |= {"on_failure": on_failure, "max_restarts": max_restarts}
         return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, **options))
     restarts = restarts_for(on_failure, max_restarts, num_envs)
     return VectorEnv(SerialVectorEnv([env_fn] * num_envs, restarts=restarts, **options))
+
+
+BATCH_ARGUMENTS = frozenset(inspect.signature(make_env).parameters) - {"id", "wrappers", "render_mode"}
+"""Arguments of `make_env` that do not apply to a single environment."""
 
 
 def check_counts(num_envs: int, num_workers: Any) -> None:
@@ -105,7 +110,7 @@ def _batch_of_vector(
     vector: GymnasiumVectorEnv[Any, Any, Any],
     num_envs: int | None,
     num_workers: int | Literal["auto"],
-    options: dict[str, Sequence[Any]],
+    options: dict[str, Any],
     kwargs: dict[str, Any],
 ) -> VectorEnv:
     """Wrap a vector environment, to which no other argument of `make_env` applies."""
@@ -122,13 +127,13 @@ def _atari_batch(
     id: str,  # noqa: A002
     num_envs: int,
     num_workers: int | Literal["auto"],
-    options: dict[str, Sequence[Any]],
+    options: dict[str, Any],
     kwargs: dict[str, Any],
 ) -> VectorEnv:
     if options["wrappers"]:
         raise ConfigurationError(f"env.wrappers do not apply to {id}, which runs in C++; use transforms")
     for name in ("info_keys", "on_failure"):
-        if options[name]:
+        if options.get(name):
             raise ConfigurationError(f"env.{name}={options[name]} does not apply to {id}; remove it")
     if num_workers not in (0, "auto"):
         raise ConfigurationError(

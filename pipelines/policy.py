@@ -24,11 +24,9 @@ from ..modules.actor_critic import without_critic
 from ..modules.features.extractor import recurrent_state_shapes
 from .checkpoint import load_actor, restore
 from .collectors.vector import as_array, is_action
-from .components.instantiate import build_evaluation_env, call, evaluation_config
+from .components.instantiate import build_evaluation_env, call, evaluation_config, single_env_config
 from .step_factory import device_of
 
-BATCH_KEYS = ("num_envs", "num_workers", "step_timeout", "on_failure", "max_restarts", "info_keys")
-"""Keys of `env` that do not apply to a single environment."""
 GymnasiumEnv = VectorEnv | gymnasium.Env[Any, Any] | GymnasiumVectorEnv[Any, Any, Any]
 
 
@@ -155,11 +153,7 @@ class Policy:
             raise ConfigurationError(
                 f"{node.get('id', node._target_)} is not a single Gymnasium environment; use policy.make_env()"
             )
-        keys = {
-            str(key): node[key] for key in node if key not in BATCH_KEYS and (key, node[key]) != ("render_mode", None)
-        }
-        single = OmegaConf.create({**keys, "_target_": "torchppo.envs.make.make_gymnasium_env"})
-        return cast(gymnasium.Env[Any, Any], call(single, **changes))
+        return cast(gymnasium.Env[Any, Any], call(single_env_config(node), **changes))
 
     def _changed_config(self, changes: dict[str, Any]) -> DictConfig:
         """Return the configuration with the keys of `changes`. `build_env` replaces only existing keys."""

@@ -8,19 +8,15 @@ from contextlib import nullcontext
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from ...envs.make import make_gymnasium_env
 from ...errors import EnvironmentFailure
 from ..check.advice import is_done
 from ..check.environment import examine, worst
 from ..check.findings import Finding, error
 from ..check.training import check_training
-from ..components.instantiate import call
+from ..components.instantiate import call, single_env_config
 from .eval_command import stdout_to_stderr
-
-BATCH_KEYS = ("num_envs", "num_workers", "step_timeout", "on_failure", "max_restarts", "info_keys")
-"""Keys of `env` that do not apply to a single environment."""
 
 
 def check(cfg: DictConfig, overrides: Sequence[str], *, as_json: bool = False) -> int:
@@ -53,8 +49,7 @@ def find_all(cfg: DictConfig) -> list[Finding]:
     is_single = str(cfg.env._target_).endswith("make_env") and not str(cfg.env.get("id")).startswith("ALE/")
     findings: list[Finding] = []
     if is_single:
-        keys = {str(key): value for key, value in cfg.env.items() if key not in BATCH_KEYS and value is not None}
-        node = OmegaConf.create({**keys, "_target_": f"{make_gymnasium_env.__module__}.make_gymnasium_env"})
+        node = single_env_config(cfg.env)
         with isolate_rng():
             findings = examine(lambda: call(node))
     if worst(findings) != "error":

@@ -39,10 +39,10 @@ from .keys.checks import (
     wrong_value,
 )
 from .keys.mistakes import check_choices, check_keys, check_unknown_keys, check_values
+from .keys.reference import CONF
 from .keys.schema import ARGUMENTS, FIELDS
 from .run_dir import create_unique, default_run_dir
 
-CONF = Path(__file__).parents[2] / "conf"
 MakeConfig = Callable[[], DictConfig]
 CHANGES = {"eval.env": "env", "critic.optimizer": "optimizer"}
 """Groups of keys that replace keys of a component."""

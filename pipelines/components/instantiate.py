@@ -16,6 +16,7 @@ from torchrl.envs import Compose, EnvBase, TransformedEnv, VecNorm, VecNormV2
 
 from ...envs import VectorEnv, batched, check_transforms
 from ...envs.failures import environment_failure, is_raised_by_package
+from ...envs.make import BATCH_ARGUMENTS, make_gymnasium_env
 from ...errors import ConfigurationError, EnvironmentFailure, TorchPPOError
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # `call` reports its errors in one line
@@ -97,6 +98,14 @@ def leaf_type(leaf: Any) -> str:
     """Return the type of a leaf, with the number of values of a categorical one."""
     number = getattr(leaf.space, "n", None) if leaf.space is not None else None
     return str(leaf.dtype).removeprefix("torch.") + ("" if number is None else f" below {number}")
+
+
+def single_env_config(node: DictConfig) -> DictConfig:
+    """Return the configuration of one Gymnasium environment of a batch that `make_env` makes."""
+    keys = {
+        str(key): node[key] for key in node if key not in BATCH_ARGUMENTS and (key, node[key]) != ("render_mode", None)
+    }
+    return OmegaConf.create({**keys, "_target_": f"{make_gymnasium_env.__module__}.make_gymnasium_env"})
 
 
 def build_evaluation_env(cfg: DictConfig, *, seed: int, episodes: int = 1, **changes: Any) -> EnvBase:

@@ -12,12 +12,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ....errors import ConfigurationError
-from .reference import TYPE_NAMES, describe
+from .reference import CONF, TYPE_NAMES, describe
 from .schema import FIELDS, Field
 
 Options = dict[str, dict[str, str]]
 """The choices of every group with their descriptions."""
-CONF = Path(__file__).parents[3] / "conf"
 MAX_SHOWN = 100
 """Number of characters of a value in an error message."""
 

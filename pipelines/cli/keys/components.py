@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import sys
 from collections.abc import Collection, Iterable, Iterator
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ....errors import ConfigurationError, did_you_mean
 from .checks import shown
-from .signatures import UnknownName, parameters_of
+from .signatures import UnknownName, argument_names, find, parameters_of
 
 HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 MAKE_ENV = "torchppo.envs.make_env"
@@ -72,7 +73,7 @@ def check_component(place: str, node: DictConfig, target: str, *, is_built_in: b
         entry_point = entry_point_of(node.get("id"))
         names = parameters_of(entry_point) if entry_point else None
         target = str(node.get("id"))
-        keys = [key for key in keys if key not in MAKE_ENV_KEYS]
+        keys = [key for key in keys if key not in make_env_keys()]
     if names is None:
         return
     if "frames_per_batch" in names:
@@ -83,11 +84,12 @@ def check_component(place: str, node: DictConfig, target: str, *, is_built_in: b
             raise ConfigurationError(f"{place}.{key} is not an argument of {target}{hint}; correct or remove it")
 
 
-MAKE_ENV_KEYS = (
-    *("id", "num_envs", "num_workers", "step_timeout", "on_failure", "max_restarts", "wrappers", "info_keys"),
-    *("render_mode", "max_episode_steps"),
-)
-"""Keys of `env` that every environment of Gymnasium accepts."""
+def make_env_keys() -> set[str]:
+    """Return the keys of `env` that every environment of Gymnasium accepts."""
+    found = find(MAKE_ENV)
+    assert found is not None
+    assert isinstance(found.node, ast.FunctionDef)
+    return argument_names(found.node) | {"max_episode_steps"}
 
 
 def entry_point_of(id: Any) -> str | None:  # noqa: A002
