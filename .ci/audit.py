@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv" / "audit"
-"""Has packages of its own, which torchppo does not need."""
+"""A separate environment, because torchppo does not need pip-audit."""
 LOCKS = ("requirements.lock", "requirements-docs.lock")
 PIP_AUDIT = "pip-audit==2.10.1"
 

@@ -177,7 +177,7 @@ def attempt(way: str, path: Path, trust: tuple[str, ...] = ()) -> str:
 
 
 def attempt_in_child(path: Path, trust: tuple[str, ...]) -> str:
-    """Load a checkpoint with trust in a process of its own, which the payload may end."""
+    """Load a trusted checkpoint in a subprocess, because the payload may end it."""
     if (child := os.fork()) == 0:
         signal.alarm(60)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -52,7 +52,7 @@ def configurations() -> dict[str, list[str]]:
 
 
 def start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start `torchppo` in a process group of its own."""
+    """Start `torchppo` in a new process group."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     with log.open("ab") as file:
         return subprocess.Popen(
