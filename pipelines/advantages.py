@@ -13,10 +13,11 @@ from torchrl.modules import set_recurrent_mode
 from torchrl.objectives.value import ValueEstimatorBase
 
 from ..errors import ConfigurationError
+from ..modules.distributions.action import policy_kl
 from ..modules.features.extractor import is_recurrent, memory_keys, recurrent_state_shapes
 from ..modules.intrinsic.reward_model import RewardModel
 from ..modules.intrinsic.streams import add_advantages
-from ..modules.objectives.ppo_loss import old_distribution, policy_kl
+from ..modules.objectives.ppo_loss import old_distribution
 from .distributed import normalized, summed
 
 WRITTEN_BY: dict[NestedKey, str] = {

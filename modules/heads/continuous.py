@@ -9,7 +9,7 @@ from torchrl.data import Bounded, TensorSpec
 from torchrl.modules import IndependentNormal
 
 from ...errors import ConfigurationError
-from ..distributions import action as distributions
+from ..distributions import continuous as distributions
 from ..features.bodies import FullPrecision, orthogonal_
 from .action_heads import Head, Unmasked
 from .networks import (

@@ -15,6 +15,7 @@ from torch import distributions as D  # noqa: N812
 
 from ...errors import ConfigurationError
 from ..actor_critic import get_value_error, unshared_critic
+from ..distributions.action import policy_entropy, policy_kl
 
 LOSS_PREFIX = "loss_"
 
@@ -221,30 +222,3 @@ def old_distribution(actor: Any, data: TensorDictBase) -> D.Distribution | None:
     """Return the distribution at collection, or `None` if `data` lacks its parameters."""
     keys = data.keys(include_nested=True)
     return actor.build_dist_from_params(data) if all(key in keys for key in actor.dist_params_keys) else None
-
-
-def policy_kl(old: D.Distribution | None, new: D.Distribution, log_ratio: Tensor) -> Tensor:
-    """Return KL(old || new), `[batch]`, in closed form if there is one, otherwise `kl_estimate`."""
-    # PyTorch compares the transforms of distributions by value, which breaks a graph.
-    if old is None or isinstance(new, D.TransformedDistribution):
-        return kl_estimate(log_ratio)
-    try:
-        return D.kl_divergence(old, new)
-    except NotImplementedError:
-        return kl_estimate(log_ratio)
-
-
-def kl_estimate(log_ratio: Tensor) -> Tensor:
-    """Estimate KL(old || new) from samples of the old policy: r - 1 - log r >= 0, with r = new / old.
-
-    Source: Schulman 2020, "Approximating KL divergence", k3. Shapes: `[batch] -> [batch]`.
-    """
-    return log_ratio.expm1() - log_ratio
-
-
-def policy_entropy(distribution: D.Distribution, num_samples: int = 1) -> Tensor:
-    """Return the entropy, `[batch]`, in closed form if there is one, otherwise estimated from samples."""
-    try:
-        return distribution.entropy()
-    except NotImplementedError:
-        return -distribution.log_prob(distribution.rsample((num_samples,))).mean(0)

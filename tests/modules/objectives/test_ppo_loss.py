@@ -26,6 +26,7 @@ from torchrl.objectives import ClipPPOLoss as TorchRLClipPPOLoss
 from torchppo.errors import ConfigurationError
 from torchppo.modules.actor_critic import ActorCritic, make_actor_critic
 from torchppo.modules.distributions import action as distributions
+from torchppo.modules.distributions.action import kl_estimate, policy_entropy, policy_kl
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.extractor import recurrent_state_shapes
 from torchppo.modules.features.recurrent import GRU
@@ -36,7 +37,7 @@ from torchppo.modules.heads.networks import StateIndependentScale
 from torchppo.modules.heads.value_heads import HuberValue, PopArtValue, SquaredErrorValue, ValueHead, squared_error
 from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
-from torchppo.modules.objectives.ppo_loss import LOSS_PREFIX, PPOLoss, kl_estimate, policy_entropy, policy_kl
+from torchppo.modules.objectives.ppo_loss import LOSS_PREFIX, PPOLoss
 
 Array = NDArray[np.float64]
 Parameters = dict[str, Array]
