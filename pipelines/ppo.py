@@ -21,6 +21,7 @@ from ..modules.intrinsic.reward_model import LossesWithRewardModels, RewardModel
 from ..modules.intrinsic.streams import write_rewards
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from .advantages import RolloutBatch, require_entries
+from .collectors.rollouts import check_collector
 from .collectors.vector import failed_steps
 from .distributed import num_ranks, summed
 from .monitoring import EpisodeStatistics, MonitoredModule
@@ -28,7 +29,7 @@ from .saving.state import has_same_end, load_training_state, start_training, tra
 from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates import param_groups
 from .updates.coefficients import Coefficients
-from .updates.eager_step import LossWeights, check_collector, check_options, clip_gradients
+from .updates.eager_step import LossWeights, check_options, clip_gradients
 from .updates.minibatch import SkippedSteps
 from .updates.update import Update
 
@@ -91,8 +92,7 @@ class PPO(MonitoredModule):
         check_options(
             objective, estimator, reward_models, total_frames, max_grad_norm, normalize_advantage, value_pretraining
         )
-        self.objective = objective
-        self.estimator, self.update = estimator, update
+        self.objective, self.estimator, self.update = objective, estimator, update
         self.reward_models = nn.ModuleDict({model.name: model for model in reward_models})
         self.total_frames = total_frames
         self.reward_normalizer, self.max_grad_norm = reward_normalizer, max_grad_norm
@@ -108,7 +108,7 @@ class PPO(MonitoredModule):
         self.loss_weights = LossWeights({*CRITIC_LOSSES, *(f"loss_{name}" for name in self.reward_models)})
         self._make_optimizer = optimizer
         self.coefficients = Coefficients(controllers or {}, objective)
-        self.after_step: list[Callable[[], None]] = []
+        self.after_step: list[Callable[[], None]] = [*getattr(objective, "after_step", ())]
         self._step: Any = None
         self._resumed: dict[str, Any] | None = None  # the state of the checkpoint that the training continues from
 

@@ -1,4 +1,4 @@
-"""Distributions of discrete actions, and the KL divergence and entropy of every action distribution.
+"""Distributions of discrete actions, and the KL divergence, entropy and probability ratios of all distributions.
 
 PyTorch and TorchRL do not have these distributions, or their own versions cannot be compiled. Every distribution has a
 `deterministic_sample` and can be traced into a single graph.
@@ -15,6 +15,9 @@ from torch import distributions as D  # noqa: N812
 from torch.nn.functional import one_hot, softplus
 
 Shape = torch.Size | list[int] | tuple[int, ...]
+
+MAX_LOG_RATIO = 80.0
+"""In float32, larger log-ratios have an infinite ratio, and a NaN gradient where the clipped gradient is 0."""
 
 
 class Categorical(D.Categorical):
@@ -158,3 +161,30 @@ def policy_entropy(distribution: D.Distribution, num_samples: int = 1) -> Tensor
         return distribution.entropy()
     except NotImplementedError:
         return -distribution.log_prob(distribution.rsample((num_samples,))).mean(0)
+
+
+def probability_ratio(log_ratio: Tensor) -> Tensor:
+    """Return the ratio new / old, limited to finite values."""
+    return log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+
+
+def ratio_metrics(log_ratio: Tensor) -> dict[str, Tensor]:
+    """Return TorchRL's metrics of the ratios r, scalars.
+
+    They are `ESS` (the effective sample size (sum r)^2 / sum r^2, divided by the number of samples), `max_ratio` and
+    `mean_ratio`.
+    """
+    ratio = probability_ratio(log_ratio)
+    scaled = ratio / ratio.max()  # the square of a large ratio is infinite
+    return {
+        "ESS": scaled.mean().square() / scaled.square().mean(),
+        "max_ratio": ratio.max(),
+        "mean_ratio": ratio.mean(),
+    }
+
+
+def clip_fraction(log_ratio: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return the fraction of ratios outside [1 - low, 1 + high], a scalar."""
+    difference = log_ratio.expm1()
+    is_outside = difference.abs() > high if low is high else (difference > high) | (difference < -low)
+    return is_outside.float().mean()

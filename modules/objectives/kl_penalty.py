@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...errors import ConfigurationError
 from ..controllers import AdaptiveBeta, Controller
-from .ppo_loss import PPOLoss, probability_ratio
+from ..distributions.action import probability_ratio
+from .ppo_loss import PPOLoss
 
 
 class KLPENPPOLoss(PPOLoss, torchrl_objectives.KLPENPPOLoss):

@@ -24,7 +24,7 @@ def name_of(path: Path) -> str:
 
 
 VARIANTS = {name_of(path) for path in EXPERIMENTS} | {
-    *("critic/two_hot", "head/gaussian_state_dependent", "memory/transformer_xl"),
+    *("critic/two_hot", "head/gaussian_state_dependent", "memory/transformer_xl", "objective/kl_penalty_fixed"),
     *("policy/cnn", "policy/resnet", "policy/transformer_xl"),
 }
 """Files that differ from the defaults of their targets on purpose."""

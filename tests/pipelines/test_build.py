@@ -326,7 +326,7 @@ class TestEveryChoiceTrains:
         [
             (["estimator._target_=torchrl.objectives.value.VTrace"], r"VTrace .*new action.*; use estimator=vtrace"),
             (["estimator=td0", "critic.lmbda=0.9"], r"critic.lmbda=0.9 needs .*; use estimator=gae or td_lambda"),
-            (["estimator=td1", "estimator.gamma=0"], r"estimator.gamma=0 .*; use estimator=td0"),
+            (["estimator=monte_carlo", "estimator.gamma=0"], r"estimator.gamma=0 .*; use estimator=td0"),
             (["+estimator.lambda=0.9"], r"lambda"),
         ],
     )

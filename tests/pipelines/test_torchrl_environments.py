@@ -198,7 +198,7 @@ def test_collector(collector: str, graph: Any) -> None:
     requires_same_training(graph, *CARTPOLE, f"collector={collector}")
 
 
-@pytest.mark.parametrize("estimator", ["gae", "td_lambda", "td0", "td1", "vtrace"])
+@pytest.mark.parametrize("estimator", ["gae", "td_lambda", "td0", "monte_carlo", "vtrace"])
 def test_estimator(estimator: str, graph: Any) -> None:
     requires_same_training(graph, *CARTPOLE, f"estimator={estimator}", "update.recompute_advantage=true")
 
