@@ -38,6 +38,7 @@ from .keys.checks import (
     values_of,
     wrong_value,
 )
+from .keys.environment import check_environment
 from .keys.mistakes import check_choices, check_keys, check_unknown_keys, check_values
 from .keys.reference import CONF
 from .keys.schema import ARGUMENTS, FIELDS
@@ -85,8 +86,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
         check_empty_groups(keys, cfg)
         if any(override.is_delete() for override in parsed):
             check_deleted_keys(cfg, compose_with_hydra([]))
-        if config_dir:
-            check_user_files(cfg, set(changed))
+        check_user_files(cfg, set(changed))
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigurationError(f"{missing[0]} has no value; add {missing[0]}=... to the command")
         if is_new := cfg.run_dir is None:
@@ -94,6 +94,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
                 raise ConfigurationError("resume=auto needs run_dir=..., the folder of the run")
             cfg.run_dir = default_run_dir(cfg, choices, has_env_id="env.id" in changed)
         check_all(cfg, lambda: compose_with_hydra(chosen_groups), changed, set(options) - set(options_by_group()))
+    check_environment(cfg, overrides, str(choices.policy))
     cfg.run_dir = str(cfg.run_dir)  # YAML reads the name 2026 as a number
     if reserve and is_first_rank():
         cfg.run_dir = create_unique(cfg.run_dir) if is_new else create(cfg.run_dir)

@@ -91,7 +91,7 @@ def fits(value: Any, field: Field) -> bool:
     if isinstance(value, dict) and field.is_component:
         return "_target_" in value or not (value or field.nullable)
     if isinstance(value, list) and field.items:
-        return list in field.types and all(fits(item, field.items) for item in value)
+        return list in field.types and (bool(value) or not field.is_filled) and all(fits(i, field.items) for i in value)
     if isinstance(value, str) and field.pattern:
         return str in field.types and re.fullmatch(field.pattern[0], value) is not None
     return isinstance(value, field.types)
