@@ -154,7 +154,7 @@ class PPO(MonitoredModule):
         except Exception as error:
             raise ConfigurationError(f"optimizer: {type(error).__name__}: {error}; change optimizer.*") from error
         if self._uses_param_groups:
-            param_groups.check_param_groups(optimizer, self.critic_optimizer)
+            param_groups.check_param_groups(optimizer, self.critic_optimizer, self.reward_models)
         return optimizer
 
     def on_train_start(self) -> None:
@@ -229,7 +229,7 @@ class PPO(MonitoredModule):
 
     def _update_statistics(self, batch: RolloutBatch) -> None:
         """Update the statistics of the networks."""
-        for module in self.modules():
+        for module in self.objective.modules():
             if isinstance(module, ObservationNormalizer):
                 module.update(batch.rollout[module.key], summed)
             elif isinstance(module, ValueHead) and self.skipped.number == 0:  # else targets may not be finite
