@@ -27,7 +27,8 @@ COMMON = (
 )
 VARIANTS = {
     "clip": "experiment=cartpole",
-    "asymmetric_clip": "experiment=cartpole objective.clip_epsilon=[0.2,0.28] controller@controller.clip_epsilon=constant",
+    "asymmetric_clip": "experiment=cartpole objective.clip_epsilon=[0.2,0.28] "
+    "controller@controller.clip_epsilon=constant",
     "dual_clip": "experiment=cartpole objective.dual_clip=3",
     "truncated": "experiment=cartpole objective=unclipped objective.importance_quantile=0.9 update.target_kl=0.02",
     "kl_penalty": "experiment=cartpole_kl",

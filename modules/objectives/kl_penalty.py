@@ -9,7 +9,8 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBas
 from torch import Tensor
 
 from ...errors import ConfigurationError
-from ..controllers import AdaptiveBeta, Controller
+from ..adaptive_controllers import AdaptiveBeta
+from ..controllers import Controller
 from ..distributions.action import probability_ratio
 from .ppo_loss import PPOLoss
 

@@ -68,7 +68,7 @@ LISTED_TARGETS = frozenset(
         "torchrl.objectives.value": "VTrace",
         "torchppo.envs.recall": "Recall",
         "torchppo.envs.wrappers": "ActionMask ChannelsFirst ObservationEntries",
-        "torchppo.modules.controllers": "AdaptiveBeta",
+        "torchppo.modules.adaptive_controllers": "AdaptiveBeta",
     }.items()
     for name in names.split()
 )

@@ -52,8 +52,16 @@ class Coefficients:
             batch: the rollout, after its update; `kl` is computed from it.
             results: metrics of the update.
 
+        Raises:
+            ConfigurationError: if the update took steps, but has no such metric.
+
         """
         names = {name for controller in self._controllers.values() for name in controller.metrics}
+        if results.get("num_steps") and (missing := names - results.keys() - {"kl"}):
+            raise ConfigurationError(
+                f"a controller reads {min(missing)}, which {type(self._objective).__name__} does not return; remove the "
+                "controller, or use objective=clip"
+            )
         kl = {"kl": batch.mean_kl()} if "kl" in names else {}
         return {name: mean_over_ranks(results[name]) for name in names & results.keys()} | kl
 

@@ -52,7 +52,7 @@ def test_equal_values_are_normalized_to_zero(value: float, count: int) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [("eager", "0", "none"), ("compiled", "0.02", "none"), ("eager", "0", "gru"), ("eager", "0", "count")],
-    ids=["eager", "compiled", "recurrent", "reward model and KL-adaptive learning rate"],
+    ids=["eager", "compiled", "recurrent and averaged weights", "reward model and KL-adaptive learning rate"],
 )
 def test_two_ranks_have_equal_weights_and_statistics_after_every_step(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(

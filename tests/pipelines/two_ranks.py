@@ -13,12 +13,13 @@ from torchrl.objectives.value import GAE
 
 from torchppo.envs import make_env
 from torchppo.modules.actor_critic import make_actor_critic
-from torchppo.modules.controllers import KLAdaptive
+from torchppo.modules.adaptive_controllers import KLAdaptive
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU
 from torchppo.modules.intrinsic.count import CountBonus
 from torchppo.modules.normalizers import ObservationNormalizer
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
+from torchppo.modules.objectives.ppo_ewma import PPOEWMALoss
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.components.instantiate import seed_for_rank
 from torchppo.pipelines.distributed import normalized, summed
@@ -40,7 +41,8 @@ class Comparing(PPO):
 
     def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
         result = super().step(rows, indices)
-        mine, other = from_both_ranks(torch.cat([param.detach().reshape(-1) for param in self.parameters()]))
+        weights = [*self.parameters(), *(buffer for buffer in self.objective.buffers() if buffer.is_floating_point())]
+        mine, other = from_both_ranks(torch.cat([weight.detach().reshape(-1) for weight in weights]))
         report["steps"] += 1
         report["largest_difference"] = max(report["largest_difference"], float((mine - other).abs().max()))
         return result
@@ -58,7 +60,8 @@ class Comparing(PPO):
             if isinstance(module, ObservationNormalizer):
                 mine, other = from_both_ranks(module.moments.mean)
                 report["same_statistics"] &= bool(torch.equal(mine, other))
-        mine, other = from_both_ranks(torch.tensor([self.objective.beta, self.optimizer.param_groups[0]["lr"]]))
+        beta = getattr(self.objective, "beta", 0.0)
+        mine, other = from_both_ranks(torch.tensor([beta, self.optimizer.param_groups[0]["lr"]]))
         report["same_coefficients"] &= bool(torch.equal(mine, other))
         report["lr"] = self.optimizer.param_groups[0]["lr"]
         for model in self.reward_models.values():
@@ -94,7 +97,7 @@ actor, critic = make_actor_critic(
 update = MinibatchUpdate(epochs=2, minibatch_size=16, sequence_length=8, target_kl=float(sys.argv[2]) or None)
 adam = partial(torch.optim.Adam, lr=3e-3)
 estimator = GAE(gamma=0.99, lmbda=0.95, value_network=None)
-objective = KLPENPPOLoss(actor, critic)
+objective = (PPOEWMALoss if sys.argv[3] == "gru" else KLPENPPOLoss)(actor, critic)
 options: dict[str, Any] = {"compile": sys.argv[1] == "compiled"}
 if has_bonus:
     bonus = CountBonus(env.observation_spec, body=partial(mlp, num_cells=[16]))
