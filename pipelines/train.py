@@ -25,7 +25,6 @@ from ..errors import ConfigurationError, EnvironmentFailure
 from .build import EVALUATION_RANK, Training, build_trainer, build_training, env_name, evaluation_compile
 from .collectors.collector import seconds_of
 from .components.instantiate import build_evaluation_env, check_same_spaces, evaluation_config, seed_for_rank
-from .distributed import StopOnSignal
 from .episodes import EvaluateAndSave, Evaluation, evaluate
 from .ppo import PPO
 from .run_files.failure import end_process, report_failure
@@ -44,6 +43,7 @@ from .saving.files import locked, save_configuration
 from .saving.state import describe_resume
 from .stopping.processes import wait_for
 from .stopping.signals import Stopped, exit_code, exit_name
+from .stopping.stop_on_signal import StopOnSignal
 
 
 def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None, *, is_used: bool = False) -> int:

@@ -12,10 +12,10 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 
 from ...errors import CheckpointError
-from ..distributed import StopOnSignal
 from ..evaluate import evaluate_checkpoint
 from ..run_files.summary import print_evaluation
 from ..run_files.video import require_writable
+from ..stopping.stop_on_signal import StopOnSignal
 from .config import parse
 
 

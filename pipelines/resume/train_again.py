@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from ...errors import ConfigurationError
 from ..checkpoint import newest_checkpoint
 from ..run_files.summary import FINISHED, read_summary
-from ..stopping.processes import is_first_rank
 from ..train import train
 from .continue_run import move_run
 
@@ -46,8 +46,7 @@ def train_again(cfg: DictConfig, overrides: list[str]) -> int:
             "choose another run_dir, or train for longer with torchppo resume"
         )
     if end in FINISHED:
-        if is_first_rank():
-            print(f"{run_dir} is finished; nothing is left to do", flush=True)
+        rank_zero_only(print)(f"{run_dir} is finished; nothing is left to do", flush=True)
         return 0
     saved = [path for path in (run_dir / "checkpoints").glob("*.ckpt") if path.stem in ("last", "previous")]
     return train(cfg, overrides, newest_checkpoint(run_dir)[0] if saved else None, is_used=True)
