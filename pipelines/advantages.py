@@ -173,15 +173,7 @@ class RolloutBatch:
     @set_recurrent_mode(True)  # type: ignore[untyped-decorator]
     def mean_kl(self) -> float:
         """Return the mean KL(old || new) over all states of all ranks, where old is the policy at collection."""
-        data = self.rows.copy()
-        old = old_distribution(self.actor, data)
-        new = self.actor.get_dist(data)
-        if isinstance(new, CompositeDistribution):
-            raise ConfigurationError(
-                "the KL divergence of a CompositeDistribution is not supported; remove controllers that read kl"
-            )
-        log_ratio = new.log_prob(data[self.actor.dist_sample_keys[0]]) - data[self.actor.log_prob_keys[0]]
-        kl = policy_kl(old, new, log_ratio)
+        kl = kl_from_collection(self.actor, self.rows)
         total, count = summed(torch.stack([kl.sum(), kl.new_tensor(float(kl.numel()))])).tolist()
         return float(total / count)
 
@@ -206,6 +198,20 @@ class RolloutBatch:
         if self.memory_keys:  # the state before a sequence has no time dimension
             rows.batch_size = rows.batch_size[:1]
         return rows
+
+
+def kl_from_collection(actor: Any, rows: TensorDictBase) -> Tensor:
+    """Return KL(old || new) in every row, where old is the policy at collection; see `policy_kl`."""
+    data = rows.copy()
+    old = old_distribution(actor, data)
+    new = actor.get_dist(data)
+    if isinstance(new, CompositeDistribution):
+        raise ConfigurationError(
+            "the KL divergence of a CompositeDistribution is not supported; remove controllers that read kl, and use "
+            "update=minibatch"
+        )
+    log_ratio = new.log_prob(data[actor.dist_sample_keys[0]]) - data[actor.log_prob_keys[0]]
+    return policy_kl(old, new, log_ratio)
 
 
 def require_entries(rollout: TensorDictBase, *keys: NestedKey) -> TensorDictBase:

@@ -26,6 +26,7 @@ from torchppo.pipelines.distributed import normalized, summed
 from torchppo.pipelines.evaluate import EvaluationEpisodes
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates.minibatch import MinibatchUpdate
+from torchppo.pipelines.updates.natural_gradient import NaturalGradientUpdate
 
 
 def from_both_ranks(tensor: Tensor) -> list[Tensor]:
@@ -51,6 +52,8 @@ class Comparing(PPO):
         mine, other = from_both_ranks(rollout["observation"])
         report["same_data"] |= bool(torch.equal(mine, other))
         super().training_step(rollout)
+        fraction = self.trainer.callback_metrics.get("train/step_fraction", 0.0)
+        report["step_fraction"] = max(report["step_fraction"], float(fraction))
         report["own_episodes"] += int(rollout["next", "done"].sum())
         mine, other = from_both_ranks(
             torch.tensor([self.episodes.num_episodes, sum(length for _, length in self.episodes.episodes)])
@@ -74,6 +77,7 @@ report: dict[str, Any] = {
     "steps": 0,
     "own_episodes": 0,
     "largest_difference": 0.0,
+    "step_fraction": 0.0,
     "same_data": False,
     "same_statistics": True,
     "same_coefficients": True,
@@ -95,6 +99,8 @@ actor, critic = make_actor_critic(
     normalize_observation=True,
 )
 update = MinibatchUpdate(epochs=2, minibatch_size=16, sequence_length=8, target_kl=float(sys.argv[2]) or None)
+if sys.argv[3] == "natural_gradient":
+    update = NaturalGradientUpdate(float(sys.argv[2]), minibatch_size=16, critic_epochs=2)
 adam = partial(torch.optim.Adam, lr=3e-3)
 estimator = GAE(gamma=0.99, lmbda=0.95, value_network=None)
 objective = (PPOEWMALoss if sys.argv[3] == "gru" else KLPENPPOLoss)(actor, critic)

@@ -223,6 +223,10 @@ FIELDS: dict[str, Field] = {
     "update.burn_in": NATURAL,
     "update.target_kl": NULLABLE_POSITIVE,
     "update.recompute_advantage": FLAG,
+    "update.cg_steps": COUNT._replace(maximum=1000),
+    "update.damping": NOT_NEGATIVE,
+    "update.line_search_steps": NATURAL._replace(maximum=1000),
+    "update.backtrack": Field((float,), above=0, below=1),
 }
 """The values of every key in `conf/`. `*` stands for one name. A new key needs a line here and a comment in YAML."""
 
