@@ -12,8 +12,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ....errors import ConfigurationError
+from .fields import Field
 from .reference import CONF, TYPE_NAMES, describe
-from .schema import FIELDS, Field
+from .schema import FIELDS
 
 Options = dict[str, dict[str, str]]
 """The choices of every group with their descriptions."""

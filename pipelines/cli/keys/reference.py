@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import yaml
 
-from .schema import FIELDS, Field
+from .fields import Field
+from .schema import FIELDS
 
 CONF = Path(__file__).parents[3] / "conf"
 ROOT = "train.yaml"
