@@ -101,7 +101,7 @@ class Case(NamedTuple):
 
 FAST = (ENDLESS,)
 CASES = {
-    "start of Python": Case(ready=None, delay=0.15, has_run=False),
+    "start of Python": Case(ready=None, delay=0.4, has_run=False),
     "imports": Case(ready=None, delay=1.2, has_run=False),
     "construction": Case(("+env.seconds=30", "+env.where=init"), "pausing", has_run=False),
     "start of workers": Case(("+env.seconds=3", "+env.where=init", "env.num_workers=2"), "pausing", has_run=False),
