@@ -23,7 +23,7 @@ RESUME_CLASSES = ("snapshot", "replay", "reset", "inexact")
 and actions. `reset`: new episodes start at fixed numbers of frames, with and without a restart, and only there a
 training is saved. `inexact`: new episodes start after a restart."""
 NUM_TEST_STEPS = 12
-MORE_SECONDS, MAX_MORE_STEPS = 0.1, 200
+MORE_SECONDS, MAX_MORE_STEPS = 0.3, 200
 """Limits of further steps, which find what an environment does rarely."""
 EnvFn = Callable[[], gymnasium.Env[Any, Any]]
 
@@ -189,7 +189,7 @@ def resume_class(env_fn: EnvFn, max_seconds: float = 20.0, *, close: bool = True
         return "inexact"
     finally:
         for env in envs if close else ():
-            with suppress(Exception):
+            with suppress(Exception, SystemExit):
                 env.close()
         load_random_state(before)
     return "inexact"
