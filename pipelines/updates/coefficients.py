@@ -59,8 +59,8 @@ class Coefficients:
         names = {name for controller in self._controllers.values() for name in controller.metrics}
         if results.get("num_steps") and (missing := names - results.keys() - {"kl"}):
             raise ConfigurationError(
-                f"a controller reads {min(missing)}, which {type(self._objective).__name__} does not return; remove the "
-                "controller, or use objective=clip"
+                f"a controller reads {min(missing)}, which {type(self._objective).__name__} does not return; remove "
+                "the controller, or use objective=clip"
             )
         kl = {"kl": batch.mean_kl()} if "kl" in names else {}
         return {name: mean_over_ranks(results[name]) for name in names & results.keys()} | kl
