@@ -10,8 +10,9 @@ from torchrl.modules import IndependentNormal
 
 from ...errors import ConfigurationError
 from ..distributions import continuous as distributions
+from ..distributions.action import MultiCategorical
 from ..features.bodies import FullPrecision, orthogonal_
-from .action_heads import Head, Unmasked
+from .action_heads import Head, Logits, Unmasked
 from .networks import (
     GAIN,
     BetaParameters,
@@ -21,7 +22,7 @@ from .networks import (
     StateDependentScale,
     StateIndependentScale,
 )
-from .to_action import ScaleToBounds, TanhToUnitInterval
+from .to_action import BinToUnitInterval, ScaleToBounds, TanhToUnitInterval
 
 
 def gaussian(width: int, spec: TensorSpec, *, log_std: float = 0.0, state_dependent: bool = False) -> Head:
@@ -82,6 +83,35 @@ def beta(width: int, spec: TensorSpec) -> Head:
         partial(distributions.IndependentBeta, validate_args=False),
         sample_key="action_sample",
         to_action=ScaleToBounds(low, high),
+    )
+
+
+def categorical(width: int, spec: TensorSpec, *, num_bins: int = 11) -> Head:
+    """Build a head that chooses one of `num_bins` equally spaced values for every action, including both bounds.
+
+    The dimensions of the action are independent. Log-probabilities and entropies are those of the choices.
+
+    Source: Tang and Agrawal 2020, "Discretizing continuous action space for on-policy optimization".
+
+    Args:
+        width: Number of features.
+        spec: Spec of the actions, `[*, n]`.
+        num_bins: Number of values of every action.
+
+    Raises:
+        ConfigurationError: If a bound is not finite, or `num_bins` is less than 2.
+
+    """
+    if num_bins < 2:
+        raise ConfigurationError(f"policy.head.num_bins={num_bins} must be at least 2; 11 is usual")
+    low, high = _finite_bounds(spec, "categorical")
+    num_actions = spec.shape[-1]
+    return Head(
+        FullPrecision(Unmasked(Logits(width, num_actions * num_bins))),
+        ["logits"],
+        partial(MultiCategorical, nvec=[num_bins] * num_actions, validate_args=False),
+        sample_key="action_sample",
+        to_action=nn.Sequential(BinToUnitInterval(num_bins), ScaleToBounds(low, high)),
     )
 
 

@@ -25,7 +25,7 @@ def name_of(path: Path) -> str:
 
 VARIANTS = {name_of(path) for path in EXPERIMENTS} | {
     *("critic/two_hot", "head/gaussian_state_dependent", "memory/transformer_xl", "objective/kl_penalty_fixed"),
-    *("policy/cnn", "policy/resnet", "policy/transformer_xl"),
+    *("policy/cnn", "policy/resnet", "policy/simba", "policy/transformer_xl"),
 }
 """Files that differ from the defaults of their targets on purpose."""
 HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}

@@ -56,6 +56,7 @@ def test_has_at_most_60_lines(path: Path) -> None:
         ("own_policy", []),
         ("own_environment", ["collector.frames_per_env=32", "update.minibatch_size=64"]),
         ("own_objective", []),
+        ("own_controller", []),
         ("own_memory", ["collector.frames_per_env=32", "update.minibatch_size=64"]),
         ("own_head", ["collector.frames_per_env=64"]),
         ("own_critic", []),

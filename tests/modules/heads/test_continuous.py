@@ -16,7 +16,7 @@ from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules.heads.action_heads import ContinuousHead, Head, make_head
-from torchppo.modules.heads.continuous import beta, gaussian, gsde, tanh_gaussian
+from torchppo.modules.heads.continuous import beta, categorical, gaussian, gsde, tanh_gaussian
 from torchppo.modules.heads.networks import ResampleNoise, StateDependentExploration
 
 CONF = Path(__file__).parents[3] / "conf" / "head"
@@ -39,7 +39,10 @@ def features(*batch: int) -> Tensor:
 
 
 class TestBounds:
-    @pytest.mark.parametrize(("continuous", "samples"), [(tanh_gaussian, [-50.0, 0.0, 50.0]), (beta, [0.0, 0.5, 1.0])])
+    @pytest.mark.parametrize(
+        ("continuous", "samples"),
+        [(tanh_gaussian, [-50.0, 0.0, 50.0]), (beta, [0.0, 0.5, 1.0]), (categorical, [0, 5, 10])],
+    )
     def test_ends_and_middle_map_to_bounds_and_center(self, continuous: ContinuousHead, samples: list[float]) -> None:
         head = continuous(WIDTH, batched(BOX))
         assert head.to_action is not None
@@ -53,7 +56,7 @@ class TestBounds:
         assert head.to_action is not None
         assert head.to_action(torch.zeros(NUM_ENVS, 2)).dtype == torch.float64
 
-    @pytest.mark.parametrize("continuous", [tanh_gaussian, beta])
+    @pytest.mark.parametrize("continuous", [tanh_gaussian, beta, categorical])
     @pytest.mark.parametrize("spec", [UNBOUNDED, Bounded(-1.0, float("inf"), (2,), dtype=torch.float32)])
     def test_rejects_infinite_bounds(self, continuous: ContinuousHead, spec: TensorSpec) -> None:
         with pytest.raises(
@@ -203,10 +206,30 @@ class TestGSDE:
             make_head(batched(NEAR_BOX), 1, WIDTH, partial(gsde, num_steps=-1))
 
 
+class TestCategorical:
+    def test_bins_of_all_dimensions_are_independent_and_their_probabilities_are_softmax(self) -> None:
+        head = categorical(WIDTH, batched(BOX), num_bins=3)
+        logits = torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.0, 3.0]])
+        distribution = head.distribution_class(logits=logits)
+        weights = np.exp(logits.numpy()).reshape(2, 3)
+        expected = np.log(weights[0, 2] / weights[0].sum() * weights[1, 0] / weights[1].sum())
+        assert distribution.log_prob(torch.tensor([[2, 0]])).item() == pytest.approx(expected, rel=1e-6)
+        assert head.to_action is not None
+        torch.testing.assert_close(head.to_action(torch.tensor([[2, 0]])), torch.tensor([[2.0, 0.1]]))
+        torch.testing.assert_close(head.to_action(torch.tensor([[1, 1]])), torch.tensor([[0.0, 0.4]]))
+
+    def test_rejects_a_single_bin(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"head\.num_bins=1 must be at least 2"):
+            categorical(WIDTH, batched(BOX), num_bins=1)
+
+
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_builds_a_head(path: Path) -> None:
     options: Mapping[str, Any] = OmegaConf.load(path)
-    functions = {"gaussian": gaussian, "tanh_gaussian": tanh_gaussian, "beta": beta, "gsde": gsde}
+    functions = {
+        **{"gaussian": gaussian, "tanh_gaussian": tanh_gaussian, "beta": beta, "gsde": gsde},
+        "categorical": categorical,
+    }
     function = functions[options["_target_"].removeprefix("torchppo.modules.heads.continuous.")]
     keywords = {key: value for key, value in options.items() if not key.startswith("_")}
     head = make_head(batched(NEAR_BOX), 1, WIDTH, partial(function, **keywords))  # type: ignore[arg-type]
