@@ -51,8 +51,8 @@ def test_equal_values_are_normalized_to_zero(value: float, count: int) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("eager", "0", "none"), ("compiled", "0.02", "none"), ("eager", "0", "gru"), ("eager", "0", "count")],
-    ids=["eager", "compiled", "recurrent", "reward model and KL-adaptive learning rate"],
+    [("eager", "0", "none"), ("compiled", "0.02", "none"), ("eager", "0", "gru"), ("eager", "0", "intrinsic")],
+    ids=["eager", "compiled", "recurrent", "reward models and KL-adaptive learning rate"],
 )
 def test_two_ranks_have_equal_weights_and_statistics_after_every_step(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(
@@ -71,8 +71,9 @@ def test_two_ranks_have_equal_weights_and_statistics_after_every_step(arguments:
     assert report["same_coefficients"]
     assert report["same_episodes"]
     assert report["same_evaluation"]
-    if arguments[-1] == "count":
+    if arguments[-1] == "intrinsic":
         assert report["visits"] == 256
+        assert report["own_episodic_state"]
         assert report["lr"] > 3e-3
     else:
         assert 1 <= report["evaluation"]["eval/mean_reward"] <= 15
