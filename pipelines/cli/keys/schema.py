@@ -64,14 +64,6 @@ ENV_ID = r"(?!\d+$)(?:[\w.-]+:)?(?:[\w:-]+/)?[\w:.-]*\w"
 FOLDER = r"[^\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+"
 """Any text without control characters."""
 
-STREAM = {"body": COMPONENT, "weight": NOT_NEGATIVE, "gamma": FRACTION, "lmbda": FRACTION, "optimizer": GROUP}
-STREAM |= {"is_episodic": FLAG, "normalize": FLAG}
-NETWORKS = {**STREAM, "encoders": GROUP, "num_features": WIDTH, "share": FRACTION._replace(minimum=None, above=0)}
-NETWORKS |= {"observations": TEXTS._replace(nullable=True)}
-REWARD_MODELS = {"count": STREAM, "rnd": NETWORKS, "noveld": NETWORKS | {"alpha": FRACTION}}
-REWARD_MODELS |= {"e3b": NETWORKS | {"ridge": POSITIVE}, "icm": NETWORKS | {"beta": FRACTION}}
-"""The keys of the reward models."""
-
 FIELDS: dict[str, Field] = {
     "seed": NATURAL,
     "total_frames": COUNT._replace(maximum=10**15),
@@ -161,7 +153,6 @@ FIELDS: dict[str, Field] = {
     "policy.encoders": GROUP,
     "policy.critic": COMPONENT,
     "policy.normalize_observation": FLAG,
-    **{f"intrinsic.{name}.{key}": fields[key] for name, fields in REWARD_MODELS.items() for key in fields},
     "logger.csv.save_dir": TEXT,
     "logger.csv.name": TEXT,
     "logger.csv.version": TEXT,
@@ -211,6 +202,16 @@ FIELDS: dict[str, Field] = {
     "update.recompute_advantage": FLAG,
 }
 """The values of every key in `conf/`. `*` stands for one name. A new key needs a line here and a comment in YAML."""
+
+STREAM = {"body": COMPONENT, "weight": NOT_NEGATIVE, "gamma": FRACTION, "lmbda": FRACTION, "optimizer": GROUP}
+STREAM |= {"is_episodic": FLAG, "normalize": FLAG}
+NETWORKS = {**STREAM, "encoders": GROUP, "num_features": WIDTH, "share": FRACTION._replace(minimum=None, above=0)}
+NETWORKS |= {"observations": TEXTS._replace(nullable=True)}
+REWARD_MODELS = {"count": STREAM, "rnd": NETWORKS, "noveld": NETWORKS | {"alpha": FRACTION}}
+REWARD_MODELS |= {"e3b": NETWORKS | {"ridge": POSITIVE}, "icm": NETWORKS | {"beta": FRACTION}}
+for model, fields in REWARD_MODELS.items():
+    for option, values in fields.items():
+        FIELDS[f"intrinsic.{model}.{option}"] = values
 
 ARGUMENTS: dict[str, Field] = {
     "env.max_episode_steps": NULLABLE_COUNT,
