@@ -48,11 +48,11 @@ def test_equal_values_are_normalized_to_zero(value: float, count: int) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(("eager", "0", "none"), ("compiled", "0.02", "none"), ("eager", "0", "gru"), ("eager", "0", "count")),
+        *(("eager", "0", "none"), ("compiled", "0.02", "none"), ("eager", "0", "gru"), ("eager", "0", "intrinsic")),
         ("eager", "0.005", "natural_gradient"),
     ],
     ids=[
-        *("eager", "compiled", "recurrent and averaged weights", "reward model and KL-adaptive learning rate"),
+        *("eager", "compiled", "recurrent and averaged weights", "reward models and KL-adaptive learning rate"),
         "natural gradient",
     ],
 )
@@ -74,8 +74,9 @@ def test_two_ranks_have_equal_weights_and_statistics_after_every_step(arguments:
     assert report["same_episodes"]
     assert report["same_evaluation"]
     assert (report["step_fraction"] > 0) == (arguments[-1] == "natural_gradient")
-    if arguments[-1] == "count":
+    if arguments[-1] == "intrinsic":
         assert report["visits"] == 256
+        assert report["own_episodic_state"]
         assert report["lr"] > 3e-3
     else:
         assert 1 <= report["evaluation"]["eval/mean_reward"] <= 15

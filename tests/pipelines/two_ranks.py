@@ -17,6 +17,10 @@ from torchppo.modules.adaptive_controllers import KLAdaptive
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU
 from torchppo.modules.intrinsic.count import CountBonus
+from torchppo.modules.intrinsic.e3b import E3B
+from torchppo.modules.intrinsic.icm import ICM
+from torchppo.modules.intrinsic.noveld import NovelD
+from torchppo.modules.intrinsic.rnd import RND
 from torchppo.modules.normalizers import ObservationNormalizer
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
 from torchppo.modules.objectives.ppo_ewma import PPOEWMALoss
@@ -68,9 +72,13 @@ class Comparing(PPO):
         report["same_coefficients"] &= bool(torch.equal(mine, other))
         report["lr"] = self.optimizer.param_groups[0]["lr"]
         for model in self.reward_models.values():
-            mine, other = from_both_ranks(model.counts)
-            report["same_statistics"] &= bool(torch.equal(mine, other))
-            report["visits"] = int(model.counts.sum())
+            for buffer in model.buffers():
+                mine, other = from_both_ranks(buffer)
+                report["same_statistics"] &= bool(torch.equal(mine, other))
+        if self.reward_models:
+            report["visits"] = int(self.reward_models["count"].counts.sum())
+            mine, other = from_both_ranks(self.reward_models["e3b"].get_extra_state())
+            report["own_episodic_state"] = not torch.equal(mine, other)
 
 
 report: dict[str, Any] = {
@@ -87,7 +95,7 @@ torch.set_num_threads(1)
 quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", log_every_n_steps=1, **quiet)
 seed_everything(seed_for_rank(0, trainer.global_rank), verbose=False)
-has_bonus = sys.argv[3] == "count"
+has_bonus = sys.argv[3] == "intrinsic"
 env_id = "FrozenLake-v1" if has_bonus else "CartPole-v1"
 env = make_env(env_id, 2)
 env.set_seed(seed_for_rank(0, trainer.global_rank))
@@ -106,8 +114,10 @@ estimator = GAE(gamma=0.99, lmbda=0.95, value_network=None)
 objective = (PPOEWMALoss if sys.argv[3] == "gru" else KLPENPPOLoss)(actor, critic)
 options: dict[str, Any] = {"compile": sys.argv[1] == "compiled"}
 if has_bonus:
-    bonus = CountBonus(env.observation_spec, body=partial(mlp, num_cells=[16]))
-    options |= {"controllers": {"lr": KLAdaptive(target_kl=1.0)}, "reward_models": [bonus]}
+    spec, body = env.observation_spec, partial(mlp, num_cells=[16])
+    models = [CountBonus(spec, body=body), RND(spec, body=body), NovelD(spec, body=body)]
+    models += [model(spec, env.action_spec, body=body, num_features=8) for model in (E3B, ICM)]
+    options |= {"controllers": {"lr": KLAdaptive(target_kl=1.0)}, "reward_models": models}
 ppo = Comparing(objective, estimator, update, adam, total_frames=256, **options)
 trainer.fit(ppo, train_dataloaders=Collector(env, actor, frames_per_env=32, total_frames=256))
 episodes = EvaluationEpisodes(make_env(env_id, 2, max_episode_steps=15), actor, 2)

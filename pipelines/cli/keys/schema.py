@@ -26,14 +26,6 @@ from .fields import (
     Field,
 )
 
-STREAM = {"body": COMPONENT, "weight": NOT_NEGATIVE, "gamma": FRACTION, "lmbda": FRACTION, "optimizer": GROUP}
-STREAM |= {"is_episodic": FLAG, "normalize": FLAG}
-NETWORKS = {**STREAM, "encoders": GROUP, "num_features": WIDTH, "share": FRACTION._replace(minimum=None, above=0)}
-NETWORKS |= {"observations": TEXTS._replace(nullable=True)}
-REWARD_MODELS = {"count": STREAM, "rnd": NETWORKS, "noveld": NETWORKS | {"alpha": FRACTION}}
-REWARD_MODELS |= {"e3b": NETWORKS | {"ridge": POSITIVE}, "icm": NETWORKS | {"beta": FRACTION}}
-"""The keys of the reward models."""
-
 FIELDS: dict[str, Field] = {
     "seed": NATURAL,
     "total_frames": COUNT._replace(maximum=10**15),
@@ -107,7 +99,7 @@ FIELDS: dict[str, Field] = {
     "policy.head.log_std": NUMBER,
     "policy.head.state_dependent": FLAG,
     "policy.head.num_steps": COUNT,
-    "policy.head.num_bins": Field((int,), minimum=2, maximum=MAX_WIDTH),
+    "policy.head.num_bins": WIDTH._replace(minimum=2),
     "policy.head": COMPONENT,
     "policy.body": COMPONENT,
     "policy.critic_body": NULLABLE_COMPONENT,
@@ -131,7 +123,6 @@ FIELDS: dict[str, Field] = {
     "policy.encoders": GROUP,
     "policy.critic": COMPONENT,
     "policy.normalize_observation": FLAG,
-    **{f"intrinsic.{name}.{key}": fields[key] for name, fields in REWARD_MODELS.items() for key in fields},
     "logger.csv.save_dir": TEXT,
     "logger.csv.name": TEXT,
     "logger.csv.version": TEXT,
@@ -193,6 +184,16 @@ FIELDS: dict[str, Field] = {
     "update.backtrack": Field((float,), above=0, below=1),
 }
 """The values of every key in `conf/`. `*` stands for one name. A new key needs a line here and a comment in YAML."""
+
+STREAM = {"body": COMPONENT, "weight": NOT_NEGATIVE, "gamma": FRACTION, "lmbda": FRACTION, "optimizer": GROUP}
+STREAM |= {"is_episodic": FLAG, "normalize": FLAG}
+NETWORKS = {**STREAM, "encoders": GROUP, "num_features": WIDTH, "share": FRACTION._replace(minimum=None, above=0)}
+NETWORKS |= {"observations": TEXTS._replace(nullable=True)}
+REWARD_MODELS = {"count": STREAM, "rnd": NETWORKS, "noveld": NETWORKS | {"alpha": FRACTION}}
+REWARD_MODELS |= {"e3b": NETWORKS | {"ridge": POSITIVE}, "icm": NETWORKS | {"beta": FRACTION}}
+for model, fields in REWARD_MODELS.items():
+    for option, values in fields.items():
+        FIELDS[f"intrinsic.{model}.{option}"] = values
 
 ARGUMENTS: dict[str, Field] = {
     "env.max_episode_steps": NULLABLE_COUNT,
