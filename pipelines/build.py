@@ -43,10 +43,8 @@ from .step_factory import Compile, check_compile
 logger = logging.getLogger("torchppo")
 NOT_OF_EVERY_ESTIMATOR = ("lmbda", "vectorized", "value_network")
 """Keys of `estimator=gae` that remain in the configuration if a user changes only `estimator._target_`."""
-PRESET_COEFFICIENTS = ("clip_epsilon", "entropy_coeff")
-"""Coefficients that presets control. Some objectives do not have them."""
-EVALUATION_RANK = 1_000_000
-"""The rank from which seeds of evaluations and videos are derived. No training process has it."""
+PRESET_COEFFICIENTS = ("clip_epsilon", "entropy_coeff")  # presets control them; some objectives do not have them
+EVALUATION_RANK = 1_000_000  # seeds of evaluations and videos derive from it; no training process has this rank
 
 
 @dataclass(frozen=True)
@@ -118,6 +116,8 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     """Build the LightningModule for an environment's specs."""
     actor, critic = call(cfg.policy, observation_spec=env.observation_spec, action_spec=env.full_action_spec["action"])
     objective = build_objective(cfg.objective, actor, critic)
+    if cfg.trust_region:
+        call(cfg.trust_region).apply_to(objective)
     return call(
         cfg.ppo,
         objective=objective,

@@ -17,12 +17,18 @@ from torchppo.modules.heads.continuous import tanh_gaussian
 from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
 from torchppo.modules.objectives.ppo_loss import PPOLoss
+from torchppo.modules.trust_region.kl import KLTrustRegion
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.step_factory import Compile
 from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
+
+
+def within_trust_region(actor: Any, critic: Any) -> ClipPPOLoss:
+    """Return an objective with bounds so small that the projection acts."""
+    return KLTrustRegion(mean_bound=1e-6, cov_bound=1e-6).apply_to(ClipPPOLoss(actor, critic))
 
 
 @pytest.mark.parametrize("graph", ["trace", True], ids=["traced", "compiled"])
@@ -34,6 +40,7 @@ class TestGraphStep:
             ("Pendulum-v1", KLPENPPOLoss, {"normalize_observation": True, "value_pretraining": 1}),
             ("Pendulum-v1", ClipPPOLoss, {"head": tanh_gaussian}),
             ("CartPole-v1", ClipPPOLoss, {"shared": True, "update": MinibatchUpdate(2, 8, target_kl=1.0)}),
+            ("Pendulum-v1", within_trust_region, {}),
         ],
     )
     def test_training_equals_the_eager_one(
