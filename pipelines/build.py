@@ -43,10 +43,8 @@ from .step_factory import Compile, check_compile
 logger = logging.getLogger("torchppo")
 NOT_OF_EVERY_ESTIMATOR = ("lmbda", "vectorized", "value_network")
 """Keys of `estimator=gae` that remain in the configuration if a user changes only `estimator._target_`."""
-PRESET_COEFFICIENTS = ("clip_epsilon", "entropy_coeff")
-"""Coefficients that presets control. Some objectives do not have them."""
-EVALUATION_RANK = 1_000_000
-"""The rank from which seeds of evaluations and videos are derived. No training process has it."""
+PRESET_COEFFICIENTS = ("clip_epsilon", "entropy_coeff")  # presets control them; some objectives do not have them
+EVALUATION_RANK = 1_000_000  # seeds of evaluations and videos derive from it; no training process has this rank
 
 
 @dataclass(frozen=True)
@@ -119,6 +117,8 @@ def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     specs = {"observation_spec": env.observation_spec, "action_spec": env.full_action_spec["action"]}
     actor, critic = call(cfg.policy, **specs)
     objective, lmbda = build_objective(cfg.objective, actor, critic), cfg.critic.lmbda
+    if cfg.trust_region:
+        call(cfg.trust_region).apply_to(objective)
     return call(
         cfg.ppo,
         objective=objective,
