@@ -55,11 +55,6 @@ def summed(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def mean_over_ranks(value: float) -> float:
-    """Return the average of a number over all ranks."""
-    return summed(torch.tensor(value, dtype=torch.float64)).item() / num_ranks() if num_ranks() > 1 else value
-
-
 def gathered(items: list[T]) -> list[T]:
     """Concatenate the lists of all ranks in rank order; every rank gets the same result."""
     if num_ranks() == 1:

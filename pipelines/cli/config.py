@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -20,7 +21,6 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ...errors import ConfigurationError
-from ..stopping.processes import is_first_rank
 from .keys.checks import (
     check_deleted_keys,
     check_effects,
@@ -98,6 +98,11 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
     if reserve and is_first_rank():
         cfg.run_dir = create_unique(cfg.run_dir) if is_new else create(cfg.run_dir)
     return cfg
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0, from the variables that Lightning, torchrun and SLURM set."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def check_all(cfg: DictConfig, make_default: MakeConfig, chosen: Sequence[str], own_groups: Collection[str]) -> None:

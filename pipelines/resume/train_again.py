@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from ...errors import ConfigurationError
 from ..checkpoint import newest_checkpoint
 from ..run_files.summary import FINISHED, read_summary
-from ..stopping.processes import is_first_rank
 from ..train import train
 from .continue_run import move_run
 
@@ -20,12 +19,13 @@ NOT_COMPARED = ("run_dir", "resume", "code_dirs")
 """Keys that may differ when a run continues."""
 
 
-def train_again(cfg: DictConfig, overrides: list[str]) -> int:
+def train_again(cfg: DictConfig, overrides: list[str], *, is_first_rank: bool = True) -> int:
     """Continue the run in `cfg.run_dir` if that is wanted: by `resume=auto`, by SLURM, or because it was requeued.
 
     Args:
         cfg: the composed configuration.
         overrides: overrides of the command line.
+        is_first_rank: whether this process prints.
 
     Returns:
         The exit code of `train`; 0 if the run is finished.
@@ -46,7 +46,7 @@ def train_again(cfg: DictConfig, overrides: list[str]) -> int:
             "choose another run_dir, or train for longer with torchppo resume"
         )
     if end in FINISHED:
-        if is_first_rank():
+        if is_first_rank:
             print(f"{run_dir} is finished; nothing is left to do", flush=True)
         return 0
     saved = [path for path in (run_dir / "checkpoints").glob("*.ckpt") if path.stem in ("last", "previous")]

@@ -11,11 +11,6 @@ from pathlib import Path
 from subprocess import Popen
 
 
-def is_first_rank() -> bool:
-    """Return whether this process is rank 0, from the variables that Lightning, torchrun and SLURM set."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-
-
 def kill_children() -> None:
     """Kill all processes that this process has started, and those that they have started. Needs `/proc`."""
     found = [os.getpid()]
