@@ -15,6 +15,7 @@ from ... import __version__
 from ...errors import EnvironmentFailure, NumericalError, TorchPPOError
 from ..build import env_name
 from ..distributed import num_ranks
+from ..health.report import HealthReport
 from .summary import write_summary
 
 
@@ -56,6 +57,8 @@ def write_failure(cfg: DictConfig, overrides: list[str], error: BaseException, p
     if not (run_dir / "config.yaml").exists():  # no rollout has been collected
         return
     returns = [reward for reward, _ in ppo.episodes.episodes] if ppo is not None else []
+    callbacks = [] if ppo is None else ppo.trainer.callbacks
+    health = next((one for one in callbacks if isinstance(one, HealthReport)), HealthReport())
     summary = {
         "env": env_name(cfg),
         "seed": cfg.seed,
@@ -64,6 +67,8 @@ def write_failure(cfg: DictConfig, overrides: list[str], error: BaseException, p
         "train_return_mean": sum(returns) / len(returns) if returns else None,
         "train_episodes": None if ppo is None else ppo.episodes.num_episodes,
         "eval_return_mean": None,
+        "health": health.findings,
+        "collapsed": health.has_collapsed,
         "exit": "failed",
         "exit_code": exit_code_of(error),
         "reason": str(error) if isinstance(error, TorchPPOError) else f"{type(error).__name__}: {error}",
