@@ -88,7 +88,7 @@ def make_env(
     if num_workers > 0:
         options |= {"on_failure": on_failure, "max_restarts": max_restarts}
         return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, **options))
-    restarts = restarts_for(on_failure, max_restarts, num_envs)
+    restarts = None if on_failure == "raise" else restarts_for(on_failure, max_restarts, num_envs)
     return VectorEnv(SerialVectorEnv([env_fn] * num_envs, restarts=restarts, **options))
 
 

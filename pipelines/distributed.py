@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-import torch
 from torch import Tensor, distributed
 
 from ..errors import TorchPPOError
@@ -29,11 +28,6 @@ def summed(tensor: Tensor) -> Tensor:
         tensor = tensor.clone()
         distributed.all_reduce(tensor)
     return tensor
-
-
-def mean_over_ranks(value: float) -> float:
-    """Return the average of a number over all ranks."""
-    return summed(torch.tensor(value, dtype=torch.float64)).item() / num_ranks() if num_ranks() > 1 else value
 
 
 def gathered(items: list[T]) -> list[T]:

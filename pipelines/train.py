@@ -26,6 +26,7 @@ from .build import EVALUATION_RANK, Training, build_trainer, build_training, env
 from .collectors.collector import seconds_of
 from .components.instantiate import build_evaluation_env, check_same_spaces, evaluation_config, seed_for_rank
 from .episodes import EvaluateAndSave, Evaluation, evaluate
+from .health.report import HealthReport
 from .ppo import PPO
 from .run_files.failure import end_process, report_failure, write_failure
 from .run_files.progress import ProgressBar, ProgressLines, Stopwatch
@@ -75,14 +76,15 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None,
 
 def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: StopOnSignal, *, is_used: bool) -> None:
     """Build everything, train, and write the results; see `train`."""
-    stopwatch, run_dir, path = Stopwatch(), Path(cfg.run_dir), Path(cfg.run_dir, "summary.json")
+    stopwatch, health, run_dir = Stopwatch(), HealthReport(), Path(cfg.run_dir)
+    path = run_dir / "summary.json"
     save_config = LambdaCallback(
         on_train_batch_start=lambda trainer, *_: save_configuration(trainer, cfg, overrides),
         on_exception=lambda trainer, _, error: report_failure(run_dir, error, trainer, lambda: summary_of("failed")),
     )
     evaluator = Evaluator(cfg, stop) if cfg.eval.episodes else None
     evaluation, progress = make_evaluation(cfg, evaluator), ProgressBar() if Console().is_terminal else ProgressLines()
-    trainer = build_trainer(cfg, [save_config, stopwatch, progress, evaluation, stop])
+    trainer = build_trainer(cfg, [save_config, stopwatch, progress, health, evaluation, stop])
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
     watchdog = Watchdog(lambda error: end_process(error, lambda: write_failure(run_dir, error, save_at_once("failed"))))
     with ExitStack() as stack, watchdog:
@@ -97,7 +99,7 @@ def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: St
         def summary_of(end: str) -> Summary:
             run: dict[str, Any] = {"env": env_name(cfg), "seed": cfg.seed, "overrides": overrides}
             run |= {"collector_seconds": seconds_of(training.collector), "wall_seconds": stopwatch.seconds}
-            return make_summary(**run, ppo=training.ppo, evaluation=evaluation.last, end=end)
+            return make_summary(**run, ppo=training.ppo, evaluation=evaluation.last, end=end, health=health)
 
         def save_at_once(end: str) -> Summary:
             evaluation.last_checkpoint.save_from_memory()

@@ -100,6 +100,11 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
     return cfg
 
 
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0, from the variables that Lightning, torchrun and SLURM set."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
 def check_all(cfg: DictConfig, make_default: MakeConfig, chosen: Sequence[str], own_groups: Collection[str]) -> None:
     """Check all values, and that the `chosen` keys of the command line have an effect."""
     free = check_schema(cfg, make_default, own_groups)
@@ -179,11 +184,6 @@ def create(run_dir: str) -> str:
             f"run_dir={shown(run_dir)} cannot be created ({error.strerror}); choose another"
         ) from error
     return run_dir
-
-
-def is_first_rank() -> bool:
-    """Return whether this process is rank 0, from the variables that Lightning, torchrun and SLURM set."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def quote_path(word: str) -> str:

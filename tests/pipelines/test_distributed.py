@@ -72,6 +72,7 @@ def test_two_ranks_have_equal_weights_and_statistics_after_every_step(arguments:
     assert report["same_statistics"]
     assert report["same_coefficients"]
     assert report["same_episodes"]
+    assert report["same_metrics"]
     assert report["same_evaluation"]
     assert (report["step_fraction"] > 0) == (arguments[-1] == "natural_gradient")
     if arguments[-1] == "intrinsic":

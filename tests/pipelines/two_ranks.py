@@ -71,6 +71,9 @@ class Comparing(PPO):
         mine, other = from_both_ranks(torch.tensor([beta, self.optimizer.param_groups[0]["lr"]]))
         report["same_coefficients"] &= bool(torch.equal(mine, other))
         report["lr"] = self.optimizer.param_groups[0]["lr"]
+        metrics = self.trainer.callback_metrics
+        mine, other = from_both_ranks(torch.stack([metrics[name] for name in metrics if name.startswith("train/")]))
+        report["same_metrics"] &= bool(torch.equal(mine, other)) and "train/kl" in metrics
         for model in self.reward_models.values():
             for buffer in model.buffers():
                 mine, other = from_both_ranks(buffer)
@@ -90,6 +93,7 @@ report: dict[str, Any] = {
     "same_statistics": True,
     "same_coefficients": True,
     "same_episodes": True,
+    "same_metrics": True,
 }
 torch.set_num_threads(1)
 quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
