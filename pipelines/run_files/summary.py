@@ -62,17 +62,24 @@ def make_summary(
         "environment_frames_per_second": ppo.frames / environment if environment else None,
         "train_return_mean": sum(returns) / len(returns) if returns else None,
         "train_episodes": ppo.episodes.num_episodes,
-        "eval_return_mean": evaluation.mean if evaluation else None,
-        "eval_return_std": evaluation.std if evaluation else None,
-        "eval_episodes": len(evaluation.returns) if evaluation else 0,
-        "eval_episodes_cut": evaluation.num_cut if evaluation else 0,
         **(mean_infos("train", ppo.episodes.infos, "_") if ppo.episodes.infos else {}),
-        **(mean_infos("eval", evaluation.infos, "_") if evaluation and evaluation.infos else {}),
+        **evaluation_figures(evaluation),
         "time": {**shares, "other": 1 - sum(shares.get(name, 0.0) for name in ("collect", "estimate", "update"))},
         "health": health.findings,
         "collapsed": health.has_collapsed,
         "exit": end,
         "version": __version__,
+    }
+
+
+def evaluation_figures(evaluation: Any) -> Summary:
+    """Return the numbers of the last `Evaluation`; without one, its returns are `None`."""
+    return {
+        "eval_return_mean": evaluation.mean if evaluation else None,
+        "eval_return_std": evaluation.std if evaluation else None,
+        "eval_episodes": len(evaluation.returns) if evaluation else 0,
+        "eval_episodes_cut": evaluation.num_cut if evaluation else 0,
+        **(mean_infos("eval", evaluation.infos, "_") if evaluation and evaluation.infos else {}),
     }
 
 
