@@ -190,7 +190,7 @@ class SmallImageCNN(nn.Module):
 
     codes: Tensor
 
-    def __init__(self, shape: torch.Size, num_features: int = 128) -> None:
+    def __init__(self, shape: Sequence[int], num_features: int = 128) -> None:
         super().__init__()
         self.register_buffer("codes", torch.arange(NUM_CODES, dtype=torch.uint8).reshape(-1, 1, 1), persistent=False)
         convolutions = nn.Sequential(

@@ -137,7 +137,7 @@ class Parser(argparse.ArgumentParser):
             if word.startswith("-"):
                 if "overrides" in namespace and (ours := self._override(word, args)):
                     command.error(f"unknown option {word!r}; write {ours}")
-                options = re.findall(r"--[a-z-]+", command.format_help())
+                options = re.findall(r"--[a-z-]+", command.format_help().partition(command.epilog or "\n\n\n")[0])
                 command.error(f"unknown option {word!r}{did_you_mean(word, options)}")
             if "overrides" not in namespace:
                 command.error(f"unknown argument {word!r}")

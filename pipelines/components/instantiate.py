@@ -43,6 +43,8 @@ def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
         env.set_seed(seed)  # a Jumanji environment with pixels must have a seed before its specs are read
         env = batched(env)
     if transforms:
+        if isinstance(env, VectorEnv):
+            env.list_all_info_keys()
         env = TransformedEnv(env, Compose(*transforms), auto_unwrap=True)
         check_transforms(env)
     env.set_seed(seed)

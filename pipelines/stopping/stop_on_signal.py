@@ -74,15 +74,16 @@ class StopOnSignal(Callback):
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._pipe is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._pipe[1])  # ends the thread, which may have to tell other ranks, or may send a signal
+            self._thread.join(timeout=1.0)
+            self._pipe = None
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if self._previous:
             os.environ.pop(LAUNCHER, None)
         self._previous = {}
-        if self._pipe is not None:
-            signal.set_wakeup_fd(-1)
-            os.close(self._pipe[1])  # ends the thread
-            self._pipe = None
 
     def watch(self) -> None:
         """Start the thread. Processes that are forked before do not inherit it."""
@@ -90,7 +91,8 @@ class StopOnSignal(Callback):
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-            threading.Thread(target=self._watch, args=(self._pipe[0],), daemon=True).start()
+            self._thread = threading.Thread(target=self._watch, args=(self._pipe[0],), daemon=True)
+            self._thread.start()
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Finish rollouts from now on. Replace Lightning's handlers, which exit with code 0 or 1."""
@@ -112,7 +114,7 @@ class StopOnSignal(Callback):
             self.received, self._seconds, trainer.should_stop = number, SAVE_SECONDS, True
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        self._raises = True
+        self._raises, self._store = True, None
 
     def interruptible(self, work: Callable[[], T]) -> T | None:
         """Return the result of `work`, or `None` if a signal arrived earlier or interrupts it."""
@@ -150,9 +152,10 @@ class StopOnSignal(Callback):
         first, start = 0, 0.0
         with os.fdopen(pipe, "rb", buffering=0) as file:
             while not first or time.monotonic() - start <= self._seconds:
-                seconds = 0.05 if first else READ_SECONDS if self._store else None
+                store = None if first else self._store
+                seconds = 0.05 if first else READ_SECONDS if store else None
                 if not select.select([file], [], [], seconds)[0]:
-                    if not first and self._store and (number := self._store.read_signal()):
+                    if store is not None and (number := store.read_signal()) and self._store is not None:
                         os.kill(self._pid, number + FORWARDED)
                 else:
                     content = file.read(1)

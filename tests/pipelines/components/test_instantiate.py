@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from torchppo.pipelines.components.instantiate import build_evaluation_env, evaluation_config
+from torchppo.pipelines.components.instantiate import build_env, build_evaluation_env, evaluation_config
+from torchppo.pipelines.components.torchrl_collectors import with_recurrent_states
 
 
 def config(env: dict[str, Any], **changes: Any) -> DictConfig:
@@ -47,3 +48,13 @@ def test_number_of_environments_follows_from_the_episodes(
 def test_workers_are_those_of_the_training(changes: dict[str, int], num_workers: int) -> None:
     with closing(build_evaluation_env(config({"num_workers": 4}, **changes), seed=0, episodes=3)) as env:
         assert len(getattr(env.vector, "_workers", [])) == num_workers
+
+
+def test_transforms_and_torchrls_collectors_receive_success() -> None:
+    cfg = config({})
+    with closing(build_env(cfg, seed=0)) as env:
+        assert "episode_info" not in env.observation_spec.keys()  # noqa: SIM118 - Composite does not implement `in`
+        assert {*with_recurrent_states(env, {}).observation_spec["episode_info"].keys()} == {"is_success", "success"}
+    cfg.transforms = [{"_target_": "torchrl.envs.RewardScaling", "loc": 0.0, "scale": 1.0}]
+    with closing(build_env(cfg, seed=0)) as env:
+        assert {*env.observation_spec["episode_info"].keys()} == {"is_success", "success"}

@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from lightning import Callback, Trainer
@@ -56,6 +59,26 @@ class TestStopOnSignal:
         with pytest.raises(Stopped) as stopped, StopOnSignal():
             signal.raise_signal(signal.SIGHUP)
         assert stopped.value.number == signal.SIGHUP
+
+    def test_ranks_of_torchrun_and_srun_tell_each_other_their_signals(self) -> None:
+        """The signal of another rank is read while this one is busy; `RankStore` has its own tests."""
+        written: list[int] = []
+
+        def wait_for_signal(others: int, own: int) -> None:
+            with StopOnSignal() as stop:
+                stop.watch()
+                stop._store = cast(Any, SimpleNamespace(read_signal=lambda: others, write_signal=written.append))
+                assert stop._pipe is not None
+                os.write(stop._pipe[1], bytes([0]))  # as `on_train_start` does
+                if own:
+                    signal.raise_signal(own)
+                time.sleep(20)
+
+        for others, own in ((signal.SIGTERM, 0), (0, signal.SIGUSR1)):
+            with pytest.raises(Stopped) as stopped:
+                wait_for_signal(others, own)
+            assert stopped.value.number == (own or others)
+        assert written == [signal.SIGTERM, signal.SIGUSR1]
 
     def test_does_nothing_in_a_thread(self, make: Make, fit: Fit) -> None:
         ppo, collector = make(rollouts=2)
