@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from gymnasium.wrappers import RecordEpisodeStatistics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -223,6 +224,7 @@ def test_clocks_of_wrappers_are_not_compared() -> None:
     assert list(different(*map(save_state, wrappers), "env")) == []
     wrappers[1].reset()
     assert list(different(*map(save_state, wrappers), "env")) != []
+    assert list(different([torch.zeros(2)], [torch.ones(2)], "list")) == ["list/0"]
 
 
 def test_inexact_environments_are_refused_on_request(
