@@ -37,6 +37,7 @@ from .run_files.summary import (
     plot_learning_curve,
     print_files,
     print_summary,
+    short_path,
     write_summary,
 )
 from .run_files.video import try_to_record_video
@@ -65,6 +66,7 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None,
     """
     silence_lightning()
     torch.set_num_threads(cfg.num_threads)
+    cfg.run_dir = str(Path(cfg.run_dir).absolute())  # an environment may change the working directory
     with StopOnSignal() as stop:
         try:
             run(cfg, overrides, checkpoint, stop, is_used=is_used or checkpoint is not None)
@@ -93,7 +95,7 @@ def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: St
             stack.enter_context(closing(evaluator))
             evaluator.make_env(training.env)
         if trainer.is_global_zero:
-            stack.enter_context(locked(run_dir, is_used=is_used))
+            stack.enter_context(locked(short_path(run_dir), is_used=is_used))
         checkpoint = prepare_resume(cfg, trainer, training, evaluator, checkpoint)
 
         def summary_of(end: str) -> Summary:
@@ -137,7 +139,7 @@ def prepare_resume(
     if checkpoint is not None:
         from .run_files.continued_logs import continue_logs
 
-        start = f"continuing from {checkpoint}; "
+        start = f"continuing from {short_path(checkpoint)}; "
         name, frames = continue_logs(trainer, training.ppo, training.collector, checkpoint)
         checkpoint, name = (checkpoint, name) if frames else (None, None)
     if checkpoint is None and evaluator is None:

@@ -15,16 +15,16 @@ from ...errors import EnvironmentFailure
 from ..failures import environment_failure, is_from_environment
 from ..spaces.encoding import EncodeSpaces
 from ..wrappers import random_action
+from .parts import MISSING, SCALARS, StateError
 from .plain_data import SHARED, are_equal, layers_of, load_random_state, own_attributes, save_random_state
-from .snapshot import MISSING, SCALARS, StateError, load_state, save_state
+from .snapshot import load_state, save_state
 
 RESUME_CLASSES = ("snapshot", "replay", "reset", "inexact")
 """`snapshot`: the state is saved and restored. `replay`: the current episodes are repeated with the same random state
 and actions. `reset`: new episodes start at fixed numbers of frames, with and without a restart, and only there a
 training is saved. `inexact`: new episodes start after a restart."""
 NUM_TEST_STEPS = 12
-MORE_SECONDS, MAX_MORE_STEPS = 0.3, 200
-"""Limits of further steps, which find what an environment does rarely."""
+MORE_SECONDS, MAX_MORE_STEPS = 0.3, 200  # limits of further steps, which find what an environment does rarely
 EnvFn = Callable[[], gymnasium.Env[Any, Any]]
 
 

@@ -209,7 +209,7 @@ def compose_with_hydra(overrides: Sequence[str]) -> DictConfig:
         ConfigurationError: if Hydra fails; the message is Hydra's in one line.
 
     """
-    with one_line_errors(), HYDRA_LOCK, initialize_config_module("torchppo.conf", version_base="1.3"):
+    with one_line_errors(ValueError), HYDRA_LOCK, initialize_config_module("torchppo.conf", version_base="1.3"):
         cfg = hydra.compose("train", list(overrides), return_hydra_config=True)
     OmegaConf.set_struct(cfg, False)
     return cfg
@@ -233,9 +233,14 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn errors of Hydra, OmegaConf and YAML into a ConfigurationError."""
+def one_line_errors(*others: type[Exception]) -> Iterator[None]:
+    """Turn errors of Hydra, OmegaConf and YAML, and `others`, into a ConfigurationError."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigurationError(str(error).split("See https", maxsplit=1)[0]) from error
+    except ConfigurationError:
+        raise
+    except RecursionError as error:
+        raise ConfigurationError("a YAML file contains itself, or is nested too deeply; correct it") from error
+    except (HydraException, OmegaConfBaseException, YAMLError, *others) as error:
+        text = str(error) or str(error.__cause__ or type(error).__name__)  # Hydra's own errors may have no text
+        raise ConfigurationError(text.split("See https", maxsplit=1)[0]) from error

@@ -171,6 +171,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
         for line in hints(arguments.overrides, cfg):
             print(line, flush=True)
+    run_dir, folder = cfg.run_dir, Path.cwd()
     try:
         with exit_on_signals():
             from ..train import train
@@ -182,9 +183,9 @@ def run_train(arguments: argparse.Namespace) -> int:
 
         return train_again(cfg, arguments.overrides)
     finally:
-        if not Path(cfg.run_dir).is_absolute():
-            with suppress(OSError):  # keep a folder that is not empty
-                os.removedirs(cfg.run_dir)
+        with suppress(OSError):  # keep a folder that is not empty
+            if not Path(run_dir).is_absolute() and Path.cwd() == folder:
+                os.removedirs(run_dir)
 
 
 def run_check(arguments: argparse.Namespace) -> int:

@@ -157,11 +157,17 @@ def two_columns(title: str) -> Table:
     return table
 
 
+def short_path(path: Path) -> Path:
+    """Return a path relative to the working directory if it is in that."""
+    folder = Path.cwd()
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
+
+
 def print_files(files: dict[str, Path]) -> None:
     """Print the paths of files, each in one line that can be copied."""
     console = Console(soft_wrap=True, highlight=False)
     for name, path in files.items():
-        console.print(f"{name}: {path}", markup=False)
+        console.print(f"{name}: {short_path(path)}", markup=False)
 
 
 def print_evaluation(report: Summary) -> None:

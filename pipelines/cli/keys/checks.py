@@ -42,14 +42,17 @@ def options_by_group(config_dir: Path | None = None) -> Options:
     """Return the choices of every group with the first comment of their files.
 
     Raises:
-        ConfigurationError: if `config_dir` is not a folder.
+        ConfigurationError: if `config_dir` is not a folder, or a file is not UTF-8.
 
     """
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigurationError(f"--config-dir {config_dir} is not a folder")
     groups: Options = {}
     for path in sorted([*CONF.glob("*/*.yaml"), *(config_dir.glob("*/*.yaml") if config_dir else ())]):
-        lines = path.read_text().splitlines()
+        try:
+            lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
         comments = [line[2:] for line in lines if line.startswith("# ") and "@package" not in line]
         groups.setdefault(path.parent.name, {})[path.stem] = comments[0] if comments else ""
     return groups

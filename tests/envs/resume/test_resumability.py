@@ -91,7 +91,8 @@ RESETS: list[int] = []
         ("rare", "inexact"),
     ],
 )
-def test_class_depends_on_where_the_randomness_is(hidden: str, name: str) -> None:
+def test_class_depends_on_where_the_randomness_is(hidden: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchppo.envs.resume.resumability.MORE_SECONDS", 100.0)  # as many steps on a slow machine
     before = save_random_state()
     assert resume_class(partial(Walk, hidden)) == name
     assert are_equal(np.asarray(before["torch"]), np.asarray(save_random_state()["torch"]))

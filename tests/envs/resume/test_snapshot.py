@@ -20,8 +20,9 @@ import pytest
 import torch
 
 from torchppo.envs.make import make_gymnasium_env
+from torchppo.envs.resume.parts import StateError
 from torchppo.envs.resume.plain_data import are_equal, load_random_state, save_random_state
-from torchppo.envs.resume.snapshot import StateError, load_state, save_state
+from torchppo.envs.resume.snapshot import load_state, save_state
 
 
 def reread(state: Any) -> Any:

@@ -12,9 +12,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
+from gymnasium.wrappers import RecordEpisodeStatistics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from torchppo.envs.resume.snapshot import save_state
 from torchppo.pipelines.checkpoint import load_checkpoint
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.episodes import EvaluateAndSave
@@ -210,6 +213,18 @@ def test_verify_resume_compares_both_ways(
     monkeypatch.setitem(gymnasium.registry, "Unsteady-v0", spec)
     assert main(["verify-resume", *RUN, *filter(None, [env]), "--rollouts", "1"]) == code
     assert text in capsys.readouterr().out
+
+
+def test_clocks_of_wrappers_are_not_compared() -> None:
+    wrappers = [RecordEpisodeStatistics(gymnasium.make("CartPole-v1")) for _ in range(2)]
+    for env in wrappers:
+        env.reset(seed=0)
+        while not any(env.step(0)[2:4]):
+            pass
+    assert list(different(*map(save_state, wrappers), "env")) == []
+    wrappers[1].reset()
+    assert list(different(*map(save_state, wrappers), "env")) != []
+    assert list(different([torch.zeros(2)], [torch.ones(2)], "list")) == ["list/0"]
 
 
 def test_inexact_environments_are_refused_on_request(
