@@ -43,10 +43,8 @@ from .step_factory import Compile, check_compile
 logger = logging.getLogger("torchppo")
 NOT_OF_EVERY_ESTIMATOR = ("lmbda", "vectorized", "value_network")
 """Keys of `estimator=gae` that remain in the configuration if a user changes only `estimator._target_`."""
-PRESET_COEFFICIENTS = ("clip_epsilon", "entropy_coeff")
-"""Coefficients that presets control. Some objectives do not have them."""
-EVALUATION_RANK = 1_000_000
-"""The rank from which seeds of evaluations and videos are derived. No training process has it."""
+PRESET_COEFFICIENTS = ("clip_epsilon", "entropy_coeff")  # presets control them; some objectives do not have them
+EVALUATION_RANK = 1_000_000  # seeds of evaluations and videos derive from it; no training process has this rank
 
 
 @dataclass(frozen=True)
@@ -116,19 +114,20 @@ def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Itera
 
 def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     """Build the LightningModule for an environment's specs."""
-    actor, critic = call(cfg.policy, observation_spec=env.observation_spec, action_spec=env.full_action_spec["action"])
-    objective = build_objective(cfg.objective, actor, critic)
+    specs = {"observation_spec": env.observation_spec, "action_spec": env.full_action_spec["action"]}
+    actor, critic = call(cfg.policy, **specs)
+    objective, lmbda = build_objective(cfg.objective, actor, critic), cfg.critic.lmbda
+    if cfg.trust_region:
+        call(cfg.trust_region).apply_to(objective)
     return call(
         cfg.ppo,
         objective=objective,
         estimator=build_estimator(cfg.estimator, actor, critic),
-        critic_estimator=None
-        if cfg.critic.lmbda is None
-        else build_estimator(cfg.estimator, actor, critic, critic_lmbda=cfg.critic.lmbda),
+        critic_estimator=None if lmbda is None else build_estimator(cfg.estimator, actor, critic, critic_lmbda=lmbda),
         update=call(cfg["update"]),
         optimizer=call(cfg.optimizer),
         controllers=build_controllers(cfg),
-        reward_models=[call(node, observation_spec=env.observation_spec) for node in cfg.intrinsic.values()],
+        reward_models=[call_with_accepted(node, **specs) for node in cfg.intrinsic.values()],
         total_frames=cfg.total_frames,
         compile=cfg.compile,
         config=OmegaConf.to_container(cfg, resolve=True),

@@ -24,6 +24,7 @@ from .advantages import RolloutBatch, require_entries
 from .collectors.rollouts import check_collector
 from .collectors.vector import failed_steps
 from .distributed import num_ranks, summed
+from .metrics.learning import METRIC_NAMES, critic_metrics, learning_metrics
 from .monitoring import EpisodeStatistics, MonitoredModule
 from .saving.state import has_same_end, load_training_state, start_training, training_state
 from .step_factory import Compile, check_compile, make_optimizer_step
@@ -33,7 +34,6 @@ from .updates.eager_step import LossWeights, check_options, clip_gradients
 from .updates.minibatch import SkippedSteps
 from .updates.update import Update
 
-METRIC_NAMES = {"kl_approx": "approx_kl"}  # the names that PPO users know
 CRITIC_LOSSES = ("loss_critic", "loss_value")  # of PPO losses, and of TorchRL's ReinforceLoss
 
 
@@ -154,7 +154,7 @@ class PPO(MonitoredModule):
         except Exception as error:
             raise ConfigurationError(f"optimizer: {type(error).__name__}: {error}; change optimizer.*") from error
         if self._uses_param_groups:
-            param_groups.check_param_groups(optimizer, self.critic_optimizer)
+            param_groups.check_param_groups(optimizer, self.critic_optimizer, self.reward_models)
         return optimizer
 
     def on_train_start(self) -> None:
@@ -185,12 +185,12 @@ class PPO(MonitoredModule):
         batch = self.make_batch(rollout)
         batch.estimate()
         estimated = time.perf_counter()
-        results = {"explained_variance": batch.explained_variance, **self.update(batch)}
-        results["lr"] = self.optimizer.param_groups[0]["lr"]
+        results = {**self.coefficients.values(self.optimizer), **critic_metrics(batch), **self.update(batch)}
         num_frames = rollout.numel() * num_ranks()
         self.frames += num_frames
         self.num_rollouts += 1
         self.skipped.count(self.frames, is_last=self.frames + num_frames > self.total_frames)
+        results = learning_metrics(self, batch, results)
         measured = self.coefficients.measure(batch, results) if self.num_rollouts > self.value_pretraining else {}
         self.coefficients.move(self.frames / self.total_frames, measured, self.optimizer)
         self._update_statistics(batch)
@@ -229,7 +229,7 @@ class PPO(MonitoredModule):
 
     def _update_statistics(self, batch: RolloutBatch) -> None:
         """Update the statistics of the networks."""
-        for module in self.modules():
+        for module in self.objective.modules():
             if isinstance(module, ObservationNormalizer):
                 module.update(batch.rollout[module.key], summed)
             elif isinstance(module, ValueHead) and self.skipped.number == 0:  # else targets may not be finite

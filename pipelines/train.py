@@ -25,10 +25,10 @@ from ..errors import ConfigurationError, EnvironmentFailure
 from .build import EVALUATION_RANK, Training, build_trainer, build_training, env_name, evaluation_compile
 from .collectors.collector import seconds_of
 from .components.instantiate import build_evaluation_env, check_same_spaces, evaluation_config, seed_for_rank
-from .distributed import StopOnSignal
 from .episodes import EvaluateAndSave, Evaluation, evaluate
+from .health.report import HealthReport
 from .ppo import PPO
-from .run_files.failure import end_process, report_failure
+from .run_files.failure import end_process, report_failure, write_failure
 from .run_files.progress import ProgressBar, ProgressLines, Stopwatch
 from .run_files.summary import (
     FINISHED,
@@ -44,6 +44,7 @@ from .saving.files import locked, save_configuration
 from .saving.state import describe_resume
 from .stopping.processes import wait_for
 from .stopping.signals import Stopped, exit_code, exit_name
+from .stopping.stop_on_signal import StopOnSignal
 
 
 def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None, *, is_used: bool = False) -> int:
@@ -75,16 +76,18 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None,
 
 def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: StopOnSignal, *, is_used: bool) -> None:
     """Build everything, train, and write the results; see `train`."""
-    stopwatch, run_dir, path = Stopwatch(), Path(cfg.run_dir), Path(cfg.run_dir, "summary.json")
+    stopwatch, health, run_dir = Stopwatch(), HealthReport(), Path(cfg.run_dir)
+    path = run_dir / "summary.json"
     save_config = LambdaCallback(
         on_train_batch_start=lambda trainer, *_: save_configuration(trainer, cfg, overrides),
-        on_exception=lambda trainer, _, error: report_failure(cfg, overrides, error, trainer),
+        on_exception=lambda trainer, _, error: report_failure(run_dir, error, trainer, lambda: summary_of("failed")),
     )
     evaluator = Evaluator(cfg, stop) if cfg.eval.episodes else None
     evaluation, progress = make_evaluation(cfg, evaluator), ProgressBar() if Console().is_terminal else ProgressLines()
-    trainer = build_trainer(cfg, [save_config, stopwatch, progress, evaluation, stop])
+    trainer = build_trainer(cfg, [save_config, stopwatch, progress, health, evaluation, stop])
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
-    with ExitStack() as stack, Watchdog(lambda failure: end_process(cfg, overrides, failure)):
+    watchdog = Watchdog(lambda error: end_process(error, lambda: write_failure(run_dir, error, save_at_once("failed"))))
+    with ExitStack() as stack, watchdog:
         training = stack.enter_context(closing(build_training(cfg, trainer.global_rank, overrides)))
         if evaluator and trainer.is_global_zero:
             stack.enter_context(closing(evaluator))
@@ -96,14 +99,14 @@ def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: St
         def summary_of(end: str) -> Summary:
             run: dict[str, Any] = {"env": env_name(cfg), "seed": cfg.seed, "overrides": overrides}
             run |= {"collector_seconds": seconds_of(training.collector), "wall_seconds": stopwatch.seconds}
-            return make_summary(**run, ppo=training.ppo, evaluation=evaluation.last, end=end)
+            return make_summary(**run, ppo=training.ppo, evaluation=evaluation.last, end=end, health=health)
 
-        def save_at_once(number: int) -> None:
+        def save_at_once(end: str) -> Summary:
             evaluation.last_checkpoint.save_from_memory()
-            write_summary(summary_of(exit_name(number)) | {"frames": evaluation.last_checkpoint.frames}, path)
+            return summary_of(end) | {"frames": evaluation.last_checkpoint.frames}
 
         if trainer.is_global_zero:
-            stop.before_exit = save_at_once
+            stop.before_exit = lambda number: write_summary(save_at_once(exit_name(number)), path)
         fit(trainer, training, checkpoint, stop)
         if evaluator:
             evaluator.close()  # before the environment of the video is made

@@ -12,7 +12,8 @@ from torchrl.data import Binary, Bounded, Categorical, MultiCategorical, OneHot,
 from ...errors import ConfigurationError
 from .bodies import ToFloat, orthogonal_
 from .image_bodies import nature_cnn
-from .images import MIN_IMAGE_SIZE, ToChannelsFirst, channels_first_shape, is_image, scale_image
+from .image_shapes import MIN_IMAGE_SIZE, channels_first_shape
+from .images import ToChannelsFirst, is_image, scale_image
 
 MAX_ONE_HOT = 1024
 """Largest number of categories that are one-hot encoded; more are embedded."""

@@ -11,7 +11,8 @@ from torchrl.modules import ConvNet
 
 from ...errors import ConfigurationError
 from .bodies import orthogonal_, require_widths, to_float
-from .images import MIN_IMAGE_SIZE, ToChannelsFirst, channels_first_shape
+from .image_shapes import require_image_shape
+from .images import ToChannelsFirst
 
 
 def nature_cnn(shape: torch.Size, num_features: int = 512, layer_norm: bool = False) -> nn.Module:
@@ -29,11 +30,11 @@ def nature_cnn(shape: torch.Size, num_features: int = 512, layer_norm: bool = Fa
         ConfigurationError: If the observation is not such an image, or `num_features` is less than 1.
 
     """
-    image_shape, shape = shape, require_image_shape(shape, "cnn")
+    first, *size = require_image_shape(shape, "cnn")
     require_positive_width("num_features", num_features)
     channels = [32, 64, 64]
     convolutions = ConvNet(
-        in_features=shape[0],
+        in_features=first,
         num_cells=channels,
         kernel_sizes=[8, 4, 3],
         strides=[4, 2, 1],
@@ -43,10 +44,10 @@ def nature_cnn(shape: torch.Size, num_features: int = 512, layer_norm: bool = Fa
         aggregator_class=FlattenImage,
         aggregator_kwargs={},
     )
-    width = convolutions(torch.zeros(1, *shape)).shape[-1]
+    width = convolutions(torch.zeros(1, first, *size)).shape[-1]
     norm = [nn.LayerNorm(num_features)] if layer_norm else []
     body = nn.Sequential(convolutions, nn.Linear(width, num_features), *norm, nn.ReLU())
-    return ImageNetwork(orthogonal_(body, math.sqrt(2)), image_shape)
+    return ImageNetwork(orthogonal_(body, math.sqrt(2)), shape)
 
 
 def impala_resnet(
@@ -67,18 +68,18 @@ def impala_resnet(
         ConfigurationError: If the observation is not such an image, or a width is less than 1.
 
     """
-    image_shape, shape = shape, require_image_shape(shape, "resnet")
+    first, *size = require_image_shape(shape, "resnet")
     require_widths("channels", channels)
     require_positive_width("num_features", num_features)
     stages: list[nn.Module] = []
-    for in_channels, out_channels in zip((shape[0], *channels), channels, strict=False):
+    for in_channels, out_channels in zip((first, *channels), channels, strict=False):
         stages += [
             nn.Conv2d(in_channels, out_channels, 3, padding=1),
             nn.MaxPool2d(3, stride=2, padding=1),
             ResidualBlock(out_channels, layer_norm),
             ResidualBlock(out_channels, layer_norm),
         ]
-    num_flat = channels[-1] * math.prod(math.ceil(side / 2 ** len(channels)) for side in shape[1:])
+    num_flat = channels[-1] * math.prod(math.ceil(side / 2 ** len(channels)) for side in size)
     before, after = [nn.GroupNorm(1, channels[-1])] * layer_norm, [nn.LayerNorm(num_features)] * layer_norm
     dense = nn.Linear(num_flat, num_features)
     body = nn.Sequential(*stages, *before, nn.ReLU(), FlattenImage(), dense, *after, nn.ReLU())
@@ -87,7 +88,7 @@ def impala_resnet(
         if isinstance(block, ResidualBlock):
             # Blocks start as the identity (Zhang et al. 2019); otherwise every block would add variance.
             orthogonal_(block.network[-1], 0.0)
-    return ImageNetwork(body, image_shape)
+    return ImageNetwork(body, shape)
 
 
 class ImageNetwork(nn.Module):
@@ -143,18 +144,3 @@ class ResidualBlock(nn.Module):
 def require_positive_width(name: str, width: int) -> None:
     if width < 1:
         raise ConfigurationError(f"policy.body.{name}={width} must be at least 1")
-
-
-def require_image_shape(shape: torch.Size, policy: str) -> torch.Size:
-    """Check the shape of an image and return it as `[channels, height, width]`.
-
-    Raises:
-        ConfigurationError: If `policy` cannot process images of this shape.
-
-    """
-    if len(shape) not in (2, 3, 4) or min(channels_first_shape(shape)[1:]) < MIN_IMAGE_SIZE:
-        raise ConfigurationError(
-            f"policy={policy} needs a single image of at least 36x36 pixels, but observations have the shape "
-            f"{list(shape)}; use policy=mlp, which encodes images of any size and several entries"
-        )
-    return channels_first_shape(shape)

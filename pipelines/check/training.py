@@ -69,14 +69,15 @@ def small(cfg: DictConfig, *, has_time_limit: bool) -> DictConfig:
     changes = {
         "env": env,
         "collector": {"frames_per_env": num_steps, "double_buffer": False},
-        "update": {"epochs": 1, "critic_epochs": None, "minibatch_size": num_envs * num_steps, "target_kl": None},
         "ppo": {"value_pretraining": 0},
         "trainer": {"accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": "32-true"},
         "eval": {"env": {}},
     }
     for group, values in changes.items():
-        known = cfg[group] if group in ("collector", "update", "ppo") else values
+        known = cfg[group] if group in ("collector", "ppo") else values
         cfg[group].update({name: value for name, value in values.items() if name in known})
+    update = {"epochs": 1, "minibatch_size": num_envs * num_steps, "sequence_length": length}
+    cfg["update"] = {"_target_": "torchppo.pipelines.updates.minibatch.MinibatchUpdate", **update}
     cfg.update({"total_frames": 10**6, "logger": {}, "compile": False})
     return cfg
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -20,7 +21,6 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ...errors import ConfigurationError
-from ..stopping.processes import is_first_rank
 from .keys.checks import (
     check_deleted_keys,
     check_effects,
@@ -38,6 +38,7 @@ from .keys.checks import (
     values_of,
     wrong_value,
 )
+from .keys.environment import CHECKED, check_environment
 from .keys.mistakes import check_choices, check_keys, check_unknown_keys, check_values
 from .keys.reference import CONF
 from .keys.schema import ARGUMENTS, FIELDS
@@ -85,19 +86,23 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
         check_empty_groups(keys, cfg)
         if any(override.is_delete() for override in parsed):
             check_deleted_keys(cfg, compose_with_hydra([]))
-        if config_dir:
-            check_user_files(cfg, set(changed))
+        check_user_files(cfg, set(changed))
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigurationError(f"{missing[0]} has no value; add {missing[0]}=... to the command")
         if is_new := cfg.run_dir is None:
-            if cfg.resume.auto is True:
-                raise ConfigurationError("resume=auto needs run_dir=..., the folder of the run")
             cfg.run_dir = default_run_dir(cfg, choices, has_env_id="env.id" in changed)
         check_all(cfg, lambda: compose_with_hydra(chosen_groups), changed, set(options) - set(options_by_group()))
+    if any(word.lstrip("+").startswith(CHECKED) for word in overrides):
+        check_environment(cfg, overrides, str(choices.policy))
     cfg.run_dir = str(cfg.run_dir)  # YAML reads the name 2026 as a number
     if reserve and is_first_rank():
         cfg.run_dir = create_unique(cfg.run_dir) if is_new else create(cfg.run_dir)
     return cfg
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0, from the variables that Lightning, torchrun and SLURM set."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def check_all(cfg: DictConfig, make_default: MakeConfig, chosen: Sequence[str], own_groups: Collection[str]) -> None:

@@ -19,9 +19,11 @@ from omegaconf import OmegaConf
 from ... import __version__
 from ...errors import TorchPPOError, did_you_mean
 from ..stopping.signals import SIGNALS, Stopped, exit_at_once, exit_code
-from .config import compose, parse
+from .config import compose, is_first_rank, parse
 from .help import EVAL_EXAMPLES, EXAMPLES, TRUST_HELP
 from .keys.checks import options_by_group
+
+HINTED = ("env", "objective.", "optimizer.", "update.", "estimator.", "ppo.")  # keys about which a line may be printed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -164,10 +166,10 @@ def run_train(arguments: argparse.Namespace) -> int:
     if arguments.cfg:
         print(OmegaConf.to_yaml(cfg), end="")
         return 0
-    if any(word.startswith("env") for word in arguments.overrides):
-        from .presets import hint
+    if is_first_rank() and any(word.lstrip("+").startswith(HINTED) for word in arguments.overrides):
+        from .presets import hints
 
-        if line := hint(arguments.overrides, str(cfg.env.get("id"))):
+        for line in hints(arguments.overrides, cfg):
             print(line, flush=True)
     try:
         with exit_on_signals():

@@ -33,6 +33,7 @@ def make_summary(
     wall_seconds: float,
     evaluation: Any,
     end: str,
+    health: Any,
 ) -> Summary:
     """Return the numbers of a run that `summary.json` stores.
 
@@ -45,6 +46,7 @@ def make_summary(
         wall_seconds: wall time of training, including evaluations.
         evaluation: the last `Evaluation`, or `None`.
         end: how the run ended (`exit` in the file).
+        health: the `HealthReport`.
 
     """
     returns = [reward for reward, _ in ppo.episodes.episodes]
@@ -67,6 +69,8 @@ def make_summary(
         **(mean_infos("train", ppo.episodes.infos, "_") if ppo.episodes.infos else {}),
         **(mean_infos("eval", evaluation.infos, "_") if evaluation and evaluation.infos else {}),
         "time": {**shares, "other": 1 - sum(shares.get(name, 0.0) for name in ("collect", "estimate", "update"))},
+        "health": health.findings,
+        "collapsed": health.has_collapsed,
         "exit": end,
         "version": __version__,
     }
@@ -87,9 +91,11 @@ def read_summary(run_dir: Path) -> Summary:
 
 
 def null_if_not_finite(value: Any) -> Any:
-    """Replace floats that are not finite by `None`, including those in dictionaries."""
+    """Replace floats that are not finite by `None`, including those in dictionaries and lists."""
     if isinstance(value, dict):
         return {key: null_if_not_finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [null_if_not_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -117,6 +123,9 @@ def print_summary(summary: Summary) -> None:
         f"over {summary['eval_episodes']} episodes"
         + (f", {summary['eval_episodes_cut']} cut" if summary["eval_episodes_cut"] else ""),
     )
+    if summary["health"]:
+        names = ", ".join(one["rule"] for one in summary["health"])
+        table.add_row("health", names + ("; the policy has collapsed" if summary["collapsed"] else ""))
     add_infos(table, summary, "train_", "training ")
     add_infos(table, summary, "eval_", "evaluation ")
     Console().print(table)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..advantages import RolloutBatch
+from .eager_step import LossWeights
+
+if TYPE_CHECKING:
+    from .minibatch import SkippedSteps
 
 
 class Learner(Protocol):
@@ -18,12 +22,16 @@ class Learner(Protocol):
     Attributes:
         objective: the objective, with its `actor_network` and `critic_network`.
         normalize_advantage: whether the update normalizes the advantages of each minibatch.
+        loss_weights: weights of the losses of policy and critic, which `set_trainable` sets.
+        skipped: counts steps that are not finite. `step` adds its metrics; an update adds those of its own steps.
         after_step: functions that run after every optimizer step, for example to average the weights.
 
     """
 
     objective: nn.Module
     normalize_advantage: Literal["rollout", "minibatch"] | None
+    loss_weights: LossWeights
+    skipped: SkippedSteps
     after_step: list[Callable[[], None]]
 
     @property

@@ -12,8 +12,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ....errors import ConfigurationError
+from .fields import Field
 from .reference import CONF, TYPE_NAMES, describe
-from .schema import FIELDS, Field
+from .schema import FIELDS
 
 Options = dict[str, dict[str, str]]
 """The choices of every group with their descriptions."""
@@ -91,7 +92,7 @@ def fits(value: Any, field: Field) -> bool:
     if isinstance(value, dict) and field.is_component:
         return "_target_" in value or not (value or field.nullable)
     if isinstance(value, list) and field.items:
-        return list in field.types and all(fits(item, field.items) for item in value)
+        return list in field.types and (bool(value) or not field.is_filled) and all(fits(i, field.items) for i in value)
     if isinstance(value, str) and field.pattern:
         return str in field.types and re.fullmatch(field.pattern[0], value) is not None
     return isinstance(value, field.types)

@@ -82,7 +82,7 @@ def check_unknown_keys(keys: Iterable[str], cfg: DictConfig, known: list[str]) -
 def unknown_key(key: str, known: Collection[str], value: Any, cfg: DictConfig) -> ConfigurationError:
     """Return the error for an unknown key, with the most similar key or our key for the name of another library."""
     groups = [name for name, field in FIELDS.items() if dict in field.types and not field.is_component]
-    if any(key.startswith(f"{group}.") for group in groups if group not in ("logger", "intrinsic")):
+    if any(key.startswith(f"{group}.") for group in groups if group not in ("logger", "intrinsic", "trust_region")):
         return ConfigurationError(f"unknown key {key!r}; +{key}=... adds it")
     is_misspelt = did_you_mean(key, known, cutoff=0.9)
     if not is_misspelt and (ours := in_our_words(key, value, known)):

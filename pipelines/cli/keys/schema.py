@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .field import (
+from .fields import (
     COMPONENT,
     COMPONENTS,
     COUNT,
@@ -12,7 +12,6 @@ from .field import (
     FRACTION,
     GROUP,
     LIMIT,
-    MAX_WIDTH,
     NATURAL,
     NOT_NEGATIVE,
     NULLABLE_COMPONENT,
@@ -35,6 +34,7 @@ FIELDS: dict[str, Field] = {
     "compile": Field(choices=(True, False, "auto", "trace")),
     "logger": GROUP,
     "intrinsic": GROUP,
+    "trust_region": GROUP,
     "transforms": COMPONENTS,
     "critic.epochs": NULLABLE_COUNT,
     "critic.lmbda": FRACTION._replace(nullable=True),
@@ -75,7 +75,7 @@ FIELDS: dict[str, Field] = {
     "env.wrappers": COMPONENTS,
     "env.info_keys": TEXTS,
     "env.render_mode": Field((str,), pattern=(r"[a-z]\w*", "a mode such as rgb_array"), nullable=True),
-    "collector.frames_per_env": COUNT,
+    "collector.frames_per_env": COUNT._replace(maximum=10**8),
     "collector.num_workers": COUNT._replace(maximum=1024),
     "collector.trust_policy": FLAG,
     "collector.double_buffer": FLAG,
@@ -101,7 +101,7 @@ FIELDS: dict[str, Field] = {
     "policy.head.log_std": NUMBER,
     "policy.head.state_dependent": FLAG,
     "policy.head.num_steps": COUNT,
-    "policy.head.num_bins": Field((int,), minimum=2, maximum=MAX_WIDTH),
+    "policy.head.num_bins": WIDTH._replace(minimum=2),
     "policy.head": COMPONENT,
     "policy.body": COMPONENT,
     "policy.critic_body": NULLABLE_COMPONENT,
@@ -125,11 +125,6 @@ FIELDS: dict[str, Field] = {
     "policy.encoders": GROUP,
     "policy.critic": COMPONENT,
     "policy.normalize_observation": FLAG,
-    "intrinsic.count.body": COMPONENT,
-    "intrinsic.count.weight": NOT_NEGATIVE,
-    "intrinsic.count.gamma": FRACTION,
-    "intrinsic.count.lmbda": FRACTION,
-    "intrinsic.count.is_episodic": FLAG,
     "logger.csv.save_dir": TEXT,
     "logger.csv.name": TEXT,
     "logger.csv.version": TEXT,
@@ -178,6 +173,9 @@ FIELDS: dict[str, Field] = {
     "trainer.enable_model_summary": FLAG._replace(nullable=True),
     "trainer.enable_progress_bar": FLAG._replace(nullable=True),
     "trainer.use_distributed_sampler": FLAG,
+    "trust_region.mean_bound": POSITIVE,
+    "trust_region.cov_bound": POSITIVE,
+    "trust_region.alpha": NOT_NEGATIVE,
     "update.epochs": COUNT,
     "update.critic_epochs": NULLABLE_COUNT,
     "update.minibatch_size": COUNT,
@@ -185,8 +183,22 @@ FIELDS: dict[str, Field] = {
     "update.burn_in": NATURAL,
     "update.target_kl": NULLABLE_POSITIVE,
     "update.recompute_advantage": FLAG,
+    "update.cg_steps": COUNT._replace(maximum=1000),
+    "update.damping": NOT_NEGATIVE,
+    "update.line_search_steps": NATURAL._replace(maximum=1000),
+    "update.backtrack": Field((float,), above=0, below=1),
 }
 """The values of every key in `conf/`. `*` stands for one name. A new key needs a line here and a comment in YAML."""
+
+STREAM = {"body": COMPONENT, "weight": NOT_NEGATIVE, "gamma": FRACTION, "lmbda": FRACTION, "optimizer": GROUP}
+STREAM |= {"is_episodic": FLAG, "normalize": FLAG}
+NETWORKS = {**STREAM, "encoders": GROUP, "num_features": WIDTH, "share": FRACTION._replace(minimum=None, above=0)}
+NETWORKS |= {"observations": TEXTS._replace(nullable=True)}
+REWARD_MODELS = {"count": STREAM, "rnd": NETWORKS, "noveld": NETWORKS | {"alpha": FRACTION}}
+REWARD_MODELS |= {"e3b": NETWORKS | {"ridge": POSITIVE}, "icm": NETWORKS | {"beta": FRACTION}}
+for model, fields in REWARD_MODELS.items():
+    for option, values in fields.items():
+        FIELDS[f"intrinsic.{model}.{option}"] = values
 
 ARGUMENTS: dict[str, Field] = {
     "env.max_episode_steps": NULLABLE_COUNT,

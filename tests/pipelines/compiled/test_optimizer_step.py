@@ -21,6 +21,7 @@ from torchppo.modules.objectives.ppo_ewma import PPOEWMALoss
 from torchppo.modules.objectives.ppo_loss import PPOLoss
 from torchppo.modules.objectives.rollback import RollbackPPOLoss
 from torchppo.modules.objectives.spo import SPOLoss
+from torchppo.modules.trust_region.kl import KLTrustRegion
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.step_factory import Compile
@@ -28,6 +29,11 @@ from torchppo.pipelines.updates.eager_step import total_loss
 from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
+
+
+def within_trust_region(actor: Any, critic: Any) -> ClipPPOLoss:
+    """Return an objective with bounds so small that the projection acts."""
+    return KLTrustRegion(mean_bound=1e-6, cov_bound=1e-6).apply_to(ClipPPOLoss(actor, critic))
 
 
 @pytest.mark.parametrize("graph", ["trace", True], ids=["traced", "compiled"])
@@ -40,6 +46,7 @@ class TestGraphStep:
             ("Pendulum-v1", ClipPPOLoss, {"head": tanh_gaussian}),
             ("CartPole-v1", ClipPPOLoss, {"shared": True, "update": MinibatchUpdate(2, 8, target_kl=1.0)}),
             ("CartPole-v1", partial(PPOEWMALoss, importance_quantile=0.9), {}),
+            ("Pendulum-v1", within_trust_region, {}),
         ],
     )
     def test_training_equals_the_eager_one(

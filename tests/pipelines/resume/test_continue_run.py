@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -18,6 +19,7 @@ from torchppo.pipelines.checkpoint import load_checkpoint
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.episodes import EvaluateAndSave
 from torchppo.pipelines.resume.verify import different
+from torchppo.pipelines.run_files.continued_logs import continue_csv
 
 RUN = (
     *("experiment=cartpole", "env.num_envs=2", "collector.frames_per_env=32", "update.epochs=1", "total_frames=512"),
@@ -143,6 +145,29 @@ def test_overrides_that_are_not_yaml_are_reported(copied: Path, capsys: pytest.C
     (copied / "overrides.yaml").write_text("- [\n\x00")
     assert main(["resume", str(copied), "total_frames=640"]) == 5
     assert "overrides.yaml" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_run_is_refused(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied / "config.yaml"
+    text, rows = path.read_text(), rows_of(copied)
+    path.write_text(text.replace("seed: 0", "seed: 9"))
+    assert main(["resume", str(copied), "total_frames=640"]) == 5
+    err = capsys.readouterr().err
+    assert "seed is 9, not 0" in err
+    assert err.count("\n") == 1
+    assert rows_of(copied) == rows
+    path.write_text("a: [")
+    assert main(["train", *RUN, f"run_dir={copied}", "resume=auto"]) == 2
+    assert "config.yaml" in capsys.readouterr().err
+
+
+def test_damaged_rows_of_metrics_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"step,a,b\n1,0.5,\n2,nan,3\n3,\xff,1\n4,0.5\n5,0.5,6\n" + bytes(10))
+    writer = SimpleNamespace(metrics_keys=[])
+    continue_csv(SimpleNamespace(log_dir=str(tmp_path), experiment=writer), lambda *_: True)
+    assert path.read_text().split() == ["step,a,b", "1,0.5,", "2,nan,3", "5,0.5,6"]
+    assert writer.metrics_keys == ["step", "a", "b"]
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", ".metrics.csv.part", "videos", "tensorboard/x"])

@@ -1,4 +1,4 @@
-"""The values that a key of the configuration accepts."""
+"""What a configuration key accepts, and fields that many keys share."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Field(NamedTuple):
         is_component: whether a group of keys needs a `_target_`.
         infinite: whether `inf` is accepted. `nan` never is.
         items: values of the entries of a list; `None` accepts any.
+        is_filled: whether a list must have an entry.
         pattern: regular expression of the whole text, and a description of the text; `None` accepts any text.
 
     """
@@ -33,6 +34,7 @@ class Field(NamedTuple):
     is_component: bool = False
     infinite: bool = False
     items: Field | None = None
+    is_filled: bool = False
     pattern: tuple[str, str] | None = None
 
 
@@ -56,7 +58,7 @@ COMPONENT = GROUP._replace(is_component=True)
 NULLABLE_COMPONENT = COMPONENT._replace(nullable=True)
 COMPONENTS = Field((list,), items=COMPONENT)
 WIDTH = COUNT._replace(maximum=MAX_WIDTH)
-WIDTHS = Field((list,), items=WIDTH)
+WIDTHS = Field((list,), items=WIDTH, is_filled=True)
 LIMIT = POSITIVE._replace(infinite=True)
 
 ENV_ID = r"(?!\d+$)(?:[\w.-]+:)?(?:[\w:-]+/)?[\w:.-]*\w"

@@ -1,0 +1,1 @@
+"""Trust regions: projections of the policy's distribution, one per file."""

@@ -1,0 +1,91 @@
+"""Losses, KL divergence and Fisher matrix of a policy as functions of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..advantages import kl_from_collection
+from ..distributed import num_ranks, summed
+from .eager_step import total_loss
+from .update import Learner
+
+
+class PolicySurrogate:
+    """Policy losses and KL divergence of a rollout as functions of the policy's parameters, averaged over all ranks.
+
+    Args:
+        learner: its objective and weights of the losses define the policy losses.
+        rows: the rollout `[rows]`.
+        params: parameters of the policy.
+
+    """
+
+    def __init__(self, learner: Learner, rows: TensorDictBase, params: list[nn.Parameter]) -> None:
+        self._learner = learner
+        self._rows = rows
+        self._params = params
+
+    def loss_and_gradient(self) -> tuple[float, Tensor]:
+        """Return the policy losses and their gradient `[num_parameters]`."""
+        loss = self._loss()
+        gradients = torch.autograd.grad(loss, self._params, allow_unused=True, materialize_grads=True)
+        return over_ranks(loss.detach()).item(), over_ranks(flat(gradients))
+
+    @torch.no_grad()
+    def loss_and_kl(self) -> tuple[float, float]:
+        """Return the policy losses and the mean KL(old || new), where old is the policy at collection."""
+        loss, kl = over_ranks(torch.stack([self._loss(), self._kl()])).tolist()
+        return loss, kl
+
+    def fisher_product(self, damping: float) -> Callable[[Tensor], Tensor]:
+        """Return a function v -> (F + damping I) v.
+
+        The Fisher matrix F is the Hessian of KL(old || new) at new = old. Its product with v is the gradient of
+        v^T dKL, so that the matrix is never computed (Schulman et al. 2015, appendix C.1). If the KL divergence is the
+        estimate `kl_estimate`, F is the mean of (d log p)(d log p)^T over the actions taken.
+        """
+        slope = flat(torch.autograd.grad(self._kl(), self._params, create_graph=True, materialize_grads=True))
+
+        def product(vector: Tensor) -> Tensor:
+            gradients = torch.autograd.grad(
+                torch.dot(slope, vector), self._params, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            return over_ranks(flat(gradients)) + damping * vector
+
+        return product
+
+    @torch.no_grad()
+    def set_parameters(self, vector: Tensor) -> None:
+        """Change all parameters in place, because optimizers and graphs refer to them."""
+        parts = vector.split([param.numel() for param in self._params])
+        for param, part in zip(self._params, parts, strict=True):
+            param.copy_(part.view_as(param))
+
+    def _loss(self) -> Tensor:
+        return total_loss(self._learner.objective(self._rows), self._learner.loss_weights)
+
+    def _kl(self) -> Tensor:
+        return kl_from_collection(self._learner.objective.actor_network, self._rows).mean()
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenate tensors to one vector."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def over_ranks(tensor: Tensor) -> Tensor:
+    """Return the average of a tensor over all ranks; every rank gets the same result."""
+    return summed(tensor) / num_ranks()
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Use implementations of attention and recurrent layers that PyTorch can differentiate twice."""
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        yield
