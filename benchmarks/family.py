@@ -42,6 +42,9 @@ VARIANTS = {
     "reinforce": "experiment=cartpole_a2c objective=reinforce estimator=monte_carlo",
     "vtrace": "experiment=cartpole estimator=vtrace update.recompute_advantage=true",
     "kl_adaptive": "experiment=cartpole controller@controller.lr=kl_adaptive",
+    "natural_gradient": "experiment=cartpole update=natural_gradient collector.frames_per_env=128",
+    "frobenius": "experiment=cartpole objective=unclipped trust_region=frobenius",
+    "kl_trust_region": "experiment=cartpole objective=unclipped trust_region=kl",
 }
 """The words of `torchppo train` for each variant. A new component needs a line here."""
 COLUMNS = ("variant", "seed", "solved", "frames", "eval_return_mean", "eval_return_std", "wall_seconds", "date")

@@ -174,18 +174,20 @@ class PPOLoss(torchrl_objectives.PPOLoss):
         old = old_distribution(self.actor_network, tensordict)
         log_ratio, new, *_ = super()._log_weight(tensordict, adv_shape)
         kl = policy_kl(old, new, log_ratio.squeeze(-1)).unsqueeze(-1)
-        return log_ratio, new, kl, self._log_truncation(log_ratio.detach())
+        return log_ratio, new, kl, self._log_truncation(log_ratio)
 
     def _log_truncation(self, log_ratio: Tensor) -> Tensor | None:
         """Return the logarithm of the factor that truncates each ratio, or `None` without a limit.
 
         TorchRL's factor of a ratio that is not finite would be 0. Shapes: `[batch, 1] -> [batch, 1]`.
         """
-        log_ratio = log_ratio.clamp(max=MAX_LOG_RATIO)
+        if self.max_importance_ratio is None and self.importance_quantile is None:
+            return None
+        log_ratio = log_ratio.detach().clamp(max=MAX_LOG_RATIO)
         limits = [] if self.max_importance_ratio is None else [self.max_importance_ratio.log()]
         if self.importance_quantile is not None:
             limits.append(log_ratio.flatten().quantile(self.importance_quantile))
-        return (reduce(torch.minimum, limits) - log_ratio).clamp(max=0.0) if limits else None
+        return (reduce(torch.minimum, limits) - log_ratio).clamp(max=0.0)
 
     def _get_entropy(self, dist: D.Distribution, adv_shape: torch.Size) -> Tensor | TensorDictBase:
         """Return the entropy, `[batch, 1]`.

@@ -44,6 +44,7 @@ FIELDS: dict[str, Field] = {
     "critic.head.v_max": NUMBER,
     "critic.head.sigma_ratio": NOT_NEGATIVE,
     "critic.head.symlog": FLAG,
+    "critic.head.num_stds": POSITIVE,
     "critic.head.delta": POSITIVE,
     "critic.head.beta": Field((float,), minimum=0, below=1),
     "ppo.max_grad_norm": LIMIT,
