@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .trust_region import TrustRegion, mahalanobis
 
-MIN_LOG_STEP, NUM_BISECTIONS, NUM_NEWTON_STEPS = -30.0, 16, 3
-"""The step is searched in [exp(-30), 1]. The bisections leave an error of 0.05 %, and Newton's steps 1e-9."""
+MIN_LOG_STEP, NUM_POINTS, NUM_GRIDS, NUM_NEWTON_STEPS = -30.0, 32, 2, 3
+"""The step is searched in [exp(-30), 1]. The grids leave an error of 3 %, and Newton's steps 1e-9."""
 
 
 class KLTrustRegion(TrustRegion):
@@ -85,11 +85,12 @@ def largest_step(
 ) -> Tensor:
     """Solve divergence(t) = bound for t in (0, 1), where the divergence increases from 0.
 
-    Bisections and Newton's steps are on a logarithmic scale, on which the divergence is almost a line. The last step of
-    Newton has a gradient: dt = -d(divergence) / slope, as for an implicit function.
+    Grids and Newton's steps are on a logarithmic scale, on which the divergence is almost a line. A grid evaluates its
+    points at once; a bisection would have ten times as many operations one after the other. The last step of Newton
+    has a gradient: dt = -d(divergence) / slope, as for an implicit function.
 
     Args:
-        divergence: Of t `[*]`, for every sample.
+        divergence: Of t `[*]`, for every sample; t may have another dimension in front.
         slope: Derivative of `divergence` with respect to t.
         bound: Value of the divergence.
         is_outside: Where divergence(1) is above the bound, `[*]`. The result is arbitrary elsewhere.
@@ -100,12 +101,13 @@ def largest_step(
     """
     with torch.no_grad():
         zero = torch.zeros_like(divergence(torch.ones_like(is_outside, dtype=torch.float32)))
-        low, high = zero + MIN_LOG_STEP, zero
-        for _ in range(NUM_BISECTIONS):
-            middle = (low + high) / 2
-            is_inside = divergence(middle.exp()) <= bound
-            low, high = middle.where(is_inside, low), high.where(is_inside, middle)
-        log_step = (low + high) / 2
+        points = torch.arange(1, NUM_POINTS, device=zero.device).view(-1, *[1] * zero.dim())
+        low, width = zero + MIN_LOG_STEP, -MIN_LOG_STEP
+        for _ in range(NUM_GRIDS):
+            width /= NUM_POINTS
+            is_inside = divergence((low + width * points).exp()) <= bound
+            low = low + width * is_inside.sum(0)
+        high, log_step = low + width, low + width / 2
         for _ in range(NUM_NEWTON_STEPS):
             step = log_step.exp()
             value = divergence(step)

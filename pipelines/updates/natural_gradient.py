@@ -38,7 +38,8 @@ class NaturalGradientUpdate(MinibatchUpdate):
         damping: added to the diagonal of the Fisher matrix.
         line_search_steps: largest number of step lengths that are tried; 0 always takes the whole step (NPG).
         backtrack: ratio of a step length to the one before it.
-        critic_epochs: passes of the critic over a rollout.
+        epochs: passes of the critic over a rollout.
+        critic_epochs: replaces `epochs`, as in `MinibatchUpdate`; `None` means `epochs`.
         minibatch_size: frames in a minibatch of the critic on each rank; must divide the rollout.
         sequence_length: see `MinibatchUpdate`.
 
@@ -55,7 +56,8 @@ class NaturalGradientUpdate(MinibatchUpdate):
         damping: float = 0.1,
         line_search_steps: int = 10,
         backtrack: float = 0.8,
-        critic_epochs: int = 10,
+        epochs: int = 10,
+        critic_epochs: int | None = None,
         minibatch_size: int = 128,
         sequence_length: int | None = None,
     ) -> None:
@@ -65,12 +67,12 @@ class NaturalGradientUpdate(MinibatchUpdate):
             f"update.damping={damping} must not be negative": damping >= 0,
             f"update.line_search_steps={line_search_steps} must not be negative": line_search_steps >= 0,
             f"update.backtrack={backtrack} must be between 0 and 1": 0 < backtrack < 1,
-            f"critic.epochs={critic_epochs} must be at least 1": critic_epochs is not None and critic_epochs >= 1,
         }
         for message, is_true in is_valid.items():
             if not is_true:
                 raise ConfigurationError(message)
-        super().__init__(critic_epochs, minibatch_size, sequence_length=sequence_length)
+        super().__init__(epochs, minibatch_size, critic_epochs=critic_epochs, sequence_length=sequence_length)
+        self.epochs = self.critic_epochs
         self.target_kl = target_kl
         self.cg_steps = cg_steps
         self.damping = damping

@@ -112,7 +112,7 @@ actor, critic = make_actor_critic(
 )
 update = MinibatchUpdate(epochs=2, minibatch_size=16, sequence_length=8, target_kl=float(sys.argv[2]) or None)
 if sys.argv[3] == "natural_gradient":
-    update = NaturalGradientUpdate(float(sys.argv[2]), minibatch_size=16, critic_epochs=2)
+    update = NaturalGradientUpdate(float(sys.argv[2]), minibatch_size=16, epochs=2)
 adam = partial(torch.optim.Adam, lr=3e-3)
 estimator = GAE(gamma=0.99, lmbda=0.95, value_network=None)
 objective = (PPOEWMALoss if sys.argv[3] == "gru" else KLPENPPOLoss)(actor, critic)

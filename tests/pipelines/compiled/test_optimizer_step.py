@@ -31,11 +31,6 @@ from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
 
 
-def within_trust_region(actor: Any, critic: Any) -> ClipPPOLoss:
-    """Return an objective with bounds so small that the projection acts."""
-    return KLTrustRegion(mean_bound=1e-6, cov_bound=1e-6).apply_to(ClipPPOLoss(actor, critic))
-
-
 @pytest.mark.parametrize("graph", ["trace", True], ids=["traced", "compiled"])
 class TestGraphStep:
     @pytest.mark.parametrize(
@@ -46,7 +41,6 @@ class TestGraphStep:
             ("Pendulum-v1", ClipPPOLoss, {"head": tanh_gaussian}),
             ("CartPole-v1", ClipPPOLoss, {"shared": True, "update": MinibatchUpdate(2, 8, target_kl=1.0)}),
             ("CartPole-v1", partial(PPOEWMALoss, importance_quantile=0.9), {}),
-            ("Pendulum-v1", within_trust_region, {}),
         ],
     )
     def test_training_equals_the_eager_one(
@@ -154,3 +148,17 @@ class TestEarlyStop:
         ppo, collector = make(update=update, rollouts=1, compile=graph)
         trainer = fit(ppo, collector)
         assert trainer.global_step == 5, "the KL is above the limit after the only step of the policy"
+
+
+def test_projections_of_a_trust_region_are_traced(make: Make, fit: Fit) -> None:
+    def objective(*networks: Any) -> ClipPPOLoss:
+        return KLTrustRegion(mean_bound=1e-5, cov_bound=1e-6).apply_to(ClipPPOLoss(*networks))
+
+    states = []
+    for graph in (False, "trace"):
+        ppo, collector = make("Pendulum-v1", objective=objective, rollouts=3, compile=graph)
+        trainer = fit(ppo, collector)
+        assert trainer.callback_metrics["train/projected_fraction"] > 0.1
+        states.append(ppo.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5)

@@ -214,7 +214,7 @@ class TestStep:
         actor, critic = make_networks()
         rows = collected(actor, **options)
         objective = ClipPPOLoss(actor, critic)
-        update = NaturalGradientUpdate(target_kl=0.02, critic_epochs=1, minibatch_size=rows["advantage"].numel())
+        update = NaturalGradientUpdate(target_kl=0.02, epochs=1, minibatch_size=rows["advantage"].numel())
         metrics, _ = trained(update, objective, rows)
         with torch.no_grad(), set_recurrent_mode("shape" in options and len(options["shape"]) > 1):
             losses = objective(rows)
@@ -227,7 +227,9 @@ class TestStep:
     def test_epochs_of_the_critic_leave_the_policy_frozen(self) -> None:
         actor, critic = networks(CONTINUOUS)
         metrics, learner = trained(
-            NaturalGradientUpdate(critic_epochs=3, minibatch_size=16), ClipPPOLoss(actor, critic), collected(actor)
+            NaturalGradientUpdate(epochs=7, critic_epochs=3, minibatch_size=16),
+            ClipPPOLoss(actor, critic),
+            collected(actor),
         )
         assert learner.trained == [(0.0, 1.0)] * 12
         assert metrics["num_steps"] == 12
@@ -258,9 +260,7 @@ class TestStep:
         rows = collected(actor)
         before = [param.clone() for param in actor.parameters()]
         # The damping is so small that the quadratic approximation of the KL divergence is wrong.
-        update = NaturalGradientUpdate(
-            target_kl=50.0, damping=0.0, minibatch_size=64, line_search_steps=1, critic_epochs=1
-        )
+        update = NaturalGradientUpdate(target_kl=50.0, damping=0.0, minibatch_size=64, line_search_steps=1, epochs=1)
         metrics, _ = trained(update, ClipPPOLoss(actor, critic), rows)
         assert metrics["step_fraction"] == 0.0
         assert all(torch.equal(*pair) for pair in zip(before, actor.parameters(), strict=True))
@@ -284,7 +284,7 @@ class TestStep:
         steps = []
         for shift, mode in ((0.0, "rollout"), (5.0, "minibatch")):
             actor, critic = networks(CONTINUOUS)
-            rows, update = collected(actor), NaturalGradientUpdate(minibatch_size=64, critic_epochs=1)
+            rows, update = collected(actor), NaturalGradientUpdate(minibatch_size=64, epochs=1)
             advantage = rows["advantage"]
             rows["advantage"] = (advantage - advantage.mean()) / advantage.std(correction=0) + shift
             learner = Learner(ClipPPOLoss(actor, critic))
@@ -310,7 +310,7 @@ class TestTraining:
                 return metrics
 
         ppo, collector = make(
-            frames_per_env=64, rollouts=8, update=Measuring(target_kl=0.005, minibatch_size=32, critic_epochs=2)
+            frames_per_env=64, rollouts=8, update=Measuring(target_kl=0.005, minibatch_size=32, epochs=2)
         )
         ppo.after_step.append(lambda: hooks.append(1))
         hooks: list[int] = []
@@ -323,14 +323,14 @@ class TestTraining:
     def test_traced_equals_eager(self, make: Make, fit: Fit) -> None:
         weights = []
         for compile_ in (False, "trace"):
-            ppo, collector = make(update=NaturalGradientUpdate(minibatch_size=8, critic_epochs=2), compile=compile_)
+            ppo, collector = make(update=NaturalGradientUpdate(minibatch_size=8, epochs=2), compile=compile_)
             fit(ppo, collector)
             weights.append([param.detach().clone() for param in ppo.objective.parameters()])
         for eager, traced in zip(*weights, strict=True):
             torch.testing.assert_close(traced, eager, rtol=0, atol=1e-6)
 
     def test_value_pretraining_leaves_the_policy(self, make: Make, fit: Fit) -> None:
-        ppo, collector = make(update=NaturalGradientUpdate(minibatch_size=8, critic_epochs=2), value_pretraining=2)
+        ppo, collector = make(update=NaturalGradientUpdate(minibatch_size=8, epochs=2), value_pretraining=2)
         before = [param.clone() for param in ppo.actor.parameters()]
         trainer = fit(ppo, collector)
         assert all(torch.equal(*pair) for pair in zip(before, ppo.actor.parameters(), strict=True))
@@ -356,7 +356,7 @@ class TestTraining:
         ({"line_search_steps": -1}, "update.line_search_steps=-1"),
         ({"backtrack": 1.0}, "update.backtrack=1.0"),
         ({"critic_epochs": 0}, "critic.epochs=0"),
-        ({"critic_epochs": None}, "critic.epochs=None"),
+        ({"epochs": 0}, "update.epochs=0"),
         ({"minibatch_size": 0}, "update.minibatch_size=0"),
     ],
 )
