@@ -27,8 +27,7 @@ class NeighborDistance(RewardModel):
 
     def __init__(self, observation_spec: Composite, *, body: Body, k: int, weight: float) -> None:
         critic = make_stream_critic("neighbors", observation_spec, body)
-        options = {"gamma": 0.99, "lmbda": 0.95, "is_episodic": False, "normalize": True}
-        super().__init__("neighbors", critic, weight=weight, **options)
+        super().__init__("neighbors", critic, weight=weight, gamma=0.99, lmbda=0.95, is_episodic=False, normalize=True)
         self.k = k
         self.register_buffer("projection", torch.randn(observation_spec["observation"].shape[-1], 8))
 

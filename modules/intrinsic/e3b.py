@@ -26,7 +26,7 @@ class E3B(RewardModel):
     (Sherman and Morrison 1950), in float64. It starts again with every episode, and continues in the next rollout; the
     state dict has it. It takes 8 num_features^2 bytes for each environment.
 
-    Source: Henaff et al. 2022 (arXiv:2210.05805), section 3, eq. 1, algorithm 1.
+    Source: Henaff et al. 2022 (arXiv:2210.05805), algorithm 1.
 
     Args:
         observation_spec: Batched spec with the entry `observation`, a tensor or nested.

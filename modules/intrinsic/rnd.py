@@ -26,7 +26,7 @@ class RND(RewardModel):
     The error is small for observations like those that f was trained on. Observations are normalized with running
     statistics of all next observations and clipped to `[-5, 5]`; see `FeatureNetworks`. f has two more layers than g.
 
-    Source: Burda et al. 2019 (arXiv:1810.12894), sections 2.2 to 2.4, eq. 1.
+    Source: Burda et al. 2019 (arXiv:1810.12894), sections 2.2 to 2.4.
 
     Args:
         observation_spec: Batched spec with the entry `observation`, a tensor or nested.

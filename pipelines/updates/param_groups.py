@@ -23,7 +23,7 @@ def make_param_groups(objective: Any, critic_options: Mapping[str, Any], models:
     """
     parts = parameters_by_part(objective)
     parts |= {name: [param for param in model.parameters() if param.requires_grad] for name, model in models.items()}
-    options = {"critic": critic_options, **{name: model.optimizer for name, model in models.items()}}
+    options: dict[str, Any] = {"critic": critic_options, **{name: model.optimizer for name, model in models.items()}}
     return [
         {"params": params, "part": part, "trainable": True, **options.get(part, {})} for part, params in parts.items()
     ]
@@ -37,7 +37,8 @@ def check_param_groups(optimizer: Optimizer, critic_options: Mapping[str, Any], 
             "critic.epochs, ppo.value_pretraining and intrinsic need those of torchppo; remove these options or choose "
             "optimizer=adam"
         )
-    options = {"critic": critic_options, **{f"intrinsic.{name}": model.optimizer for name, model in models.items()}}
+    options: dict[str, Any] = {"critic": critic_options}
+    options |= {f"intrinsic.{name}": model.optimizer for name, model in models.items()}
     unknown = [f"{name}.optimizer.{key}" for name in options for key in options[name] if key not in optimizer.defaults]
     if unknown:
         raise ConfigurationError(
