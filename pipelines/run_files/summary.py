@@ -69,8 +69,7 @@ def make_summary(
         **(mean_infos("train", ppo.episodes.infos, "_") if ppo.episodes.infos else {}),
         **(mean_infos("eval", evaluation.infos, "_") if evaluation and evaluation.infos else {}),
         "time": {**shares, "other": 1 - sum(shares.get(name, 0.0) for name in ("collect", "estimate", "update"))},
-        "health": health.findings,
-        "collapsed": health.has_collapsed,
+        **health.summary,
         "exit": end,
         "version": __version__,
     }
