@@ -42,6 +42,11 @@ class HealthReport(Callback):
         self._referenced = {one.metric for one in used if one.reference in ("first", "largest")} | {RETURN, DEVIATION}
 
     @property
+    def summary(self) -> dict[str, Any]:
+        """What summary.json contains."""
+        return {"health": self.findings, "collapsed": self.has_collapsed}
+
+    @property
     def has_collapsed(self) -> bool:
         """Whether the policy has collapsed and has not recovered until the last rollout."""
         collapses = {rule.name for rule in self.rules if rule.is_collapse}
@@ -90,8 +95,9 @@ class HealthReport(Callback):
         """Return quantities that rules use besides the metrics.
 
         They are `progress` in [0, 1]; `discrete_entropy`, the entropy of a policy without a standard deviation;
-        `abs_value_bias`; `return_gain`, the best return minus the first one; and `return_lost`, the best return minus
-        the current one. The latter is in units of the gain or, if that is larger, of the first standard deviation of
+        `abs_value_bias`; `value_loss_ratio`, the loss of the critic divided by the variance of the returns;
+        `return_gain`, the best return minus the first one; and `return_lost`, the best return minus the current one.
+        The latter is in units of the gain or, if that is larger, of the first standard deviation of
         the returns; the gain is in units of that deviation.
         """
         found = {} if self.total_frames is None else {"progress": frames / self.total_frames}
@@ -99,6 +105,8 @@ class HealthReport(Callback):
             found["discrete_entropy"] = row["train/entropy"]
         if "train/value_bias" in row:
             found["abs_value_bias"] = abs(row["train/value_bias"])
+        if {"train/loss_critic", "train/return_std"} <= row.keys():
+            found["value_loss_ratio"] = row["train/loss_critic"] / max(row["train/return_std"] ** 2, TINY)
         if RETURN in row:
             value, deviation = row[RETURN], self._firsts.get(DEVIATION, row.get(DEVIATION, 0.0))
             best = max(value, self._largest.get(RETURN, value))

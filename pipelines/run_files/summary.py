@@ -65,8 +65,7 @@ def make_summary(
         **(mean_infos("train", ppo.episodes.infos, "_") if ppo.episodes.infos else {}),
         **evaluation_figures(evaluation),
         "time": {**shares, "other": 1 - sum(shares.get(name, 0.0) for name in ("collect", "estimate", "update"))},
-        "health": health.findings,
-        "collapsed": health.has_collapsed,
+        **health.summary,
         "exit": end,
         "version": __version__,
     }

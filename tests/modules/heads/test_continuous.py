@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -89,6 +90,45 @@ class TestScale:
         network = make_head(batched(NEAR_BOX), 1, WIDTH, gaussian_of_state).network
         _, scale = network(1e6 * features(100))
         np.testing.assert_allclose([scale.min().item(), scale.max().item()], [np.exp(-20), np.exp(2)], rtol=1e-5)
+
+    @pytest.mark.parametrize("continuous", [gaussian, gaussian_of_state, tanh_gaussian])
+    def test_is_limited_and_the_gradient_passes_the_limits(self, continuous: Callable[..., Head]) -> None:
+        limited = partial(continuous, min_std=0.5, max_std=1.5)
+        network = make_head(batched(NEAR_BOX), 1, WIDTH, limited).network
+        name = "linear.bias" if continuous is gaussian_of_state else "log_std"
+        (parameter,) = [one for path, one in network.named_parameters() if path.endswith(name)]
+        for value, expected in ((-3.0, 0.5), (0.0, 1.0), (3.0, 1.5)):
+            with torch.no_grad():
+                parameter[-2:] = value if name == "log_std" else min(value, 1.9)  # the network's own limit is 2
+            network.zero_grad()
+            _, scale = network(torch.zeros(NUM_ENVS, WIDTH))
+            np.testing.assert_allclose(scale.detach().numpy(), expected, rtol=1e-6)
+            scale.sum().backward()
+            assert parameter.grad is not None
+            np.testing.assert_allclose(parameter.grad[-2:].numpy(), NUM_ENVS * expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("continuous", [gaussian, tanh_gaussian])
+    def test_a_fixed_scale_is_a_buffer(self, continuous: Callable[..., Head]) -> None:
+        network = make_head(batched(NEAR_BOX), 1, WIDTH, partial(continuous, log_std=-1, fixed_std=True)).network
+        assert any(name.endswith("log_std") for name, _ in network.named_buffers())
+        assert not any("log_std" in name for name, _ in network.named_parameters())
+        _, scale = network(features(NUM_ENVS))
+        np.testing.assert_allclose(scale.detach().numpy(), np.exp(-1), rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("options", "key"),
+        [
+            ({"min_std": 2.0}, "min_std=2"),
+            ({"max_std": 0.5}, "max_std=0.5"),
+            ({"log_std": 1.0, "max_std": 2.0}, "log_std=1"),
+            ({"min_std": -1.0}, "min_std=-1"),
+            ({"fixed_std": True, "state_dependent": True}, "fixed_std=true"),
+        ],
+    )
+    def test_limits_that_exclude_the_initial_scale_are_rejected(self, options: dict[str, Any], key: str) -> None:
+        for continuous in (gaussian, tanh_gaussian):
+            with pytest.raises(ConfigurationError, match=re.escape(key)):
+                make_head(batched(NEAR_BOX), 1, WIDTH, partial(continuous, **options))
 
     def test_beta_parameters_are_at_least_1(self) -> None:
         for parameter in make_head(batched(NEAR_BOX), 1, WIDTH, beta).network(1e5 * features(NUM_ENVS)):

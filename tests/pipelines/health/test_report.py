@@ -66,8 +66,7 @@ def test_a_healthy_training_has_no_finding(row: Row) -> None:
         ("entropy_collapse", {"train/entropy": 0.01}, set()),
         ("explained_variance_negative", {"train/explained_variance": -0.1}, set()),
         ("value_bias", {"train/value_bias": -16.0, "rollout/ep_rew_mean": 8.0}, set()),
-        ("value_loss_explodes", {"train/loss_critic": 21.0, "train/explained_variance": -1e-3},
-         {"explained_variance_negative"}),
+        ("value_loss_explodes", {"train/loss_critic": 25_100.0}, set()),
         ("advantages_not_normalized", {"train/advantage_scale": 11.0}, set()),
         ("gradients_always_clipped", {"train/grad_norm": 1001.0, "train/grad_clip_fraction": 1.0}, set()),
         ("reward_scale", {"train/return_std": 1001.0}, set()),
@@ -100,7 +99,7 @@ def test_episodes_that_end_at_the_time_limit_are_healthy_if_their_return_has_cha
 
 def test_a_return_that_falls_back_is_a_collapse_until_it_recovers() -> None:
     report = HealthReport(10_000)
-    for index, value in enumerate([10.0, *[100.0] * 10, *[12.0] * 20]):
+    for index, value in enumerate([10.0, *[100.0] * 10, *[9.0] * 20]):
         report.check({**CONTINUOUS, "rollout/ep_rew_mean": value}, index)
     assert [one["rule"] for one in report.findings] == ["return_collapse"]
     assert report.has_collapsed
@@ -168,6 +167,10 @@ BAD_RUNS = {
         {"kl_extreme"},
     ),
     "epochs": (["env=cartpole", "update.epochs=100", "total_frames=1024"], {"too_many_epochs"}),
+    "critic": (
+        ["env=cartpole", "policy.body.activation=relu", "+critic.optimizer.lr=10", "total_frames=1024"],
+        {"value_loss_explodes"},
+    ),
     "rewards": (
         ["env=cartpole", "total_frames=4096",
          "transforms=[{_target_: torchrl.envs.RewardScaling, loc: 0.0, scale: 1e6}]"],
