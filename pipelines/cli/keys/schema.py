@@ -194,6 +194,10 @@ FIELDS: dict[str, Field] = {
     "update.damping": NOT_NEGATIVE,
     "update.line_search_steps": NATURAL._replace(maximum=1000),
     "update.backtrack": Field((float,), above=0, below=1),
+    "update.num_rollouts": COUNT._replace(maximum=10_000),
+    "update.auxiliary_epochs": COUNT,
+    "update.beta_clone": NOT_NEGATIVE,
+    "update.auxiliary_lr": NOT_NEGATIVE,
 }
 """The values of every key in `conf/`. `*` stands for one name. A new key needs a line here and a comment in YAML."""
 
