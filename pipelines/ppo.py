@@ -97,12 +97,11 @@ class PPO(MonitoredModule):
         )
         self.objective, self.estimator, self.update = objective, estimator, update
         self.reward_models = nn.ModuleDict({model.name: model for model in reward_models})
-        self.total_frames, self._make_optimizer = total_frames, optimizer
+        self.total_frames, self._make_optimizer, self.symmetry = total_frames, optimizer, symmetry
         self.reward_normalizer, self.max_grad_norm = reward_normalizer, max_grad_norm
         self.normalize_advantage, self.compile_mode = normalize_advantage, check_compile(compile)
         self.critic_estimator, self.critic_optimizer = critic_estimator, dict(critic_optimizer or {})
-        self.value_pretraining, self.symmetry = value_pretraining, symmetry
-        self.config, self.episodes = config or {}, EpisodeStatistics()
+        self.value_pretraining, self.config, self.episodes = value_pretraining, config or {}, EpisodeStatistics()
         self.frames = self.num_rollouts = 0
         self.seconds = {"estimate": 0.0, "update": 0.0}
         self.grad_norm = torch.zeros(())  # of the last step; set by `on_before_optimizer_step`
