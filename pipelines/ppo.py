@@ -58,7 +58,7 @@ class PPO(MonitoredModule):
         critic_estimator: estimator of value targets, such as GAE with another lambda; `None` uses `estimator`.
         critic_optimizer: optimizer options, such as `lr`, of the parameters that only the critic uses.
         value_pretraining: number of first rollouts that train only the critic and what it shares with the policy.
-        symmetry: a symmetry of the task that minibatches and a loss use; `None` uses none.
+        symmetry: a symmetry of the task, for mirrored samples or a mirror loss; `None` disables it.
         compile: how an optimizer step runs (see `step_factory.Compile`). A graph keeps `max_grad_norm` and the
             optimizer's options, except `lr`, as they are at the first step.
         config: a plain dictionary that every checkpoint stores, to rebuild the components from.

@@ -132,7 +132,7 @@ class SerialVectorEnv(SlicedVectorEnv):
             self.arrays.observation[index] = observation
             if self.restarts is not None:
                 raise_if_not_finite(self.arrays.observation[index : index + 1], self.arrays.reward[index])
-        except BaseException as error:  # noqa: BLE001 - `_recover` raises what is not of the environment
+        except BaseException as error:  # noqa: BLE001 - `_recover` raises other errors again
             self._recover(index, error)
             self._reset(index, None)
 
@@ -159,7 +159,7 @@ class SerialVectorEnv(SlicedVectorEnv):
                 infos[index] = info
                 if before is not None:
                     raise_if_not_finite(observations[index : index + 1], rewards[index])
-            except BaseException as error:  # noqa: BLE001 - `_recover` raises what is not of the environment
+            except BaseException as error:  # noqa: BLE001 - `_recover` raises other errors again
                 if before is not None:
                     observations[index] = before[index]
                 self._recover(index, error, action)

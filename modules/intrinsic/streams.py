@@ -27,7 +27,7 @@ def write_rewards(rollout: TensorDictBase, models: Collection[RewardModel], redu
     metrics = {}
     for model in models:
         model.update(rollout, reduce)
-        with torch.autocast(rollout["next", "done"].device.type, enabled=False):  # errors of networks are small
+        with torch.autocast(rollout["next", "done"].device.type, enabled=False):  # prediction errors may be small
             reward = model.reward(rollout)
         metrics[f"rollout/reward_{model.name}"] = reward.mean().item()
         if model.normalizer is not None:

@@ -55,7 +55,7 @@ def resume_run(path: Path, overrides: Sequence[str] = (), trust: Sequence[str] =
         cfg.total_frames = total_frames
         words = [word for word in words if not word.startswith("total_frames=")] + [f"total_frames={total_frames}"]
     elif path.is_dir() and is_complete(run_dir, state["frames"]):
-        print(f"{path} is complete after {state['frames']:,} frames; total_frames=... trains for longer")
+        print(f"{path} is complete after {state['frames']:,} frames; add total_frames=... to train longer")
         return 0
     require_no_links(run_dir)
     require_same_run(cfg, run_dir, checkpoint)

@@ -34,7 +34,7 @@ def rows_of(rollout: TensorDict, name: str) -> TensorDict:
 
 
 class NumPyModel:
-    """The features and losses of a model in float64, after it has seen one rollout."""
+    """The features and losses of a model in float64, after an update with one rollout."""
 
     def __init__(self, model: E3B | ICM, rollout: TensorDict, forward: Function, normalized: Function) -> None:
         self.model, self.forward = model, forward

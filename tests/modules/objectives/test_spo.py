@@ -25,10 +25,10 @@ def make_networks() -> ActorCritic:
     # log-ratio, advantage, loss, gradient with respect to the log-ratio; eps = 0.2
     [
         (0.0, 1.0, -1.0, -1.0),
-        (math.log(1.2), 1.0, -1.1, 0.0),  # the best ratio: 1.2 - 0.04 / 0.4
+        (math.log(1.2), 1.0, -1.1, 0.0),  # the optimal ratio: 1.2 - 0.04 / 0.4
         (math.log(0.8), -1.0, 0.9, 0.0),
-        (math.log(1.4), 1.0, -1.0, 1.4),  # pulled back: 1.4 x (0.4 / 0.2 - 1)
-        (math.log(1.4), -1.0, 1.8, 4.2),  # pushed twice: 1.4 x (1 + 2)
+        (math.log(1.4), 1.0, -1.0, 1.4),  # outside of the range: 1.4 x (0.4 / 0.2 - 1)
+        (math.log(1.4), -1.0, 1.8, 4.2),  # negative advantage: 1.4 x (1 + 2)
         (math.log(1.4), 0.0, 0.0, 0.0),
         (-1000.0, 2.0, 5.0, 0.0),
     ],

@@ -1,4 +1,4 @@
-"""Trust regions: bounds, the identity inside of them, optimality, gradients, and the losses of objectives."""
+"""Tests of trust regions: bounds, no change within them, optimality, gradients, and the losses of objectives."""
 
 from __future__ import annotations
 
@@ -302,7 +302,7 @@ class TestObjectives:
         ],
     )
     def test_every_objective_uses_the_projected_distribution(self, objective: Callable[..., Any]) -> None:
-        """Without bounds that act, losses are unchanged; with them, the policy loss is that of the projection."""
+        """Losses do not change within the bounds; outside of them, the policy loss is that of the projection."""
         actor, critic = networks(CONTINUOUS)
         rows = minibatch(actor)
         name = "loss_actor" if "Reinforce" in str(objective) else "loss_objective"

@@ -1,4 +1,4 @@
-"""Ranks tell each other about signals through the store of a training."""
+"""Tests of the store through which ranks share signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals end a training after the rollout, or at once."""
+"""Tests of signals, which end a training after the rollout or at once."""
 
 from __future__ import annotations
 
