@@ -59,7 +59,7 @@ def make_env(
         id: see `make_gymnasium_env`, or a vector environment, for which other arguments are errors (see `VectorEnv`).
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
         num_workers: worker processes; 0: step in this process, `auto`: measure which is faster, with the same data.
-        step_timeout: seconds after which a step or reset of one environment fails, in workers and in `torchppo train`.
+        step_timeout: seconds after which a step or reset of one environment fails, in workers and in commands.
         on_failure: `restart` recreates an environment that fails, and truncates its episode; `raise` ends the run.
         max_restarts: number of failures that are followed by a restart.
         wrappers: applied to each environment, the first one innermost.
@@ -88,7 +88,7 @@ def make_env(
     if num_workers > 0:
         options |= {"on_failure": on_failure, "max_restarts": max_restarts}
         return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, **options))
-    restarts = restarts_for(on_failure, max_restarts, num_envs)
+    restarts = None if on_failure == "raise" else restarts_for(on_failure, max_restarts, num_envs)
     return VectorEnv(SerialVectorEnv([env_fn] * num_envs, restarts=restarts, **options))
 
 

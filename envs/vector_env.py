@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class VectorEnv(EnvBase):
         self._is_sliced = isinstance(vector, SlicedVectorEnv)
         if not self._is_sliced:
             raise_on_encoded_spaces(vector)
-        self._set_specs()
+        self._set_specs(getattr(vector, "listed_info_keys", ()))
         self._convert_action = action_converter(vector.single_action_space)
         self._has_nested_actions = bool(subspaces(vector.single_action_space))
         self._seed: int | None = None
@@ -90,11 +91,15 @@ class VectorEnv(EnvBase):
         """Set an existing attribute of every environment: to one value, or to a list (see `SlicedVectorEnv`)."""
         self.vector.set_attr(name, values)
 
-    def _set_specs(self) -> None:
+    def list_all_info_keys(self) -> None:
+        """Write all `info_keys` to TensorDicts, not only those that the user listed, because transforms need specs."""
+        self._set_specs(self.info_keys)
+
+    def _set_specs(self, listed_info_keys: Sequence[str]) -> None:
         batch = (self.num_envs,)
         observation = observation_spec(self.vector.single_observation_space)
         action = action_spec(self.vector.single_action_space)
-        info = {name: Unbounded((*batch, 1)) for name in getattr(self.vector, "listed_info_keys", ())}
+        info = {name: Unbounded((*batch, 1)) for name in listed_info_keys}
         self._info_indices = {name: self.info_keys.index(name) for name in info}
         self.observation_spec = Composite(
             observation=observation.expand(*batch, *observation.shape),
@@ -192,8 +197,7 @@ class VectorEnv(EnvBase):
         mask = None if mask is None else mask.squeeze(-1).numpy()
         self._episode_reward[... if mask is None else mask] = 0.0
         self._step_count[... if mask is None else mask] = 0
-        arrays = {**leaf_arrays(self.reset_arrays(mask)), **self._episode_statistics()}
-        return self._as_tensordict(arrays | self._episode_info(np.zeros(self.num_envs, np.bool_)))
+        return self._as_tensordict(leaf_arrays(self.reset_arrays(mask)), np.zeros(self.num_envs, np.bool_))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         if self._has_nested_actions:
@@ -212,21 +216,18 @@ class VectorEnv(EnvBase):
             "truncated": truncated,
             "done": terminated | truncated,
         }
-        return self._as_tensordict(arrays | self._episode_statistics() | self._episode_info(arrays["done"]))
+        return self._as_tensordict(arrays, arrays["done"])
 
     def _episode_info(self, done: NDArray[np.bool_]) -> dict[NestedKey, NDArray[Any]]:
-        """Return the values of the listed `info_keys` where an episode ended, and NaN elsewhere."""
-        if not self._info_indices:
-            return {}
-        if done.any():
+        """Return the values of the `info_keys` of the specs where an episode ended, and NaN elsewhere."""
+        if self._info_indices and done.any():
             self.vector.read_episode_info(done)
         values = {name: self.vector.episode_info[:, index] for name, index in self._info_indices.items()}
         return {("episode_info", name): np.where(done, value, np.nan) for name, value in values.items()}
 
-    def _episode_statistics(self) -> dict[NestedKey, NDArray[Any]]:
-        return {"episode_reward": self._episode_reward, "step_count": self._step_count}
-
-    def _as_tensordict(self, arrays: dict[NestedKey, NDArray[Any]]) -> TensorDictBase:
+    def _as_tensordict(self, arrays: dict[NestedKey, NDArray[Any]], done: NDArray[np.bool_]) -> TensorDictBase:
+        arrays = arrays | {"episode_reward": self._episode_reward, "step_count": self._step_count}
+        arrays |= self._episode_info(done)
         items = ((key, array, *self._dtypes_and_shapes[key]) for key, array in arrays.items())
         tensors = {key: torch.tensor(array, dtype=dtype).reshape(shape) for key, array, dtype, shape in items}
         return TensorDict(tensors, self.batch_size)

@@ -1,4 +1,4 @@
-"""A custom objective: dual-clip PPO (Ye et al. 2020, eq. 5), which also bounds the loss of actions with A < 0.
+"""A custom objective: soft clipping with a sigmoid of the probability ratio (P3O; Chen et al. 2022).
 
 An objective maps a minibatch to scalars: `loss_*`, whose sum is minimized, and metrics. Derive from `PPOLoss` to
 replace only the policy loss; it adds the value loss, the entropy bonus and the KL divergence.
@@ -8,37 +8,36 @@ replace only the policy loss; it adds the value loss, the entropy bonus and the 
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from torchppo.modules.objectives.clip import clipped_surrogate
+from torchppo.modules.distributions.action import probability_ratio
 from torchppo.modules.objectives.ppo_loss import PPOLoss
 from torchppo.pipelines.cli.main import main
 
 
-class DualClipPPOLoss(PPOLoss):
-    """The clipped objective, bounded from below by `dual_clip` * A where A < 0."""
+class SoftClipPPOLoss(PPOLoss):
+    """Maximizes 4 / t sigmoid(t (r - 1)) A, whose gradient equals that of r A at r = 1 and vanishes far from it."""
 
-    clip_epsilon: Tensor
+    metric_keys: ClassVar[tuple[str, ...]] = ("saturated_fraction",)
+    temperature: Tensor
 
-    def __init__(
-        self, actor_network: Any, critic_network: Any, *, clip_epsilon: float, dual_clip: float, **options: Any
-    ) -> None:
+    def __init__(self, actor_network: Any, critic_network: Any, *, temperature: float, **options: Any) -> None:
         super().__init__(actor_network, critic_network, **options)
-        # A buffer, so that controller.clip_epsilon applies.
-        self.register_buffer("clip_epsilon", torch.tensor(clip_epsilon), persistent=False)
-        self.dual_clip = dual_clip
+        # A buffer, so that controller.temperature applies.
+        self.register_buffer("temperature", torch.tensor(temperature), persistent=False)
 
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
-        surrogate = clipped_surrogate(log_ratio, advantage, self.clip_epsilon)
-        return -torch.where(advantage < 0, torch.maximum(surrogate, self.dual_clip * advantage), surrogate)
+        scaled = self.temperature * (probability_ratio(log_ratio) - 1)
+        return -4 / self.temperature * scaled.sigmoid() * advantage
 
     def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
-        return {"bounded_fraction": (log_ratio.exp() > self.dual_clip).float().mean()}
+        is_saturated = (self.temperature * log_ratio.expm1()).abs() > 2
+        return {"saturated_fraction": is_saturated.float().mean()}
 
 
 if __name__ == "__main__":
-    conf = Path(__file__).parent / "conf"  # contains objective/dual_clip.yaml, which names DualClipPPOLoss
-    sys.exit(main(["train", "experiment=cartpole", "objective=dual_clip", "--config-dir", str(conf), *sys.argv[1:]]))
+    conf = Path(__file__).parent / "conf"  # contains objective/soft_clip.yaml, which names SoftClipPPOLoss
+    sys.exit(main(["train", "experiment=cartpole", "objective=soft_clip", "--config-dir", str(conf), *sys.argv[1:]]))

@@ -110,117 +110,30 @@ class Step(Schedule):
         return self.gamma ** min(num_completed, self.num_steps - 1)
 
 
-class KLController(Controller):
-    """Base class of controllers that change a value after a rollout that trained the policy, within bounds.
+class Warmup(Schedule):
+    """Increases linearly from `start` to 1 times the initial value, and then changes linearly to `final` times it.
+
+    Source: Goyal et al. 2017, section 2.2.
 
     Args:
-        minimum: Smallest value.
-        maximum: Largest value.
+        fraction: Part of the training in which the value increases.
+        start: Factor at the start.
+        final: Factor at the end of the training.
 
     Raises:
-        ConfigurationError: Unless 0 < `minimum` <= `maximum`.
+        ConfigurationError: If `fraction` is not between 0 and 1.
 
     """
 
-    metrics: ClassVar[tuple[str, ...]] = ("kl",)
+    def __init__(self, fraction: float = 0.1, *, start: float = 0.1, final: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < fraction < 1:
+            raise ConfigurationError(f"fraction={fraction} of a Warmup must be between 0 and 1; 0.1 is usual")
+        self.fraction = fraction
+        self.start = start
+        self.final = final
 
-    def __init__(self, minimum: float, maximum: float) -> None:
-        if not 0 < minimum <= maximum:
-            raise ConfigurationError(
-                f"controller bounds minimum={minimum}, maximum={maximum} need 0 < minimum <= maximum"
-            )
-        self.minimum = minimum
-        self.maximum = maximum
-
-    @abstractmethod
-    def adapted(self, kl: float, value: float) -> float:
-        """Return the value for the next rollout, before it is limited to the bounds."""
-
-    def __call__(self, progress: float, metrics: Mapping[str, float], value: float) -> float:
-        if "kl" not in metrics:
-            return value
-        return min(max(self.adapted(metrics["kl"], value), self.minimum), self.maximum)
-
-
-class KLAdaptive(KLController):
-    """Sets the learning rate so that the KL divergence of an update stays near a target.
-
-    It divides the value by `factor` if the KL divergence is above 2 x `target_kl`. It multiplies the value by `factor`
-    if the KL divergence is below `target_kl` / 2 but not 0. TorchRL's `KLAdaptiveLR` has the same rule, but sets the
-    learning rates of an optimizer directly.
-
-    Source: Rudin et al. 2022, "Learning to Walk in Minutes", as in rsl_rl.
-
-    Args:
-        target_kl: Target of the mean KL divergence per rollout, in nats.
-        factor: Factor of a change, above 1.
-        minimum: See `KLController`.
-        maximum: See `KLController`.
-
-    Raises:
-        ConfigurationError: If an argument is out of range.
-
-    """
-
-    def __init__(
-        self, target_kl: float = 0.01, *, factor: float = 1.5, minimum: float = 1e-5, maximum: float = 1e-2
-    ) -> None:
-        if not target_kl > 0:
-            raise ConfigurationError(f"target_kl={target_kl} of a KLAdaptive must be positive; 0.01 is usual")
-        if not factor > 1:
-            raise ConfigurationError(f"factor={factor} of a KLAdaptive must be above 1; 1.5 is usual")
-        super().__init__(minimum, maximum)
-        self.target_kl = target_kl
-        self.factor = factor
-
-    def adapted(self, kl: float, value: float) -> float:
-        if kl > 2 * self.target_kl:
-            return value / self.factor
-        return value * self.factor if 0 < kl < self.target_kl / 2 else value
-
-
-class AdaptiveBeta(KLController):
-    """Adapts the weight of a KL penalty.
-
-    It multiplies the value by `increment` if the KL divergence is above 1.5 x `dtarg`, and by `decrement` if it is
-    below `dtarg` / 1.5.
-
-    Source: Schulman et al. 2017, section 4.
-
-    Args:
-        dtarg: Target of the mean KL divergence per rollout, in nats.
-        increment: Factor of an increase, at least 1.
-        decrement: Factor of a decrease, at most 1.
-        minimum: See `KLController`.
-        maximum: See `KLController`.
-
-    Raises:
-        ConfigurationError: If an argument is out of range.
-
-    """
-
-    def __init__(
-        self,
-        dtarg: float = 0.01,
-        *,
-        increment: float = 2.0,
-        decrement: float = 0.5,
-        minimum: float = 1e-3,
-        maximum: float = 1e3,
-    ) -> None:
-        if not dtarg > 0:
-            raise ConfigurationError(f"objective.dtarg={dtarg} must be positive; 0.01 is usual")
-        if not 0 < decrement <= 1 <= increment:
-            raise ConfigurationError(
-                f"objective.increment={increment} must be at least 1, and decrement={decrement} between 0 and 1; "
-                "2 and 0.5 are usual"
-            )
-        super().__init__(minimum, maximum)
-        self.dtarg = dtarg
-        self.increment = increment
-        self.decrement = decrement
-
-    def adapted(self, kl: float, value: float) -> float:
-        if kl > 1.5 * self.dtarg:
-            return value * self.increment
-        return value * self.decrement if kl < self.dtarg / 1.5 else value
+    def factor(self, progress: float) -> float:
+        if progress < self.fraction:
+            return self.start + (1.0 - self.start) * progress / self.fraction
+        return 1.0 + (self.final - 1.0) * (progress - self.fraction) / (1.0 - self.fraction)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import CompositeDistribution, TensorDictModuleBase
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.modules import set_recurrent_mode
 from torchrl.objectives.value import ValueEstimatorBase
@@ -16,8 +16,8 @@ from ..errors import ConfigurationError
 from ..modules.features.extractor import is_recurrent, memory_keys, recurrent_state_shapes
 from ..modules.intrinsic.reward_model import RewardModel
 from ..modules.intrinsic.streams import add_advantages
-from ..modules.objectives.ppo_loss import old_distribution, policy_kl
 from .distributed import normalized, summed
+from .metrics.learning import compare_policies
 
 WRITTEN_BY: dict[NestedKey, str] = {
     "is_init": "InitTracker",
@@ -43,10 +43,12 @@ class RolloutBatch:
     Attributes:
         rows: the rollout as a TensorDict `[rows]`. A row is a frame, or for recurrent policies a sequence
             `[sequence_length, ...]` with the recurrent state before its first frame.
+        raw_advantage: the advantages before they were normalized, `[num_envs, time, 1]`.
 
     """
 
     rows: TensorDictBase
+    raw_advantage: Tensor
 
     def __init__(
         self,
@@ -81,14 +83,6 @@ class RolloutBatch:
         valued = rollout if "state_value" in self.actor.out_keys else self.critic(rollout.select(*self.critic.in_keys))
         self._estimate_from(valued["state_value"])
         self.rows = self._make_rows()
-
-    @property
-    def explained_variance(self) -> float:
-        """1 - Var(target - value) / Var(target), or 0 if all targets are equal."""
-        target = self.rollout["value_target"].double()
-        residual = (target - self.rollout["state_value"]).var(correction=0).item()
-        variance = target.var(correction=0).item()
-        return 1 - residual / variance if variance > 0 else 0.0
 
     def refreshed(self, *, burn_in: int, recompute_advantage: bool) -> TensorDictBase:
         """Return the rows with recurrent states and advantages of the current weights.
@@ -161,6 +155,7 @@ class RolloutBatch:
             rollout["value_target"] = self.critic_estimator(rollout.copy())["value_target"]
         if self.reward_models:
             add_advantages(rollout, self.reward_models)
+        self.raw_advantage = rollout["advantage"]
         if self.normalize:
             rollout["advantage"] = normalized(rollout["advantage"].unsqueeze(0)).squeeze(0)
 
@@ -169,7 +164,6 @@ class RolloutBatch:
         return ["value_target", *(f"value_target_{model.name}" for model in self.reward_models)]
 
     @torch.no_grad()
-    @set_recurrent_mode(True)  # type: ignore[untyped-decorator]
     def mean_kl(self) -> float:
         """Return the mean KL(old || new) over all states of all ranks, where old is the policy at collection."""
         kl = kl_from_collection(self.actor, self.rows)
@@ -201,16 +195,13 @@ class RolloutBatch:
 
 def kl_from_collection(actor: Any, rows: TensorDictBase) -> Tensor:
     """Return KL(old || new) in every row, where old is the policy at collection; see `policy_kl`."""
-    data = rows.copy()
-    old = old_distribution(actor, data)
-    new = actor.get_dist(data)
-    if isinstance(new, CompositeDistribution):
+    compared = compare_policies(actor, rows)
+    if compared is None:
         raise ConfigurationError(
             "the KL divergence of a CompositeDistribution is not supported; remove controllers that read kl, and use "
             "update=minibatch"
         )
-    log_ratio = new.log_prob(data[actor.dist_sample_keys[0]]) - data[actor.log_prob_keys[0]]
-    return policy_kl(old, new, log_ratio)
+    return compared.kl
 
 
 def require_entries(rollout: TensorDictBase, *keys: NestedKey) -> TensorDictBase:

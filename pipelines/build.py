@@ -114,21 +114,20 @@ def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Itera
 
 def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:
     """Build the LightningModule for an environment's specs."""
-    actor, critic = call(cfg.policy, observation_spec=env.observation_spec, action_spec=env.full_action_spec["action"])
-    objective = build_objective(cfg.objective, actor, critic)
+    specs = {"observation_spec": env.observation_spec, "action_spec": env.full_action_spec["action"]}
+    actor, critic = call(cfg.policy, **specs)
+    objective, lmbda = build_objective(cfg.objective, actor, critic), cfg.critic.lmbda
     if cfg.trust_region:
         call(cfg.trust_region).apply_to(objective)
     return call(
         cfg.ppo,
         objective=objective,
         estimator=build_estimator(cfg.estimator, actor, critic),
-        critic_estimator=None
-        if cfg.critic.lmbda is None
-        else build_estimator(cfg.estimator, actor, critic, critic_lmbda=cfg.critic.lmbda),
+        critic_estimator=None if lmbda is None else build_estimator(cfg.estimator, actor, critic, critic_lmbda=lmbda),
         update=call(cfg["update"]),
         optimizer=call(cfg.optimizer),
         controllers=build_controllers(cfg),
-        reward_models=[call(node, observation_spec=env.observation_spec) for node in cfg.intrinsic.values()],
+        reward_models=[call_with_accepted(node, **specs) for node in cfg.intrinsic.values()],
         total_frames=cfg.total_frames,
         compile=cfg.compile,
         config=OmegaConf.to_container(cfg, resolve=True),

@@ -18,7 +18,6 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tensordict import TensorDictBase
-from torch import nn
 
 from ..errors import ConfigurationError, NumericalError
 from .advantages import require_entries
@@ -35,9 +34,6 @@ from .metrics.monitors import (
 from .updates.minibatch import SkippedSteps
 
 logger = logging.getLogger("torchppo")
-
-COMPONENTS = ("objective", "estimator", "critic_estimator", "update", "reward_normalizer")
-OPTIONS = ("total_frames", "max_grad_norm", "normalize_advantage", "value_pretraining")
 
 warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
 
@@ -60,6 +56,7 @@ class MonitoredModule(LightningModule):
     skipped: SkippedSteps
     _has_logged_hyperparameters = False
     _published_at: float  # set when the training starts
+    published: dict[str, float]  # the metrics of the last rollout
 
     def setup(self, stage: str) -> None:
         """Replace how the Trainer reads checkpoints, unless the user has done so."""
@@ -83,7 +80,7 @@ class MonitoredModule(LightningModule):
                 vars(callback).pop(name, None)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Set the x-axis; Lightning calls this hook before every step of training, validation and test."""
+        """Set the x-axis, before every step of training, validation and test."""
         set_step(self.trainer, self.frames)
         return batch
 
@@ -106,7 +103,7 @@ class MonitoredModule(LightningModule):
             logger.warning("torchppo: the gradient was 0 after %d frames; this rollout changed no weights", self.frames)
         now = time.perf_counter()
         metrics["time/fps"] = num_frames / (now - self._published_at)
-        self._published_at = now
+        self._published_at, self.published = now, metrics
         self.publish(metrics)
 
     def publish(self, metrics: Mapping[str, float]) -> None:
@@ -161,12 +158,9 @@ def hyperparameters(module: Any) -> dict[str, Any]:
     """Return a module's configuration as `{"optimizer.lr": 0.001}`, or without one, the scalars of its components."""
     if module.config:
         return flattened(module.config)
-    found = {name: getattr(module, name, None) for name in OPTIONS}
-    parts = {name: getattr(module, name, None) for name in COMPONENTS} | {"collector": module.trainer.train_dataloader}
-    for name, part in parts.items():
-        found |= {f"{name}.{key}": value for key, value in attributes(part).items()}
-    found |= {f"optimizer.{key}": value for key, value in module.optimizer.defaults.items()}
-    return {key: value for key, value in found.items() if isinstance(value, bool | int | float | str)}
+    from .metrics.component_values import component_values
+
+    return component_values(module)
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -178,16 +172,6 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             value = {str(index): item for index, item in enumerate(value)}  # noqa: PLW2901
         flat |= flattened(value, f"{key}.") if isinstance(value, dict) else {key: value}
     return flat
-
-
-def attributes(component: Any) -> dict[str, Any]:
-    """Return the public attributes of a component and its buffers of one element as numbers."""
-    found = {name: value for name, value in getattr(component, "__dict__", {}).items() if name != "training"}
-    if isinstance(component, nn.Module):
-        buffers = component.named_buffers(recurse=False)
-        # A float32 has 7 digits: 0.2, not 0.20000000298023224.
-        found |= {name: float(f"{buffer.item():.7g}") for name, buffer in buffers if buffer.numel() == 1}
-    return {name: value for name, value in found.items() if not name.startswith("_")}
 
 
 def set_step(trainer: Trainer, frames: int) -> None:
@@ -208,20 +192,25 @@ class EpisodeStatistics:
     def __init__(self) -> None:
         self.episodes: deque[tuple[float, int]] = deque(maxlen=100)
         self.infos: dict[str, deque[float]] = {}
-        self.num_episodes = 0
+        self.num_episodes, self._truncated = 0, dict[str, float]()
 
     def update(self, rollout: TensorDictBase) -> None:
         """Add the episodes that ended in a rollout `[num_envs, time]`, in the order of time."""
         require_entries(rollout, ("next", "episode_reward"), ("next", "step_count"))
-        data = (
-            rollout["next"].select("done", "episode_reward", "step_count", "episode_info", strict=False).transpose(0, 1)
-        )
+        keys = ("done", "terminated", "episode_reward", "step_count", "episode_info")
+        data = rollout["next"].select(*keys, strict=False).transpose(0, 1)
         done = data["done"] & (data["step_count"] > 0)  # 0: a skipped step
-        columns = (done.nonzero()[:, 0], data["episode_reward"][done], data["step_count"][done])
+        entries = (
+            done.nonzero()[:, 0],
+            data["episode_reward"][done],
+            data["step_count"][done],
+            ~data["terminated"][done],
+        )
         infos = ended_infos(data, done) if "episode_info" in rollout["next"].keys() else repeat({})  # noqa: SIM118
-        ended = gathered([*zip(*(column.tolist() for column in columns), infos, strict=False)])
+        ended = gathered([*zip(*(entry.tolist() for entry in entries), infos, strict=False)])
         ended.sort(key=itemgetter(0))
-        self.episodes.extend((reward, length) for _, reward, length, _ in ended)
+        self.episodes.extend((reward, length) for _, reward, length, *_ in ended)
+        self._truncated = {"rollout/truncated": sum(one[3] for one in ended) / len(ended)} if ended else {}
         if any(info for *_, info in ended):
             add_infos(self.infos, [info for *_, info in ended], max_length=100)
         self.num_episodes += len(ended)
@@ -236,6 +225,7 @@ class EpisodeStatistics:
             "rollout/ep_rew_mean": sum(rewards) / len(rewards),
             "rollout/ep_rew_std": torch.tensor(rewards, dtype=torch.float64).std(correction=0).item(),
             "rollout/ep_len_mean": sum(lengths) / len(lengths),
+            **self._truncated,  # of the episodes that ended in the last rollout
             **(mean_infos("rollout", self.infos) if self.infos else {}),
         }
 

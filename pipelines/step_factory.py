@@ -133,8 +133,7 @@ def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
     frames = frames or max(1, int(ppo.total_frames / ppo.trainer.num_training_batches))
     num_steps = ppo.total_frames / frames * ppo.update.num_steps(frames)
     check_dtypes(ppo)
-    limit = ppo.update.stop_above
-    rule = None if limit is None else StoppingRule(getattr(ppo.objective, "stopping_metric", "kl_approx"), limit)
+    rule = StoppingRule.of(ppo.objective, ppo.update.stop_above)
     is_scaled = getattr(ppo.trainer.precision_plugin, "scaler", None) is not None
     eager = EagerStep(ppo, rule)
     chosen = choose(check_compile(compile), num_steps, OPTIMIZER_STEPS_TO_COMPILE)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, cast
@@ -25,11 +23,11 @@ from ..errors import ConfigurationError, EnvironmentFailure
 from .build import EVALUATION_RANK, Training, build_trainer, build_training, env_name, evaluation_compile
 from .collectors.collector import seconds_of
 from .components.instantiate import build_evaluation_env, check_same_spaces, evaluation_config, seed_for_rank
-from .distributed import StopOnSignal
 from .episodes import EvaluateAndSave, Evaluation, evaluate
+from .health.report import HealthReport
 from .ppo import PPO
-from .run_files.failure import end_process, report_failure
-from .run_files.progress import ProgressBar, ProgressLines, Stopwatch
+from .run_files.failure import end_process, report_failure, write_failure
+from .run_files.progress import ProgressBar, ProgressLines, Stopwatch, silence_lightning
 from .run_files.summary import (
     FINISHED,
     Summary,
@@ -37,6 +35,7 @@ from .run_files.summary import (
     plot_learning_curve,
     print_files,
     print_summary,
+    short_path,
     write_summary,
 )
 from .run_files.video import try_to_record_video
@@ -44,6 +43,7 @@ from .saving.files import locked, save_configuration
 from .saving.state import describe_resume
 from .stopping.processes import wait_for
 from .stopping.signals import Stopped, exit_code, exit_name
+from .stopping.stop_on_signal import StopOnSignal
 
 
 def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None, *, is_used: bool = False) -> int:
@@ -64,6 +64,7 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None,
     """
     silence_lightning()
     torch.set_num_threads(cfg.num_threads)
+    cfg.run_dir = str(Path(cfg.run_dir).absolute())  # an environment may change the working directory
     with StopOnSignal() as stop:
         try:
             run(cfg, overrides, checkpoint, stop, is_used=is_used or checkpoint is not None)
@@ -75,35 +76,37 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None,
 
 def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: StopOnSignal, *, is_used: bool) -> None:
     """Build everything, train, and write the results; see `train`."""
-    stopwatch, run_dir, path = Stopwatch(), Path(cfg.run_dir), Path(cfg.run_dir, "summary.json")
+    stopwatch, health, run_dir = Stopwatch(), HealthReport(), Path(cfg.run_dir)
+    path = run_dir / "summary.json"
     save_config = LambdaCallback(
         on_train_batch_start=lambda trainer, *_: save_configuration(trainer, cfg, overrides),
-        on_exception=lambda trainer, _, error: report_failure(cfg, overrides, error, trainer),
+        on_exception=lambda trainer, _, error: report_failure(run_dir, error, trainer, lambda: summary_of("failed")),
     )
     evaluator = Evaluator(cfg, stop) if cfg.eval.episodes else None
     evaluation, progress = make_evaluation(cfg, evaluator), ProgressBar() if Console().is_terminal else ProgressLines()
-    trainer = build_trainer(cfg, [save_config, stopwatch, progress, evaluation, stop])
+    trainer = build_trainer(cfg, [save_config, stopwatch, progress, health, evaluation, stop])
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
-    with ExitStack() as stack, Watchdog(lambda failure: end_process(cfg, overrides, failure)):
+    watchdog = Watchdog(lambda error: end_process(error, lambda: write_failure(run_dir, error, save_at_once("failed"))))
+    with ExitStack() as stack, watchdog:
         training = stack.enter_context(closing(build_training(cfg, trainer.global_rank, overrides)))
         if evaluator and trainer.is_global_zero:
             stack.enter_context(closing(evaluator))
             evaluator.make_env(training.env)
         if trainer.is_global_zero:
-            stack.enter_context(locked(run_dir, is_used=is_used))
+            stack.enter_context(locked(short_path(run_dir), is_used=is_used))
         checkpoint = prepare_resume(cfg, trainer, training, evaluator, checkpoint)
 
         def summary_of(end: str) -> Summary:
             run: dict[str, Any] = {"env": env_name(cfg), "seed": cfg.seed, "overrides": overrides}
             run |= {"collector_seconds": seconds_of(training.collector), "wall_seconds": stopwatch.seconds}
-            return make_summary(**run, ppo=training.ppo, evaluation=evaluation.last, end=end)
+            return make_summary(**run, ppo=training.ppo, evaluation=evaluation.last, end=end, health=health)
 
-        def save_at_once(number: int) -> None:
+        def save_at_once(end: str) -> Summary:
             evaluation.last_checkpoint.save_from_memory()
-            write_summary(summary_of(exit_name(number)) | {"frames": evaluation.last_checkpoint.frames}, path)
+            return summary_of(end) | {"frames": evaluation.last_checkpoint.frames}
 
         if trainer.is_global_zero:
-            stop.before_exit = save_at_once
+            stop.before_exit = lambda number: write_summary(save_at_once(exit_name(number)), path)
         fit(trainer, training, checkpoint, stop)
         if evaluator:
             evaluator.close()  # before the environment of the video is made
@@ -134,7 +137,7 @@ def prepare_resume(
     if checkpoint is not None:
         from .run_files.continued_logs import continue_logs
 
-        start = f"continuing from {checkpoint}; "
+        start = f"continuing from {short_path(checkpoint)}; "
         name, frames = continue_logs(trainer, training.ppo, training.collector, checkpoint)
         checkpoint, name = (checkpoint, name) if frames else (None, None)
     if checkpoint is None and evaluator is None:
@@ -168,13 +171,6 @@ def end_of(ppo: PPO, stop: StopOnSignal) -> str:
     if stop.received is not None:
         return exit_name(stop.received)
     return "completed" if ppo.frames + ppo.frames / ppo.num_rollouts > ppo.total_frames else "stopped"
-
-
-def silence_lightning() -> None:
-    """Silence messages of Lightning that users cannot act on."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware, tips
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # holds the lock
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
 
 
 class Evaluator:

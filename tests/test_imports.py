@@ -20,7 +20,7 @@ FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "hydra", "om
 """Packages that only `pipelines` may import."""
 
 LAYERS = (
-    {"distributed", "metrics", "stopping"},
+    {"distributed", "health", "metrics", "stopping"},
     {"step_factory", "updates", "advantages", "monitoring", "compiled"},
     {"collectors", "ppo", "saving"},
     {"build", "components", "episodes"},

@@ -81,6 +81,7 @@ class Case(NamedTuple):
         has_run: whether a checkpoint and a summary must exist.
         to: who receives the signal: `main`, `group` or `rank 1`.
         again: whether a second signal is sent after half a second.
+        starter: `srun` or `torchrun`, if it starts the ranks, and not rank 0.
         lost: rollouts that the checkpoint may lack: a state is saved in memory as often as that takes 1 % of the time.
         continues: after SIGUSR1, the same command trains to this number of frames; 0 if it is not run again.
 
@@ -95,11 +96,12 @@ class Case(NamedTuple):
     again: bool = False
     continues: int = 0
     lost: int = 0
+    starter: str = ""
 
 
 FAST = (ENDLESS,)
 CASES = {
-    "start of Python": Case(ready=None, delay=0.15, has_run=False),
+    "start of Python": Case(ready=None, delay=0.4, has_run=False),
     "imports": Case(ready=None, delay=1.2, has_run=False),
     "construction": Case(("+env.seconds=30", "+env.where=init"), "pausing", has_run=False),
     "start of workers": Case(("+env.seconds=3", "+env.where=init", "env.num_workers=2"), "pausing", has_run=False),
@@ -124,6 +126,13 @@ CASES = {
     "2 ranks: slow rollout, group": Case((*RANKS, *SLOW, "+env.seconds=0.3"), "pausing", lost=30, to="group"),
     "2 ranks: slow rollout, rank 1": Case((*RANKS, *SLOW, "+env.seconds=0.3"), "pausing", lost=30, to="rank 1"),
     "2 ranks: compilation, rank 1": Case((*RANKS, *FAST, "compile=true"), "run/config.yaml", limit=20.0, to="rank 1"),
+    "srun: rollouts, rank 1": Case((*RANKS, *FAST), to="rank 1", starter="srun"),
+    "srun: slow rollout, rank 1": Case(
+        (*RANKS, *SLOW, "+env.seconds=0.3"), "pausing", lost=30, to="rank 1", starter="srun"
+    ),
+    "torchrun: slow rollout, rank 1": Case(
+        (*RANKS, *SLOW, "+env.seconds=0.3"), "pausing", lost=30, to="rank 1", starter="torchrun"
+    ),
     "2 ranks: evaluation, rank 1": Case(
         (*RANKS, *FAST, "eval.every_frames=512", "+env.seconds=0", "+eval.env.seconds=0.5"), "pausing", to="rank 1"
     ),
@@ -156,7 +165,7 @@ def run(name: str, number: signal.Signals) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "signal_env.py").write_text(ENVIRONMENT)
-        command = [sys.executable, "-m", "torchppo", "train", *WORDS, *case.words]
+        command = command_of(case)
         with (place / "output.txt").open("w") as output:
             process = subprocess.Popen(
                 command, cwd=place, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment()
@@ -187,6 +196,25 @@ def run(name: str, number: signal.Signals) -> dict[str, object]:
     }
 
 
+SRUN = """
+export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 SLURM_JOB_NAME=job SLURM_JOB_ID=77 SLURM_NODEID=0 SLURM_NODELIST=localhost
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@" & first=$!
+SLURM_PROCID=1 SLURM_LOCALID=1 "$@" & second=$!
+wait $first; code=$?
+wait $second; [ $? = $code ] && exit $code
+exit 99
+"""
+"""Starts two ranks as srun does, and exits with their code, or with 99 if their codes differ."""
+
+
+def command_of(case: Case) -> list[str]:
+    words = ["-m", "torchppo", "train", *WORDS, *case.words]
+    if case.starter == "torchrun":
+        return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *words]
+    command = [sys.executable, *words]
+    return ["sh", "-c", SRUN, "sh", *command] if case.starter == "srun" else command
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
 
@@ -199,7 +227,7 @@ def end(process: subprocess.Popen[bytes], number: signal.Signals, case: Case) ->
             if case.to == "group":
                 os.killpg(process.pid, number)
             else:
-                os.kill(rank_1(process.pid) if case.to == "rank 1" else process.pid, number)
+                os.kill(rank_1(process.pid, case) if case.to == "rank 1" else process.pid, number)
         time.sleep(pause)
     try:
         return -start + (process.wait(timeout=case.limit + 30), time.monotonic())[1], process.returncode
@@ -209,19 +237,20 @@ def end(process: subprocess.Popen[bytes], number: signal.Signals, case: Case) ->
         return case.limit + 30, None
 
 
-def rank_1(pid: int) -> int:
-    """Return the process that a rank 0 has launched."""
+def rank_1(pid: int, case: Case) -> int:
+    """Return the process that a rank 0 has launched, or the second one of a starter."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return next(int(one) for one in children if "torchppo" in Path(f"/proc/{one}/cmdline").read_text())
+    ranks = [int(one) for one in children if "torchppo" in Path(f"/proc/{one}/cmdline").read_text()]
+    return ranks[1 if case.starter else 0]
 
 
 def faults(place: Path, case: Case, number: signal.Signals, code: int | None, seconds: float) -> Iterator[str]:
     output = (place / "output.txt").read_text()
-    if code != SIGNALS[number]:
+    if code != (1 if case.starter == "torchrun" else SIGNALS[number]):  # torchrun has its own exit code
         yield f"exit {code}: {output[-300:]!r}"
     if seconds > case.limit:
         yield f"{seconds:.1f} seconds"
-    if "Traceback" in output:
+    if "Traceback" in output and case.starter != "torchrun":
         yield f"a traceback: {output[-1000:]!r}"
     known = {"signal_env.py", "output.txt", "run", "pausing", "__pycache__"}
     if others := {path.name for path in place.iterdir()} - known:

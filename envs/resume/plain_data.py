@@ -38,7 +38,8 @@ def load_array(saved: list[Any]) -> Any:
 def save_generator(generator: Any) -> list[Any]:
     """Return the state of a random generator of NumPy, Python or PyTorch."""
     if isinstance(generator, np.random.Generator):
-        return ["generator", _plain(generator.bit_generator.state)]
+        bits = generator.bit_generator
+        return ["generator", _plain(bits.state), save_seeds(bits.seed_seq)]
     if isinstance(generator, np.random.RandomState):
         return ["random_state", _plain(generator.get_state(legacy=False))]
     if isinstance(generator, torch.Generator):
@@ -57,7 +58,7 @@ def load_generator(saved: list[Any], current: Any) -> Any:
             or current.bit_generator.state["bit_generator"] != (values["bit_generator"])
         ):
             current = np.random.Generator(BIT_GENERATORS[values["bit_generator"]]())
-        current.bit_generator.state = values
+        set_bits(current.bit_generator, values, state[1])
     elif kind == "random_state":
         current = current if isinstance(current, np.random.RandomState) else np.random.RandomState()
         current.set_state(_arrays(state[0]))
@@ -68,6 +69,25 @@ def load_generator(saved: list[Any], current: Any) -> Any:
         current = current if isinstance(current, random.Random) else random.Random()
         current.setstate((state[0], tuple(state[1]), state[2]))
     return current
+
+
+def save_seeds(seeds: Any) -> list[Any] | None:
+    """Return what a `SeedSequence` spawns its children from; `None` for other sequences."""
+    if not isinstance(seeds, np.random.SeedSequence):
+        return None
+    entropy: Any = seeds.entropy
+    entropy = entropy if isinstance(entropy, int | None) else [int(one) for one in entropy]
+    return [entropy, [int(one) for one in seeds.spawn_key], seeds.pool_size, seeds.n_children_spawned]
+
+
+def load_seeds(saved: list[Any]) -> np.random.SeedSequence:
+    entropy, spawn_key, pool_size, num_children = saved
+    return np.random.SeedSequence(entropy, spawn_key=spawn_key, pool_size=pool_size, n_children_spawned=num_children)
+
+
+def set_bits(bits: Any, state: Any, seeds: list[Any] | None) -> None:
+    """Set the state of a `BitGenerator` in place, and what its generators spawn from. Tested with NumPy 2.4."""
+    bits.__setstate__((state, bits.seed_seq if seeds is None else load_seeds(seeds)))
 
 
 def _plain(state: Any) -> Any:
@@ -140,38 +160,6 @@ def is_object(value: Any) -> bool:
 
 def class_name(value: Any) -> str:
     return f"{type(value).__module__}:{type(value).__qualname__}"
-
-
-def save_mjdata(data: Any) -> list[Any]:
-    """Return all arrays of MuJoCo's `MjData`: a step also reads some that `mj_getState` omits, such as `xipos`."""
-    arrays = {name: getattr(data, name) for name in dir(type(data)) if name[:1] != "_" and name not in MJ_SIZED}
-    saved = [[name, save_array(array)] for name, array in arrays.items() if isinstance(array, np.ndarray)]
-    return [data.time, saved]
-
-
-def load_mjdata(state: list[Any], data: Any) -> Any:
-    data.time, arrays = state
-    for name, saved in arrays:
-        array = load_array(saved)
-        current = getattr(data, name)
-        if current.shape == array.shape:  # the others are results of the last step that the next one writes again
-            current[...] = array
-    return data
-
-
-def load_ale(state: bytes, ale: Any) -> Any:
-    from ale_py import ALEState
-
-    ale.restoreState(ALEState(state))
-    return ale
-
-
-MJ_SIZED = ("contact", "solver", "timer", "warning", "bind")
-NATIVE: dict[str, Any] = {
-    "MjData": ("mujoco", save_mjdata, load_mjdata),
-    "ALEInterface": ("ale_py", lambda ale: ale.cloneState(include_rng=True).serialize(), load_ale),
-}
-"""Classes of C libraries: the package, and functions that save and restore their state."""
 
 
 def parts_of(space: Any) -> list[Any]:

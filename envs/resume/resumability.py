@@ -15,14 +15,16 @@ from ...errors import EnvironmentFailure
 from ..failures import environment_failure, is_from_environment
 from ..spaces.encoding import EncodeSpaces
 from ..wrappers import random_action
+from .parts import MISSING, SCALARS, StateError
 from .plain_data import SHARED, are_equal, layers_of, load_random_state, own_attributes, save_random_state
-from .snapshot import MISSING, SCALARS, StateError, load_state, save_state
+from .snapshot import load_state, save_state
 
 RESUME_CLASSES = ("snapshot", "replay", "reset", "inexact")
 """`snapshot`: the state is saved and restored. `replay`: the current episodes are repeated with the same random state
 and actions. `reset`: new episodes start at fixed numbers of frames, with and without a restart, and only there a
 training is saved. `inexact`: new episodes start after a restart."""
 NUM_TEST_STEPS = 12
+MORE_SECONDS, MAX_MORE_STEPS = 0.3, 200  # limits of further steps, which find what an environment does rarely
 EnvFn = Callable[[], gymnasium.Env[Any, Any]]
 
 
@@ -160,7 +162,7 @@ def resume_class(env_fn: EnvFn, max_seconds: float = 20.0, *, close: bool = True
         first = Replay(env_fn())
         envs.append(first)
         end = start + max_seconds / (4 if time.monotonic() > start + max_seconds / 8 else 1)  # others take as long
-        begin(first, 1, 1, end)
+        info, num_more = begin(first, 1, 1, end)
         random_state = save_random_state()
         restore: dict[str, Callable[[Replay], Any]] = {}
         with suppress(Exception):
@@ -169,17 +171,17 @@ def resume_class(env_fn: EnvFn, max_seconds: float = 20.0, *, close: bool = True
         with suppress(Exception):
             replay = first.state()
             restore["replay"] = lambda env: env.repeat(replay)
-        expected = continued(first, end)
+        expected = continued(first, info, end, num_more)
         if seen is not None:
-            seen += expected
+            seen += expected[: len(expected) - num_more]
         for name, load in restore.items():
             second = Replay(env_fn())
             envs.append(second)
             with suppress(Exception):
-                begin(second, 2, 3, end)
+                begin(second, 2, 3, end, num_more)
                 load(second)
                 load_random_state(random_state)
-                if are_equal(continued(second, end), expected):
+                if are_equal(continued(second, info, end, num_more), expected):
                     return name
     except BaseException as error:  # the training reports what an environment raises
         if not is_from_environment(error):
@@ -187,17 +189,14 @@ def resume_class(env_fn: EnvFn, max_seconds: float = 20.0, *, close: bool = True
         return "inexact"
     finally:
         for env in envs if close else ():
-            with suppress(Exception):
+            with suppress(Exception, SystemExit):
                 env.close()
         load_random_state(before)
     return "inexact"
 
 
 def resume_class_of(envs: Sequence[gymnasium.Env[Any, Any]], max_seconds: float, seen: list[Any] | None = None) -> str:
-    """Return the class of environments that exist already; see `resume_class`.
-
-    The test resets and steps up to three of them, and then restores those whose state can be saved.
-    """
+    """Return the class of environments that exist already; up to three are stepped, and restored if possible."""
     used = [env.env if isinstance(env, EncodeSpaces) else env for env in envs[:3]]
     states = []
     for env in used:
@@ -210,30 +209,34 @@ def resume_class_of(envs: Sequence[gymnasium.Env[Any, Any]], max_seconds: float,
     return found
 
 
-def begin(env: Replay, seed: int, num_episodes: int, end: float) -> None:
-    """Take some steps with random actions: episodes after a seed, and one with the random state that they leave."""
-    _, info = env.reset(seed=seed)
-    for _ in range(num_episodes):
-        take_steps(env, info, NUM_TEST_STEPS // 2, end)
-        _, info = env.reset()
-    take_steps(env, info, NUM_TEST_STEPS, end)
+def begin(env: Replay, seed: int, num_episodes: int, end: float, num_more: int = 0) -> tuple[dict[str, Any], int]:
+    """Take some steps with random actions: episodes after a seed, and one with the random state that they leave.
 
-
-def continued(env: Replay, end: float) -> list[Any]:
-    """Continue the episode and begin another one. Return all that the environment returns, except for `info`."""
-    results = take_steps(env, {}, NUM_TEST_STEPS, end)
-    observation, info = env.reset()
-    return [*results, copy.deepcopy(observation), *take_steps(env, info, NUM_TEST_STEPS, end)]
-
-
-def take_steps(env: Replay, info: dict[str, Any], num_steps: int, end: float) -> list[Any]:
-    """Step with the same random actions for the same observations; reset where an episode ends.
-
-    Raises:
-        TimeoutError: after `end`, in seconds of `time.monotonic`.
-
+    With `num_more`, the last episode before that has so many more steps. Return the last `info`, and the number of
+    steps that take `MORE_SECONDS`, at most `MAX_MORE_STEPS`.
     """
-    space, results = copy.deepcopy(env.action_space), []
+    start, results = time.monotonic(), list[Any]()
+    _, info = env.reset(seed=seed)
+    for more in (*[0] * (num_episodes - 1), num_more):
+        take_steps(env, info, NUM_TEST_STEPS // 2 + more, end, results)
+        _, info = env.reset()
+    info = take_steps(env, info, NUM_TEST_STEPS, end, results)
+    return info, int(min(MAX_MORE_STEPS, len(results) * MORE_SECONDS / (time.monotonic() - start)))
+
+
+def continued(env: Replay, info: dict[str, Any], end: float, num_more: int) -> list[Any]:
+    """Continue the episode and begin another one. Return all that the environment returns, except for `info`."""
+    results = list[Any]()
+    take_steps(env, info, NUM_TEST_STEPS, end, results)
+    observation, info = env.reset()
+    results.append(copy.deepcopy(observation))
+    take_steps(env, info, NUM_TEST_STEPS + num_more, end, results)
+    return results
+
+
+def take_steps(env: Replay, info: dict[str, Any], num_steps: int, end: float, results: list[Any]) -> dict[str, Any]:
+    """Step with the same random actions for the same observations; add what is returned to `results`, except `info`."""
+    space = copy.deepcopy(env.action_space)
     space.seed(num_steps)
     for _ in range(num_steps):
         if time.monotonic() > end:
@@ -244,4 +247,4 @@ def take_steps(env: Replay, info: dict[str, Any], num_steps: int, end: float) ->
         if terminated or truncated:
             observation, info = env.reset()
             results.append(copy.deepcopy(observation))
-    return results
+    return info

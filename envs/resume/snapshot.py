@@ -1,23 +1,26 @@
 """The state of a Gymnasium environment as plain data, which is saved and restored without pickling.
 
-It consists of the attributes of the environment, its wrappers and the objects in them. What neither `save_state` nor
-`load_state` knows, such as a function, stays as it is; `resumability.resume_class` finds out whether that matters.
+It consists of the attributes of the environment, its wrappers and the objects in them, also in closures. What neither
+`save_state` nor `load_state` knows, such as a lock, stays as it is; `resumability.resume_class` finds out whether that
+matters. Iterators are refused, because they always change.
 """
 
 from __future__ import annotations
 
-import sys
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterator
 from enum import Enum
+from io import IOBase
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 
+from .native import NATIVE
+from .parts import BY_NAME, KINDS, MISSING, SCALARS, StateError, are_same, find_class, load_tensor
 from .plain_data import (
     GENERATORS,
-    NATIVE,
     class_name,
     is_object,
     load_array,
@@ -29,18 +32,12 @@ from .plain_data import (
     set_attribute,
 )
 
-SCALARS = (type(None), bool, int, float, complex, str, bytes)
-MAPPINGS = {kind.__name__: kind for kind in (dict, OrderedDict, defaultdict)}
+MAPPINGS = {kind.__name__: kind for kind in (dict, OrderedDict, defaultdict, Counter)}
 SEQUENCES = {kind.__name__: kind for kind in (list, tuple, set, frozenset, deque)}
 BUILT_INS = (int, float, str, bytes, list, tuple, set, frozenset, dict, deque)
 MAX_BYTES = 16_000_000
 """Limit of the state of one environment. It holds for large data sets, which are better not saved again and again."""
-MISSING: Any = object()
-REPLACEABLE = ("array", "objects", "tensor", "generator", "sequence", "mapping", "object")
-
-
-class StateError(Exception):
-    """A state that cannot be saved, or does not fit the environment."""
+REPLACEABLE = ("array", "objects", "tensor", "generator", "sequence", "mapping", "object", "parts")
 
 
 def save_state(env: Any) -> Any:
@@ -116,11 +113,17 @@ class _Saver:
             return ["mapping", name, [[self.node(key), self.node(item)] for key, item in value.items()]]
         if name in NATIVE and type(value).__module__.startswith(NATIVE[name][0]):
             return ["native", name, NATIVE[name][1](value)]
+        if type(value) in KINDS:
+            return ["parts", name, [self.node(part) for part in KINDS[type(value)].split(value)]]
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return ["named_tuple", class_name(value), [self.node(item) for item in value]]
         if is_object(value):
             attributes = own_attributes(value)
             if isinstance(value, BUILT_INS) or hasattr(value, "thisown"):  # an object of a C library that SWIG wraps
                 raise StateError(f"{class_name(value)} has a state that is not in its attributes")
             return ["object", class_name(value), [[key, self.node(item)] for key, item in attributes.items()]]
+        if isinstance(value, Iterator) and not isinstance(value, IOBase):
+            raise StateError(f"{class_name(value)} does not show its state")
         return ["keep"]
 
 
@@ -146,7 +149,7 @@ class _Loader:
         if kind in REPLACEABLE:
             current = MISSING if id(current) in self._used else current
             self._used[id(current)] = current
-        if kind in ("sequence", "mapping", "object"):  # they may contain themselves
+        if kind in ("sequence", "mapping", "object", "parts"):  # they may contain themselves
             return getattr(self, f"_{kind}")(number, current, *parts)
         if kind == "keep" and current is MISSING:
             raise StateError("an object that cannot be saved is missing")
@@ -175,12 +178,7 @@ class _Loader:
         return load_generator(saved, current)
 
     def _tensor(self, current: Any, saved: torch.Tensor) -> Any:
-        if not isinstance(current, torch.Tensor):
-            return saved.clone()
-        if (current.shape, current.dtype) != (saved.shape, saved.dtype):
-            return saved.to(current.device)
-        current.data.copy_(saved)
-        return current
+        return load_tensor(current, saved)
 
     def _space(self, current: Any, generator: Any, parts: list[Any]) -> Any:
         current._np_random = self.value(generator, current._np_random)
@@ -189,7 +187,7 @@ class _Loader:
         return current
 
     def _enum(self, current: Any, name: str, member: str) -> Any:
-        return (type(current) if class_name(current) == name else self._class(name, Enum))[member]
+        return (type(current) if class_name(current) == name else find_class(name, self._packages, Enum))[member]
 
     def _native(self, current: Any, name: str, state: Any) -> Any:
         return NATIVE[name][2](state, current)
@@ -220,12 +218,25 @@ class _Loader:
             key = self.value(key_node)
             values.append((key, self.value(item, olds.get(key, MISSING))))
         result.clear()
-        result.update(values)
+        result.update(dict(values))  # a Counter counts pairs
+        return result
+
+    def _named_tuple(self, current: Any, name: str, items: list[Any]) -> Any:
+        kind = type(current) if class_name(current) == name else find_class(name, self._packages, tuple)
+        return tuple.__new__(kind, [self.value(item) for item in items])
+
+    def _parts(self, number: int, current: Any, name: str, nodes: list[Any]) -> Any:
+        kind, (split, join, is_live) = BY_NAME[name]
+        current = current if type(current) is kind else MISSING
+        self._values[number] = current  # a function may be in its own closure
+        olds = split(current) if is_live and current is not MISSING else []
+        parts = [self.value(node, olds[i] if i < len(olds) else MISSING) for i, node in enumerate(nodes)]
+        self._values[number] = result = current if olds and are_same(olds, parts) else join(current, parts)
         return result
 
     def _object(self, number: int, current: Any, name: str, attributes: list[Any]) -> Any:
         if current is MISSING or class_name(current) != name:
-            kind = self._class(name)
+            kind = find_class(name, self._packages)
             current = kind.__new__(kind)
         self._values[number] = current
         olds = own_attributes(current)
@@ -237,14 +248,3 @@ class _Loader:
         for key in olds:
             object.__delattr__(current, key)
         return current
-
-    def _class(self, name: str, base: type = object) -> Any:
-        """Return a class of the environment's packages that is imported already."""
-        module, _, path = name.partition(":")
-        found: Any = sys.modules.get(module) if module.split(".")[0] in self._packages else None
-        for part in path.split("."):
-            found = getattr(found, part, None)
-        is_plain = isinstance(found, type) and issubclass(found, base) and not hasattr(found, "__del__")
-        if not is_plain or (base is object and found.__new__ is not object.__new__):
-            raise StateError(f"{name} is not a class whose objects can be made")
-        return found

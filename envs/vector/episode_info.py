@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import EnvironmentFailure
 from ..spaces.conversion import as_number
@@ -17,19 +19,40 @@ UNUSED_MASK = (
 )
 
 
-def write_episode_info(vector: Any, index: int, info: dict[str, Any]) -> None:
-    """Write the entries of the last `info` of an episode to `episode_info` of a `SerialVectorEnv`."""
-    if vector.lacks_mask and "action_mask" in info:
-        vector.lacks_mask = False
-        warnings.warn(UNUSED_MASK, RuntimeWarning, stacklevel=2)
-    for position, key in enumerate(vector.info_keys):
-        value = info.get(key)
-        if value is None and key not in vector.missing and key not in SUCCESS_KEYS:
-            vector.missing.add(key)
-            reported = ", ".join(map(str, info)) or "an empty info"
-            message = f"env.info_keys: an episode ended without info[{key!r}]; remove it, or use a key of {reported}"
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
-        vector.episode_info[index, position] = np.nan if value is None else info_number(key, value)
+class EpisodeInfo:
+    """Writes entries of the last `info` of every episode to an array, and warns once of what is missing or unused.
+
+    Args:
+        keys: keys of the entries.
+        values: the array, `[num_envs, len(keys)]`. An entry that an `info` lacks becomes NaN.
+        lacks_mask: whether a mask of valid actions in `info` would not be used.
+
+    """
+
+    def __init__(self, keys: Sequence[str], values: NDArray[np.float64], *, lacks_mask: bool) -> None:
+        self.keys, self.values = keys, values
+        self._lacks_mask, self._missing = lacks_mask, set[str]()
+
+    def write(self, index: int, info: dict[str, Any]) -> None:
+        """Write the last `info` of an episode of the environment `index`.
+
+        Raises:
+            EnvironmentFailure: see `info_number`.
+
+        """
+        if self._lacks_mask and "action_mask" in info:
+            self._lacks_mask = False
+            warnings.warn(UNUSED_MASK, RuntimeWarning, stacklevel=2)
+        for position, key in enumerate(self.keys):
+            value = info.get(key)
+            if value is None and key not in self._missing and key not in SUCCESS_KEYS:
+                self._missing.add(key)
+                reported = ", ".join(map(str, info)) or "an empty info"
+                message = (
+                    f"env.info_keys: an episode ended without info[{key!r}]; remove it, or use a key of {reported}"
+                )
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
+            self.values[index, position] = np.nan if value is None else info_number(key, value)
 
 
 def info_number(key: str, value: Any) -> float:

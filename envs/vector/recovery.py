@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ConfigurationError, EnvironmentFailure, TorchPPOError
-from ..failures import is_from_environment, place_of, step_failure
-from ..guards import IDLE, close
+from ..failures import step_failure
+from ..guards import close
 from ..resume.resumability import with_replay
 from ..spaces.encoding import encode_spaces
 from ..spaces.specs import Allocate, leaf_arrays
@@ -22,6 +22,7 @@ STEP_TIMEOUT = 300.0
 MAX_RESTARTS = 100
 """Default of `env.max_restarts`."""
 
+Env = gymnasium.Env[Any, Any]
 logger = logging.getLogger("torchppo")
 
 
@@ -59,6 +60,26 @@ class Restarts:
         entropy = [0 if seed is None else seed, env, int(self._num_failures[0])]
         self.pending[env] = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 
+    def replace(self, env: Env, make: Callable[[], Env], failure: TorchPPOError, index: int, seed: int | None) -> Env:
+        """Close an environment that has failed and return a new one, or raise the failure after too many.
+
+        Args:
+            env: the environment.
+            make: makes a new one. Its failures count too.
+            failure: how the environment has failed.
+            index: of the environment.
+            seed: its last seed.
+
+        """
+        close(env, 2.0)
+        while True:
+            self.count(failure)
+            self.set_seed(index, seed)
+            try:
+                return make()
+            except Exception as another:  # noqa: BLE001 - the environment's own code may raise anything
+                failure = step_failure(f"environment {index} in its restart", another)
+
 
 def restarts_for(on_failure: str, max_restarts: int, num_envs: int, allocate: Allocate = np.zeros) -> Restarts | None:
     """Return `Restarts` for `on_failure="restart"`, or `None` for `"raise"`."""
@@ -67,58 +88,22 @@ def restarts_for(on_failure: str, max_restarts: int, num_envs: int, allocate: Al
     return Restarts(max_restarts, num_envs, allocate) if on_failure == "restart" else None
 
 
-def recover(vector: Any, index: int, error: BaseException, action: Any = None) -> None:
-    """Recreate the failed environment of a `SerialVectorEnv` and truncate its episode, or raise the failure."""
-    if not is_from_environment(error):
-        vector.progress[0] = IDLE
-        raise error
-    failure: TorchPPOError = step_failure(place(vector, index, action), error)
-    restarts: Restarts | None = vector.restarts
-    if restarts is None or not isinstance(failure, EnvironmentFailure):
-        vector.progress[0] = IDLE
-        raise failure from None
-    env = vector.first_env + index
-    close(vector.envs[index], 2.0)
-    while True:
-        restarts.count(failure)
-        restarts.set_seed(env, vector.last_seeds[index])
-        try:
-            vector.envs[index] = recreated(vector.env_fns[index], vector.resume_class)
-            break
-        except Exception as another:  # noqa: BLE001 - the environment's own code may raise anything
-            failure = step_failure(f"environment {env} in its restart", another)
-    if action is None:  # in a reset
-        return
-    restarts.counts[env] += 1
-    vector.arrays.reward[index] = 0.0
-    vector.arrays.terminated[index], vector.arrays.truncated[index] = False, True
-    vector.infos[index] = None
-
-
-def recreated(env_fn: Callable[[], gymnasium.Env[Any, Any]], resume_class: str) -> gymnasium.Env[Any, Any]:
+def recreated(env_fn: Callable[[], Env], resume_class: str) -> Env:
     """Return a new environment of a `SerialVectorEnv`."""
     env = encode_spaces(env_fn())
     return with_replay(env) if resume_class == "replay" else env
 
 
-def place(vector: Any, index: int, action: Any) -> str:
-    """Return the text that names an environment of a `SerialVectorEnv`, its step, its seed and its action."""
-    return place_of(vector.first_env + index, vector.num_steps, vector.last_seeds[index], action)
-
-
-def timeout_failure(vector: Any) -> EnvironmentFailure:
-    """Return the failure of the environment of a `SerialVectorEnv` that is being stepped."""
-    index = int(vector.progress[0])
-    action = None if vector.actions is None else vector.actions[index]
+def timeout_failure(place: str, step_timeout: float) -> EnvironmentFailure:
+    """Return the failure of an environment that is still being stepped; see `place_of` for `place`."""
     return EnvironmentFailure(
-        f"{place(vector, index, action)} did not return within env.step_timeout={vector.step_timeout:g} seconds; "
+        f"{place} did not return within env.step_timeout={step_timeout:g} seconds; "
         "increase it if the environment is slow"
     )
 
 
-def raise_if_not_finite(vector: Any, index: int) -> None:
-    """Raise an EnvironmentFailure if the newest observation or reward of an environment is not finite."""
-    observation, reward = vector.arrays.observation[index : index + 1], vector.arrays.reward[index]
+def raise_if_not_finite(observation: NDArray[Any], reward: Any) -> None:
+    """Raise an EnvironmentFailure if an observation `[1, *observation]` or a reward is not finite."""
     for key, leaf in {**leaf_arrays(observation), "reward": reward}.items():
         if np.asarray(leaf).dtype.kind == "f" and not np.isfinite(leaf).all():
             name = key if isinstance(key, str) else "/".join(key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import gymnasium
@@ -13,20 +14,14 @@ from gymnasium.spaces import Box, MultiBinary
 from numpy.typing import NDArray
 
 from ...errors import EnvironmentFailure
-from ..failures import environment_failure
+from ..failures import environment_failure, is_from_environment, place_of, step_failure
 from ..guards import CLOSE_SECONDS, IDLE, close, watched
 from ..resume.plain_data import seed_spaces
 from ..resume.resumability import continue_episode, episode_state, resume_class, resume_class_of, with_replay
 from ..spaces.conversion import as_flag, as_number
 from ..spaces.encoding import EncodeSpaces, encode_spaces, fits, lacks_mask, raise_on_mismatch
-from ..spaces.specs import (
-    ALL_ENVS,
-    StepArrays,
-    all_info_keys,
-    episode_info_for,
-    step_arrays_for,
-)
-from .episode_info import write_episode_info
+from ..spaces.specs import ALL_ENVS, StepArrays, all_info_keys, episode_info_for, step_arrays_for
+from .episode_info import EpisodeInfo
 from .interface import (
     SlicedVectorEnv,
     call_env,
@@ -36,7 +31,7 @@ from .interface import (
     is_own,
     reset_indices,
 )
-from .recovery import STEP_TIMEOUT, Restarts, raise_if_not_finite, recover, timeout_failure
+from .recovery import STEP_TIMEOUT, Restarts, raise_if_not_finite, recreated, timeout_failure
 
 EnvFn = Callable[[], gymnasium.Env[Any, Any]]
 NUMBERS = frozenset({float, int, np.float64, np.float32, np.int64})
@@ -106,8 +101,6 @@ class SerialVectorEnv(SlicedVectorEnv):
         self.episode_info = episode_info_for(self.info_keys, self.num_envs) if episode_info is None else episode_info
         self.infos: list[dict[str, Any] | None] = [None] * self.num_envs  # of the last step, `None` after a reset
         self._has_info = bool(info_keys)
-        self.missing: set[str] = set()
-        self.lacks_mask = lacks_mask(self.single_observation_space, self.single_action_space)
         space = self.single_observation_space  # `EncodeSpaces` checks the observations that it encodes
         self._fits = fits(space) if not isinstance(self.envs[0], EncodeSpaces) else lambda _: True
         self._array_type = space.dtype if isinstance(space, Box | MultiBinary) else None, space.shape
@@ -138,9 +131,9 @@ class SerialVectorEnv(SlicedVectorEnv):
                 raise_on_mismatch(self.envs[index], observation)
             self.arrays.observation[index] = observation
             if self.restarts is not None:
-                raise_if_not_finite(self, index)
-        except BaseException as error:  # noqa: BLE001 - `recover` raises what is not of the environment
-            recover(self, index, error)
+                raise_if_not_finite(self.arrays.observation[index : index + 1], self.arrays.reward[index])
+        except BaseException as error:  # noqa: BLE001 - `_recover` raises what is not of the environment
+            self._recover(index, error)
             self._reset(index, None)
 
     def send(self, actions: Any, env_slice: slice = ALL_ENVS) -> None:
@@ -165,12 +158,33 @@ class SerialVectorEnv(SlicedVectorEnv):
                     raw_episode_rewards[index] = info["raw_episode_reward"]
                 infos[index] = info
                 if before is not None:
-                    raise_if_not_finite(self, index)
-            except BaseException as error:  # noqa: BLE001 - `recover` raises what is not of the environment
+                    raise_if_not_finite(observations[index : index + 1], rewards[index])
+            except BaseException as error:  # noqa: BLE001 - `_recover` raises what is not of the environment
                 if before is not None:
                     observations[index] = before[index]
-                recover(self, index, error, action)
+                self._recover(index, error, action)
         progress[0] = IDLE
+
+    def _recover(self, index: int, error: BaseException, action: Any = None) -> None:
+        """Recreate an environment that has failed and truncate its episode, or raise the failure."""
+        if not is_from_environment(error):
+            self.progress[0] = IDLE
+            raise error
+        failure = step_failure(self._place(index, action), error)
+        if self.restarts is None or not isinstance(failure, EnvironmentFailure):
+            self.progress[0] = IDLE
+            raise failure from None
+        env = self.first_env + index
+        make = partial(recreated, self.env_fns[index], self.resume_class)
+        self.envs[index] = self.restarts.replace(self.envs[index], make, failure, env, self.last_seeds[index])
+        if action is not None:  # not in a reset
+            self.restarts.counts[env] += 1
+            self.arrays.reward[index] = 0.0
+            self.arrays.terminated[index], self.arrays.truncated[index] = False, True
+            self.infos[index] = None
+
+    def _place(self, index: int, action: Any) -> str:
+        return place_of(self.first_env + index, self.num_steps, self.last_seeds[index], action)
 
     def receive(self, env_slice: slice = ALL_ENVS) -> StepArrays:
         return self.arrays.select(env_slice)
@@ -184,11 +198,18 @@ class SerialVectorEnv(SlicedVectorEnv):
         if info is None or not (info or self._has_info):
             return
         self._has_info = True
-        write_episode_info(self, index, info)
+        self._info_writer.write(index, info)
+
+    @cached_property
+    def _info_writer(self) -> EpisodeInfo:
+        no_mask = lacks_mask(self.single_observation_space, self.single_action_space)
+        return EpisodeInfo(self.info_keys, self.episode_info, lacks_mask=no_mask)
 
     def timeout_failure(self) -> EnvironmentFailure:
         """Return the failure of the environment that is being stepped, for a `Watchdog`."""
-        return timeout_failure(self)
+        index = int(self.progress[0])
+        place = self._place(index, None if self.actions is None else self.actions[index])
+        return timeout_failure(place, self.step_timeout)
 
     def call_envs(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         name, *others = args

@@ -1,11 +1,11 @@
-"""Action distributions that PyTorch and TorchRL do not have, or whose own versions cannot be compiled.
+"""Distributions of discrete actions, and the KL divergence, entropy and probability ratios of all distributions.
 
-Every distribution has a `deterministic_sample` and can be traced into a single graph.
+PyTorch and TorchRL do not have these distributions, or their own versions cannot be compiled. Every distribution has a
+`deterministic_sample` and can be traced into a single graph.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +15,9 @@ from torch import distributions as D  # noqa: N812
 from torch.nn.functional import one_hot, softplus
 
 Shape = torch.Size | list[int] | tuple[int, ...]
+
+MAX_LOG_RATIO = 80.0
+"""In float32, larger log-ratios have an infinite ratio, and a NaN gradient where the clipped gradient is 0."""
 
 
 class Categorical(D.Categorical):
@@ -133,117 +136,55 @@ def kl_bernoulli(old: IndependentBernoulli, new: IndependentBernoulli) -> Tensor
     return (a.sigmoid() * log_ratio_1 + (-a).sigmoid() * log_ratio_0).sum(-1)
 
 
-class SquashedNormal(D.Independent[D.Normal]):
-    """The distribution of actions a = low + (high - low) (tanh(u) + 1) / 2 with u Gaussian.
+def policy_kl(old: D.Distribution | None, new: D.Distribution, log_ratio: Tensor) -> Tensor:
+    """Return KL(old || new), `[batch]`, in closed form if there is one, otherwise `kl_estimate`."""
+    # PyTorch compares the transforms of distributions by value, which breaks a graph.
+    if old is None or isinstance(new, D.TransformedDistribution):
+        return kl_estimate(log_ratio)
+    try:
+        return D.kl_divergence(old, new)
+    except NotImplementedError:
+        return kl_estimate(log_ratio)
 
-    Samples are u, not a, so the tanh is never inverted. Densities are those of the action, in its units. The KL
-    divergence is that of the Gaussians, because a bijection does not change it.
 
-    Source: Haarnoja et al. 2018, "Soft actor-critic", appendix C.
+def kl_estimate(log_ratio: Tensor) -> Tensor:
+    """Estimate KL(old || new) from samples of the old policy: r - 1 - log r >= 0, with r = new / old.
 
-    Args:
-        loc: Mean of u, `[*, n]`.
-        scale: Standard deviation of u, `[*, n]`.
-        low: Lower bounds of the n actions.
-        high: Upper bounds of the n actions.
-
+    Source: Schulman 2020, "Approximating KL divergence", k3. Shapes: `[batch] -> [batch]`.
     """
-
-    def __init__(self, loc: Tensor, scale: Tensor, low: Sequence[float], high: Sequence[float], **kwargs: Any) -> None:
-        super().__init__(D.Normal(loc, scale, **kwargs), 1, **kwargs)
-        self._log_half_range = sum(math.log((upper - lower) / 2) for lower, upper in zip(low, high, strict=True))
-
-    def log_slope(self, value: Tensor) -> Tensor:
-        """Compute log |da/du|, with log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2 u)).
-
-        Shapes: `[*, n] -> [*]`.
-        """
-        return 2 * (math.log(2) - value - softplus(-2 * value)).sum(-1) + self._log_half_range
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density of the action for u = `value`.
-
-        Shapes: `[*, n] -> [*]`.
-        """
-        return super().log_prob(value) - self.log_slope(value)  # type: ignore[no-untyped-call]
-
-    def entropy(self) -> Tensor:
-        """Return H(u) + E[log |da/du|], `[*]`, where the expectation is estimated from one sample."""
-        return super().entropy() + self.log_slope(self.rsample())  # type: ignore[no-untyped-call]
-
-    @property
-    def deterministic_sample(self) -> Tensor:
-        """The median."""
-        return self.base_dist.loc
+    return log_ratio.expm1() - log_ratio
 
 
-class IndependentBeta(D.Independent[D.Beta]):
-    """Independent beta variables in (0, 1).
+def policy_entropy(distribution: D.Distribution, num_samples: int = 1) -> Tensor:
+    """Return the entropy, `[batch]`, in closed form if there is one, otherwise estimated from samples."""
+    try:
+        return distribution.entropy()
+    except NotImplementedError:
+        return -distribution.log_prob(distribution.rsample((num_samples,))).mean(0)
 
-    Densities are those of the variables, not of actions that they are scaled to.
 
-    Source: Chou, Maturana and Scherer 2017, "Improving stochastic policy gradients ... using the beta distribution".
+def probability_ratio(log_ratio: Tensor) -> Tensor:
+    """Return the ratio new / old, limited to finite values."""
+    return log_ratio.clamp(max=MAX_LOG_RATIO).exp()
 
-    Args:
-        alpha: `[*, n]`, above 1 for a single peak.
-        beta: `[*, n]`, above 1 for a single peak.
 
+def ratio_metrics(log_ratio: Tensor) -> dict[str, Tensor]:
+    """Return TorchRL's metrics of the ratios r, scalars.
+
+    They are `ESS` (the effective sample size (sum r)^2 / sum r^2, divided by the number of samples), `max_ratio` and
+    `mean_ratio`.
     """
-
-    def __init__(self, alpha: Tensor, beta: Tensor, **kwargs: Any) -> None:
-        super().__init__(D.Beta(alpha, beta, **kwargs), 1, **kwargs)
-
-    def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        """Return a ratio x / (x + y) of gamma variables, `[*sample_shape, *, n]`.
-
-        The sample is clamped to values with a finite density. PyTorch's implementation is an `autograd.Function`, for
-        which the compiler prints a warning.
-        """
-        shape = self._extended_shape(torch.Size(sample_shape))
-        parameters = self.base_dist.concentration1, self.base_dist.concentration0
-        x, y = (torch._standard_gamma(parameter.expand(shape)) for parameter in parameters)
-        ratio = x / (x + y)
-        margin = torch.finfo(ratio.dtype).eps
-        return ratio.clamp(margin, 1 - margin)
-
-    def sample(self, sample_shape: Shape = ()) -> Tensor:
-        """Return a sample without gradients."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)
-
-    @property
-    def deterministic_sample(self) -> Tensor:
-        """The mean; the mode can be anywhere if the distribution is almost uniform."""
-        return self.base_dist.mean
+    ratio = probability_ratio(log_ratio)
+    scaled = ratio / ratio.max()  # the square of a large ratio is infinite
+    return {
+        "ESS": scaled.mean().square() / scaled.square().mean(),
+        "max_ratio": ratio.max(),
+        "mean_ratio": ratio.mean(),
+    }
 
 
-class StateDependentNoise(D.Independent[D.Normal]):
-    """A Gaussian whose samples use noise that persists over steps (generalized state-dependent exploration).
-
-    Source: Raffin et al. 2021, "Smooth exploration for robotic reinforcement learning", eq. 4 to 7.
-
-    Args:
-        loc: Mean, `[*, n]`.
-        scale: Standard deviation of the perturbation over all possible noise, `[*, n]`.
-        perturbation: Perturbation by the current noise, `[*, n]`.
-
-    """
-
-    def __init__(self, loc: Tensor, scale: Tensor, perturbation: Tensor, **kwargs: Any) -> None:
-        super().__init__(D.Normal(loc, scale, **kwargs), 1, **kwargs)
-        self._perturbation = perturbation
-
-    def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        """Return `loc + perturbation`, which is the same for every call, `[*sample_shape, *, n]`."""
-        sample = self.base_dist.loc + self._perturbation
-        return sample.expand(torch.Size(sample_shape) + sample.shape)
-
-    def sample(self, sample_shape: Shape = ()) -> Tensor:
-        """Return a sample without gradients."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)
-
-    @property
-    def deterministic_sample(self) -> Tensor:
-        """The mean."""
-        return self.base_dist.loc
+def clip_fraction(log_ratio: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return the fraction of ratios outside [1 - low, 1 + high], a scalar."""
+    difference = log_ratio.expm1()
+    is_outside = difference.abs() > high if low is high else (difference > high) | (difference < -low)
+    return is_outside.float().mean()

@@ -55,9 +55,54 @@ def mlp(
     return nn.Sequential(ToFloat(), flatten, orthogonal_(body, math.sqrt(2)))
 
 
-def is_mlp(body: Callable[..., nn.Module]) -> bool:
-    """Return whether a body is `mlp`. It flattens its input, so images need an encoder before it."""
-    return (body.func if isinstance(body, partial) else body) is mlp
+def simba(shape: torch.Size, width: int = 128, num_blocks: int = 2) -> nn.Module:
+    """Build the residual network of SimBa over flattened observations, which should be normalized.
+
+    x_0 = W x + b, x_i = x_(i-1) + MLP(LN(x_(i-1))), features = LN(x_n). The MLP has one hidden layer of 4 x `width`
+    units with ReLU.
+
+    Source: Lee et al. 2024, "SimBa: simplicity bias for scaling up parameters in deep reinforcement learning".
+
+    Args:
+        shape: Shape of one observation.
+        width: Number of features.
+        num_blocks: Number of residual blocks.
+
+    Returns:
+        A module `[*, *shape] -> [*, width]`.
+
+    Raises:
+        ConfigurationError: If an argument is less than 1.
+
+    """
+    require_widths("width", [width])
+    require_widths("num_blocks", [num_blocks])
+    flatten = nn.Flatten(-len(shape)) if len(shape) > 1 else nn.Identity()
+    embedding = orthogonal_(nn.Linear(math.prod(shape), width), 1.0)
+    blocks = [PreNormBlock(width) for _ in range(num_blocks)]
+    return nn.Sequential(ToFloat(), flatten, embedding, *blocks, nn.LayerNorm(width))
+
+
+class PreNormBlock(nn.Module):
+    """A residual block of SimBa: x + MLP(LN(x)), with the initialization of He et al. 2015."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        first, second = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        for layer in (first, second):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.network = nn.Sequential(nn.LayerNorm(width), first, nn.ReLU(), second)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Shapes: `[*, width] -> [*, width]`."""
+        residual: Tensor = self.network(features)
+        return features + residual
+
+
+def flattens_images(body: Callable[..., nn.Module]) -> bool:
+    """Return whether a body is `mlp` or `simba`. They flatten their input, so images need an encoder before them."""
+    return (body.func if isinstance(body, partial) else body) in (mlp, simba)
 
 
 def orthogonal_(module: nn.Module, gain: float) -> nn.Module:

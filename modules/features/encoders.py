@@ -12,7 +12,8 @@ from torchrl.data import Binary, Bounded, Categorical, MultiCategorical, OneHot,
 from ...errors import ConfigurationError
 from .bodies import ToFloat, orthogonal_
 from .image_bodies import nature_cnn
-from .images import MIN_IMAGE_SIZE, ToChannelsFirst, channels_first_shape, is_image, scale_image
+from .image_shapes import MIN_IMAGE_SIZE, channels_first_shape
+from .images import ToChannelsFirst, is_image, scale_image
 
 MAX_ONE_HOT = 1024
 """Largest number of categories that are one-hot encoded; more are embedded."""
@@ -189,7 +190,7 @@ class SmallImageCNN(nn.Module):
 
     codes: Tensor
 
-    def __init__(self, shape: torch.Size, num_features: int = 128) -> None:
+    def __init__(self, shape: Sequence[int], num_features: int = 128) -> None:
         super().__init__()
         self.register_buffer("codes", torch.arange(NUM_CODES, dtype=torch.uint8).reshape(-1, 1, 1), persistent=False)
         convolutions = nn.Sequential(

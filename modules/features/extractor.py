@@ -15,7 +15,7 @@ from torchrl.modules import GRUModule, LSTMModule
 
 from ...errors import ConfigurationError
 from ..normalizers import ObservationNormalizer
-from .bodies import is_mlp
+from .bodies import flattens_images
 from .encoders import ConcatEncoders, make_encoder
 from .images import is_image, scale_image
 from .recurrent import Memory, MemoryModule, RecurrentModule
@@ -210,7 +210,7 @@ class FeatureExtractorBuilder:
         if is_box and entry_name(keys[0]) not in self.encoders:
             is_map = len(shape) > 1 and is_image(specs[0], self.num_batch)
             # Image bodies scale bytes. Other integers need an encoder, because bodies do not know the bounds.
-            if not is_mlp(body) if is_map else specs[0].dtype.is_floating_point:
+            if not flattens_images(body) if is_map else specs[0].dtype.is_floating_point:
                 normalizers = [self.normalizers[one] for one in keys if one in self.normalizers]
                 inputs = normalizers or (scale_image(specs[0]) if is_map else [])
                 return [TensorDictModule(module, keys, [key]) for module in inputs], shape

@@ -55,14 +55,16 @@ class RecurrentCell(Memory):
     Args:
         cell: Cell that is applied at every step.
         num_states: Number of vectors of the cell's hidden size in a state.
+        layer_norm: Whether to apply layer normalization to the output features.
 
     """
 
     context_length = 1
 
-    def __init__(self, cell: nn.LSTMCell | nn.GRUCell, num_states: int) -> None:
+    def __init__(self, cell: nn.LSTMCell | nn.GRUCell, num_states: int, layer_norm: bool) -> None:
         super().__init__()
         self.cell = cell
+        self.norm = nn.LayerNorm(cell.hidden_size) if layer_norm else nn.Identity()
         self.num_features = cell.hidden_size
         self.state_size = num_states * cell.hidden_size
         for weight in (cell.weight_ih, cell.weight_hh):
@@ -86,7 +88,7 @@ class RecurrentCell(Memory):
             for inputs, is_first in zip(features.to(context.dtype).unbind(1), is_init.unbind(1), strict=True):
                 states.append(self.step(inputs, states[-1].masked_fill(is_first, 0.0)))
         stacked = torch.stack(states, 1)
-        return stacked[:, 1:, : self.num_features], stacked
+        return self.norm(stacked[:, 1:, : self.num_features]), stacked
 
 
 class LSTM(RecurrentCell):
@@ -97,6 +99,7 @@ class LSTM(RecurrentCell):
     Args:
         num_inputs: Number of input features.
         width: Number of hidden units.
+        layer_norm: Whether to apply layer normalization to the output features.
 
     Raises:
         ConfigurationError: If `width` is less than 1.
@@ -105,9 +108,9 @@ class LSTM(RecurrentCell):
 
     cell: nn.LSTMCell
 
-    def __init__(self, num_inputs: int, *, width: int = 128) -> None:
+    def __init__(self, num_inputs: int, *, width: int = 128, layer_norm: bool = False) -> None:
         require_positive(width=width)
-        super().__init__(nn.LSTMCell(num_inputs, width), num_states=2)
+        super().__init__(nn.LSTMCell(num_inputs, width), 2, layer_norm)
         with torch.no_grad():
             self.cell.bias_hh[width : 2 * width] = 1.0
 
@@ -122,6 +125,7 @@ class GRU(RecurrentCell):
     Args:
         num_inputs: Number of input features.
         width: Number of hidden units.
+        layer_norm: Whether to apply layer normalization to the output features.
 
     Raises:
         ConfigurationError: If `width` is less than 1.
@@ -130,9 +134,9 @@ class GRU(RecurrentCell):
 
     cell: nn.GRUCell
 
-    def __init__(self, num_inputs: int, *, width: int = 128) -> None:
+    def __init__(self, num_inputs: int, *, width: int = 128, layer_norm: bool = False) -> None:
         require_positive(width=width)
-        super().__init__(nn.GRUCell(num_inputs, width), num_states=1)
+        super().__init__(nn.GRUCell(num_inputs, width), 1, layer_norm)
 
     def step(self, features: Tensor, state: Tensor) -> Tensor:
         next_state: Tensor = self.cell(features, state)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigurationError
-from ..normalizers import Reduce, no_reduce
+from ..normalizers import Reduce, RunningMoments, no_reduce
 from .value_heads import ValueHead, check_shapes, last_layer
 
 MARGIN = 4.0
@@ -111,6 +111,62 @@ class CategoricalValue(ValueHead):
 
     def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
         """Do nothing: this head has no statistics."""
+
+
+class AdaptiveCategoricalValue(CategoricalValue):
+    """A `CategoricalValue` whose bins follow the targets: they span `num_stds` deviations around the mean target.
+
+    The bins are fixed on the scale (target - mean) / deviation, with running statistics of the targets of all ranks.
+    Unlike `PopArtValue`, the predictions move with the bins when the statistics change, because the layer predicts
+    logits. Chang et al. 2026, "Learning the supports for categorical critic in reinforcement learning", learn the
+    bounds by gradient instead, which needs a learning rate in units of the return.
+
+    Args:
+        width: Number of features.
+        num_bins: Number of bins.
+        num_stds: Distance of the first and last bin from the mean, in deviations. Targets beyond are clamped.
+        sigma_ratio: See `CategoricalValue`.
+        beta: Fraction of the statistics that every rollout replaces. With 0, all targets count equally.
+
+    Raises:
+        ConfigurationError: If `num_stds` is not positive, or `beta` is outside [0, 1); see also `CategoricalValue`.
+
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, width: int, num_bins: int = 101, num_stds: float = 5.0, sigma_ratio: float = 0.75, beta: float = 0.1
+    ) -> None:
+        if not num_stds > 0:
+            raise ConfigurationError(f"critic.head.num_stds={num_stds} must be positive; 5 is usual")
+        if not 0 <= beta < 1:
+            raise ConfigurationError(f"critic.head.beta={beta} must lie within [0, 1); 0.1 is usual")
+        super().__init__(width, num_bins, -num_stds, num_stds, sigma_ratio)
+        self.beta = beta
+        self.moments = RunningMoments()
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapes: `[*, width] -> state_value [*, 1], value_logits [*, num_bins]`."""
+        value, logits = super().forward(features)
+        return value * self.std + self.mean, logits
+
+    def error(
+        self, predicted: Mapping[str, Tensor], target: Tensor, old_value: Tensor, clip_value: float | None
+    ) -> Tensor:
+        """Compute the cross-entropy of the normalized target; see `CategoricalValue`."""
+        return super().error(predicted, (target - self.mean) / self.std, old_value, clip_value)
+
+    @torch.no_grad()
+    def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
+        """Update the statistics, in place."""
+        self.moments.count.mul_(1 - self.beta)
+        self.moments.update(value_target, reduce)
+        self.mean.copy_(self.moments.mean)
+        self.std.copy_(self.moments.var.sqrt().clamp(1e-4, 1e6))
 
 
 def gaussian_histogram(position: Tensor, num_bins: int, sigma: float) -> Tensor:

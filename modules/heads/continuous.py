@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 from torch import Tensor, nn
@@ -9,22 +10,33 @@ from torchrl.data import Bounded, TensorSpec
 from torchrl.modules import IndependentNormal
 
 from ...errors import ConfigurationError
-from ..distributions import action as distributions
+from ..distributions import continuous as distributions
+from ..distributions.action import MultiCategorical
 from ..features.bodies import FullPrecision, orthogonal_
-from .action_heads import Head, Unmasked
+from .action_heads import Head, Logits, Unmasked
 from .networks import (
     GAIN,
     BetaParameters,
     ResampleNoise,
+    ScaleLimits,
     ScaleParameters,
     StateDependentExploration,
     StateDependentScale,
     StateIndependentScale,
 )
-from .to_action import ScaleToBounds, TanhToUnitInterval
+from .to_action import BinToUnitInterval, ScaleToBounds, TanhToUnitInterval
 
 
-def gaussian(width: int, spec: TensorSpec, *, log_std: float = 0.0, state_dependent: bool = False) -> Head:
+def gaussian(
+    width: int,
+    spec: TensorSpec,
+    *,
+    log_std: float = 0.0,
+    state_dependent: bool = False,
+    fixed_std: bool = False,
+    min_std: float | None = None,
+    max_std: float | None = None,
+) -> Head:
     """Build a Gaussian head; the environment clips the actions.
 
     Mean and scale are in units of the action, or relative to the range if the bounds are far from [-1, 1] (see
@@ -35,13 +47,30 @@ def gaussian(width: int, spec: TensorSpec, *, log_std: float = 0.0, state_depend
         spec: Spec of the actions, `[*, n]`.
         log_std: Initial logarithm of the scale.
         state_dependent: Whether the scale depends on the features, or is one parameter per action dimension.
+        fixed_std: Whether the scale keeps its initial value.
+        min_std: Smallest scale, in the same unit. `None` means no limit.
+        max_std: Largest scale. `None` means no limit.
+
+    Raises:
+        ConfigurationError: If the limits exclude the initial scale, or a fixed scale is state-dependent.
 
     """
-    network = scale_to_range(_normal_network(width, spec.shape[-1], log_std, state_dependent), spec)
-    return Head(network, ["loc", "scale"], partial(IndependentNormal, validate_args=False))
+    limits = _scale_limits(log_std, min_std, max_std, is_fixed=fixed_std, state_dependent=state_dependent)
+    options = {"is_fixed": fixed_std, "state_dependent": state_dependent}
+    network = _normal_network(width, spec.shape[-1], log_std, limits, **options)
+    return Head(scale_to_range(network, spec), ["loc", "scale"], partial(IndependentNormal, validate_args=False))
 
 
-def tanh_gaussian(width: int, spec: TensorSpec, *, log_std: float = 0.0, state_dependent: bool = False) -> Head:
+def tanh_gaussian(
+    width: int,
+    spec: TensorSpec,
+    *,
+    log_std: float = 0.0,
+    state_dependent: bool = False,
+    fixed_std: bool = False,
+    min_std: float | None = None,
+    max_std: float | None = None,
+) -> Head:
     """Build a Gaussian head whose samples a tanh maps to the action bounds.
 
     Args:
@@ -49,14 +78,19 @@ def tanh_gaussian(width: int, spec: TensorSpec, *, log_std: float = 0.0, state_d
         spec: Spec of the actions, `[*, n]`.
         log_std: Initial logarithm of the scale before the tanh.
         state_dependent: Whether the scale depends on the features, or is one parameter per action dimension.
+        fixed_std: Whether the scale keeps its initial value.
+        min_std: Smallest scale, in the same unit. `None` means no limit.
+        max_std: Largest scale. `None` means no limit.
 
     Raises:
-        ConfigurationError: If a bound is not finite.
+        ConfigurationError: If a bound is not finite, the limits exclude the initial scale, or a fixed scale is
+            state-dependent.
 
     """
     low, high = _finite_bounds(spec, "tanh_gaussian")
+    limits = _scale_limits(log_std, min_std, max_std, is_fixed=fixed_std, state_dependent=state_dependent)
     return Head(
-        _normal_network(width, spec.shape[-1], log_std, state_dependent),
+        _normal_network(width, spec.shape[-1], log_std, limits, is_fixed=fixed_std, state_dependent=state_dependent),
         ["loc", "scale"],
         partial(distributions.SquashedNormal, low=low.tolist(), high=high.tolist(), validate_args=False),
         sample_key="action_sample",
@@ -82,6 +116,35 @@ def beta(width: int, spec: TensorSpec) -> Head:
         partial(distributions.IndependentBeta, validate_args=False),
         sample_key="action_sample",
         to_action=ScaleToBounds(low, high),
+    )
+
+
+def categorical(width: int, spec: TensorSpec, *, num_bins: int = 11) -> Head:
+    """Build a head that chooses one of `num_bins` equally spaced values for every action, including both bounds.
+
+    The dimensions of the action are independent. Log-probabilities and entropies are those of the choices.
+
+    Source: Tang and Agrawal 2020, "Discretizing continuous action space for on-policy optimization".
+
+    Args:
+        width: Number of features.
+        spec: Spec of the actions, `[*, n]`.
+        num_bins: Number of values of every action.
+
+    Raises:
+        ConfigurationError: If a bound is not finite, or `num_bins` is less than 2.
+
+    """
+    if num_bins < 2:
+        raise ConfigurationError(f"policy.head.num_bins={num_bins} must be at least 2; 11 is usual")
+    low, high = _finite_bounds(spec, "categorical")
+    num_actions = spec.shape[-1]
+    return Head(
+        FullPrecision(Unmasked(Logits(width, num_actions * num_bins))),
+        ["logits"],
+        partial(MultiCategorical, nvec=[num_bins] * num_actions, validate_args=False),
+        sample_key="action_sample",
+        to_action=nn.Sequential(BinToUnitInterval(num_bins), ScaleToBounds(low, high)),
     )
 
 
@@ -118,12 +181,32 @@ def gsde(width: int, spec: TensorSpec, *, log_std: float = -2.0, num_steps: int 
     )
 
 
-def _normal_network(width: int, num_actions: int, log_std: float, state_dependent: bool) -> nn.Module:
+def _normal_network(
+    width: int, num_actions: int, log_std: float, limits: ScaleLimits, *, is_fixed: bool, state_dependent: bool
+) -> nn.Module:
     """Build a network from features `[*, width]` to the mean and scale of a Gaussian, `[*, num_actions]` each."""
     if state_dependent:
-        return FullPrecision(Unmasked(StateDependentScale(width, num_actions, log_std)))
+        return FullPrecision(Unmasked(StateDependentScale(width, num_actions, log_std, limits)))
     loc = orthogonal_(nn.Linear(width, num_actions), GAIN)
-    return FullPrecision(Unmasked(StateIndependentScale(loc, num_actions, log_std)))
+    return FullPrecision(Unmasked(StateIndependentScale(loc, num_actions, log_std, limits, is_fixed=is_fixed)))
+
+
+def _scale_limits(
+    log_std: float, min_std: float | None, max_std: float | None, *, is_fixed: bool, state_dependent: bool
+) -> ScaleLimits:
+    """Return the limits of the logarithm of the scale."""
+    low, high = (0.0 if min_std is None else min_std), (math.inf if max_std is None else max_std)
+    std = math.exp(log_std)
+    if low < 0 or not low * (1 - 1e-6) <= std <= high * (1 + 1e-6):
+        raise ConfigurationError(
+            f"policy.head.log_std={log_std} is a standard deviation of {std:.3g}, which is not between "
+            f"min_std={min_std} and max_std={max_std}; change one of them"
+        )
+    if is_fixed and state_dependent:
+        raise ConfigurationError(
+            "policy.head.fixed_std=true does not work with state_dependent=true; remove one of them"
+        )
+    return ScaleLimits(math.log(low) if low > 0 else -math.inf, math.log(high) if high < math.inf else math.inf)
 
 
 def scale_to_range(network: nn.Module, spec: TensorSpec) -> nn.Module:

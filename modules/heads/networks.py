@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,39 +20,73 @@ Parameters = tuple[Tensor, ...]
 """Parameters of a distribution, in the order of `Head.param_keys`."""
 
 
+class ScaleLimits(NamedTuple):
+    """Limits of the logarithm of a scale."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def apply(self, log_std: Tensor) -> Tensor:
+        """Clamp `log_std`. The gradient passes the limits, so that a value outside of them can return."""
+        if self == NO_LIMITS:
+            return log_std
+        return log_std + (log_std.clamp(self.low, self.high) - log_std).detach()
+
+
+NO_LIMITS = ScaleLimits()
+
+
 class StateIndependentScale(nn.Module):
-    """Computes the mean from the features; the scale is one learned parameter per action.
+    """Computes the mean from the features; the scale is one parameter per action, which is learned unless it is fixed.
 
     Args:
         head: Network `[*, features] -> [*, num_actions]` of the mean.
         num_actions: Number of action dimensions.
         log_std: Initial logarithm of the scale.
+        limits: Limits of the logarithm of the scale.
+        is_fixed: Whether the scale keeps its initial value.
 
     """
 
-    def __init__(self, head: nn.Module, num_actions: int, log_std: float) -> None:
+    log_std: Tensor
+
+    def __init__(
+        self,
+        head: nn.Module,
+        num_actions: int,
+        log_std: float,
+        limits: ScaleLimits = NO_LIMITS,
+        *,
+        is_fixed: bool = False,
+    ) -> None:
         super().__init__()
         self.head = head
-        self.log_std = nn.Parameter(torch.full((num_actions,), float(log_std)))
+        self.limits = limits
+        initial = torch.full((num_actions,), float(log_std))
+        if is_fixed:
+            self.register_buffer("log_std", initial)
+        else:
+            self.log_std = nn.Parameter(initial)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes: `[*, features] -> loc [*, num_actions], scale [*, num_actions]`."""
         loc = self.head(features)
-        return loc, self.log_std.exp().expand_as(loc)
+        return loc, self.limits.apply(self.log_std).exp().expand_as(loc)
 
 
 class StateDependentScale(nn.Module):
     """Computes mean and scale from the features; the scale starts near `exp(log_std)`."""
 
-    def __init__(self, width: int, num_actions: int, log_std: float) -> None:
+    def __init__(self, width: int, num_actions: int, log_std: float, limits: ScaleLimits = NO_LIMITS) -> None:
         super().__init__()
         self.linear = orthogonal_(nn.Linear(width, 2 * num_actions), GAIN)
+        self.limits = limits
         nn.init.constant_(self.linear.bias[num_actions:], log_std)  # type: ignore[index]
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes: `[*, width] -> loc [*, num_actions], scale [*, num_actions]`."""
         loc, log_std = self.linear(features).chunk(2, -1)
-        return loc, log_std.clamp(MIN_LOG_STD, MAX_LOG_STD).exp()
+        return loc, self.limits.apply(log_std.clamp(MIN_LOG_STD, MAX_LOG_STD)).exp()
 
 
 class BetaParameters(nn.Module):

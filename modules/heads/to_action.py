@@ -44,6 +44,17 @@ class TanhToUnitInterval(nn.Module):
         return (value.tanh() + 1) / 2
 
 
+class BinToUnitInterval(nn.Module):
+    """Maps the numbers of bins, 0 to `num_bins` - 1, to [0, 1]."""
+
+    def __init__(self, num_bins: int) -> None:
+        super().__init__()
+        self.num_bins = num_bins
+
+    def forward(self, index: Tensor) -> Tensor:
+        return index / (self.num_bins - 1)
+
+
 class RoundToBounds(ToBounds):
     """Rounds numbers to the nearest integers within the bounds, which are int64."""
 

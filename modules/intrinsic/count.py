@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -32,6 +34,8 @@ class CountBonus(RewardModel):
         gamma: See `RewardModel`.
         lmbda: See `RewardModel`.
         is_episodic: See `RewardModel`.
+        normalize: See `RewardModel`.
+        optimizer: See `RewardModel`.
 
     Raises:
         ConfigurationError: If the observation is not discrete or has too many values; see also `RewardModel`.
@@ -49,10 +53,21 @@ class CountBonus(RewardModel):
         gamma: float = 0.99,
         lmbda: float = 0.95,
         is_episodic: bool = False,
+        normalize: bool = False,
+        optimizer: Mapping[str, Any] | None = None,
     ) -> None:
         sizes = discrete_sizes(observation_spec["observation"], len(observation_spec.shape))
         critic = make_stream_critic("count", observation_spec, body)
-        super().__init__("count", critic, weight=weight, gamma=gamma, lmbda=lmbda, is_episodic=is_episodic)
+        super().__init__(
+            "count",
+            critic,
+            weight=weight,
+            gamma=gamma,
+            lmbda=lmbda,
+            is_episodic=is_episodic,
+            normalize=normalize,
+            optimizer=optimizer,
+        )
         self.register_buffer("counts", torch.zeros(math.prod(sizes), dtype=torch.int64))
         strides = [math.prod(sizes[index + 1 :]) for index in range(len(sizes))]
         self.register_buffer("_strides", torch.tensor(strides), persistent=False)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 from torchrl.data import Composite
@@ -12,7 +15,7 @@ from torchrl.data import Composite
 from ...errors import ConfigurationError
 from ..features.extractor import Body, FeatureExtractorBuilder, split_observation_spec
 from ..heads.value_heads import last_layer
-from ..normalizers import Reduce
+from ..normalizers import Reduce, RewardNormalizer
 
 
 class RewardModel(nn.Module, ABC):
@@ -30,6 +33,12 @@ class RewardModel(nn.Module, ABC):
         lmbda: Lambda of the stream's advantages.
         is_episodic: Whether the stream ends with an episode. A non-episodic stream continues in the next episode, so
             that the end of an episode does not limit exploration (Burda et al. 2019, section 2.3).
+        normalize: Whether to divide rewards by the running standard deviation of their discounted return (Burda et al.
+            2019, section 2.4). The return of a non-episodic stream continues in the next episode.
+        optimizer: Options of the optimizer, such as `lr`, that differ for the parameters of this model.
+
+    Attributes:
+        normalizer: Divides the rewards; `None` if `normalize` is false.
 
     Raises:
         ConfigurationError: If a number is out of range.
@@ -45,6 +54,8 @@ class RewardModel(nn.Module, ABC):
         gamma: float,
         lmbda: float,
         is_episodic: bool,
+        normalize: bool = False,
+        optimizer: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if weight < 0:
@@ -58,6 +69,8 @@ class RewardModel(nn.Module, ABC):
         self.gamma = gamma
         self.lmbda = lmbda
         self.is_episodic = is_episodic
+        self.normalizer = RewardNormalizer(gamma, clip=math.inf) if normalize else None
+        self.optimizer = dict(optimizer or {})
 
     @abstractmethod
     def update(self, rollout: TensorDictBase, reduce: Reduce) -> None:
@@ -71,7 +84,7 @@ class RewardModel(nn.Module, ABC):
 
     @abstractmethod
     def reward(self, rollout: TensorDictBase) -> Tensor:
-        """Return the reward of every step, `[num_envs, time, 1]`."""
+        """Return the reward of every step, `[num_envs, time, 1]`, before normalization."""
 
     def loss(self, rows: TensorDictBase) -> Tensor:
         """Return the loss of a minibatch, a scalar: the squared error of the critic.
@@ -82,8 +95,8 @@ class RewardModel(nn.Module, ABC):
         return (value - rows[f"value_target_{self.name}"]).square().mean()
 
     @property
-    def in_keys(self) -> list[str]:
-        """Keys of the rollout that `loss` reads in addition to `value_target_<name>`."""
+    def in_keys(self) -> list[NestedKey]:
+        """Keys of the rollout that `loss` reads in addition to `value_target_<name>`, such as `("next", "pixels")`."""
         return list(self.critic.in_keys)
 
 
@@ -114,9 +127,11 @@ class LossesWithRewardModels(nn.Module):
         return losses
 
 
-def make_stream_critic(name: str, observation_spec: Composite, body: Body) -> TensorDictModuleBase:
-    """Build a critic that writes `state_value_<name>` from the observation."""
+def make_stream_critic(
+    name: str, observation_spec: Composite, body: Body, encoders: Mapping[str, Body] | None = None
+) -> TensorDictModuleBase:
+    """Build a critic that writes `state_value_<name>` from the observation; see `make_actor_critic` for `encoders`."""
     specs, num_batch = split_observation_spec(observation_spec).specs, len(observation_spec.shape)
-    extractor = FeatureExtractorBuilder(specs, num_batch, False, {}, None)(name, specs, body)
+    extractor = FeatureExtractorBuilder(specs, num_batch, False, encoders or {}, None)(name, specs, body)
     value = TensorDictModule(last_layer(extractor.num_features, 1), [extractor.key], [f"state_value_{name}"])
     return TensorDictSequential(*extractor.modules, value)

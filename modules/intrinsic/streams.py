@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.objectives.value import GAE
 
+from ...errors import ConfigurationError
 from ..normalizers import Reduce
 from .reward_model import RewardModel
 
 
 @torch.no_grad()
 def write_rewards(rollout: TensorDictBase, models: Collection[RewardModel], reduce: Reduce) -> dict[str, float]:
-    """Write `("next", "reward_<name>")` of every model, and return the mean rewards as metrics.
+    """Write `("next", "reward_<name>")` of every model, and return the mean rewards before normalization as metrics.
 
     Args:
         rollout: `[num_envs, time]`.
@@ -26,9 +27,31 @@ def write_rewards(rollout: TensorDictBase, models: Collection[RewardModel], redu
     metrics = {}
     for model in models:
         model.update(rollout, reduce)
-        reward = rollout["next", f"reward_{model.name}"] = model.reward(rollout)
+        with torch.autocast(rollout["next", "done"].device.type, enabled=False):  # errors of networks are small
+            reward = model.reward(rollout)
         metrics[f"rollout/reward_{model.name}"] = reward.mean().item()
+        if model.normalizer is not None:
+            done = rollout["next", "done"]
+            model.normalizer.update(reward, episode_starts(rollout) if model.is_episodic else done & False, reduce)
+            reward = model.normalizer(reward)
+        rollout["next", f"reward_{model.name}"] = reward
     return metrics
+
+
+def episode_starts(rollout: TensorDictBase) -> Tensor:
+    """Return whether an episode begins with each step, bool `[num_envs, time, 1]`.
+
+    Raises:
+        ConfigurationError: If the rollout has no `is_init`.
+
+    """
+    starts: Tensor | None = rollout.get("is_init")
+    if starts is None:
+        raise ConfigurationError(
+            "the rollout has no is_init, which this intrinsic reward needs; add the transform "
+            "torchrl.envs.InitTracker to the environment"
+        )
+    return starts
 
 
 @torch.no_grad()
@@ -61,12 +84,29 @@ def write_values(rollout: TensorDictBase, model: RewardModel) -> None:
     ends = next_data["done"] if model.is_episodic else torch.zeros_like(next_data["done"])
     next_data["stream_done"] = ends
     next_data["stream_terminated"] = next_data["terminated"] & ends
-    values = critic_values(rollout, model)
-    next_values = values.roll(-1, dims=1)
+    rollout[key], next_data[key] = with_next(rollout, ends, lambda data: critic_values(data, model))
+
+
+def with_next(
+    rollout: TensorDictBase, ends: Tensor, function: Callable[[TensorDictBase], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Apply a function to the data of all states and of all next states, once per state where they are the same.
+
+    Args:
+        rollout: `[num_envs, time]`.
+        ends: Whether the next state is not the state of the following step, bool `[num_envs, time, 1]`.
+        function: From data `[*]` to `[*, n]`.
+
+    Returns:
+        The results of all states and of all next states, `[num_envs, time, n]`.
+
+    """
+    results = function(rollout)
+    next_results = results.roll(-1, dims=1)
     is_separate = ends.squeeze(-1).clone()
     is_separate[:, -1] = True
-    next_values[is_separate] = critic_values(next_data[is_separate], model)
-    rollout[key], next_data[key] = values, next_values
+    next_results[is_separate] = function(rollout["next"][is_separate])
+    return results, next_results
 
 
 def critic_values(data: TensorDictBase, model: RewardModel) -> Tensor:

@@ -10,13 +10,14 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBas
 from torch import Tensor
 
 from ...errors import ConfigurationError
-from .ppo_loss import PPOLoss, probability_ratio
+from ..distributions.action import clip_fraction, probability_ratio, ratio_metrics
+from .ppo_loss import PPOLoss
 
 
 class ClipPPOLoss(PPOLoss, torchrl_objectives.ClipPPOLoss):
     """The clipped objective, a subclass of `torchrl.objectives.ClipPPOLoss`.
 
-    Source: Schulman et al. 2017, eq. 7 and 9.
+    Source: Schulman et al. 2017, eq. 7 and 9; for `dual_clip` Ye et al. 2020, eq. 5.
 
     Args:
         actor_network: See `PPOLoss`.
@@ -24,10 +25,13 @@ class ClipPPOLoss(PPOLoss, torchrl_objectives.ClipPPOLoss):
         clip_epsilon: Distance of the probability ratio from 1 at which it is clipped. A pair contains the
             distances below and above 1 (Yu et al. 2025, eq. 10), stored in the buffers `clip_epsilon_low` and
             `clip_epsilon_high`.
+        dual_clip: Largest ratio c > 1 that counts for a negative advantage A: the surrogate is at least c A. `None`
+            means no limit.
         options: See `PPOLoss`.
 
     Raises:
-        ConfigurationError: If `clip_epsilon` is not positive, or the lower distance is not below 1; see also `PPOLoss`.
+        ConfigurationError: If `clip_epsilon` is not positive, the lower distance is not below 1, or `dual_clip` is not
+            above 1; see also `PPOLoss`.
 
     """
 
@@ -42,6 +46,7 @@ class ClipPPOLoss(PPOLoss, torchrl_objectives.ClipPPOLoss):
         critic_network: TensorDictModuleBase,
         *,
         clip_epsilon: float | tuple[float, float] = 0.2,
+        dual_clip: float | None = None,
         **options: Any,
     ) -> None:
         is_pair = isinstance(clip_epsilon, tuple | list)
@@ -54,30 +59,25 @@ class ClipPPOLoss(PPOLoss, torchrl_objectives.ClipPPOLoss):
                 f"objective.clip_epsilon={clip_epsilon} must be positive, or a pair [low, high] with low < 1; 0.2 is "
                 "usual"
             )
+        if dual_clip is not None and not dual_clip > 1:
+            raise ConfigurationError(
+                f"objective.dual_clip={dual_clip} must be above 1, or null for no limit; 3 is usual"
+            )
         super().__init__(
             actor_network, critic_network, clip_epsilon=tuple(epsilons) if is_pair else epsilons[0], **options
         )
+        self.dual_clip = dual_clip
 
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
-        """Return the negative of `clipped_surrogate`."""
-        return -clipped_surrogate(log_ratio, advantage, *self._epsilons())
+        """Return the negative of `clipped_surrogate`, or of max(`clipped_surrogate`, c A) where A < 0."""
+        surrogate = clipped_surrogate(log_ratio, advantage, *self._epsilons())
+        if self.dual_clip is None:
+            return -surrogate
+        return -torch.where(advantage < 0, torch.maximum(surrogate, self.dual_clip * advantage), surrogate)
 
     def metrics(self, log_ratio: Tensor) -> dict[str, Tensor]:
-        """Return TorchRL's metrics of the ratios r.
-
-        They are `clip_fraction` (the fraction of samples where r is clipped), `ESS` (the effective sample size
-        (sum r)^2 / sum r^2, divided by the number of samples), `max_ratio` and `mean_ratio`.
-        """
-        low, high = self._epsilons()
-        difference, ratio = log_ratio.expm1(), probability_ratio(log_ratio)
-        is_clipped = difference.abs() > high if low is high else (difference > high) | (difference < -low)
-        scaled = ratio / ratio.max()  # the square of a large ratio is infinite
-        return {
-            "clip_fraction": is_clipped.float().mean(),
-            "ESS": scaled.mean().square() / scaled.square().mean(),
-            "max_ratio": ratio.max(),
-            "mean_ratio": ratio.mean(),
-        }
+        """Return `clip_fraction`, the fraction of samples where the ratio is clipped, and `ratio_metrics`."""
+        return {"clip_fraction": clip_fraction(log_ratio, *self._epsilons()), **ratio_metrics(log_ratio)}
 
     def _epsilons(self) -> tuple[Tensor, Tensor]:
         if self._asymmetric_clip:

@@ -9,8 +9,10 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBas
 from torch import Tensor
 
 from ...errors import ConfigurationError
-from ..controllers import AdaptiveBeta, Controller
-from .ppo_loss import PPOLoss, probability_ratio
+from ..adaptive_controllers import AdaptiveBeta
+from ..controllers import Controller
+from ..distributions.action import probability_ratio
+from .ppo_loss import PPOLoss
 
 
 class KLPENPPOLoss(PPOLoss, torchrl_objectives.KLPENPPOLoss):
@@ -26,7 +28,8 @@ class KLPENPPOLoss(PPOLoss, torchrl_objectives.KLPENPPOLoss):
         critic_network: See `PPOLoss`.
         beta: Initial weight of the penalty.
         dtarg: Target of the KL divergence per rollout, in nats.
-        increment: Factor of `beta` if the KL divergence is above 1.5 x `dtarg`.
+        increment: Factor of `beta` if the KL divergence is above 1.5 x `dtarg`. If both factors are 1, `beta` is
+            constant and has no controller.
         decrement: Factor of `beta` if the KL divergence is below `dtarg` / 1.5.
         beta_min: Smallest weight.
         beta_max: Largest weight.
@@ -70,7 +73,7 @@ class KLPENPPOLoss(PPOLoss, torchrl_objectives.KLPENPPOLoss):
             **options,
         )
         self.register_buffer("beta", self.beta)  # saved, because the controller changes it
-        self.controllers = {"beta": controller}
+        self.controllers = {} if increment == decrement == 1 else {"beta": controller}
 
     def policy_loss(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:
         """Return -(r A - beta KL(old || new))."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,11 +16,9 @@ from torch import distributions as D  # noqa: N812
 
 from ...errors import ConfigurationError
 from ..actor_critic import get_value_error, unshared_critic
+from ..distributions.action import MAX_LOG_RATIO, policy_entropy, policy_kl, probability_ratio
 
 LOSS_PREFIX = "loss_"
-
-MAX_LOG_RATIO = 80.0
-"""In float32, larger log-ratios have an infinite ratio, and a NaN gradient where the clipped gradient is 0."""
 
 UNSUPPORTED_OPTIONS = {
     "samples_mc_kl": "the estimate uses the actions taken",
@@ -58,6 +57,9 @@ class PPOLoss(torchrl_objectives.PPOLoss):
         critic_coeff: Weight of the value loss (c1).
         clip_value: Largest change of a value that is not clipped, in units of the value. `None` disables clipping.
         loss_critic_type: `l2`, `l1` or `smooth_l1` for a critic without a `ValueHead`.
+        importance_quantile: Quantile of the ratios of a minibatch at which larger ratios are truncated: its weight in
+            the loss and in the gradient is limited (Ionides 2008), in addition to `max_importance_ratio`, a fixed
+            limit. `None` means no such limit.
         functional: Must be false, because DDP and compiled steps need the networks as modules of the loss.
         options: Further options of TorchRL's class, with its defaults: `entropy_bonus`, `samples_mc_entropy`,
             `normalize_advantage`, `normalize_advantage_exclude_dims`, `separate_losses`, `reduction`,
@@ -79,10 +81,12 @@ class PPOLoss(torchrl_objectives.PPOLoss):
         critic_coeff: float | None = 0.5,
         clip_value: float | None = None,
         loss_critic_type: Literal["l2", "l1", "smooth_l1"] = "l2",
+        importance_quantile: float | None = None,
         functional: bool = False,
         **options: Any,
     ) -> None:
         check_options(type(self), options, clip_value, functional=functional)
+        check_truncation(options.get("max_importance_ratio"), importance_quantile)
         super().__init__(
             actor_network,
             critic_network,
@@ -96,6 +100,7 @@ class PPOLoss(torchrl_objectives.PPOLoss):
         )
         for name, buffer in list(self.named_buffers(recurse=False)):  # not saved, because they are configuration
             self.register_buffer(name, buffer, persistent=False)
+        self.importance_quantile = importance_quantile
         self._value_error = get_value_error(critic_network, clip_value, loss_critic_type)
         # In a tuple, so that its parameters are not registered twice.
         self._unshared_critic = (unshared_critic(actor_network, critic_network),)
@@ -131,9 +136,9 @@ class PPOLoss(torchrl_objectives.PPOLoss):
         """Return the losses and metrics of a minibatch."""
         data = tensordict.copy()
         advantage, old_value = self._advantage(data), data.get(self.tensor_keys.value, None)
-        log_ratio, distribution, kl, log_cap = self._log_weight(data, advantage.shape[:-1])
-        if log_cap is not None:  # `max_importance_ratio` limits the weight of a sample
-            advantage = advantage * log_cap.exp()
+        log_ratio, distribution, kl, log_factor = self._log_weight(data, advantage.shape[:-1])
+        if log_factor is not None:
+            advantage = advantage * log_factor.exp()
         losses = {LOSS_PREFIX + "objective": self.policy_loss(log_ratio, advantage, kl)}
         metrics: dict[str, Any] = {"kl_approx": kl.detach().mean()}
         if self._has_critic:
@@ -163,12 +168,26 @@ class PPOLoss(torchrl_objectives.PPOLoss):
 
         Returns:
             log(new / old) of the actions taken, the new distribution, KL(old || new), and the logarithm of the factor
-            by which `max_importance_ratio` multiplies each sample, or `None`. The tensors are `[batch, 1]`.
+            of each advantage, without a gradient, or `None`. The tensors are `[batch, 1]`.
 
         """
         old = old_distribution(self.actor_network, tensordict)
-        log_ratio, new, _, log_cap = super()._log_weight(tensordict, adv_shape)
-        return log_ratio, new, policy_kl(old, new, log_ratio.squeeze(-1)).unsqueeze(-1), log_cap
+        log_ratio, new, *_ = super()._log_weight(tensordict, adv_shape)
+        kl = policy_kl(old, new, log_ratio.squeeze(-1)).unsqueeze(-1)
+        return log_ratio, new, kl, self._log_truncation(log_ratio)
+
+    def _log_truncation(self, log_ratio: Tensor) -> Tensor | None:
+        """Return the logarithm of the factor that truncates each ratio, or `None` without a limit.
+
+        TorchRL's factor of a ratio that is not finite would be 0. Shapes: `[batch, 1] -> [batch, 1]`.
+        """
+        if self.max_importance_ratio is None and self.importance_quantile is None:
+            return None
+        log_ratio = log_ratio.detach().clamp(max=MAX_LOG_RATIO)
+        limits = [] if self.max_importance_ratio is None else [self.max_importance_ratio.log()]
+        if self.importance_quantile is not None:
+            limits.append(log_ratio.flatten().quantile(self.importance_quantile))
+        return (reduce(torch.minimum, limits) - log_ratio).clamp(max=0.0)
 
     def _get_entropy(self, dist: D.Distribution, adv_shape: torch.Size) -> Tensor | TensorDictBase:
         """Return the entropy, `[batch, 1]`.
@@ -212,39 +231,17 @@ def check_options(loss: type, options: Mapping[str, Any], clip_value: float | No
             raise ConfigurationError(f"objective.{name} is not an option of {loss.__name__}; {instead}")
 
 
-def probability_ratio(log_ratio: Tensor) -> Tensor:
-    """Return the ratio new / old, limited to finite values."""
-    return log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+def check_truncation(max_ratio: float | None, quantile: float | None) -> None:
+    """Raise a ConfigurationError if a limit of the importance weights is out of range."""
+    if max_ratio is not None and not max_ratio > 0:
+        raise ConfigurationError(f"objective.max_importance_ratio={max_ratio} must be positive, or null for no limit")
+    if quantile is not None and not 0 < quantile <= 1:
+        raise ConfigurationError(
+            f"objective.importance_quantile={quantile} must be above 0 and at most 1, or null for no limit"
+        )
 
 
 def old_distribution(actor: Any, data: TensorDictBase) -> D.Distribution | None:
     """Return the distribution at collection, or `None` if `data` lacks its parameters."""
     keys = data.keys(include_nested=True)
     return actor.build_dist_from_params(data) if all(key in keys for key in actor.dist_params_keys) else None
-
-
-def policy_kl(old: D.Distribution | None, new: D.Distribution, log_ratio: Tensor) -> Tensor:
-    """Return KL(old || new), `[batch]`, in closed form if there is one, otherwise `kl_estimate`."""
-    # PyTorch compares the transforms of distributions by value, which breaks a graph.
-    if old is None or isinstance(new, D.TransformedDistribution):
-        return kl_estimate(log_ratio)
-    try:
-        return D.kl_divergence(old, new)
-    except NotImplementedError:
-        return kl_estimate(log_ratio)
-
-
-def kl_estimate(log_ratio: Tensor) -> Tensor:
-    """Estimate KL(old || new) from samples of the old policy: r - 1 - log r >= 0, with r = new / old.
-
-    Source: Schulman 2020, "Approximating KL divergence", k3. Shapes: `[batch] -> [batch]`.
-    """
-    return log_ratio.expm1() - log_ratio
-
-
-def policy_entropy(distribution: D.Distribution, num_samples: int = 1) -> Tensor:
-    """Return the entropy, `[batch]`, in closed form if there is one, otherwise estimated from samples."""
-    try:
-        return distribution.entropy()
-    except NotImplementedError:
-        return -distribution.log_prob(distribution.rsample((num_samples,))).mean(0)

@@ -12,18 +12,17 @@ import gymnasium
 import numpy as np
 from gymnasium.wrappers import TimeLimit
 
+from ...envs.failures import is_from_environment
+from ...envs.guards import time_limit
 from ...envs.resume.plain_data import are_equal, layers_of
 from ...envs.resume.resumability import resume_class
 from ...envs.wrappers import random_action
-from .data import (
-    check_action_space,
-    check_observation_scale,
-    check_observations,
-    check_reward_scale,
-)
+from .data import check_action_space, check_observation_scale, check_observations, check_reward_scale
 from .findings import Finding, error, note, ok
 
 MAX_STEPS, MAX_SECONDS = 2_000, 2.0
+MAX_CALL_SECONDS = 60.0
+"""How long a reset or a step may take."""
 NUM_COMPARED = 30
 """Steps that are repeated to compare them."""
 SLOW = 500
@@ -79,8 +78,8 @@ def examine(env_fn: Callable[[], gymnasium.Env[Any, Any]]) -> list[Finding]:
     except StepError as problem:
         return [error("steps", str(problem))]
     finally:
-        with suppress(Exception):
-            env.close()
+        with suppress(StepError):
+            call(env.close)
     return [*findings, ok("resume", f"class {resume_class(env_fn, max_seconds=5.0)}")]
 
 
@@ -88,22 +87,37 @@ def check_interface(env: gymnasium.Env[Any, Any]) -> list[Finding]:
     """Check what `reset` and `step` of the environment itself return."""
     base = env.unwrapped
     try:
-        result = base.reset(seed=1)
-    except TypeError as problem:
-        if "seed" not in str(problem) and "options" not in str(problem):
-            return [error("reset", f"it raised {problem!r}")]
-        return [error("reset", "it does not accept seed; write def reset(self, *, seed=None, options=None)")]
-    except Exception as problem:  # noqa: BLE001 - the environment's own code may raise anything
-        return [error("reset", f"it raised {problem!r}")]
+        result = call(lambda: base.reset(seed=1))
+    except StepError as problem:
+        if isinstance(problem.__cause__, TypeError) and any(name in str(problem) for name in ("seed", "options")):
+            return [error("reset", "it does not accept seed; write def reset(self, *, seed=None, options=None)")]
+        return [error("reset", f"it {problem}")]
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         return [error("reset", f"it returned {describe(result)}; return (observation, info), where info is a dict")]
+    action = random_action(base.action_space, result[1]) if "action_mask" in result[1] else base.action_space.sample()
     try:
-        step = base.step(base.action_space.sample())
-    except Exception as problem:  # noqa: BLE001 - the environment's own code may raise anything
-        return [error("step", f"it raised {problem!r}")]
+        step = call(lambda: base.step(action))
+    except StepError as problem:
+        return [error("step", f"it {problem}")]
     if not (isinstance(step, tuple) and len(step) == 5):
         return [error("step", f"it returned {describe(step)}; return ({', '.join(STEP_VALUES)})")]
     return check_step(step)
+
+
+def call(function: Callable[[], Any], seconds: float = 0.0) -> Any:
+    """Call the environment's own code.
+
+    Raises:
+        StepError: if it raises anything, such as SystemExit, or takes `MAX_CALL_SECONDS` longer than `seconds`.
+
+    """
+    try:
+        with time_limit(seconds + MAX_CALL_SECONDS):
+            return function()
+    except BaseException as problem:
+        if not is_from_environment(problem):
+            raise
+        raise StepError(f"raised {problem!r}") from problem
 
 
 def check_step(step: tuple[Any, ...]) -> list[Finding]:
@@ -135,7 +149,7 @@ def play(env: gymnasium.Env[Any, Any], seed: int, num_steps: int, seconds: float
     """Step with random actions.
 
     Raises:
-        StepError: if the environment raises an exception.
+        StepError: if the environment raises anything or hangs.
 
     """
     space = copy.deepcopy(env.action_space)
@@ -143,7 +157,9 @@ def play(env: gymnasium.Env[Any, Any], seed: int, num_steps: int, seconds: float
     results: list[tuple[Any, Any, Any, Any]] = []
     lengths: list[tuple[int, bool, bool]] = []
     length, start, duration = 0, time.perf_counter(), 0.0
-    try:
+
+    def run() -> None:
+        nonlocal length, duration
         observation, info = env.reset(seed=seed)
         results.append((copy.deepcopy(observation), None, None, None))
         for _ in range(num_steps):
@@ -160,14 +176,17 @@ def play(env: gymnasium.Env[Any, Any], seed: int, num_steps: int, seconds: float
                 results.append((copy.deepcopy(observation), None, None, None))
             if time.perf_counter() > start + seconds:
                 break
-    except Exception as problem:
-        raise StepError(f"step {len(results)} raised {problem!r}") from problem
+
+    try:
+        call(run, seconds)
+    except StepError as problem:
+        raise StepError(f"step {len(results)} {problem}") from problem
     if wrong := [one for result in results if result[1] is not None for one in check_step((*result, {}))]:
         raise StepError(wrong[0].message)
     return Trace(results, lengths, duration)
 
 
-def time_limit(env: gymnasium.Env[Any, Any]) -> int | None:
+def step_limit(env: gymnasium.Env[Any, Any]) -> int | None:
     """Return the number of steps after which an episode is cut, or `None` if it is unknown."""
     limits: list[int | None] = [layer._max_episode_steps for layer in layers_of(env) if isinstance(layer, TimeLimit)]
     limits += [env.spec.max_episode_steps] if env.spec is not None else []
@@ -176,15 +195,17 @@ def time_limit(env: gymnasium.Env[Any, Any]) -> int | None:
 
 def check_ends(env: gymnasium.Env[Any, Any], trace: Trace) -> list[Finding]:
     """Check that episodes end, and that a time limit truncates instead of terminating."""
-    limit, steps = time_limit(env), len(trace.rewards)
+    limit, steps = step_limit(env), len(trace.rewards)
     if not trace.lengths and limit is None:
         return [
             note("episodes", f"none ended in {steps} steps, and there is no time limit", "+env.max_episode_steps=1000")
         ]
-    same = {length for length, _, _ in trace.lengths}
-    is_terminated = all(terminated for _, terminated, _ in trace.lengths)
-    if len(trace.lengths) >= 3 and len(same) == 1 and is_terminated and min(same) > 1:
-        text = f"all {len(trace.lengths)} ended with terminated=True after {min(same)} steps; if this is a time limit"
+    longest = max((length for length, _, _ in trace.lengths), default=0)
+    at_limit = [terminated and not truncated for length, terminated, truncated in trace.lengths if length == longest]
+    is_frequent = len(at_limit) == len(trace.lengths) or (longest >= 20 and len(at_limit) >= len(trace.lengths) / 5)
+    if len(at_limit) >= 3 and all(at_limit) and longest > 1 and is_frequent:
+        some = "all" if len(at_limit) == len(trace.lengths) else f"{len(at_limit)} of"
+        text = f"{some} {len(trace.lengths)} ended with terminated=True after {longest} steps; if this is a time limit"
         return [note("episodes", f"{text}, return truncated=True instead, so that the value of the last state counts")]
     return []
 
@@ -202,10 +223,17 @@ def check_repetition(env: gymnasium.Env[Any, Any]) -> list[Finding]:
         findings.append(
             note("actions", f"other actions change nothing in {NUM_COMPARED} steps; check that step uses them")
         )
-    if all(are_equal(first, play(env, seed, NUM_COMPARED, MAX_SECONDS).results) for seed in (2, 3)):
+    others = [play(env, seed, NUM_COMPARED, MAX_SECONDS).results for seed in (2, 3)]
+    if all(are_equal(first, other) for other in others):
         findings.append(
             note("seeding", "all seeds begin the same episode; if this is not intended, use self.np_random")
         )
+    starts = [copy.deepcopy(call(env.reset)[0]) for _ in range(5)]
+    if not any(are_equal(first[0][0], other[0][0]) for other in others) and all(
+        are_equal(starts[0], start) for start in starts
+    ):
+        text = "resets with seeds differ, but all resets without a seed begin alike; seed only if seed is not None"
+        findings.append(note("seeding", text))
     return findings
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -20,7 +21,6 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ...errors import ConfigurationError
-from ..stopping.processes import is_first_rank
 from .keys.checks import (
     check_deleted_keys,
     check_effects,
@@ -38,6 +38,7 @@ from .keys.checks import (
     values_of,
     wrong_value,
 )
+from .keys.environment import CHECKED, check_environment
 from .keys.mistakes import check_choices, check_keys, check_unknown_keys, check_values
 from .keys.reference import CONF
 from .keys.schema import ARGUMENTS, FIELDS
@@ -85,19 +86,23 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve
         check_empty_groups(keys, cfg)
         if any(override.is_delete() for override in parsed):
             check_deleted_keys(cfg, compose_with_hydra([]))
-        if config_dir:
-            check_user_files(cfg, set(changed))
+        check_user_files(cfg, set(changed))
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigurationError(f"{missing[0]} has no value; add {missing[0]}=... to the command")
         if is_new := cfg.run_dir is None:
-            if cfg.resume.auto is True:
-                raise ConfigurationError("resume=auto needs run_dir=..., the folder of the run")
             cfg.run_dir = default_run_dir(cfg, choices, has_env_id="env.id" in changed)
         check_all(cfg, lambda: compose_with_hydra(chosen_groups), changed, set(options) - set(options_by_group()))
+    if any(word.lstrip("+").startswith(CHECKED) for word in overrides):
+        check_environment(cfg, overrides, str(choices.policy))
     cfg.run_dir = str(cfg.run_dir)  # YAML reads the name 2026 as a number
     if reserve and is_first_rank():
         cfg.run_dir = create_unique(cfg.run_dir) if is_new else create(cfg.run_dir)
     return cfg
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0, from the variables that Lightning, torchrun and SLURM set."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def check_all(cfg: DictConfig, make_default: MakeConfig, chosen: Sequence[str], own_groups: Collection[str]) -> None:
@@ -204,7 +209,7 @@ def compose_with_hydra(overrides: Sequence[str]) -> DictConfig:
         ConfigurationError: if Hydra fails; the message is Hydra's in one line.
 
     """
-    with one_line_errors(), HYDRA_LOCK, initialize_config_module("torchppo.conf", version_base="1.3"):
+    with one_line_errors(ValueError), HYDRA_LOCK, initialize_config_module("torchppo.conf", version_base="1.3"):
         cfg = hydra.compose("train", list(overrides), return_hydra_config=True)
     OmegaConf.set_struct(cfg, False)
     return cfg
@@ -228,9 +233,14 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn errors of Hydra, OmegaConf and YAML into a ConfigurationError."""
+def one_line_errors(*others: type[Exception]) -> Iterator[None]:
+    """Turn errors of Hydra, OmegaConf and YAML, and `others`, into a ConfigurationError."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigurationError(str(error).split("See https", maxsplit=1)[0]) from error
+    except ConfigurationError:
+        raise
+    except RecursionError as error:
+        raise ConfigurationError("a YAML file contains itself, or is nested too deeply; correct it") from error
+    except (HydraException, OmegaConfBaseException, YAMLError, *others) as error:
+        text = str(error) or str(error.__cause__ or type(error).__name__)  # Hydra's own errors may have no text
+        raise ConfigurationError(text.split("See https", maxsplit=1)[0]) from error

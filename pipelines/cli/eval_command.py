@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 
+from ...envs.guards import Watchdog
 from ...errors import CheckpointError
-from ..distributed import StopOnSignal
 from ..evaluate import evaluate_checkpoint
+from ..run_files.failure import end_process
 from ..run_files.summary import print_evaluation
 from ..run_files.video import require_writable
+from ..stopping.stop_on_signal import StopOnSignal
 from .config import parse
 
 
@@ -24,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.video:
         require_writable(arguments.video)
     records_video = not arguments.no_video and arguments.render is None
-    with StopOnSignal() as stop, stdout_to_stderr() if arguments.json else nullcontext():
+    with StopOnSignal() as stop, Watchdog(end_process), stdout_to_stderr() if arguments.json else nullcontext():
         stop.watch()
         report = evaluate_checkpoint(
             arguments.checkpoint,

@@ -19,9 +19,11 @@ from omegaconf import OmegaConf
 from ... import __version__
 from ...errors import TorchPPOError, did_you_mean
 from ..stopping.signals import SIGNALS, Stopped, exit_at_once, exit_code
-from .config import compose, parse
+from .config import compose, is_first_rank, parse
 from .help import EVAL_EXAMPLES, EXAMPLES, TRUST_HELP
 from .keys.checks import options_by_group
+
+HINTED = ("env", "objective.", "optimizer.", "update.", "estimator.", "ppo.")  # keys about which a line may be printed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,7 +137,7 @@ class Parser(argparse.ArgumentParser):
             if word.startswith("-"):
                 if "overrides" in namespace and (ours := self._override(word, args)):
                     command.error(f"unknown option {word!r}; write {ours}")
-                options = re.findall(r"--[a-z-]+", command.format_help())
+                options = re.findall(r"--[a-z-]+", command.format_help().partition(command.epilog or "\n\n\n")[0])
                 command.error(f"unknown option {word!r}{did_you_mean(word, options)}")
             if "overrides" not in namespace:
                 command.error(f"unknown argument {word!r}")
@@ -164,11 +166,12 @@ def run_train(arguments: argparse.Namespace) -> int:
     if arguments.cfg:
         print(OmegaConf.to_yaml(cfg), end="")
         return 0
-    if any(word.startswith("env") for word in arguments.overrides):
-        from .presets import hint
+    if is_first_rank() and any(word.lstrip("+").startswith(HINTED) for word in arguments.overrides):
+        from .presets import hints
 
-        if line := hint(arguments.overrides, str(cfg.env.get("id"))):
+        for line in hints(arguments.overrides, cfg):
             print(line, flush=True)
+    run_dir, folder = cfg.run_dir, Path.cwd()
     try:
         with exit_on_signals():
             from ..train import train
@@ -180,9 +183,9 @@ def run_train(arguments: argparse.Namespace) -> int:
 
         return train_again(cfg, arguments.overrides)
     finally:
-        if not Path(cfg.run_dir).is_absolute():
-            with suppress(OSError):  # keep a folder that is not empty
-                os.removedirs(cfg.run_dir)
+        with suppress(OSError):  # keep a folder that is not empty
+            if not Path(run_dir).is_absolute() and Path.cwd() == folder:
+                os.removedirs(run_dir)
 
 
 def run_check(arguments: argparse.Namespace) -> int:
@@ -192,7 +195,6 @@ def run_check(arguments: argparse.Namespace) -> int:
     cfg = compose(arguments.overrides, arguments.config_dir)
     with exit_on_signals():
         from .check_command import check
-
     return check(cfg, arguments.overrides, as_json=arguments.json)
 
 

@@ -1,4 +1,4 @@
-"""Finds the experiment with tuned settings for an environment."""
+"""Lines that a training prints before it starts: the experiment of its environment, and unusual settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import DictConfig
+
+from ..health.ranges import notes
+
 CONF = Path(__file__).parents[2] / "conf"
+
+
+def hints(overrides: Sequence[str], cfg: DictConfig) -> list[str]:
+    """Return the lines for the overrides of a command line and the composed configuration."""
+    line = hint(overrides, str(cfg.env.get("id")))
+    return [*([line] if line else []), *(f"torchppo: {note}" for note in notes(cfg, overrides))]
 
 
 def hint(overrides: Sequence[str], env_id: str) -> str:

@@ -12,12 +12,21 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from ...errors import ConfigurationError
+
 SWEPT = "TORCHPPO_SWEPT"
 """Environment variable that contains the swept overrides of a run as a JSON list."""
 
 
 def default_run_dir(cfg: DictConfig, choices: DictConfig, *, has_env_id: bool) -> str:
-    """Return `runs/<experiment or environment>/<date>-<time>-s<seed>`. In a sweep, append the swept values."""
+    """Return `runs/<experiment or environment>/<date>-<time>-s<seed>`. In a sweep, append the swept values.
+
+    Raises:
+        ConfigurationError: for `resume=auto`, which needs the folder of a run.
+
+    """
+    if cfg.resume.auto is True:
+        raise ConfigurationError("resume=auto needs run_dir=..., the folder of the run")
     env = file_name(str(cfg.env.id)) if has_env_id else choices.env
     swept = [word.lstrip("+") for word in json.loads(os.environ.get(SWEPT, "[]")) if not word.startswith("seed=")]
     name = "-".join(

@@ -1,14 +1,15 @@
-"""The contract between a collector and what steps the environment, and the size of a rollout."""
+"""The contracts between a training, its collector and what steps the environment, and the size of a rollout."""
 
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from typing import Any, Protocol
 
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from ...errors import ConfigurationError
+from ..distributed import num_ranks
 
 
 class Rollouts(Protocol):
@@ -59,3 +60,25 @@ def check_memory(env: EnvBase, num_frames: int) -> None:
             f"a rollout of {num_frames} frames needs {num_bytes / 2**30:.0f} GiB, but this machine has "
             f"{available / 2**30:.0f} GiB; lower collector.frames_per_env or env.num_envs"
         )
+
+
+def check_collector(collector: Any, frames: int, total_frames: int, *, may_be_complete: bool) -> bool:
+    """Return whether a rollout fits after `frames` trained frames.
+
+    Raises:
+        ConfigurationError: if Lightning would prefetch, or no rollout fits and the training may not be complete.
+
+    """
+    if not hasattr(collector, "__len__"):
+        raise ConfigurationError(
+            f"train_dataloaders={type(collector).__name__} has no length, so Lightning would collect the next rollout "
+            "with old weights; add __len__, the number of rollouts"
+        )
+    next_frames = getattr(collector, "frames_per_batch", 1) * num_ranks()
+    fits = not frames or frames + next_frames <= total_frames
+    if not (fits or may_be_complete):
+        raise ConfigurationError(
+            f"total_frames={total_frames} leaves no room for a rollout of {next_frames} after {frames} trained frames; "
+            "increase it"
+        )
+    return fits

@@ -26,6 +26,8 @@ WHOLE_GAMES = dict.fromkeys(("episodic_life", "terminal_on_life_loss", "reward_c
 """Values of the options of Atari environments and wrappers in evaluations."""
 LIFE_WRAPPERS = ("EpisodicLifeEnv", "EpisodicLife")
 """Names of wrappers that end an episode when a life is lost. Evaluations omit them."""
+TRAINING_TRANSFORMS = (".RandomTruncationTransform",)
+"""Names of TorchRL transforms that spread the ends of training episodes. Evaluations omit them."""
 HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 
@@ -43,6 +45,8 @@ def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
         env.set_seed(seed)  # a Jumanji environment with pixels must have a seed before its specs are read
         env = batched(env)
     if transforms:
+        if isinstance(env, VectorEnv):
+            env.list_all_info_keys()
         env = TransformedEnv(env, Compose(*transforms), auto_unwrap=True)
         check_transforms(env)
     env.set_seed(seed)
@@ -136,6 +140,9 @@ def evaluation_config(cfg: DictConfig) -> DictConfig:
             for wrapper in wrappers
             if not (isinstance(wrapper, DictConfig) and str(wrapper.get("_target_")).endswith(LIFE_WRAPPERS))
         ]
+    changed.transforms = [
+        node for node in changed.transforms if not str(node.get("_target_")).endswith(TRAINING_TRANSFORMS)
+    ]
     return cast(DictConfig, changed)
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torchrl.data import Unbounded
 from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, TransformedEnv
 
+from ...envs import VectorEnv
 from ...errors import ConfigurationError
 from ...modules.features.extractor import recurrent_state_shapes
 from ..collectors.rollout_loader import RolloutLoader
@@ -27,6 +28,8 @@ def with_recurrent_states(env: EnvBase, shapes: Mapping[str, tuple[int, int]]) -
 
     """
     states = {key: Unbounded((*env.batch_size, *shape)) for key, shape in shapes.items()}
+    if isinstance(env, VectorEnv):
+        env.list_all_info_keys()
     primers = [TensorDictPrimer(primers=states, expand_specs=False)] if states else []
     return TransformedEnv(env, Compose(InitTracker(), *primers))
 

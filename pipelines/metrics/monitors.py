@@ -15,8 +15,13 @@ from ...errors import ConfigurationError, did_you_mean
 from .episode_info import NAMES
 
 EVALUATION_METRICS = ("eval/mean_reward", "eval/std_reward", "eval/mean_ep_len")
-DELAYED_METRICS = ("rollout/ep_rew_mean", "rollout/ep_rew_std", "rollout/ep_len_mean", "train/kl", *EVALUATION_METRICS)
-"""Metrics that have no value before an episode has ended, or before the first evaluation."""
+SAMPLED_METRICS = ("train/kl", "train/max_kl", "train/std", "train/surrogate_improvement", "train/improvement_bound")
+DELAYED_METRICS = (
+    *("rollout/ep_rew_mean", "rollout/ep_rew_std", "rollout/ep_len_mean", "rollout/truncated"),
+    *SAMPLED_METRICS,
+    *EVALUATION_METRICS,
+)
+"""Metrics that have no value before an episode has ended, before the first evaluation, or without a sample."""
 
 OWN_METRICS = ("rollout/", "train/", "eval/", "time/")
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ...errors import CheckpointError, ConfigurationError
 from ..checkpoint import newest_checkpoint, require_complete
 from ..run_files.summary import FINISHED, read_summary
 from ..saving.trusted import is_inside, trusted_config
 from ..train import train
+
+NOT_COMPARED = ("run_dir", "resume", "code_dirs")
+"""Keys that may differ when a run continues."""
 
 
 def resume_run(path: Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> int:
@@ -34,7 +39,7 @@ def resume_run(path: Path, overrides: Sequence[str] = (), trust: Sequence[str] =
     """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; pass a run directory or a checkpoint")
-    checkpoint, content = newest_checkpoint(path)
+    checkpoint, content = newest_checkpoint(path.absolute())
     require_complete(checkpoint, content)
     state = content["torchppo"]
     if not state["config"]:
@@ -50,9 +55,10 @@ def resume_run(path: Path, overrides: Sequence[str] = (), trust: Sequence[str] =
         cfg.total_frames = total_frames
         words = [word for word in words if not word.startswith("total_frames=")] + [f"total_frames={total_frames}"]
     elif path.is_dir() and is_complete(run_dir, state["frames"]):
-        print(f"{run_dir} is complete after {state['frames']:,} frames; total_frames=... trains for longer")
+        print(f"{path} is complete after {state['frames']:,} frames; total_frames=... trains for longer")
         return 0
     require_no_links(run_dir)
+    require_same_run(cfg, run_dir, checkpoint)
     return train(cfg, words, checkpoint)
 
 
@@ -64,6 +70,40 @@ def run_dir_of(checkpoint: Path) -> Path:
             f"{checkpoint} is not in a folder named checkpoints; move it to <run>/checkpoints, to continue in <run>"
         )
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else folder.parent
+
+
+def read_config(run_dir: Path) -> dict[str, Any] | None:
+    """Return `config.yaml` of a run, moved to the place that it has now; `None` if it is missing or damaged."""
+    try:
+        cfg = OmegaConf.load(run_dir / "config.yaml")
+        if not isinstance(cfg, DictConfig):
+            return None
+        move_run(cfg, run_dir)
+        return {str(key): value for key, value in OmegaConf.to_container(cfg, resolve=True).items()}
+    except (FileNotFoundError, yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, AttributeError):
+        return None
+
+
+def require_same_run(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> None:
+    """Raise a CheckpointError if a checkpoint was saved with another configuration than that of its run directory."""
+    stored, own = read_config(run_dir), OmegaConf.to_container(cfg)
+    changed = [] if stored is None else sorted(differing_keys({**stored, "total_frames": cfg.total_frames}, own))
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint} is not of the run that {run_dir / 'config.yaml'} describes ({'; '.join(changed[:5])}); to "
+            "continue it, move it to a folder <name>/checkpoints of its own"
+        )
+
+
+def differing_keys(stored: Any, new: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the keys whose values differ in two configurations, with both values."""
+    for key in {**stored, **new}:
+        name = f"{prefix}{key}"
+        before, after = (None, None) if name in NOT_COMPARED else (stored.get(key), new.get(key))
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from differing_keys(before, after, f"{name}.")
+        elif before != after:
+            yield f"{name} is {before}, not {after}"
 
 
 def require_no_links(run_dir: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,10 @@ def continue_csv(logger: Any, is_kept: Any) -> None:
     source = path if path.exists() else part
     if not source.exists():
         return
-    with source.open(newline="") as file:
-        reader = csv.DictReader(file)
-        rows = [row for row in reader if is_complete(row) and is_kept(int(row["step"]), filled(row))]
-        names = list(reader.fieldnames or ())
+    text = source.read_text(errors="replace").replace("\0", "")  # after a power failure, blocks may be zero or random
+    reader = csv.DictReader(StringIO(text))
+    rows = [row for row in reader if is_complete(row) and is_kept(int(row["step"]), filled(row))]
+    names = list(reader.fieldnames or ())
     with part.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
@@ -79,8 +80,15 @@ def continue_csv(logger: Any, is_kept: Any) -> None:
 
 
 def is_complete(row: Mapping[Any, Any]) -> bool:
-    """Return whether a row has all columns; the last one may be cut off."""
-    return None not in row and None not in row.values() and str(row.get("step")).isdigit()
+    """Return whether a row has numbers in all columns; the last one may be cut off."""
+    return None not in row and all(map(is_number_or_empty, row.values())) and str(row.get("step")).isdigit()
+
+
+def is_number_or_empty(text: str | None) -> bool:
+    try:
+        return text == "" or float(text or "none") is not None
+    except ValueError:
+        return False
 
 
 def filled(row: Mapping[str, str]) -> list[str]:

@@ -33,6 +33,7 @@ def make_summary(
     wall_seconds: float,
     evaluation: Any,
     end: str,
+    health: Any,
 ) -> Summary:
     """Return the numbers of a run that `summary.json` stores.
 
@@ -45,6 +46,7 @@ def make_summary(
         wall_seconds: wall time of training, including evaluations.
         evaluation: the last `Evaluation`, or `None`.
         end: how the run ended (`exit` in the file).
+        health: the `HealthReport`.
 
     """
     returns = [reward for reward, _ in ppo.episodes.episodes]
@@ -60,15 +62,23 @@ def make_summary(
         "environment_frames_per_second": ppo.frames / environment if environment else None,
         "train_return_mean": sum(returns) / len(returns) if returns else None,
         "train_episodes": ppo.episodes.num_episodes,
+        **(mean_infos("train", ppo.episodes.infos, "_") if ppo.episodes.infos else {}),
+        **evaluation_figures(evaluation),
+        "time": {**shares, "other": 1 - sum(shares.get(name, 0.0) for name in ("collect", "estimate", "update"))},
+        **health.summary,
+        "exit": end,
+        "version": __version__,
+    }
+
+
+def evaluation_figures(evaluation: Any) -> Summary:
+    """Return the numbers of the last `Evaluation`; without one, its returns are `None`."""
+    return {
         "eval_return_mean": evaluation.mean if evaluation else None,
         "eval_return_std": evaluation.std if evaluation else None,
         "eval_episodes": len(evaluation.returns) if evaluation else 0,
         "eval_episodes_cut": evaluation.num_cut if evaluation else 0,
-        **(mean_infos("train", ppo.episodes.infos, "_") if ppo.episodes.infos else {}),
         **(mean_infos("eval", evaluation.infos, "_") if evaluation and evaluation.infos else {}),
-        "time": {**shares, "other": 1 - sum(shares.get(name, 0.0) for name in ("collect", "estimate", "update"))},
-        "exit": end,
-        "version": __version__,
     }
 
 
@@ -87,9 +97,11 @@ def read_summary(run_dir: Path) -> Summary:
 
 
 def null_if_not_finite(value: Any) -> Any:
-    """Replace floats that are not finite by `None`, including those in dictionaries."""
+    """Replace floats that are not finite by `None`, including those in dictionaries and lists."""
     if isinstance(value, dict):
         return {key: null_if_not_finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [null_if_not_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -117,6 +129,9 @@ def print_summary(summary: Summary) -> None:
         f"over {summary['eval_episodes']} episodes"
         + (f", {summary['eval_episodes_cut']} cut" if summary["eval_episodes_cut"] else ""),
     )
+    if summary["health"]:
+        names = ", ".join(one["rule"] for one in summary["health"])
+        table.add_row("health", names + ("; the policy has collapsed" if summary["collapsed"] else ""))
     add_infos(table, summary, "train_", "training ")
     add_infos(table, summary, "eval_", "evaluation ")
     Console().print(table)
@@ -141,11 +156,17 @@ def two_columns(title: str) -> Table:
     return table
 
 
+def short_path(path: Path) -> Path:
+    """Return a path relative to the working directory if it is in that."""
+    folder = Path.cwd()
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
+
+
 def print_files(files: dict[str, Path]) -> None:
     """Print the paths of files, each in one line that can be copied."""
     console = Console(soft_wrap=True, highlight=False)
     for name, path in files.items():
-        console.print(f"{name}: {path}", markup=False)
+        console.print(f"{name}: {short_path(path)}", markup=False)
 
 
 def print_evaluation(report: Summary) -> None:

@@ -86,8 +86,10 @@ def save_configuration(trainer: Trainer, cfg: DictConfig, overrides: list[str]) 
     """
     path = Path(cfg.run_dir) / "config.yaml"
     if trainer.is_global_zero and (trainer.ckpt_path is not None or not path.exists()):
-        OmegaConf.save(cfg, path, resolve=True)
+        part = path.with_name(".config.yaml.part")
         path.with_name("overrides.yaml").write_text(yaml.safe_dump(overrides))
+        OmegaConf.save(cfg, part, resolve=True)
+        part.replace(path)
 
 
 def add_checksum(path: Path) -> None:

@@ -65,11 +65,10 @@ LISTED_TARGETS = frozenset(
         "torchrl.envs": TORCHRL_ENVS + TRANSFORMS,
         "torchrl.envs.transforms": TRANSFORMS,
         "torchrl.modules": TORCHRL_MODULES,
-        "torchrl.objectives": "A2CLoss ReinforceLoss",
         "torchrl.objectives.value": "VTrace",
         "torchppo.envs.recall": "Recall",
         "torchppo.envs.wrappers": "ActionMask ChannelsFirst ObservationEntries",
-        "torchppo.modules.controllers": "AdaptiveBeta",
+        "torchppo.modules.adaptive_controllers": "AdaptiveBeta",
     }.items()
     for name in names.split()
 )

@@ -17,7 +17,7 @@ from .files import PREVIOUS, add_checksum, keep_as, save_checkpoint, sync_folder
 class LastCheckpoint:
     """Saves `last.ckpt` and keeps the one before as `previous.ckpt`.
 
-    Between the saves, it keeps the state after a rollout in memory, as often as that takes at most 1 % of the time.
+    Between the saves, it keeps the state after a rollout in memory, as often as that takes at most 0.25 % of the time.
 
     Args:
         directory: folder of the files.
@@ -61,7 +61,7 @@ class LastCheckpoint:
         now = time.monotonic()
         if self.is_due(frames):
             self.save(trainer, frames)
-        elif gathered([now - self._time_in_memory >= 100 * self._cost_in_memory])[0]:
+        elif gathered([now - self._time_in_memory >= 400 * self._cost_in_memory])[0]:
             content = dump(trainer)
             self._in_memory = None if content is None else (frames, content)
             self._time_in_memory = time.monotonic()

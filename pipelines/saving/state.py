@@ -48,8 +48,16 @@ def training_state(ppo: Any) -> dict[str, Any]:
         "coefficients": ppo.coefficients.state_dict(),
         "resume_class": resume_class_of(collector),
         "ranks": gathered([rank_state(ppo, collector)]),
+        "metrics": last_metrics(ppo),
         **ppo.episodes.state_dict(),
     }
+
+
+def last_metrics(ppo: Any) -> dict[str, float]:
+    """Return the last value of every metric that callbacks read. Some metrics have no value in every rollout."""
+    metrics = {} if ppo._trainer is None else ppo.trainer.callback_metrics
+    found = {name: value.item() for name, value in metrics.items() if name[:5] != "time/"}
+    return found if ppo._resumed is None else {**ppo._resumed["metrics"], **found}  # not restored yet
 
 
 def versions() -> dict[str, str]:
@@ -100,7 +108,8 @@ def load_training_state(ppo: Any, checkpoint: Mapping[str, Any]) -> None:
         CheckpointError: if the file that the Trainer reads is damaged, or does not fit. Nothing has changed then.
 
     """
-    if missing := {"environment", "ranks", "update", "coefficients", "seconds"} - checkpoint.get("torchppo", {}).keys():
+    needed = {"environment", "ranks", "update", "coefficients", "seconds", "metrics"}
+    if missing := needed - checkpoint.get("torchppo", {}).keys():
         raise CheckpointError(f"the checkpoint has no {min(missing)}; use one of this version of torchppo")
     if ppo._trainer is not None and ppo.trainer.ckpt_path is not None:
         from .fits import collector_of, raise_on_misfit
@@ -131,6 +140,9 @@ def restore_random_state(ppo: Any) -> None:
 def start_training(ppo: Any) -> None:
     """Test how the episodes can continue, or continue from a checkpoint: the last thing before the first rollout."""
     collector, resumed = ppo.trainer.train_dataloader, ppo._resumed
+    if resumed is not None:
+        metrics = {name: torch.tensor(value) for name, value in resumed["metrics"].items()}
+        ppo.trainer.callback_metrics.update(metrics)
     if resumed is not None and hasattr(collector, "load_state_dict"):
         load_collector(ppo.trainer)
         saved = len(resumed["ranks"])

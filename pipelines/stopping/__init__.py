@@ -1,1 +1,1 @@
-"""What ends a process after a signal. Importing this folder does not import PyTorch."""
+"""What ends a process after a signal. Importing `processes` and `signals` does not import PyTorch."""

@@ -1,4 +1,4 @@
-"""Child processes, and the ranks of a training."""
+"""Child processes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
-
-
-def is_first_rank() -> bool:
-    """Return whether this process is rank 0, from the variables that Lightning, torchrun and SLURM set."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def kill_children() -> None:

@@ -11,7 +11,9 @@ from torch.optim import Optimizer
 from ...errors import ConfigurationError
 from ...modules.controllers import Controller
 from ..advantages import RolloutBatch
-from ..distributed import mean_over_ranks
+
+LOGGED = ("clip_epsilon", "clip_epsilon_low", "clip_epsilon_high", "entropy_coeff", "beta")
+"""Coefficients that are logged with or without a controller."""
 
 
 class Coefficients:
@@ -50,12 +52,29 @@ class Coefficients:
 
         Args:
             batch: the rollout, after its update; `kl` is computed from it.
-            results: metrics of the update.
+            results: metrics of the update, averaged over all ranks.
+
+        Raises:
+            ConfigurationError: if the update took steps, but has no such metric.
 
         """
         names = {name for controller in self._controllers.values() for name in controller.metrics}
+        if results.get("num_steps") and (missing := names - results.keys() - {"kl"}):
+            raise ConfigurationError(
+                f"a controller reads {min(missing)}, which {type(self._objective).__name__} does not return; remove "
+                "the controller, or use objective=clip"
+            )
         kl = {"kl": batch.mean_kl()} if "kl" in names else {}
-        return {name: mean_over_ranks(results[name]) for name in names & results.keys()} | kl
+        return {name: results[name] for name in names & results.keys()} | kl
+
+    def values(self, optimizer: Optimizer) -> dict[str, float]:
+        """Return the learning rate, the coefficients of `LOGGED` that the objective has, and the target of `kl`."""
+        buffers = {name: getattr(self._objective, name, None) for name in (*LOGGED, *self._controllers)}
+        found = {name: value.item() for name, value in buffers.items() if isinstance(value, Tensor) and value.ndim == 0}
+        for controller in self._controllers.values():
+            if target := getattr(controller, "target_kl", getattr(controller, "dtarg", None)):
+                found["target_kl"] = target
+        return {**found, "lr": optimizer.param_groups[0]["lr"]}
 
     def move(self, progress: float, metrics: Mapping[str, float], optimizer: Optimizer) -> None:
         """Set every coefficient to the value of its controller; see `Controller` for the arguments."""

@@ -62,6 +62,27 @@ class StoppingRule(NamedTuple):
     metric: str
     limit: float
 
+    @classmethod
+    def of(cls, objective: Any, limit: float | None) -> StoppingRule | None:
+        """Return the rule for the objective's `stopping_metric`, or `None` without a limit.
+
+        Args:
+            objective: its attribute `stop_above`, if it exists, is the limit of an objective with its own rule.
+            limit: the limit of the update.
+
+        Raises:
+            ConfigurationError: if both have a limit.
+
+        """
+        own = getattr(objective, "stop_above", None)
+        if own is not None and limit is not None:
+            raise ConfigurationError(
+                f"update.target_kl has no effect with {type(objective).__name__}, which has its own stopping rule; set "
+                "update.target_kl=null"
+            )
+        limit = limit if own is None else own
+        return None if limit is None else cls(getattr(objective, "stopping_metric", "kl_approx"), limit)
+
     def forbids(self, value: Tensor) -> bool:
         """Compare the mean over all ranks with the limit, so that all ranks make the same decision."""
         return bool(summed(value.detach()) / num_ranks() > self.limit)
@@ -180,28 +201,6 @@ def check_connected(objective: Any, gradients: Mapping[nn.Parameter, Tensor | No
             "torchppo: the losses do not depend on %d of %d parameters, such as %s, which will not learn",
             *(len(unconnected), len(parameters), unconnected[0]),
         )
-
-
-def check_collector(collector: Any, frames: int, total_frames: int, *, may_be_complete: bool) -> bool:
-    """Return whether a rollout fits after `frames` trained frames.
-
-    Raises:
-        ConfigurationError: if Lightning would prefetch, or no rollout fits and the training may not be complete.
-
-    """
-    if not hasattr(collector, "__len__"):
-        raise ConfigurationError(
-            f"train_dataloaders={type(collector).__name__} has no length, so Lightning would collect the next rollout "
-            "with old weights; add __len__, the number of rollouts"
-        )
-    next_frames = getattr(collector, "frames_per_batch", 1) * num_ranks()
-    fits = not frames or frames + next_frames <= total_frames
-    if not (fits or may_be_complete):
-        raise ConfigurationError(
-            f"total_frames={total_frames} leaves no room for a rollout of {next_frames} after {frames} trained frames; "
-            "increase it"
-        )
-    return fits
 
 
 def check_options(

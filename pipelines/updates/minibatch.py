@@ -84,7 +84,7 @@ class MinibatchUpdate:
         """Train on one rollout.
 
         Returns:
-            The mean of every metric over the steps taken, and `num_steps`. Skipped steps are left out.
+            The result of `means`, and `num_epochs`, the passes over the rollout. Skipped steps are left out.
 
         Raises:
             ConfigurationError: if minibatches do not fill the rollout.
@@ -101,7 +101,9 @@ class MinibatchUpdate:
             if not self._run_epoch(rows, metrics):
                 break
         learner.set_trainable(policy=True, critic=True)
-        return means(metrics)
+        results = means(metrics)
+        num_epochs = results["num_steps"] * self.minibatch_size / batch.rows["advantage"].numel()
+        return {**results, "num_epochs": num_epochs}
 
     def _run_epoch(self, rows: TensorDictBase, metrics: list[dict[str, Tensor]]) -> bool:
         """Append the metrics of every step; return whether the next epoch may start."""
@@ -172,6 +174,7 @@ class SkippedSteps:
 
     Attributes:
         number: number of the steps that the last `count` found.
+        norms: gradient norms of all steps that the last `count` saw, `[steps]`.
 
     """
 
@@ -181,6 +184,7 @@ class SkippedSteps:
         self.number = 0
         self._limit, self._in_a_row = limit, 0
         self._steps: list[dict[str, Tensor]] = []
+        self.norms = torch.zeros(0)
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         """Add the metrics of a step."""
@@ -198,7 +202,8 @@ class SkippedSteps:
 
         """
         steps, self._steps = self._steps, []
-        finite = torch.stack([step["grad_norm"] for step in steps]).isfinite().tolist() if steps else []
+        self.norms = torch.stack([step["grad_norm"] for step in steps]) if steps else torch.zeros(0)
+        finite = self.norms.isfinite().tolist()
         self.number = finite.count(False)
         if not self.number:
             self._in_a_row = 0 if steps else self._in_a_row
@@ -217,15 +222,22 @@ class SkippedSteps:
 
 
 def means(metrics: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Return the mean of every metric over the steps whose `grad_norm` is finite, and their number `num_steps`."""
+    """Return the mean of every metric over the steps whose `grad_norm` is finite, and the largest `max_ratio`.
+
+    `num_steps` is the number of these steps, and `first_kl` is `kl_approx` of the first of them.
+    """
     if not metrics:
         return {"num_steps": 0.0}
     names = list(metrics[0])
     table = torch.stack([torch.stack([step[name] for step in metrics]) for name in names], dim=1)
     if "grad_norm" in names:
         table = table[table[:, names.index("grad_norm")].isfinite()]
-    values = table.mean(0).tolist() if len(table) else []
-    return {**dict(zip(names, values, strict=bool(values))), "num_steps": float(len(table))}
+    if not len(table):
+        return {"num_steps": 0.0}
+    first, mean, largest = torch.stack([table[0], table.mean(0), table.amax(0)]).tolist()
+    results = {name: largest[i] if name == "max_ratio" else mean[i] for i, name in enumerate(names)}
+    kl = {"first_kl": first[names.index("kl_approx")]} if "kl_approx" in names else {}
+    return {**results, **kl, "num_steps": float(len(table))}
 
 
 def nearest_divisors(size: int, frames: int, multiple: int) -> str:

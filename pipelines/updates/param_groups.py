@@ -18,29 +18,31 @@ def make_param_groups(objective: Any, critic_options: Mapping[str, Any], models:
     Args:
         objective: has an `actor_network` and a `critic_network`.
         critic_options: optimizer options of the group `critic`.
-        models: reward models by name.
+        models: reward models by name. Frozen parameters are left out.
 
     """
-    parts = parameters_by_part(objective) | {name: list(model.parameters()) for name, model in models.items()}
+    parts = parameters_by_part(objective)
+    parts |= {name: [param for param in model.parameters() if param.requires_grad] for name, model in models.items()}
+    options: dict[str, Any] = {"critic": critic_options, **{name: model.optimizer for name, model in models.items()}}
     return [
-        {"params": params, "part": part, "trainable": True, **(critic_options if part == "critic" else {})}
-        for part, params in parts.items()
+        {"params": params, "part": part, "trainable": True, **options.get(part, {})} for part, params in parts.items()
     ]
 
 
-def check_param_groups(optimizer: Optimizer, critic_options: Mapping[str, Any]) -> None:
-    """Raise a ConfigurationError if the optimizer replaced the groups or does not know an option of the critic."""
+def check_param_groups(optimizer: Optimizer, critic_options: Mapping[str, Any], models: nn.ModuleDict) -> None:
+    """Raise a ConfigurationError if the optimizer replaced the groups or does not know an option of a group."""
     if not all("part" in group for group in optimizer.param_groups):
         raise ConfigurationError(
             f"optimizer={type(optimizer).__name__} makes its own parameter groups, but critic.optimizer, "
             "critic.epochs, ppo.value_pretraining and intrinsic need those of torchppo; remove these options or choose "
             "optimizer=adam"
         )
-    unknown = [key for key in critic_options if key not in optimizer.defaults]
+    options: dict[str, Any] = {"critic": critic_options}
+    options |= {f"intrinsic.{name}": model.optimizer for name, model in models.items()}
+    unknown = [f"{name}.optimizer.{key}" for name in options for key in options[name] if key not in optimizer.defaults]
     if unknown:
         raise ConfigurationError(
-            f"critic.optimizer.{unknown[0]} is not an option of {type(optimizer).__name__}; "
-            f"use one of {', '.join(optimizer.defaults)}"
+            f"{unknown[0]} is not an option of {type(optimizer).__name__}; use one of {', '.join(optimizer.defaults)}"
         )
 
 

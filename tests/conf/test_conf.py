@@ -24,12 +24,16 @@ def name_of(path: Path) -> str:
 
 
 VARIANTS = {name_of(path) for path in EXPERIMENTS} | {
-    *("critic/two_hot", "head/gaussian_state_dependent", "memory/transformer_xl"),
-    *("policy/cnn", "policy/resnet", "policy/transformer_xl"),
+    *("critic/two_hot", "head/gaussian_state_dependent", "memory/transformer_xl", "objective/kl_penalty_fixed"),
+    *("policy/cnn", "policy/resnet", "policy/simba", "policy/transformer_xl"),
 }
 """Files that differ from the defaults of their targets on purpose."""
 HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
-REQUIRED_OVERRIDES = {"env/gymnasium": ["env.id=CartPole-v1"], "env/torchrl": ["env._target_=torchrl.envs.PendulumEnv"]}
+REQUIRED_OVERRIDES = {
+    "env/gymnasium": ["env.id=CartPole-v1"],
+    "env/torchrl": ["env._target_=torchrl.envs.PendulumEnv"],
+    "symmetry/mirror": ["ppo.symmetry.mirror._target_=torch.clone"],
+}
 KEYS_OF_GROUP = {
     "controller": [
         "controller@controller.lr",

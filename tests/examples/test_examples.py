@@ -56,11 +56,13 @@ def test_has_at_most_60_lines(path: Path) -> None:
         ("own_policy", []),
         ("own_environment", ["collector.frames_per_env=32", "update.minibatch_size=64"]),
         ("own_objective", []),
+        ("own_controller", []),
         ("own_memory", ["collector.frames_per_env=32", "update.minibatch_size=64"]),
         ("own_head", ["collector.frames_per_env=64"]),
         ("own_critic", []),
         ("own_encoder", ["collector.frames_per_env=32", "update.minibatch_size=64"]),
         ("own_estimator", ["collector.frames_per_env=32"]),
+        ("own_reward_model", ["collector.frames_per_env=32", "update.minibatch_size=64"]),
         ("masked_actions", ["collector.frames_per_env=32", "update.minibatch_size=64"]),
     ],
 )

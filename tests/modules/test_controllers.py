@@ -5,13 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchrl.objectives import KLAdaptiveLR
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.controllers import AdaptiveBeta, Cosine, KLAdaptive, Linear, Schedule, Step
+from torchppo.modules.controllers import Cosine, Linear, Schedule, Step, Warmup
 
 SCHEDULES: dict[str, Schedule] = {
     "linear": Linear(),
@@ -88,59 +86,12 @@ def test_a_schedule_multiplies_the_first_value_it_sees_and_restores_it() -> None
     assert restored(0.25, {}, 1.5) == 2.25
 
 
-class TestKLAdaptive:
-    @given(kls=st.lists(st.floats(0, 0.1), min_size=1, max_size=30))
-    def test_follows_torchrl(self, kls: list[float]) -> None:
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
-        theirs, ours, lr = KLAdaptiveLR(optimizer, target_kl=0.01), KLAdaptive(0.01), 1e-3
-        for kl in kls:
-            theirs.step(kl)
-            lr = ours(0.5, {"kl": kl}, lr)
-            assert lr == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
-
-    def test_keeps_a_value_set_by_others_without_a_kl(self) -> None:
-        assert KLAdaptive()(0.0, {}, 1.0) == 1.0
-
-    @pytest.mark.parametrize("options", [{"target_kl": 0.0}, {"factor": 1.0}, {"minimum": 0.0}, {"minimum": 1.0}])
-    def test_rejects_options_out_of_range(self, options: dict[str, float]) -> None:
-        with pytest.raises(ConfigurationError):
-            KLAdaptive(**options)
+@pytest.mark.parametrize(("progress", "factor"), [(0.0, 0.1), (0.1, 0.55), (0.2, 1.0), (0.6, 0.75), (1.0, 0.5)])
+def test_warmup_increases_to_1_and_then_changes_to_the_final_value(progress: float, factor: float) -> None:
+    assert Warmup(0.2, start=0.1, final=0.5).factor(progress) == pytest.approx(factor, rel=1e-12)
 
 
-class TestAdaptiveBeta:
-    @pytest.mark.parametrize(
-        ("kl", "factor"),
-        [
-            (0.1, 2.0),
-            (0.0151, 2.0),  # just above 1.5 x 0.01
-            (0.0149, 1.0),
-            (0.01, 1.0),
-            (0.0067, 1.0),
-            (0.0066, 0.5),  # just below 0.01 / 1.5
-            (0.0, 0.5),
-        ],
-    )
-    def test_doubles_above_the_target_and_halves_below(self, kl: float, factor: float) -> None:
-        assert AdaptiveBeta(0.01)(0.0, {"kl": kl}, 3.0) == 3.0 * factor
-
-    def test_keeps_the_value_without_a_kl(self) -> None:
-        assert AdaptiveBeta()(0.0, {}, 3.0) == 3.0
-
-    def test_factors_of_1_keep_the_value(self) -> None:
-        controller = AdaptiveBeta(increment=1.0, decrement=1.0)
-        assert [controller(0.0, {"kl": kl}, 3.0) for kl in (0.0, 1.0)] == [3.0, 3.0]
-
-    @given(kls=st.lists(st.floats(0, 10), min_size=1, max_size=30))
-    def test_stays_within_its_bounds_and_recovers(self, kls: list[float]) -> None:
-        controller, value = AdaptiveBeta(minimum=0.25, maximum=8.0), 1.0
-        for kl in kls:
-            value = controller(0.0, {"kl": kl}, value)
-            assert 0.25 <= value <= 8.0
-        assert controller(0.0, {"kl": 1.0}, 0.25) == 0.5
-
-    @pytest.mark.parametrize(
-        "options", [{"dtarg": 0.0}, {"increment": 0.9}, {"decrement": 1.1}, {"decrement": 0.0}, {"minimum": 0.0}]
-    )
-    def test_rejects_options_out_of_range(self, options: dict[str, float]) -> None:
-        with pytest.raises(ConfigurationError):
-            AdaptiveBeta(**options)
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_rejects_a_warmup_of_no_or_the_whole_training(fraction: float) -> None:
+    with pytest.raises(ConfigurationError, match=f"fraction={fraction}"):
+        Warmup(fraction)

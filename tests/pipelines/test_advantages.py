@@ -209,10 +209,3 @@ class TestRows:
         before = batch._frames_before_sequences(["x"], 2)
         assert before["x"].squeeze(-1).tolist() == [[1, 2], [7, 8]]
         assert before["memory"].flatten().tolist() == [10, 70]
-
-
-def test_explained_variance_equals_numpy() -> None:
-    training = make_training("policy=mlp")
-    batch = estimated(training, collect(training, 1)[0])
-    target, value = (batch.rollout[key].double().numpy() for key in ("value_target", "state_value"))
-    assert batch.explained_variance == pytest.approx(1 - (target - value).var() / target.var(), abs=1e-4)

@@ -222,7 +222,7 @@ def small(*overrides: str) -> DictConfig:
 
 
 def fit_two_rollouts(cfg: DictConfig, *callbacks: Callback) -> Training:
-    """Train on two rollouts and check that every weight has changed and is finite."""
+    """Train on two rollouts and check that every weight has changed and is finite, but no frozen one."""
     torch.manual_seed(0)
     training = build_training(cfg, rank=0)
     before = [param.detach().clone() for param in training.ppo.parameters()]
@@ -232,7 +232,7 @@ def fit_two_rollouts(cfg: DictConfig, *callbacks: Callback) -> Training:
     assert training.ppo.num_rollouts == 2
     assert training.ppo.frames == cfg.total_frames
     assert all(param.isfinite().all() for param in after)
-    assert all(not torch.equal(new, old) for new, old in zip(after, before, strict=True))
+    assert all(torch.equal(new, old) != new.requires_grad for new, old in zip(after, before, strict=True))
     return training
 
 
@@ -326,7 +326,7 @@ class TestEveryChoiceTrains:
         [
             (["estimator._target_=torchrl.objectives.value.VTrace"], r"VTrace .*new action.*; use estimator=vtrace"),
             (["estimator=td0", "critic.lmbda=0.9"], r"critic.lmbda=0.9 needs .*; use estimator=gae or td_lambda"),
-            (["estimator=td1", "estimator.gamma=0"], r"estimator.gamma=0 .*; use estimator=td0"),
+            (["estimator=monte_carlo", "estimator.gamma=0"], r"estimator.gamma=0 .*; use estimator=td0"),
             (["+estimator.lambda=0.9"], r"lambda"),
         ],
     )
@@ -398,6 +398,17 @@ class TestEveryChoiceTrains:
         trained = fit_two_rollouts(cfg).ppo.optimizers(use_pl_optimizer=False)
         assert type(trained) is get_object(cfg.optimizer._target_)
         assert trained.param_groups[0]["eps"] == 1e-5
+
+    @pytest.mark.parametrize("intrinsic", ["rnd", "noveld", "e3b", "icm"])
+    def test_intrinsic_reward_of_images_or_of_nested_observations_and_actions(self, intrinsic: str) -> None:
+        images, nested = ("env.id=Images-v0", "policy=cnn"), ("env.id=Nested-v0", "policy=gru")
+        words = images if intrinsic in ("rnd", "e3b") else nested
+        lr = f"+intrinsic.{intrinsic}.optimizer.lr=0.006"
+        training = fit_two_rollouts(small(*words, f"intrinsic={intrinsic}", lr))
+        groups = {group["part"]: group for group in training.ppo.optimizers(use_pl_optimizer=False).param_groups}
+        assert groups[intrinsic]["lr"] == 0.006
+        trained = [param for param in training.ppo.reward_models[intrinsic].parameters() if param.requires_grad]
+        assert {*groups[intrinsic]["params"]} == {*trained}
 
     @pytest.mark.parametrize("reward", choices("reward"))
     def test_reward(self, reward: str) -> None:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Trainer
 
 from torchppo.pipelines.collectors.collector import Collector
-from torchppo.pipelines.distributed import SIGNALS, StopOnSignal, normalized, num_ranks, summed
+from torchppo.pipelines.distributed import normalized, num_ranks, summed
 from torchppo.pipelines.ppo import PPO
-from torchppo.pipelines.stopping.signals import Stopped
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
 SCRIPT = Path(__file__).with_name("two_ranks.py")
@@ -52,10 +48,13 @@ def test_equal_values_are_normalized_to_zero(value: float, count: int) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(("eager", "0", "none"), ("compiled", "0.02", "none"), ("eager", "0", "gru"), ("eager", "0", "count")),
+        *(("eager", "0", "none"), ("compiled", "0.02", "none"), ("eager", "0", "gru"), ("eager", "0", "intrinsic")),
         *(("eager", "0.005", "natural_gradient"), ("eager", "0", "ppg")),
     ],
-    ids=["eager", "compiled", "recurrent", "reward model and KL-adaptive learning rate", "natural gradient", "ppg"],
+    ids=[
+        *("eager", "compiled", "recurrent and averaged weights", "reward models and KL-adaptive learning rate"),
+        *("natural gradient", "ppg"),
+    ],
 )
 def test_two_ranks_have_equal_weights_and_statistics_after_every_step(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(
@@ -73,10 +72,12 @@ def test_two_ranks_have_equal_weights_and_statistics_after_every_step(arguments:
     assert report["same_statistics"]
     assert report["same_coefficients"]
     assert report["same_episodes"]
+    assert report["same_metrics"]
     assert report["same_evaluation"]
     assert (report["step_fraction"] > 0) == (arguments[-1] == "natural_gradient")
-    if arguments[-1] == "count":
+    if arguments[-1] == "intrinsic":
         assert report["visits"] == 256
+        assert report["own_episodic_state"]
         assert report["lr"] > 3e-3
     else:
         assert 1 <= report["evaluation"]["eval/mean_reward"] <= 15
@@ -156,95 +157,3 @@ def test_failure_on_one_rank_ends_all_ranks_with_its_message(tmp_path: Path) -> 
     assert done.returncode == 3, done.stderr[-2000:]
     assert re.search("torchppo: on rank 1: .*ValueError: motor failure", done.stderr)
     assert done.stderr.count("Traceback") == 1, "only the traceback of the environment"
-
-
-class RaiseSignal(Callback):
-    """Raises a signal at the start of the training, before the first rollout is collected."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def on_train_start(self, trainer: Trainer, pl_module: object) -> None:
-        signal.raise_signal(self.number)
-
-
-class TestStopOnSignal:
-    @pytest.mark.parametrize("number", SIGNALS)
-    def test_training_ends_after_the_rollout_and_handlers_are_restored(self, number: int, make: Make, fit: Fit) -> None:
-        before = signal.getsignal(number)
-        ppo, collector = make(rollouts=3)
-        with StopOnSignal() as stop:
-            stop.watch()
-            fit(ppo, collector, callbacks=[stop, RaiseSignal(number)])
-        assert (stop.received, ppo.num_rollouts) == (number, 1)
-        assert signal.getsignal(number) is before
-        assert signal.set_wakeup_fd(-1) == -1
-
-    def test_without_a_signal_the_training_is_complete(self, make: Make, fit: Fit) -> None:
-        ppo, collector = make(rollouts=2)
-        with StopOnSignal() as stop:
-            fit(ppo, collector, callbacks=[stop])
-            assert stop.interruptible(lambda: "result") == "result"
-        assert (stop.received, ppo.num_rollouts) == (None, 2)
-
-    def test_a_signal_interrupts_other_work_and_work_does_not_start_after_it(self) -> None:
-        with StopOnSignal() as stop:
-            assert stop.interruptible(lambda: signal.raise_signal(signal.SIGTERM)) is None
-            assert stop.interruptible(lambda: pytest.fail("the work has started")) is None
-        with pytest.raises(Stopped) as stopped, StopOnSignal():
-            signal.raise_signal(signal.SIGHUP)
-        assert stopped.value.number == signal.SIGHUP
-
-    def test_does_nothing_in_a_thread(self, make: Make, fit: Fit) -> None:
-        ppo, collector = make(rollouts=2)
-        before = [signal.getsignal(number) for number in SIGNALS]
-
-        def train() -> None:
-            with StopOnSignal() as stop:
-                stop.watch()
-                fit(ppo, collector, callbacks=[stop])
-
-        thread = threading.Thread(target=train)
-        thread.start()
-        thread.join(timeout=60)
-        assert ppo.num_rollouts == 2
-        assert [signal.getsignal(number) for number in SIGNALS] == before
-
-    @pytest.mark.parametrize(
-        ("signals", "seconds", "ends_at_once"), [("15 10", 30.0, True), ("15 15", 30.0, False), ("15", 0.5, True)]
-    )
-    def test_ends_a_process_in_code_that_does_not_return(
-        self, signals: str, seconds: float, ends_at_once: bool
-    ) -> None:
-        """The same signal within 0.2 seconds counts once."""
-        command = [sys.executable, "-c", STUCK, str(seconds), *signals.split()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        child, *others = done.stdout.split()
-        assert (done.returncode, others) == ((143, ["before_exit", "15"]) if ends_at_once else (0, ["15"])), done.stderr
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(child), 0)
-
-
-STUCK = """
-import ctypes, os, signal, subprocess, sys, threading, time
-from torchppo.pipelines import distributed
-
-distributed.ROLLOUT_SECONDS = float(sys.argv[1])
-child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-os.write(1, f"{child.pid} ".encode())
-with distributed.StopOnSignal(lambda number: os.write(1, f"before_exit {number}".encode())) as stop:
-    stop._raises = False
-    stop.watch()
-
-    def send():
-        for number in map(int, sys.argv[2:]):
-            time.sleep(0.1)
-            os.kill(os.getpid(), number)
-
-    threading.Thread(target=send).start()
-    signal.pthread_sigmask(signal.SIG_BLOCK, distributed.SIGNALS)  # other threads receive them
-    ctypes.CDLL(None).sleep(2)
-print(stop.received)
-child.kill()
-child.wait()
-"""

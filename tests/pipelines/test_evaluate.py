@@ -6,6 +6,7 @@ import ctypes
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,25 @@ class TestEval:
         figures = self.evaluate(capsys, "--render", "human", "--episodes", "2")
         assert made == [{"render_mode": "human"}]
         assert (figures["eval_episodes"], figures["video"]) == (2, None)
+
+    @pytest.mark.parametrize(("place", "code"), [("step", 3), ("render", 0)])
+    def test_a_step_or_rendering_that_does_not_return_is_ended(
+        self,
+        place: str,
+        code: int,
+        checkpoint: Path,
+        capfd: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def hang(*_: Any) -> None:
+            time.sleep(60)
+
+        monkeypatch.setattr(CartPoleEnv, place, hang)
+        start = time.monotonic()
+        assert main(["eval", "last.ckpt", "--episodes", "1", "--video", "one.mp4", "env.step_timeout=0.2"]) == code
+        assert time.monotonic() - start < 30
+        assert "did not return within env.step_timeout=0.2 seconds" in capfd.readouterr().err
+        assert not Path("one.mp4").exists()
 
     def test_prints_nothing_else_to_stdout(
         self, checkpoint: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

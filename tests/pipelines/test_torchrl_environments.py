@@ -34,7 +34,7 @@ from torchrl.envs import (
 from torchppo.errors import ConfigurationError
 from torchppo.pipelines.build import build_trainer, build_training
 from torchppo.pipelines.cli.config import compose
-from torchppo.pipelines.train import silence_lightning
+from torchppo.pipelines.run_files.progress import silence_lightning
 
 NUMBERS = count()
 SMALL = (
@@ -198,7 +198,7 @@ def test_collector(collector: str, graph: Any) -> None:
     requires_same_training(graph, *CARTPOLE, f"collector={collector}")
 
 
-@pytest.mark.parametrize("estimator", ["gae", "td_lambda", "td0", "td1", "vtrace"])
+@pytest.mark.parametrize("estimator", ["gae", "td_lambda", "td0", "monte_carlo", "vtrace"])
 def test_estimator(estimator: str, graph: Any) -> None:
     requires_same_training(graph, *CARTPOLE, f"estimator={estimator}", "update.recompute_advantage=true")
 

@@ -63,7 +63,7 @@ def lambda_returns(rollout: TensorDictBase, gamma: float, lmbda: float) -> NDArr
         (("estimator=td_lambda", "estimator.lmbda=0.8"), 0.8),
         (("estimator=td_lambda", "estimator.lmbda=0"), 0.0),
         (("estimator=td0",), 0.0),
-        (("estimator=td1",), 1.0),
+        (("estimator=monte_carlo",), 1.0),
         (("estimator=vtrace",), 1.0),
     ],
 )

@@ -466,6 +466,19 @@ class TestEvaluation:
         assert run(*SCRIPTED, *one, "eval.episodes=0") == 0
 
 
+def test_an_environment_may_change_the_working_directory(
+    scripted: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    overrides = scripted(at=10, event=lambda: os.chdir(tmp_path / "other"))
+    assert run(*overrides, "num_threads=1") == 0
+    assert [*(tmp_path / "other").iterdir()] == []
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"checkpoints", "metrics.csv", "summary.json"}
+    os.chdir(tmp_path)
+    assert main(["resume", "run", "total_frames=96"]) == 0
+    assert "checkpoint: run/checkpoints/last.ckpt" in capsys.readouterr().out
+
+
 def test_training_and_evaluation_work_in_a_thread(scripted: Callable[..., list[str]]) -> None:
     """Only the main thread may handle signals."""
     codes: list[int] = []

@@ -13,12 +13,17 @@ from torchrl.objectives.value import GAE
 
 from torchppo.envs import make_env
 from torchppo.modules.actor_critic import make_actor_critic
-from torchppo.modules.controllers import KLAdaptive
+from torchppo.modules.adaptive_controllers import KLAdaptive
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU
 from torchppo.modules.intrinsic.count import CountBonus
+from torchppo.modules.intrinsic.e3b import E3B
+from torchppo.modules.intrinsic.icm import ICM
+from torchppo.modules.intrinsic.noveld import NovelD
+from torchppo.modules.intrinsic.rnd import RND
 from torchppo.modules.normalizers import ObservationNormalizer
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
+from torchppo.modules.objectives.ppo_ewma import PPOEWMALoss
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.components.instantiate import seed_for_rank
 from torchppo.pipelines.distributed import normalized, summed
@@ -42,7 +47,8 @@ class Comparing(PPO):
 
     def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
         result = super().step(rows, indices)
-        mine, other = from_both_ranks(torch.cat([param.detach().reshape(-1) for param in self.parameters()]))
+        weights = [*self.parameters(), *(buffer for buffer in self.objective.buffers() if buffer.is_floating_point())]
+        mine, other = from_both_ranks(torch.cat([weight.detach().reshape(-1) for weight in weights]))
         report["steps"] += 1
         report["largest_difference"] = max(report["largest_difference"], float((mine - other).abs().max()))
         return result
@@ -62,13 +68,21 @@ class Comparing(PPO):
             if isinstance(module, ObservationNormalizer):
                 mine, other = from_both_ranks(module.moments.mean)
                 report["same_statistics"] &= bool(torch.equal(mine, other))
-        mine, other = from_both_ranks(torch.tensor([self.objective.beta, self.optimizer.param_groups[0]["lr"]]))
+        beta = getattr(self.objective, "beta", 0.0)
+        mine, other = from_both_ranks(torch.tensor([beta, self.optimizer.param_groups[0]["lr"]]))
         report["same_coefficients"] &= bool(torch.equal(mine, other))
         report["lr"] = self.optimizer.param_groups[0]["lr"]
+        metrics = self.trainer.callback_metrics
+        mine, other = from_both_ranks(torch.stack([metrics[name] for name in metrics if name.startswith("train/")]))
+        report["same_metrics"] &= bool(torch.equal(mine, other)) and "train/kl" in metrics
         for model in self.reward_models.values():
-            mine, other = from_both_ranks(model.counts)
-            report["same_statistics"] &= bool(torch.equal(mine, other))
-            report["visits"] = int(model.counts.sum())
+            for buffer in model.buffers():
+                mine, other = from_both_ranks(buffer)
+                report["same_statistics"] &= bool(torch.equal(mine, other))
+        if self.reward_models:
+            report["visits"] = int(self.reward_models["count"].counts.sum())
+            mine, other = from_both_ranks(self.reward_models["e3b"].get_extra_state())
+            report["own_episodic_state"] = not torch.equal(mine, other)
 
 
 report: dict[str, Any] = {
@@ -80,12 +94,13 @@ report: dict[str, Any] = {
     "same_statistics": True,
     "same_coefficients": True,
     "same_episodes": True,
+    "same_metrics": True,
 }
 torch.set_num_threads(1)
 quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", log_every_n_steps=1, **quiet)
 seed_everything(seed_for_rank(0, trainer.global_rank), verbose=False)
-has_bonus = sys.argv[3] == "count"
+has_bonus = sys.argv[3] == "intrinsic"
 env_id = "FrozenLake-v1" if has_bonus else "CartPole-v1"
 env = make_env(env_id, 2)
 env.set_seed(seed_for_rank(0, trainer.global_rank))
@@ -103,11 +118,13 @@ if sys.argv[3] == "ppg":
     update = PhasicUpdate(1, 16, num_rollouts=2, auxiliary_epochs=2)
 adam = partial(torch.optim.Adam, lr=3e-3)
 estimator = GAE(gamma=0.99, lmbda=0.95, value_network=None)
-objective = KLPENPPOLoss(actor, critic)
+objective = (PPOEWMALoss if sys.argv[3] == "gru" else KLPENPPOLoss)(actor, critic)
 options: dict[str, Any] = {"compile": sys.argv[1] == "compiled"}
 if has_bonus:
-    bonus = CountBonus(env.observation_spec, body=partial(mlp, num_cells=[16]))
-    options |= {"controllers": {"lr": KLAdaptive(target_kl=1.0)}, "reward_models": [bonus]}
+    spec, body = env.observation_spec, partial(mlp, num_cells=[16])
+    models = [CountBonus(spec, body=body), RND(spec, body=body), NovelD(spec, body=body)]
+    models += [model(spec, env.action_spec, body=body, num_features=8) for model in (E3B, ICM)]
+    options |= {"controllers": {"lr": KLAdaptive(target_kl=1.0)}, "reward_models": models}
 ppo = Comparing(objective, estimator, update, adam, total_frames=256, **options)
 trainer.fit(ppo, train_dataloaders=Collector(env, actor, frames_per_env=32, total_frames=256))
 episodes = EvaluationEpisodes(make_env(env_id, 2, max_episode_steps=15), actor, 2)

@@ -12,8 +12,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ....errors import ConfigurationError
+from .fields import Field
 from .reference import CONF, TYPE_NAMES, describe
-from .schema import FIELDS, Field
+from .schema import FIELDS
 
 Options = dict[str, dict[str, str]]
 """The choices of every group with their descriptions."""
@@ -41,14 +42,17 @@ def options_by_group(config_dir: Path | None = None) -> Options:
     """Return the choices of every group with the first comment of their files.
 
     Raises:
-        ConfigurationError: if `config_dir` is not a folder.
+        ConfigurationError: if `config_dir` is not a folder, or a file is not UTF-8.
 
     """
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigurationError(f"--config-dir {config_dir} is not a folder")
     groups: Options = {}
     for path in sorted([*CONF.glob("*/*.yaml"), *(config_dir.glob("*/*.yaml") if config_dir else ())]):
-        lines = path.read_text().splitlines()
+        try:
+            lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
         comments = [line[2:] for line in lines if line.startswith("# ") and "@package" not in line]
         groups.setdefault(path.parent.name, {})[path.stem] = comments[0] if comments else ""
     return groups
@@ -91,7 +95,7 @@ def fits(value: Any, field: Field) -> bool:
     if isinstance(value, dict) and field.is_component:
         return "_target_" in value or not (value or field.nullable)
     if isinstance(value, list) and field.items:
-        return list in field.types and all(fits(item, field.items) for item in value)
+        return list in field.types and (bool(value) or not field.is_filled) and all(fits(i, field.items) for i in value)
     if isinstance(value, str) and field.pattern:
         return str in field.types and re.fullmatch(field.pattern[0], value) is not None
     return isinstance(value, field.types)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -12,10 +13,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ....errors import ConfigurationError, did_you_mean
 from .checks import shown
-from .signatures import UnknownName, argument_names, find, parameters_of
+from .signatures import UnknownName, argument_names, find, parameters_of, required_names
 
 HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 MAKE_ENV = "torchppo.envs.make_env"
+ENTRIES = re.compile(r"(transforms|trainer\.(callbacks|plugins))\[\d+\]")
+"""Places of components that receive no other arguments than their keys."""
 REMAINING = ("lmbda", "vectorized", "value_network")
 """Keys of `estimator=gae` that remain in the configuration if only `estimator._target_` is changed."""
 
@@ -74,6 +77,7 @@ def check_component(place: str, node: DictConfig, target: str, *, is_built_in: b
         names = parameters_of(entry_point) if entry_point else None
         target = str(node.get("id"))
         keys = [key for key in keys if key not in make_env_keys()]
+    check_call(place, node, target, keys)
     if names is None:
         return
     if "frames_per_batch" in names:
@@ -82,6 +86,16 @@ def check_component(place: str, node: DictConfig, target: str, *, is_built_in: b
         if key not in names and not (place == "estimator" and key in REMAINING):
             hint = str(did_you_mean(key, names))
             raise ConfigurationError(f"{place}.{key} is not an argument of {target}{hint}; correct or remove it")
+
+
+def check_call(place: str, node: DictConfig, target: str, keys: Collection[str]) -> None:
+    """Raise a ConfigurationError if an entry of `ENTRIES`, which is called with its keys only, cannot be called."""
+    if not ENTRIES.fullmatch(place):
+        return
+    if target.partition(".")[0] in sys.stdlib_module_names:
+        raise ConfigurationError(f"{place}._target_={target} is of Python's standard library; choose a component")
+    if not node.get("_partial_") and (missing := sorted(required_names(target) - {*keys})) and "_args_" not in node:
+        raise ConfigurationError(f"{place} lacks {missing[0]}, an argument of {target}; add {place}.{missing[0]}")
 
 
 def make_env_keys() -> set[str]:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import yaml
 
-from .schema import FIELDS, Field
+from .fields import Field
+from .schema import FIELDS
 
 CONF = Path(__file__).parents[3] / "conf"
 ROOT = "train.yaml"
@@ -93,7 +94,7 @@ def describe(field: Field) -> str:
     if field.is_component:
         names[dict] = "a group of keys with a _target_"
     if field.items:
-        names[list] = f"a list of {describe(field.items)}"
+        names[list] = f"a list of {describe(field.items)}{', not empty' if field.is_filled else ''}"
     words = [names[kind] + (limits if kind in (int, float) else "") for kind in field.types]
     words += [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in field.choices]
     words += ["null"] if field.nullable else []

@@ -2,67 +2,29 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Field(NamedTuple):
-    """The values that a key accepts.
-
-    Attributes:
-        types: types of the value. `float` includes whole numbers, and `dict` is a group of any keys.
-        minimum: numbers must be at least this.
-        maximum: numbers must be at most this.
-        above: numbers must be greater than this.
-        below: numbers must be less than this.
-        choices: other values that are accepted.
-        nullable: whether `null` is accepted.
-        is_component: whether a group of keys needs a `_target_`.
-        infinite: whether `inf` is accepted. `nan` never is.
-        items: values of the entries of a list; `None` accepts any.
-        pattern: regular expression of the whole text, and a description of the text; `None` accepts any text.
-
-    """
-
-    types: tuple[type, ...] = ()
-    minimum: float | None = None
-    maximum: float | None = None
-    above: float | None = None
-    below: float | None = None
-    choices: tuple[bool | int | str, ...] = ()
-    nullable: bool = False
-    is_component: bool = False
-    infinite: bool = False
-    items: Field | None = None
-    pattern: tuple[str, str] | None = None
-
-
-MAX_WIDTH = 100_000
-"""Larger layers do not fit into memory."""
-
-FLAG = Field((bool,))
-COUNT = Field((int,), minimum=1)
-NATURAL = Field((int,), minimum=0)
-NUMBER = Field((float,))
-NOT_NEGATIVE = Field((float,), minimum=0)
-POSITIVE = Field((float,), above=0)
-FRACTION = Field((float,), minimum=0, maximum=1)
-TEXT = Field((str,))
-LIST = Field((list,))
-TEXTS = Field((list,), items=Field((str,), pattern=(r"\D.*", "a name")))
-GROUP = Field((dict,))
-NULLABLE_COUNT = COUNT._replace(nullable=True)
-NULLABLE_POSITIVE = POSITIVE._replace(nullable=True)
-COMPONENT = GROUP._replace(is_component=True)
-NULLABLE_COMPONENT = COMPONENT._replace(nullable=True)
-COMPONENTS = Field((list,), items=COMPONENT)
-WIDTH = COUNT._replace(maximum=MAX_WIDTH)
-WIDTHS = Field((list,), items=WIDTH)
-LIMIT = POSITIVE._replace(infinite=True)
-
-ENV_ID = r"(?!\d+$)(?:[\w.-]+:)?(?:[\w:-]+/)?[\w:.-]*\w"
-"""An id of Gymnasium, with or without `module:`, or the dotted path of a class or function."""
-FOLDER = r"[^\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+"
-"""Any text without control characters."""
+from .fields import (
+    COMPONENT,
+    COMPONENTS,
+    COUNT,
+    ENV_ID,
+    FLAG,
+    FOLDER,
+    FRACTION,
+    GROUP,
+    LIMIT,
+    NATURAL,
+    NOT_NEGATIVE,
+    NULLABLE_COMPONENT,
+    NULLABLE_COUNT,
+    NULLABLE_POSITIVE,
+    NUMBER,
+    POSITIVE,
+    TEXT,
+    TEXTS,
+    WIDTH,
+    WIDTHS,
+    Field,
+)
 
 FIELDS: dict[str, Field] = {
     "seed": NATURAL,
@@ -82,6 +44,7 @@ FIELDS: dict[str, Field] = {
     "critic.head.v_max": NUMBER,
     "critic.head.sigma_ratio": NOT_NEGATIVE,
     "critic.head.symlog": FLAG,
+    "critic.head.num_stds": POSITIVE,
     "critic.head.delta": POSITIVE,
     "critic.head.beta": Field((float,), minimum=0, below=1),
     "ppo.max_grad_norm": LIMIT,
@@ -89,6 +52,10 @@ FIELDS: dict[str, Field] = {
     "ppo.normalize_advantage": Field(choices=("rollout", "minibatch"), nullable=True),
     "ppo.critic_optimizer": GROUP,
     "ppo.value_pretraining": NATURAL,
+    "ppo.symmetry": NULLABLE_COMPONENT,
+    "ppo.symmetry.mirror": COMPONENT,
+    "ppo.symmetry.augment": FLAG,
+    "ppo.symmetry.mirror_coeff": NOT_NEGATIVE,
     "ppo.reward_normalizer": NULLABLE_COMPONENT,
     "ppo.reward_normalizer.limit": LIMIT,
     "ppo.reward_normalizer.gamma": FRACTION,
@@ -112,7 +79,7 @@ FIELDS: dict[str, Field] = {
     "env.wrappers": COMPONENTS,
     "env.info_keys": TEXTS,
     "env.render_mode": Field((str,), pattern=(r"[a-z]\w*", "a mode such as rgb_array"), nullable=True),
-    "collector.frames_per_env": COUNT,
+    "collector.frames_per_env": COUNT._replace(maximum=10**8),
     "collector.num_workers": COUNT._replace(maximum=1024),
     "collector.trust_policy": FLAG,
     "collector.double_buffer": FLAG,
@@ -123,6 +90,10 @@ FIELDS: dict[str, Field] = {
     "controller.*.factor": Field((float,), above=1),
     "controller.*.minimum": POSITIVE,
     "controller.*.maximum": POSITIVE,
+    "controller.*.fraction": Field((float,), above=0, below=1),
+    "controller.*.start": NOT_NEGATIVE,
+    "controller.*.target_entropy": NUMBER,
+    "controller.*.rate": POSITIVE,
     "controller.*.gamma": NOT_NEGATIVE,
     "controller.*.num_steps": COUNT,
     "estimator.gamma": FRACTION,
@@ -133,7 +104,11 @@ FIELDS: dict[str, Field] = {
     "estimator.c_thresh": LIMIT,
     "policy.head.log_std": NUMBER,
     "policy.head.state_dependent": FLAG,
+    "policy.head.fixed_std": FLAG,
+    "policy.head.min_std": NULLABLE_POSITIVE,
+    "policy.head.max_std": NULLABLE_POSITIVE,
     "policy.head.num_steps": COUNT,
+    "policy.head.num_bins": WIDTH._replace(minimum=2),
     "policy.head": COMPONENT,
     "policy.body": COMPONENT,
     "policy.critic_body": NULLABLE_COMPONENT,
@@ -142,6 +117,8 @@ FIELDS: dict[str, Field] = {
     "policy.body.num_cells": WIDTHS,
     "policy.body.activation": Field(choices=("tanh", "relu", "elu", "gelu", "silu")),
     "policy.body.layer_norm": FLAG,
+    "policy.body.width": WIDTH,
+    "policy.body.num_blocks": COUNT._replace(maximum=1000),
     "policy.body.num_features": WIDTH,
     "policy.body.channels": WIDTHS,
     "policy.memory": NULLABLE_COMPONENT,
@@ -150,15 +127,11 @@ FIELDS: dict[str, Field] = {
     "policy.memory.num_heads": WIDTH,
     "policy.memory.context_length": WIDTH,
     "policy.memory.gated": FLAG,
+    "policy.memory.layer_norm": FLAG,
     "policy.shared": FLAG,
     "policy.encoders": GROUP,
     "policy.critic": COMPONENT,
     "policy.normalize_observation": FLAG,
-    "intrinsic.count.body": COMPONENT,
-    "intrinsic.count.weight": NOT_NEGATIVE,
-    "intrinsic.count.gamma": FRACTION,
-    "intrinsic.count.lmbda": FRACTION,
-    "intrinsic.count.is_episodic": FLAG,
     "logger.csv.save_dir": TEXT,
     "logger.csv.name": TEXT,
     "logger.csv.version": TEXT,
@@ -170,6 +143,14 @@ FIELDS: dict[str, Field] = {
     "logger.wandb.project": TEXT._replace(nullable=True),
     "logger.wandb.save_dir": TEXT,
     "objective.clip_epsilon": Field((float, list), above=0, infinite=True, items=LIMIT),
+    "objective.dual_clip": Field((float,), above=1, nullable=True),
+    "objective.epsilon": POSITIVE,
+    "objective.delta": POSITIVE,
+    "objective.alpha": POSITIVE,
+    "objective.max_kl": NULLABLE_POSITIVE,
+    "objective.decay": Field((float,), minimum=0, below=1),
+    "objective.max_importance_ratio": NULLABLE_POSITIVE,
+    "objective.importance_quantile": Field((float,), above=0, maximum=1, nullable=True),
     "objective.entropy_coeff": Field((float, dict)),
     "objective.critic_coeff": NOT_NEGATIVE._replace(nullable=True),
     "objective.clip_value": NULLABLE_POSITIVE,
@@ -219,6 +200,16 @@ FIELDS: dict[str, Field] = {
     "update.auxiliary_lr": NOT_NEGATIVE,
 }
 """The values of every key in `conf/`. `*` stands for one name. A new key needs a line here and a comment in YAML."""
+
+STREAM = {"body": COMPONENT, "weight": NOT_NEGATIVE, "gamma": FRACTION, "lmbda": FRACTION, "optimizer": GROUP}
+STREAM |= {"is_episodic": FLAG, "normalize": FLAG}
+NETWORKS = {**STREAM, "encoders": GROUP, "num_features": WIDTH, "share": FRACTION._replace(minimum=None, above=0)}
+NETWORKS |= {"observations": TEXTS._replace(nullable=True)}
+REWARD_MODELS = {"count": STREAM, "rnd": NETWORKS, "noveld": NETWORKS | {"alpha": FRACTION}}
+REWARD_MODELS |= {"e3b": NETWORKS | {"ridge": POSITIVE}, "icm": NETWORKS | {"beta": FRACTION}}
+for model, fields in REWARD_MODELS.items():
+    for option, values in fields.items():
+        FIELDS[f"intrinsic.{model}.{option}"] = values
 
 ARGUMENTS: dict[str, Field] = {
     "env.max_episode_steps": NULLABLE_COUNT,

@@ -69,6 +69,25 @@ def constructor_parameters(found: Definition, *, follow_kwargs: bool) -> set[str
     return own
 
 
+def required_names(target: str) -> set[str]:
+    """Return the arguments without defaults of a function, or of the constructor that a class defines itself."""
+    found = find(target)
+    node = found.node if found else None
+    if isinstance(node, ast.ClassDef):
+        methods = {one.name: one for one in node.body if isinstance(one, ast.FunctionDef)}
+        node = None if node.decorator_list or "__new__" in methods else methods.get("__init__")
+        num_skipped = 1
+    else:
+        num_skipped = 0
+    if not isinstance(node, ast.FunctionDef) or node.decorator_list:
+        return set()
+    arguments = node.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    required = positional[num_skipped : len(positional) - len(arguments.defaults)]
+    required += [one for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if not default]
+    return {one.arg for one in required}
+
+
 def argument_names(function: ast.FunctionDef, num_skipped: int = 0) -> set[str]:
     """Return the names of the parameters of a function that may be passed by name."""
     arguments = function.args

@@ -47,6 +47,8 @@ def check_trainer(options: DictConfig, loggers: DictConfig) -> None:
             raise ConfigurationError(
                 f"trainer.{key}={shown(options[key])} does not work with torchppo train; {instead}"
             )
+    if options.get("devices") in (0, "0", []):
+        raise ConfigurationError(f"trainer.devices={shown(options.devices)} leaves no process; use 1 or auto")
     num_nodes, devices = options.get("num_nodes", 1), options.get("devices")
     if num_nodes > 1 and not any(name in os.environ for name in CLUSTER_VARIABLES):
         raise ConfigurationError(f"trainer.num_nodes={num_nodes} needs SLURM or torchrun; start the command with it")

@@ -30,11 +30,13 @@ class Walk(gymnasium.Env[Any, Any]):
     def __init__(self, hidden: str = "none") -> None:
         self.hidden = hidden
         self.draws: Any = None
-        self.resets = itertools.count()
+        self.draw = closure()
+        self.resets = itertools.count() if hidden == "counter" else None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
         self.place = self.np_random.random()
+        self.time = 0
         if self.hidden == "episode":
             self.draws = iter(self.np_random.random(1000).tolist())
         if self.hidden == "counter":  # of resets, where a second environment would be after as many
@@ -44,10 +46,16 @@ class Walk(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> Any:
         noise = {
             "none": self.np_random.random,
+            "rare": lambda: self.np_random.random() - 0.5,
+            "closure": self.draw,
             "global": np.random.rand,
             "space": self.sample,
             "module": RNG.random,
         }.get(self.hidden)
+        self.time += 1
+        if self.hidden == "rare" and self.time == 40:
+            RESETS.append(0)
+            self.place += len(RESETS)
         self.place += action["by"][0] + (noise() if noise else next(self.draws or COUNTER))
         return np.array([self.place]), self.place, bool(action["move"]) and self.place > 9, False, {}
 
@@ -55,7 +63,18 @@ class Walk(gymnasium.Env[Any, Any]):
         return float(self.observation_space.sample()[0]) + random.random()
 
 
+def closure() -> Any:
+    drawn: list[int] = []
+
+    def draw() -> int:
+        drawn.append(0)
+        return len(drawn)
+
+    return draw
+
+
 COUNTER, RNG = itertools.count(), np.random.default_rng(0)
+RESETS: list[int] = []
 
 
 @pytest.mark.parametrize(
@@ -65,12 +84,15 @@ COUNTER, RNG = itertools.count(), np.random.default_rng(0)
         ("global", "snapshot"),
         ("space", "snapshot"),
         ("module", "snapshot"),
+        ("closure", "snapshot"),
         ("episode", "replay"),
         ("process", "inexact"),
         ("counter", "inexact"),
+        ("rare", "inexact"),
     ],
 )
-def test_class_depends_on_where_the_randomness_is(hidden: str, name: str) -> None:
+def test_class_depends_on_where_the_randomness_is(hidden: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchppo.envs.resume.resumability.MORE_SECONDS", 100.0)  # as many steps on a slow machine
     before = save_random_state()
     assert resume_class(partial(Walk, hidden)) == name
     assert are_equal(np.asarray(before["torch"]), np.asarray(save_random_state()["torch"]))

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import io
 import random
-from collections import OrderedDict, deque
+from array import array
+from collections import Counter, OrderedDict, deque
+from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import Enum
-from typing import Any
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -14,8 +20,9 @@ import pytest
 import torch
 
 from torchppo.envs.make import make_gymnasium_env
+from torchppo.envs.resume.parts import StateError
 from torchppo.envs.resume.plain_data import are_equal, load_random_state, save_random_state
-from torchppo.envs.resume.snapshot import StateError, load_state, save_state
+from torchppo.envs.resume.snapshot import load_state, save_state
 
 
 def reread(state: Any) -> Any:
@@ -45,11 +52,17 @@ class Box:
     """Anything with attributes."""
 
 
+class Place(NamedTuple):
+    x: float
+
+
 ITEMS = [
     *(None, True, 3, 2**100, 0.1, float("inf"), 1j, "text", b"bytes", [1, [2]], (1, (2,)), {1, 2}, frozenset({3})),
     *({"a": {1: 2}}, OrderedDict(b=1), deque([1, 2], maxlen=2), np.float32(0.1), np.int64(3)),
     *(np.arange(6).reshape(2, 3), np.zeros(0), np.array(["a", "bc"]), np.array([(1, 2.0)], "i4,f8"), torch.ones(2)),
     *(np.array([None, "x"], object), np.datetime64("2026-01-01"), Color.RED),
+    *(Counter("aab"), bytearray(b"ab"), array("d", [0.5]), timedelta(1), datetime(2026, 1, 2), Decimal("0.1")),
+    *(Path("a/b"), SimpleNamespace(a=[1])),
 ]
 
 
@@ -65,6 +78,67 @@ def test_values_are_restored_with_their_types(value: Any) -> None:
 
 def load_state_into(target: Any, source: Any) -> None:
     load_state(target, reread(save_state(source)))
+
+
+def counting() -> Any:
+    """Return a function that counts its calls in its closure."""
+    count = [0]
+
+    def call() -> int:
+        count[0] += 1
+        return count[0]
+
+    return call
+
+
+class Machine:
+    """Has a method that counts its calls, one that replaces it, and one that a `partial` calls."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+        self.method = self.first
+        self.partial = partial(Machine.first, self)
+        self.place = Place(0.0)
+
+    def first(self) -> int:
+        self.num_calls += 1
+        return self.num_calls
+
+    def second(self) -> int:
+        return -self.num_calls
+
+
+def test_functions_continue_with_the_values_that_they_refer_to() -> None:
+    one, other = Inventory(Machine()), Inventory(Machine())
+    for env in (one, other):
+        env.count = counting()
+        env.draw = np.random.default_rng(id(env)).random
+    assert [one.item.method(), one.item.partial(), one.count(), one.count()] == [1, 2, 1, 2]
+    one.item.method, one.item.place, one.now = one.item.second, Place(2.0), Place(3.0)
+    load_state_into(other, one)
+    assert [other.item.method(), other.item.partial(), other.count()] == [-2, 3, 3]
+    assert (other.item.place, other.now) == (Place(2.0), Place(3.0))
+    assert other.draw() == one.draw()
+    one.item.method = lambda: 0
+    with pytest.raises(StateError, match="lambda"):
+        load_state_into(other, one)
+
+
+def test_what_generators_spawn_continues() -> None:
+    box, other = Inventory(np.random.default_rng(1)), Inventory(np.random.default_rng(2))
+    box.seeds, other.seeds = np.random.SeedSequence(3), np.random.SeedSequence(4)
+    box.bits, other.bits = np.random.PCG64(5), np.random.PCG64(6)
+    generator, _ = other.item, [box.item.spawn(1), box.seeds.spawn(2), box.bits.random_raw()]
+    load_state_into(other, box)
+    assert other.item is generator
+    assert other.item.spawn(1)[0].random() == box.item.spawn(1)[0].random()
+    assert other.seeds.spawn(1)[0].spawn_key == box.seeds.spawn(1)[0].spawn_key == (2,)
+    assert other.bits.random_raw() == box.bits.random_raw()
+
+
+def test_iterators_are_refused() -> None:
+    with pytest.raises(StateError, match="generator"):
+        save_state(Inventory(one for one in range(3)))
 
 
 @pytest.mark.parametrize("make", [np.random.default_rng, np.random.RandomState, random.Random, torch.Generator])
@@ -99,6 +173,12 @@ def test_shared_and_cyclic_objects_keep_their_identity() -> None:
 
 
 class Inventory(gymnasium.Env[Any, Any]):
+    count: Any
+    draw: Any
+    now: Any
+    seeds: Any
+    bits: Any
+
     def __init__(self, item: Any = None) -> None:
         self.item = item
 

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from torchrl.envs import RewardScaling, TransformedEnv
 
 from torchppo import Collector, make_actor_critic, mlp
 from torchppo.envs import VectorEnv, make_env
@@ -63,6 +64,18 @@ class TestInfo:
         assert sorted(info.keys()) == sorted(expected)
         for key, values in expected.items():
             np.testing.assert_equal(info[key].squeeze(-1).numpy(), [values] * 3)
+
+    def test_rollouts_through_tensordicts_contain_success_when_it_is_listed(self, env: VectorEnv) -> None:
+        env.list_all_info_keys()
+        (rollout,) = rollouts_of(TransformedEnv(env, RewardScaling(0.0, 1.0)), 6, 18)
+        nan = float("nan")
+        np.testing.assert_equal(
+            rollout["next", "episode_info", "is_success"].squeeze(-1).numpy(), [[nan, nan, 0.0, nan, nan, 1.0]] * 3
+        )
+        assert rollout["next", "episode_info", "success"].isnan().all()
+        statistics = EpisodeStatistics()
+        statistics.update(rollout)
+        assert (statistics.metrics["rollout/success_rate"], statistics.metrics["rollout/progress"]) == (0.5, 3.0)
 
     def test_training_and_evaluation_report_means(self, env: VectorEnv) -> None:
         statistics = EpisodeStatistics()

@@ -9,13 +9,8 @@ import pytest
 import torch
 from torch import distributions as D  # noqa: N812
 
-from torchppo.modules.distributions.action import (
-    Categorical,
-    IndependentBernoulli,
-    IndependentBeta,
-    MultiCategorical,
-    SquashedNormal,
-)
+from torchppo.modules.distributions.action import Categorical, IndependentBernoulli, MultiCategorical
+from torchppo.modules.distributions.continuous import IndependentBeta, SquashedNormal
 from torchppo.modules.distributions.joint import JointComponent, JointDistribution
 
 COMPONENTS = {

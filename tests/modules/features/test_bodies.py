@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.features.bodies import ACTIVATIONS, mlp, orthogonal_
+from torchppo.modules.features.bodies import ACTIVATIONS, mlp, orthogonal_, simba
 
 Array = NDArray[np.float64]
 
@@ -98,3 +98,28 @@ def test_orthogonal_uses_the_gain_and_accepts_layers_without_bias() -> None:
     layer = nn.Linear(5, 3, bias=False)
     assert orthogonal_(layer, gain=0.01) is layer
     assert_orthogonal(layer, 0.01)
+
+
+class TestSimba:
+    def test_equals_numpy(self) -> None:
+        torch.manual_seed(0)
+        body = simba(torch.Size([2, 3]), width=4, num_blocks=2).double()
+        observation = np.random.default_rng(0).normal(size=(5, 2, 3))
+
+        def norm(x: Array) -> Array:
+            return np.asarray((x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5))
+
+        embedding, *layers = (layer.weight.detach().numpy() for layer in layers_of(body))
+        x = observation.reshape(5, 6) @ embedding.T
+        for first, second in zip(layers[::2], layers[1::2], strict=True):
+            x = x + np.maximum(norm(x) @ first.T, 0) @ second.T
+        np.testing.assert_allclose(body(torch.from_numpy(observation)).detach().numpy(), norm(x), rtol=1e-9, atol=1e-12)
+
+    def test_hidden_layers_have_4_times_the_width(self) -> None:
+        shapes = [tuple(layer.weight.shape) for layer in layers_of(simba(torch.Size([3]), width=8, num_blocks=1))]
+        assert shapes == [(8, 3), (32, 8), (8, 32)]
+
+    @pytest.mark.parametrize("options", [{"width": 0}, {"num_blocks": 0}])
+    def test_rejects_sizes_below_1(self, options: dict[str, int]) -> None:
+        with pytest.raises(ConfigurationError, match=rf"policy\.body\.{next(iter(options))}=\[0\]"):
+            simba(torch.Size([3]), **options)

@@ -140,3 +140,16 @@ def test_flattening_a_channels_last_image_does_not_copy() -> None:
     assert flat.shape == (2, 60)
     assert flat.data_ptr() == image.data_ptr()
     assert flat[1, :3].tolist() == image[1, :, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("make", [nature_cnn, impala_resnet])
+def test_layer_norm_makes_features_independent_of_the_scale_of_the_weights(make: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(0)
+    body, image = make(torch.Size([4, 36, 36]), num_features=8, layer_norm=True), torch.rand(2, 4, 36, 36)
+    before = body(image)
+    with torch.no_grad():
+        next(layer for layer in body.modules() if isinstance(layer, nn.Conv2d)).weight.mul_(10)
+    torch.testing.assert_close(body(image), before, rtol=1e-2, atol=1e-2)
+    norms = [layer for layer in body.modules() if isinstance(layer, nn.GroupNorm | nn.LayerNorm)]
+    activations = [layer for layer in body.modules() if isinstance(layer, nn.ReLU)]
+    assert len(norms) == len(activations)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchppo.modules.features.images import ToChannelsFirst, channels_first_order, channels_first_shape
+from torchppo.modules.features.image_shapes import channels_first_order, channels_first_shape
+from torchppo.modules.features.images import ToChannelsFirst
 
 
 @pytest.mark.parametrize(

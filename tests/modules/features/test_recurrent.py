@@ -154,3 +154,15 @@ def test_context_windows_are_views() -> None:
 def test_rejects_sizes_below_1(name: str, memory: Any) -> None:
     with pytest.raises(ConfigurationError, match=rf"policy.memory.{name}=0 must be at least 1"):
         memory(3, **{name: 0})
+
+
+@pytest.mark.parametrize("make", [LSTM, GRU])
+def test_layer_norm_normalizes_the_output_but_not_the_state(make: type[LSTM] | type[GRU]) -> None:
+    torch.manual_seed(0)
+    plain = make(3, width=8)
+    torch.manual_seed(0)
+    normed = make(3, width=8, layer_norm=True)
+    inputs = torch.randn(2, 4, 3), torch.zeros(2, 4, 1, dtype=torch.bool), torch.zeros(2, 1, plain.state_size)
+    (features, states), (normed_features, normed_states) = plain(*inputs), normed(*inputs)
+    assert torch.equal(states, normed_states)
+    torch.testing.assert_close(normed_features, torch.nn.functional.layer_norm(features, (8,)))

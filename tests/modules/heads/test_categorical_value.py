@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.heads.categorical_value import CategoricalValue, symmetric_exp, symmetric_log
+from torchppo.modules.heads.categorical_value import (
+    AdaptiveCategoricalValue,
+    CategoricalValue,
+    gaussian_histogram,
+    symmetric_exp,
+    symmetric_log,
+)
 
 Array = NDArray[np.float64]
 
@@ -186,3 +192,40 @@ class TestBins:
         compressed = symmetric_log(column(x))
         assert compressed.item() == pytest.approx(math.copysign(math.log1p(abs(x)), x), rel=1e-12)
         assert symmetric_exp(compressed).item() == pytest.approx(x, rel=1e-9)
+
+
+class TestAdaptiveBins:
+    def test_follow_the_targets_of_the_rollouts(self) -> None:
+        head = AdaptiveCategoricalValue(WIDTH, beta=0.5).double()
+        first, second = np.array([1.0, 2.0, 6.0]), np.array([10.0, 20.0])
+        head.update(torch.from_numpy(first))
+        assert head.mean.item() == pytest.approx(3.0)
+        assert head.std.item() == pytest.approx(first.std())
+        head.update(torch.from_numpy(second))
+        mean = (1.5 * 3.0 + 2 * 15.0) / 3.5
+        variance = (1.5 * (first.var() + (3.0 - mean) ** 2) + 2 * (second.var() + (15.0 - mean) ** 2)) / 3.5
+        assert head.mean.item() == pytest.approx(mean)
+        assert head.std.item() == pytest.approx(math.sqrt(variance))
+
+    def test_value_and_error_are_those_of_the_normalized_target(self) -> None:
+        torch.manual_seed(0)
+        head = AdaptiveCategoricalValue(WIDTH, num_bins=21).double()
+        head.update(torch.tensor([100.0, 300.0]))
+        value, logits = head(torch.randn(BATCH, WIDTH, dtype=torch.float64))
+        probabilities = np.exp(logits.detach().numpy())
+        probabilities /= probabilities.sum(-1, keepdims=True)
+        bin_width = 10 / (20 - 2 * 4 * 0.75)  # a margin of 4 sigma on both sides of +-5 deviations
+        centers = bin_width * (np.arange(21) - 10)
+        expected = 200 + 100 * probabilities @ centers
+        np.testing.assert_allclose(value.detach().numpy()[:, 0], expected, rtol=1e-7)
+        target = column(*np.linspace(0, 400, BATCH))
+        error = head.error({"state_value": value, "value_logits": logits}, target, value, None)
+        histogram = gaussian_histogram((target - 200) / 100 / bin_width + 10, 21, 0.75).numpy()
+        np.testing.assert_allclose(
+            error.detach().numpy()[:, 0], -(histogram * np.log(probabilities)).sum(-1), rtol=1e-9
+        )
+
+    @pytest.mark.parametrize(("name", "value"), [("num_stds", 0.0), ("beta", 1.0)])
+    def test_rejects_options_out_of_range(self, name: str, value: float) -> None:
+        with pytest.raises(ConfigurationError, match=rf"critic\.head\.{name}={value}"):
+            AdaptiveCategoricalValue(WIDTH, **{name: value})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules.heads.action_heads import ContinuousHead, Head, make_head
-from torchppo.modules.heads.continuous import beta, gaussian, gsde, tanh_gaussian
+from torchppo.modules.heads.continuous import beta, categorical, gaussian, gsde, tanh_gaussian
 from torchppo.modules.heads.networks import ResampleNoise, StateDependentExploration
 
 CONF = Path(__file__).parents[3] / "conf" / "head"
@@ -39,7 +40,10 @@ def features(*batch: int) -> Tensor:
 
 
 class TestBounds:
-    @pytest.mark.parametrize(("continuous", "samples"), [(tanh_gaussian, [-50.0, 0.0, 50.0]), (beta, [0.0, 0.5, 1.0])])
+    @pytest.mark.parametrize(
+        ("continuous", "samples"),
+        [(tanh_gaussian, [-50.0, 0.0, 50.0]), (beta, [0.0, 0.5, 1.0]), (categorical, [0, 5, 10])],
+    )
     def test_ends_and_middle_map_to_bounds_and_center(self, continuous: ContinuousHead, samples: list[float]) -> None:
         head = continuous(WIDTH, batched(BOX))
         assert head.to_action is not None
@@ -53,7 +57,7 @@ class TestBounds:
         assert head.to_action is not None
         assert head.to_action(torch.zeros(NUM_ENVS, 2)).dtype == torch.float64
 
-    @pytest.mark.parametrize("continuous", [tanh_gaussian, beta])
+    @pytest.mark.parametrize("continuous", [tanh_gaussian, beta, categorical])
     @pytest.mark.parametrize("spec", [UNBOUNDED, Bounded(-1.0, float("inf"), (2,), dtype=torch.float32)])
     def test_rejects_infinite_bounds(self, continuous: ContinuousHead, spec: TensorSpec) -> None:
         with pytest.raises(
@@ -86,6 +90,45 @@ class TestScale:
         network = make_head(batched(NEAR_BOX), 1, WIDTH, gaussian_of_state).network
         _, scale = network(1e6 * features(100))
         np.testing.assert_allclose([scale.min().item(), scale.max().item()], [np.exp(-20), np.exp(2)], rtol=1e-5)
+
+    @pytest.mark.parametrize("continuous", [gaussian, gaussian_of_state, tanh_gaussian])
+    def test_is_limited_and_the_gradient_passes_the_limits(self, continuous: Callable[..., Head]) -> None:
+        limited = partial(continuous, min_std=0.5, max_std=1.5)
+        network = make_head(batched(NEAR_BOX), 1, WIDTH, limited).network
+        name = "linear.bias" if continuous is gaussian_of_state else "log_std"
+        (parameter,) = [one for path, one in network.named_parameters() if path.endswith(name)]
+        for value, expected in ((-3.0, 0.5), (0.0, 1.0), (3.0, 1.5)):
+            with torch.no_grad():
+                parameter[-2:] = value if name == "log_std" else min(value, 1.9)  # the network's own limit is 2
+            network.zero_grad()
+            _, scale = network(torch.zeros(NUM_ENVS, WIDTH))
+            np.testing.assert_allclose(scale.detach().numpy(), expected, rtol=1e-6)
+            scale.sum().backward()
+            assert parameter.grad is not None
+            np.testing.assert_allclose(parameter.grad[-2:].numpy(), NUM_ENVS * expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("continuous", [gaussian, tanh_gaussian])
+    def test_a_fixed_scale_is_a_buffer(self, continuous: Callable[..., Head]) -> None:
+        network = make_head(batched(NEAR_BOX), 1, WIDTH, partial(continuous, log_std=-1, fixed_std=True)).network
+        assert any(name.endswith("log_std") for name, _ in network.named_buffers())
+        assert not any("log_std" in name for name, _ in network.named_parameters())
+        _, scale = network(features(NUM_ENVS))
+        np.testing.assert_allclose(scale.detach().numpy(), np.exp(-1), rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("options", "key"),
+        [
+            ({"min_std": 2.0}, "min_std=2"),
+            ({"max_std": 0.5}, "max_std=0.5"),
+            ({"log_std": 1.0, "max_std": 2.0}, "log_std=1"),
+            ({"min_std": -1.0}, "min_std=-1"),
+            ({"fixed_std": True, "state_dependent": True}, "fixed_std=true"),
+        ],
+    )
+    def test_limits_that_exclude_the_initial_scale_are_rejected(self, options: dict[str, Any], key: str) -> None:
+        for continuous in (gaussian, tanh_gaussian):
+            with pytest.raises(ConfigurationError, match=re.escape(key)):
+                make_head(batched(NEAR_BOX), 1, WIDTH, partial(continuous, **options))
 
     def test_beta_parameters_are_at_least_1(self) -> None:
         for parameter in make_head(batched(NEAR_BOX), 1, WIDTH, beta).network(1e5 * features(NUM_ENVS)):
@@ -203,10 +246,30 @@ class TestGSDE:
             make_head(batched(NEAR_BOX), 1, WIDTH, partial(gsde, num_steps=-1))
 
 
+class TestCategorical:
+    def test_bins_of_all_dimensions_are_independent_and_their_probabilities_are_softmax(self) -> None:
+        head = categorical(WIDTH, batched(BOX), num_bins=3)
+        logits = torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.0, 3.0]])
+        distribution = head.distribution_class(logits=logits)
+        weights = np.exp(logits.numpy()).reshape(2, 3)
+        expected = np.log(weights[0, 2] / weights[0].sum() * weights[1, 0] / weights[1].sum())
+        assert distribution.log_prob(torch.tensor([[2, 0]])).item() == pytest.approx(expected, rel=1e-6)
+        assert head.to_action is not None
+        torch.testing.assert_close(head.to_action(torch.tensor([[2, 0]])), torch.tensor([[2.0, 0.1]]))
+        torch.testing.assert_close(head.to_action(torch.tensor([[1, 1]])), torch.tensor([[0.0, 0.4]]))
+
+    def test_rejects_a_single_bin(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"head\.num_bins=1 must be at least 2"):
+            categorical(WIDTH, batched(BOX), num_bins=1)
+
+
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_builds_a_head(path: Path) -> None:
     options: Mapping[str, Any] = OmegaConf.load(path)
-    functions = {"gaussian": gaussian, "tanh_gaussian": tanh_gaussian, "beta": beta, "gsde": gsde}
+    functions = {
+        **{"gaussian": gaussian, "tanh_gaussian": tanh_gaussian, "beta": beta, "gsde": gsde},
+        "categorical": categorical,
+    }
     function = functions[options["_target_"].removeprefix("torchppo.modules.heads.continuous.")]
     keywords = {key: value for key, value in options.items() if not key.startswith("_")}
     head = make_head(batched(NEAR_BOX), 1, WIDTH, partial(function, **keywords))  # type: ignore[arg-type]

@@ -76,6 +76,9 @@ class TestBeta:
         values = [move(0.0, {"kl": kl}, value) for kl, value in ((1.0, 0.5), (0.1, 0.8), (1.0, 1.9), (0.1, 0.1))]
         assert values == [1.5, 0.2, 2.0, 0.1]
 
+    def test_a_constant_beta_has_no_controller(self, make_loss: Callable[..., KLPENPPOLoss]) -> None:
+        assert make_loss(increment=1.0, decrement=1.0).controllers == {}
+
     @pytest.mark.parametrize(
         "options",
         [

@@ -1,4 +1,4 @@
-"""Tests of both objectives: losses and gradients against NumPy in float64 and against TorchRL."""
+"""Tests of all objectives: losses and gradients against NumPy in float64 and against TorchRL."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from torch import distributions as D  # noqa: N812
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
 from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import IndependentNormal, ProbabilisticActor
+from torchrl.objectives import A2CLoss
 from torchrl.objectives import ClipPPOLoss as TorchRLClipPPOLoss
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules.actor_critic import ActorCritic, make_actor_critic
 from torchppo.modules.distributions import action as distributions
+from torchppo.modules.distributions.action import kl_estimate, policy_entropy, policy_kl
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.extractor import recurrent_state_shapes
 from torchppo.modules.features.recurrent import GRU
@@ -35,8 +37,11 @@ from torchppo.modules.heads.continuous import beta, gaussian, gsde, tanh_gaussia
 from torchppo.modules.heads.networks import StateIndependentScale
 from torchppo.modules.heads.value_heads import HuberValue, PopArtValue, SquaredErrorValue, ValueHead, squared_error
 from torchppo.modules.objectives.clip import ClipPPOLoss
+from torchppo.modules.objectives.espo import ESPOLoss
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
-from torchppo.modules.objectives.ppo_loss import LOSS_PREFIX, PPOLoss, kl_estimate, policy_entropy, policy_kl
+from torchppo.modules.objectives.ppo_loss import LOSS_PREFIX, PPOLoss
+from torchppo.modules.objectives.rollback import RollbackPPOLoss
+from torchppo.modules.objectives.spo import SPOLoss
 
 Array = NDArray[np.float64]
 Parameters = dict[str, Array]
@@ -207,15 +212,143 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(family, new, rollout)
 
 
-def numpy_losses(case: Case, theta: Parameters, *, penalty: bool, clip_value: float | None) -> dict[str, float]:
+def clip_metrics(ratio: np.ndarray[Any, Any]) -> dict[str, float]:
+    return {
+        "clip_fraction": (np.abs(ratio - 1) > CLIP_EPSILON).mean(),
+        "ESS": ratio.sum() ** 2 / (ratio**2).sum() / len(ratio),
+        "max_ratio": ratio.max(),
+        "mean_ratio": ratio.mean(),
+    }
+
+
+def without_clip_fraction(ratio: np.ndarray[Any, Any]) -> dict[str, float]:
+    return {key: value for key, value in clip_metrics(ratio).items() if key != "clip_fraction"}
+
+
+class Samples(NamedTuple):
+    """What an objective reads of every frame, `[batch]` each."""
+
+    ratio: Array
+    advantage: Array
+    kl: Array
+    log_prob: Array
+
+
+class Reference(NamedTuple):
+    """An objective, and its definition in NumPy.
+
+    Attributes:
+        make: The class.
+        options: Its options, in addition to the coefficients of entropy and critic.
+        surrogate: What it maximizes, `[batch]`.
+        metrics: Its own metrics, from the ratios.
+        limit: The ratio at which samples are truncated, from the ratios.
+
+    """
+
+    make: Callable[..., nn.Module]
+    options: dict[str, Any]
+    surrogate: Callable[[Samples], Array]
+    metrics: Callable[[Array], dict[str, float]] = lambda _: {}
+    limit: Callable[[Array], float] = lambda _: math.inf
+
+
+def clipped(s: Samples, low: float = CLIP_EPSILON, high: float = CLIP_EPSILON) -> Array:
+    return np.minimum(s.ratio * s.advantage, np.clip(s.ratio, 1 - low, 1 + high) * s.advantage)
+
+
+def dual_clipped(s: Samples) -> Array:
+    return np.where(s.advantage < 0, np.maximum(clipped(s), 1.5 * s.advantage), clipped(s))
+
+
+def unclipped(s: Samples) -> Array:
+    return s.ratio * s.advantage
+
+
+def simple(s: Samples) -> Array:
+    return s.ratio * s.advantage - np.abs(s.advantage) * (s.ratio - 1) ** 2 / (2 * CLIP_EPSILON)
+
+
+def rolled_back(s: Samples, alpha: float = 0.3) -> Array:
+    function = np.array(
+        [
+            -alpha * r + (1 + alpha) * (1 + CLIP_EPSILON)
+            if r > 1 + CLIP_EPSILON
+            else -alpha * r + (1 + alpha) * (1 - CLIP_EPSILON)
+            if r < 1 - CLIP_EPSILON
+            else r
+            for r in s.ratio
+        ]
+    )
+    return np.minimum(s.ratio * s.advantage, function * s.advantage)
+
+
+def truly(s: Samples, alpha: float = 2.0, delta: float = 0.05) -> Array:
+    is_outside = (s.kl >= delta) & (s.ratio * s.advantage > s.advantage)
+    return s.ratio * s.advantage - np.where(is_outside, alpha * (s.kl - delta), 0.0)
+
+
+def penalized(s: Samples) -> Array:
+    return s.ratio * s.advantage - BETA * s.kl
+
+
+def quantile_of_logs(ratio: Array) -> float:
+    return float(np.exp(np.quantile(np.log(ratio), 0.7)))
+
+
+CLIP: dict[str, Any] = {"clip_epsilon": CLIP_EPSILON}
+REFERENCES = {
+    "clip": Reference(ClipPPOLoss, CLIP, clipped, clip_metrics),
+    "asymmetric clip": Reference(
+        ClipPPOLoss,
+        {"clip_epsilon": (0.1, 0.4)},
+        partial(clipped, low=0.1, high=0.4),
+        lambda r: clip_metrics(r) | {"clip_fraction": float(((r < 0.9) | (r > 1.4)).mean())},
+    ),
+    "dual clip": Reference(ClipPPOLoss, CLIP | {"dual_clip": 1.5}, dual_clipped, clip_metrics),
+    "truncated clip": Reference(
+        ClipPPOLoss, CLIP | {"max_importance_ratio": 1.1}, clipped, clip_metrics, lambda _: 1.1
+    ),
+    "penalty": Reference(KLPENPPOLoss, {"beta": BETA}, penalized, lambda _: {"beta": BETA}),
+    "unclipped": Reference(PPOLoss, {}, unclipped),
+    "truncated at a quantile": Reference(PPOLoss, {"importance_quantile": 0.7}, unclipped, limit=quantile_of_logs),
+    "truncated at a quantile and a ratio": Reference(
+        PPOLoss,
+        {"importance_quantile": 0.7, "max_importance_ratio": 0.9},
+        unclipped,
+        limit=lambda r: min(0.9, quantile_of_logs(r)),
+    ),
+    "spo": Reference(SPOLoss, {"epsilon": CLIP_EPSILON}, simple, clip_metrics),
+    "espo": Reference(
+        ESPOLoss,
+        {"delta": 0.1},
+        unclipped,
+        lambda r: without_clip_fraction(r) | {"ratio_deviation": float(np.abs(r - 1).mean())},
+    ),
+    "rollback": Reference(RollbackPPOLoss, CLIP, rolled_back, clip_metrics),
+    "truly": Reference(RollbackPPOLoss, CLIP | {"alpha": 2.0, "max_kl": 0.05}, truly, clip_metrics),
+    "a2c": Reference(A2CLoss, {"loss_critic_type": "l2", "functional": False}, lambda s: s.log_prob * s.advantage),
+}
+every_reference = pytest.mark.parametrize("reference", REFERENCES.values(), ids=REFERENCES)
+
+
+def make_objective(reference: Reference, networks: ActorCritic, clip_value: float | None = None) -> nn.Module:
+    coefficients = {"entropy_coeff": ENTROPY_COEFF, "critic_coeff": CRITIC_COEFF, "clip_value": clip_value}
+    return reference.make(*networks, **coefficients, **reference.options)
+
+
+def numpy_losses(
+    case: Case, theta: Parameters, reference: Reference = REFERENCES["clip"], clip_value: float | None = None
+) -> dict[str, float]:
     """Compute the outputs of an objective from its definition."""
     family, rollout = case.family, case.rollout
     x, advantage, target = rollout["observation"], rollout["advantage"][:, 0], rollout["value_target"]
+    fixed = np.exp(family.log_prob(family.params(case.theta, x), rollout["action"]) - rollout["action_log_prob"])
+    advantage = advantage * np.minimum(1, reference.limit(fixed) / fixed)  # this factor has no gradient
     new = family.params(theta, x)
-    ratio = np.exp(family.log_prob(new, rollout["action"]) - rollout["action_log_prob"])
-    kl = family.kl(rollout, new)
-    clipped = np.minimum(ratio * advantage, np.clip(ratio, 1 - CLIP_EPSILON, 1 + CLIP_EPSILON) * advantage)
-    objective = ratio * advantage - BETA * kl if penalty else clipped
+    log_prob, kl = family.log_prob(new, rollout["action"]), family.kl(rollout, new)
+    ratio = np.exp(log_prob - rollout["action_log_prob"])
+    objective = reference.surrogate(Samples(ratio, advantage, kl, log_prob))
     value = x @ theta["critic.weight"].T + theta["critic.bias"]
     error = (value - target) ** 2
     if clip_value is not None:
@@ -228,16 +361,7 @@ def numpy_losses(case: Case, theta: Parameters, *, penalty: bool, clip_value: fl
         "loss_entropy": -ENTROPY_COEFF * entropy,
         "kl_approx": kl.mean(),
         "entropy": entropy,
-        **({"beta": BETA} if penalty else clip_metrics(ratio)),
-    }
-
-
-def clip_metrics(ratio: np.ndarray[Any, Any]) -> dict[str, float]:
-    return {
-        "clip_fraction": (np.abs(ratio - 1) > CLIP_EPSILON).mean(),
-        "ESS": ratio.sum() ** 2 / (ratio**2).sum() / len(ratio),
-        "max_ratio": ratio.max(),
-        "mean_ratio": ratio.mean(),
+        **reference.metrics(ratio),
     }
 
 
@@ -264,43 +388,41 @@ def sum_of_losses(output: TensorDict) -> Tensor:
 
 
 class TestNumpyReference:
-    every_objective = pytest.mark.parametrize(
-        ("objective", "options", "penalty", "clip_value"),
-        [
-            (ClipPPOLoss, CLIPPED, False, None),
-            (ClipPPOLoss, CLIPPED, False, CLIP_VALUE),
-            (KLPENPPOLoss, PENALIZED, True, None),
-            (KLPENPPOLoss, PENALIZED, True, CLIP_VALUE),
-        ],
-        ids=["clip", "clip with clipped values", "penalty", "penalty with clipped values"],
-    )
-
-    @every_objective
-    def test_losses_and_metrics_equal_numpy(
-        self, case: Case, objective: type[PPOLoss], options: dict[str, float], penalty: bool, clip_value: float | None
-    ) -> None:
-        output = objective(*case.networks(), **options, clip_value=clip_value)(case.data())
-        expected = numpy_losses(case, case.theta, penalty=penalty, clip_value=clip_value)
+    @every_reference
+    def test_losses_and_metrics_equal_numpy(self, case: Case, reference: Reference) -> None:
+        output = make_objective(reference, case.networks())(case.data())
+        expected = numpy_losses(case, case.theta, reference)
+        if reference.make is A2CLoss:  # it does not compare with the policy at collection
+            del expected["kl_approx"]
         assert set(output.keys()) == set(expected)
         for key, value in expected.items():
             assert output[key].shape == ()
             assert output[key].item() == pytest.approx(value, rel=1e-6, abs=1e-12), key
 
-    @every_objective
-    def test_gradients_equal_finite_differences(
-        self, case: Case, objective: type[PPOLoss], options: dict[str, float], penalty: bool, clip_value: float | None
-    ) -> None:
+    @every_reference
+    def test_gradients_equal_finite_differences(self, case: Case, reference: Reference) -> None:
         networks = case.networks()
-        sum_of_losses(objective(*networks, **options, clip_value=clip_value)(case.data())).backward()
-        expected = numpy_gradients(case, penalty=penalty, clip_value=clip_value)
+        sum_of_losses(make_objective(reference, networks)(case.data())).backward()
+        expected = numpy_gradients(case, reference=reference)
         for name, parameter in parameters_of(networks).items():
             assert parameter.grad is not None
             np.testing.assert_allclose(parameter.grad.numpy(), expected[short_name(name)], rtol=1e-6, atol=1e-8)
 
+    def test_clipped_values_equal_numpy(self, case: Case) -> None:
+        networks = case.networks()
+        output = make_objective(REFERENCES["clip"], networks, CLIP_VALUE)(case.data())
+        expected = numpy_losses(case, case.theta, clip_value=CLIP_VALUE)
+        assert output["loss_critic"].item() == pytest.approx(expected["loss_critic"], rel=1e-6)
+        sum_of_losses(output).backward()
+        gradients = numpy_gradients(case, clip_value=CLIP_VALUE)
+        for name, parameter in parameters_of(networks).items():
+            assert parameter.grad is not None
+            np.testing.assert_allclose(parameter.grad.numpy(), gradients[short_name(name)], rtol=1e-6, atol=1e-8)
+
     def test_the_rollouts_exercise_every_clip(self, case: Case) -> None:
-        expected = numpy_losses(case, case.theta, penalty=False, clip_value=None)
+        expected = numpy_losses(case, case.theta)
         assert 0.2 < expected["clip_fraction"] < 0.8
-        assert expected["loss_critic"] < numpy_losses(case, case.theta, penalty=False, clip_value=0.5)["loss_critic"]
+        assert expected["loss_critic"] < numpy_losses(case, case.theta, clip_value=0.5)["loss_critic"]
 
 
 def hidden_layers(shared: bool) -> list[nn.Module]:
@@ -623,6 +745,9 @@ class TestOptionsOfTorchRL:
             {"clip_epsilonn": 0.1},
             {"clip_epsilon": (0.1, -0.1)},
             {"loss_critic_type": "l1"},
+            {"dual_clip": 1.0},
+            {"max_importance_ratio": 0.0},
+            {"importance_quantile": 1.5},
         ],
     )
     def test_what_has_no_effect_is_refused(self, options: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import Any
 
 import gymnasium
@@ -10,6 +12,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
+from torchppo.pipelines.check import environment
 from torchppo.pipelines.check.data import check_action_space
 from torchppo.pipelines.check.environment import examine, worst
 from torchppo.pipelines.check.findings import Finding
@@ -165,6 +168,34 @@ class SmallRewards(WithStep):
     change = (1, 1e-5)
 
 
+class MixedEnds(Healthy):
+    """Reaches its time limit in many episodes, which it reports as terminated."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, _, _, info = super().step(action)
+        self.place = np.sign(self.place) * min(abs(self.place), 7.0)
+        return observation, reward, self.steps >= 30 or self.np_random.random() < 0.02, False, info
+
+
+class Reseeds(Healthy):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return super().reset(seed=seed or 1)
+
+
+class Exits(Healthy):
+    def step(self, action: Any) -> Any:
+        return sys.exit(0) if self.steps == 5 else super().step(action)
+
+    def close(self) -> None:
+        sys.exit(0)
+
+
+class Hangs(Healthy):
+    def step(self, action: Any) -> Any:
+        time.sleep(60.0 if self.steps == 5 else 0.0)
+        return super().step(action)
+
+
 class Unbounded(Healthy):
     action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
 
@@ -185,13 +216,20 @@ def problems(env_class: type[gymnasium.Env[Any, Any]]) -> list[Finding]:
         (NanReward, "step", "reward=nan"),
         (NoInfo, "step", "info"),
         (Raises, "steps", "own bug"),
+        (Exits, "steps", "SystemExit"),
+        (Hangs, "steps", "TimeoutError"),
         (WrongShape, "spaces", "observation/place has shape (2,)"),
         (NanObservation, "spaces", "not finite"),
         (MissingPart, "spaces", "observation/image is missing"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_broken_environment_is_an_error(env_class: type[Healthy], topic: str, words: str) -> None:
+def test_a_broken_environment_is_an_error(
+    env_class: type[Healthy], topic: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if env_class is Hangs:
+        monkeypatch.setattr(environment, "MAX_CALL_SECONDS", 0.1)
+        monkeypatch.setattr(environment, "MAX_SECONDS", 0.1)
     errors = [finding for finding in problems(env_class) if finding.level == "error"]
     assert [finding.topic for finding in errors] == [topic]
     assert words in errors[0].message
@@ -209,6 +247,8 @@ def test_a_broken_environment_is_an_error(env_class: type[Healthy], topic: str, 
         (IgnoresActions, "actions", "change nothing", ""),
         (Endless, "episodes", "none ended", "+env.max_episode_steps=1000"),
         (TerminatesAtLimit, "episodes", "truncated=True", ""),
+        (MixedEnds, "episodes", "with terminated=True after 30 steps", ""),
+        (Reseeds, "seeding", "without a seed begin alike", ""),
         (LargeObservations, "observations", "reaches", "policy.normalize_observation=true"),
         (LargeRewards, "rewards", "1,600", "reward=normalized"),
         (SmallRewards, "rewards", "1e-05", "reward=normalized"),

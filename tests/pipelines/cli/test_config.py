@@ -82,12 +82,27 @@ class TestComposition:
         with pytest.raises(ConfigurationError, match=r"policy=our .*'ours'"):
             compose(["policy=our"], user_conf)
 
-    def test_invalid_yaml_is_reported_in_one_line(self, tmp_path: Path) -> None:
-        (tmp_path / "policy").mkdir()
-        (tmp_path / "policy" / "mine.yaml").write_text("a: [1, 2\nb: }")
-        with pytest.raises(ConfigurationError, match=r"mine.yaml") as raised:
+    @pytest.mark.parametrize(
+        ("content", "text"),
+        [
+            (b"a: [1, 2\nb: }", "mine.yaml"),
+            ("# Caf\u00e9".encode("latin-1"), "UTF-8"),
+            (b"a: &a [*a]", "itself"),
+            (b"defaults: [mine]", "itself"),
+            (b"null: 1", "key"),
+        ],
+        ids=str,
+    )
+    def test_invalid_yaml_is_reported_in_one_line(self, content: bytes, text: str, tmp_path: Path) -> None:
+        (tmp_path / "policy" / "folder.yaml").mkdir(parents=True)
+        (tmp_path / "policy" / "mine.yaml").write_bytes(content)
+        with pytest.raises(ConfigurationError, match=text) as raised:
             compose(["policy=mine"], tmp_path)
         assert len(str(raised.value).splitlines()) == 1
+
+    def test_a_number_is_not_a_choice(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"policy=1\.5"):
+            compose(["policy=1.5"])
 
     def test_components_are_chosen_by_one_override(self) -> None:
         cfg = compose(["objective=kl_penalty", "controller@controller.lr=cosine", "reward=clipped"])

@@ -183,18 +183,24 @@ REFUSED = {  # line: a part of the message. PyTorch is not needed to refuse it.
     "env.wrappers=[{_target_:gymnasium.wrappers.TimeLimit,_partial_:true,foo:5}]": "env.wrappers[0].foo",
     "env.render_mode=1": "env.render_mode=1",
     f"seed={LONG}": "...",
-}
-REFUSED_WHEN_BUILT = {  # line: a part of the message. The environment or the policy is needed to refuse it.
-    "policy=cnn": "policy=cnn",
-    "transforms=[{_target_:os.system}]": "os.system",
-    "head=beta": "head=beta",
-    "head=gsde": "head=gsde",
+    "policy=cnn": "policy=cnn needs a single image",
+    "policy=resnet": "policy=resnet needs a single image",
+    "head=beta": "head=beta has no effect on discrete actions",
+    "head=gsde": "head=gsde has no effect on discrete actions",
     "env.render_mode=bogus": "human, rgb_array",
-    "collector.frames_per_env=1e9": "GiB",
+    "collector.frames_per_env=1e9": "collector.frames_per_env=1000000000",
+    "policy.body.num_cells=[]": "not empty",
+    "trainer.devices=0": "trainer.devices=0",
+    "transforms=[{_target_:os.system}]": "standard library",
+    "transforms=[{_target_:os.system,command:ls}]": "standard library",
+    "transforms=[{_target_:torchrl.envs.RewardScaling,scale:1}]": "transforms[0] lacks loc",
+    "+trainer.callbacks=[{_target_:lightning.pytorch.callbacks.EarlyStopping}]": "lacks monitor",
+}
+REFUSED_WHEN_BUILT = {  # line: a part of the message. A component is needed to refuse it.
+    "head=beta env.id=gymnasium.envs.classic_control.CartPoleEnv": "head=beta has no effect on discrete actions",
+    "policy=cnn env.id=gymnasium.envs.classic_control.CartPoleEnv": "policy=cnn needs a single image",
     "transforms=[{_target_:torchrl.envs.StepCounter,max_steps:abc}]": "StepCounter failed: TypeError",
     "env.wrappers=[{_target_:gymnasium.wrappers.TimeLimit,_partial_:true,max_episode_steps:-5}]": "env.wrappers[0]",
-    "policy.body.num_cells=[]": "policy.body.num_cells=[]",
-    "trainer.devices=0": "trainer.devices=0",
 }
 SOUND = {  # line: a key, and its value
     "seed=99999999999999999999999": ("seed", 99999999999999999999999),

@@ -122,6 +122,7 @@ class TestMistakes:
 
     def test_suggestion_differs_from_the_given_name(self, run_command: RunCommand) -> None:
         assert "did you mean 'controller'" not in run_command("train controller=linear").err
+        assert "did you mean" not in run_command("train --json").err  # an option of the examples below the help
 
 
 class TestExitCodes:

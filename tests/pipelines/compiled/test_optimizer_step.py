@@ -15,12 +15,17 @@ from torchppo.errors import ConfigurationError, GraphError
 from torchppo.modules.controllers import Linear
 from torchppo.modules.heads.continuous import tanh_gaussian
 from torchppo.modules.objectives.clip import ClipPPOLoss
+from torchppo.modules.objectives.espo import ESPOLoss
 from torchppo.modules.objectives.kl_penalty import KLPENPPOLoss
+from torchppo.modules.objectives.ppo_ewma import PPOEWMALoss
 from torchppo.modules.objectives.ppo_loss import PPOLoss
+from torchppo.modules.objectives.rollback import RollbackPPOLoss
+from torchppo.modules.objectives.spo import SPOLoss
 from torchppo.modules.trust_region.kl import KLTrustRegion
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.step_factory import Compile
+from torchppo.pipelines.updates.eager_step import total_loss
 from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
@@ -35,10 +40,11 @@ class TestGraphStep:
             ("Pendulum-v1", KLPENPPOLoss, {"normalize_observation": True, "value_pretraining": 1}),
             ("Pendulum-v1", ClipPPOLoss, {"head": tanh_gaussian}),
             ("CartPole-v1", ClipPPOLoss, {"shared": True, "update": MinibatchUpdate(2, 8, target_kl=1.0)}),
+            ("CartPole-v1", partial(PPOEWMALoss, importance_quantile=0.9), {}),
         ],
     )
     def test_training_equals_the_eager_one(
-        self, env_id: str, objective: type[PPOLoss], options: dict[str, Any], graph: Compile, make: Make, fit: Fit
+        self, env_id: str, objective: Any, options: dict[str, Any], graph: Compile, make: Make, fit: Fit
     ) -> None:
         trained = {}
         for choice in (False, graph):
@@ -61,6 +67,41 @@ class TestGraphStep:
         ppo, collector = make(compile=graph, optimizer=partial(torch.optim.SGD, lr=1e-3))
         with pytest.raises(GraphError, match="SGD"):
             fit(ppo, collector)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        partial(ClipPPOLoss, dual_clip=1.5, max_importance_ratio=1.05),
+        partial(KLPENPPOLoss, importance_quantile=0.9),
+        PPOLoss,
+        SPOLoss,
+        ESPOLoss,
+        RollbackPPOLoss,
+        partial(RollbackPPOLoss, max_kl=1e-4),
+        PPOEWMALoss,
+    ],
+    ids=["clip", "penalty", "unclipped", "spo", "espo", "rollback", "truly", "ewma"],
+)
+def test_traced_losses_and_gradients_are_bitwise_those_of_autograd(objective: Any, make: Make, fit: Fit) -> None:
+    ppo, collector = make(objective=objective, rollouts=3, compile="trace")
+    take_step, num_equal = ppo.step, 0
+
+    def compare(rows: TensorDictBase, indices: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        nonlocal num_equal
+        with torch.enable_grad():
+            losses = ppo.objective(rows[indices])
+            gradients = torch.autograd.grad(total_loss(losses, ppo.loss_weights), list(ppo.objective.parameters()))
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        found = take_step(rows, indices)
+        num_equal += found is not None and all(torch.equal(found[key], losses[key]) for key in losses.keys())  # noqa: SIM118
+        assert found is not None
+        assert torch.equal(found["grad_norm"], norm)
+        return found
+
+    ppo.step = compare  # type: ignore[method-assign]
+    fit(ppo, collector)
+    assert num_equal == 3 * 2 * 4
 
 
 class PolicyLossOnly(ClipPPOLoss):
@@ -90,6 +131,16 @@ class TestEarlyStop:
         ppo, collector = make(update=MinibatchUpdate(10, 8, target_kl=1e-9), rollouts=1, compile=graph)
         trainer = fit(ppo, collector)
         assert trainer.global_step == 1, "the KL of the first minibatch is 0, that of the second is above the limit"
+
+    @pytest.mark.parametrize("graph", [False, "trace"])
+    def test_objective_may_have_its_own_rule(self, graph: Compile, make: Make, fit: Fit) -> None:
+        ppo, collector = make(objective=partial(ESPOLoss, delta=1e-9), rollouts=1, compile=graph)
+        assert fit(ppo, collector).global_step == 1
+
+    def test_two_rules_are_refused(self, make: Make, fit: Fit) -> None:
+        ppo, collector = make(objective=ESPOLoss, update=MinibatchUpdate(2, 8, target_kl=0.1))
+        with pytest.raises(ConfigurationError, match=r"update\.target_kl has no effect with ESPOLoss"):
+            fit(ppo, collector)
 
     @pytest.mark.parametrize("graph", [False, "trace"])
     def test_kl_does_not_stop_epochs_of_only_the_critic(self, graph: Compile, make: Make, fit: Fit) -> None:

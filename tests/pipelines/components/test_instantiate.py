@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from torchppo.pipelines.components.instantiate import build_evaluation_env, evaluation_config
+from torchppo.pipelines.components.instantiate import build_env, build_evaluation_env, evaluation_config
+from torchppo.pipelines.components.torchrl_collectors import with_recurrent_states
 
 
 def config(env: dict[str, Any], **changes: Any) -> DictConfig:
@@ -33,6 +34,13 @@ def test_eval_env_replaces_and_adds_keys() -> None:
     assert evaluation_config(config({"wrappers": [{"_target_": "a"}]}, wrappers=[])).env.wrappers == []
 
 
+def test_evaluations_omit_transforms_that_spread_the_first_episodes() -> None:
+    cfg = config({})
+    cfg.transforms = [{"_target_": "torchrl.envs.RandomTruncationTransform", "min_horizon": 1}, {"_target_": "other.T"}]
+    assert evaluation_config(cfg).transforms == [{"_target_": "other.T"}]
+    assert len(cfg.transforms) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "episodes", "num_envs"), [({}, 3, 3), ({}, 100, 20), ({"num_envs": 2}, 100, 2), ({"num_envs": 2}, 1, 1)]
 )
@@ -47,3 +55,13 @@ def test_number_of_environments_follows_from_the_episodes(
 def test_workers_are_those_of_the_training(changes: dict[str, int], num_workers: int) -> None:
     with closing(build_evaluation_env(config({"num_workers": 4}, **changes), seed=0, episodes=3)) as env:
         assert len(getattr(env.vector, "_workers", [])) == num_workers
+
+
+def test_transforms_and_torchrls_collectors_receive_success() -> None:
+    cfg = config({})
+    with closing(build_env(cfg, seed=0)) as env:
+        assert "episode_info" not in env.observation_spec.keys()  # noqa: SIM118 - Composite does not implement `in`
+        assert {*with_recurrent_states(env, {}).observation_spec["episode_info"].keys()} == {"is_success", "success"}
+    cfg.transforms = [{"_target_": "torchrl.envs.RewardScaling", "loc": 0.0, "scale": 1.0}]
+    with closing(build_env(cfg, seed=0)) as env:
+        assert {*env.observation_spec["episode_info"].keys()} == {"is_success", "success"}

@@ -6,18 +6,23 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
+from gymnasium.wrappers import RecordEpisodeStatistics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from torchppo.envs.resume.snapshot import save_state
 from torchppo.pipelines.checkpoint import load_checkpoint
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.episodes import EvaluateAndSave
 from torchppo.pipelines.resume.verify import different
+from torchppo.pipelines.run_files.continued_logs import continue_csv
 
 RUN = (
     *("experiment=cartpole", "env.num_envs=2", "collector.frames_per_env=32", "update.epochs=1", "total_frames=512"),
@@ -145,6 +150,29 @@ def test_overrides_that_are_not_yaml_are_reported(copied: Path, capsys: pytest.C
     assert "overrides.yaml" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_another_run_is_refused(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied / "config.yaml"
+    text, rows = path.read_text(), rows_of(copied)
+    path.write_text(text.replace("seed: 0", "seed: 9"))
+    assert main(["resume", str(copied), "total_frames=640"]) == 5
+    err = capsys.readouterr().err
+    assert "seed is 9, not 0" in err
+    assert err.count("\n") == 1
+    assert rows_of(copied) == rows
+    path.write_text("a: [")
+    assert main(["train", *RUN, f"run_dir={copied}", "resume=auto"]) == 2
+    assert "config.yaml" in capsys.readouterr().err
+
+
+def test_damaged_rows_of_metrics_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"step,a,b\n1,0.5,\n2,nan,3\n3,\xff,1\n4,0.5\n5,0.5,6\n" + bytes(10))
+    writer = SimpleNamespace(metrics_keys=[])
+    continue_csv(SimpleNamespace(log_dir=str(tmp_path), experiment=writer), lambda *_: True)
+    assert path.read_text().split() == ["step,a,b", "1,0.5,", "2,nan,3", "5,0.5,6"]
+    assert writer.metrics_keys == ["step", "a", "b"]
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", ".metrics.csv.part", "videos", "tensorboard/x"])
 def test_links_out_of_the_run_are_not_followed(name: str, copied: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("text")
@@ -185,6 +213,18 @@ def test_verify_resume_compares_both_ways(
     monkeypatch.setitem(gymnasium.registry, "Unsteady-v0", spec)
     assert main(["verify-resume", *RUN, *filter(None, [env]), "--rollouts", "1"]) == code
     assert text in capsys.readouterr().out
+
+
+def test_clocks_of_wrappers_are_not_compared() -> None:
+    wrappers = [RecordEpisodeStatistics(gymnasium.make("CartPole-v1")) for _ in range(2)]
+    for env in wrappers:
+        env.reset(seed=0)
+        while not any(env.step(0)[2:4]):
+            pass
+    assert list(different(*map(save_state, wrappers), "env")) == []
+    wrappers[1].reset()
+    assert list(different(*map(save_state, wrappers), "env")) != []
+    assert list(different([torch.zeros(2)], [torch.ones(2)], "list")) == ["list/0"]
 
 
 def test_inexact_environments_are_refused_on_request(

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -13,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from omegaconf import OmegaConf
 
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.run_files import failure
@@ -73,6 +73,8 @@ def test_the_summary_has_the_reason_and_the_last_checkpoint_is_finite(
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["exit"], summary["exit_code"], summary["frames"]) == ("failed", code, frames)
     assert re.search(reason, summary["reason"])
+    assert {*summary} >= {"wall_seconds", "frames_per_second", "train_episodes", "eval_return_mean", "time", "version"}
+    assert (summary["eval_return_std"], summary["wall_seconds"] > 0) == (None, True)
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["torchppo"]["frames"] == frames
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
@@ -94,6 +96,9 @@ def test_a_state_with_nan_is_not_finite() -> None:
 
 
 def test_signals_and_runs_that_have_not_started_leave_no_summary(tmp_path: Path) -> None:
+    module = torch.nn.Linear(1, 1)
+    module.optimizer = []  # type: ignore[assignment]
+    trainer: dict[str, Any] = {"lightning_module": module, "callbacks": [], "is_global_zero": True}
     for error in (KeyboardInterrupt(), ValueError("too early")):
-        failure.report_failure(OmegaConf.create({"run_dir": str(tmp_path)}), [], error)
+        failure.report_failure(tmp_path, error, SimpleNamespace(**trainer), dict)
     assert not [*tmp_path.iterdir()]

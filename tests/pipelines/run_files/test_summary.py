@@ -42,6 +42,8 @@ SUMMARY: dict[str, Any] = {
     "eval_return_std": 1.5,
     "eval_episodes": 20,
     "eval_episodes_cut": 0,
+    "health": [],
+    "collapsed": False,
     "time": {"collect": 0.4, "estimate": 0.02, "update": 0.5, "other": 0.08},
     "exit": "completed",
     "version": "0.1.0",
@@ -54,6 +56,8 @@ EVALUATION: dict[str, Any] = {
     "eval_length_mean": 488.0,
     "eval_episodes": 20,
     "eval_episodes_cut": 0,
+    "health": [],
+    "collapsed": False,
     "video": None,
 }
 

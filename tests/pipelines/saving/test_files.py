@@ -157,7 +157,7 @@ def raise_interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_the_state_in_memory_is_saved_on_request_and_renewed_for_1_percent_of_the_time(
+def test_the_state_in_memory_is_saved_on_request_and_renewed_for_a_fraction_of_the_time(
     make: Callable[..., Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     saver, now, costs = LastCheckpoint(tmp_path, None, None), 0.0, 0.5
@@ -171,7 +171,7 @@ def test_the_state_in_memory_is_saved_on_request_and_renewed_for_1_percent_of_th
             nonlocal now
             now += 1.0
             saver.save_if_due(trainer, pl_module.frames)
-            saver._cost_in_memory = costs  # the next one is due after 50 seconds
+            saver._cost_in_memory = costs  # the next one is due after 200 seconds
             saved.append(saver._in_memory)
 
     saved: list[Any] = []

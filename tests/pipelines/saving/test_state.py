@@ -140,9 +140,11 @@ def test_new_episodes_start_with_another_number_of_ranks(caplog: pytest.LogCaptu
     )
     ppo = SimpleNamespace(
         trainer=SimpleNamespace(
-            train_dataloader=collector, fit_loop=SimpleNamespace(_combined_loader_states_to_load=[])
+            train_dataloader=collector,
+            fit_loop=SimpleNamespace(_combined_loader_states_to_load=[]),
+            callback_metrics={},
         ),
-        _resumed={"ranks": [{}, {}], "total_frames": 1},
+        _resumed={"ranks": [{}, {}], "total_frames": 1, "metrics": {}},
         total_frames=2,
     )
     start_training(ppo)

@@ -56,6 +56,21 @@ def test_only_metrics_that_a_controller_reads_are_measured() -> None:
     assert Coefficients({"lr": Linear()}, Objective()).measure(batch, results) == {}
 
 
+def test_a_metric_that_the_objective_lacks_is_refused_after_the_first_step() -> None:
+    batch, coefficients = cast(RolloutBatch, Batch()), Coefficients({"clip_epsilon": Double()}, Objective())
+    assert coefficients.measure(batch, {"num_steps": 0.0}) == {"kl": 0.5}
+    with pytest.raises(ConfigurationError, match="reads entropy, which Objective does not return"):
+        coefficients.measure(batch, {"num_steps": 2.0})
+
+
+def test_the_learning_rate_and_the_known_and_controlled_coefficients_are_logged() -> None:
+    objective = Objective()
+    objective.register_buffer("own", torch.tensor(2.0))
+    optimizer = make_optimizer(1.0, 4.0)
+    assert Coefficients({}, objective).values(optimizer) == {"clip_epsilon": 0.25, "lr": 1.0}
+    assert Coefficients({"own": Linear()}, objective).values(optimizer)["own"] == 2.0
+
+
 def test_values_and_states_are_restored() -> None:
     objective, optimizer = Objective(), make_optimizer(1.0)
     coefficients = Coefficients({"clip_epsilon": Linear()}, objective)

@@ -93,12 +93,12 @@ class TestMetrics:
     def test_metrics_are_means_over_the_steps_taken(self) -> None:
         results = iter([{"a": torch.tensor(1.0)}, {"a": torch.tensor(3.0)}, None])
         metrics, learner = run(MinibatchUpdate(epochs=5, minibatch_size=4), Batch(8), Learner(lambda: next(results)))
-        assert metrics == {"a": 2.0, "num_steps": 2.0}
+        assert metrics == {"a": 2.0, "num_steps": 2.0, "num_epochs": 1.0}
         assert learner.trainable[-1] == (True, True)
 
     def test_without_a_step_there_is_only_the_number_of_steps(self) -> None:
         metrics, _ = run(MinibatchUpdate(epochs=5, minibatch_size=4), Batch(8), Learner(lambda: None))
-        assert metrics == {"num_steps": 0.0}
+        assert metrics == {"num_steps": 0.0, "num_epochs": 0.0}
 
 
 class TestAdvantages:

@@ -70,7 +70,7 @@ class TestParamGroups:
         )
         groups = optimizer.param_groups
         assert {group["part"]: group["lr"] for group in groups} == {"shared": 1e-3, "policy": 1e-3, "critic": 0.5}
-        check_param_groups(optimizer, {"lr": 0.5})
+        check_param_groups(optimizer, {"lr": 0.5}, nn.ModuleDict())
 
     def test_set_trainable_never_freezes_shared_parameters(self) -> None:
         optimizer = torch.optim.Adam(make_param_groups(make_objective(shared=True), {}, nn.ModuleDict()))
@@ -83,13 +83,26 @@ class TestParamGroups:
         options = {"speed": 1}
         optimizer = torch.optim.Adam(make_param_groups(make_objective(), options, nn.ModuleDict()))
         with pytest.raises(ConfigurationError, match=r"critic\.optimizer\.speed.*Adam"):
-            check_param_groups(optimizer, options)
+            check_param_groups(optimizer, options, nn.ModuleDict())
+
+    def test_reward_model_has_its_own_options_and_frozen_parameters_are_left_out(self) -> None:
+        model = nn.Linear(2, 1)
+        model.optimizer = {"lr": 0.1}
+        model.bias.requires_grad_(False)
+        models = nn.ModuleDict({"novelty": model})
+        optimizer = torch.optim.Adam(make_param_groups(make_objective(), {}, models))
+        (group,) = [group for group in optimizer.param_groups if group["part"] == "novelty"]
+        assert group["lr"] == 0.1
+        assert group["params"] == [model.weight]
+        model.optimizer["speed"] = 1
+        with pytest.raises(ConfigurationError, match=r"intrinsic\.novelty\.optimizer\.speed.*Adam"):
+            check_param_groups(optimizer, {}, models)
 
     def test_optimizer_that_replaces_the_groups_is_refused(self) -> None:
         params = list(make_objective().parameters())
         optimizer = torch.optim.Adam([{"params": params[:1]}, {"params": params[1:]}])
         with pytest.raises(ConfigurationError, match="optimizer=Adam"):
-            check_param_groups(optimizer, {})
+            check_param_groups(optimizer, {}, nn.ModuleDict())
 
 
 class TestConfigureOptimizers:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from torchppo.pipelines.cli.keys.fields import NATURAL, Field
 from torchppo.pipelines.cli.keys.reference import describe, keys_of_file, reference
-from torchppo.pipelines.cli.keys.schema import FIELDS, NATURAL, Field
+from torchppo.pipelines.cli.keys.schema import FIELDS
 
 CONF = Path(__file__).parents[4] / "conf"
 

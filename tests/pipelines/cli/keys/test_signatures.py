@@ -12,7 +12,7 @@ from hydra.utils import get_object
 
 from torchppo.pipelines.cli.config import built_in_targets
 from torchppo.pipelines.cli.keys.components import imported_parameters
-from torchppo.pipelines.cli.keys.signatures import UnknownName, parameters_of
+from torchppo.pipelines.cli.keys.signatures import UnknownName, parameters_of, required_names
 
 MODULE = """
 import os.path as paths
@@ -80,6 +80,22 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_parameters_of_a_users_package(path: str, names: set[str] | None, package: str) -> None:
     assert parameters_of(f"{package}.{path}") == names
     assert package not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("Base", {"size"}),
+        ("Child", set()),
+        ("Open", {"width"}),
+        ("function", {"a", "d"}),
+        ("decorated", set()),
+        ("made", set()),
+    ],
+)
+def test_required_arguments_of_a_users_package(path: str, names: set[str], package: str) -> None:
+    """Those of a base class are unknown."""
+    assert required_names(f"{package}.code.{path}") == names
 
 
 def test_constructors_that_pass_keyword_arguments_on_are_followed(package: str) -> None:

@@ -1,0 +1,88 @@
+"""NovelD: a bonus for crossing from known to novel observations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import Composite
+
+from ...errors import ConfigurationError
+from ..features.extractor import Body
+from .rnd import RND
+from .streams import with_next
+from .visits import EpisodeVisits
+
+
+class NovelD(RND):
+    """The bonus max(n(s') - alpha n(s), 0) at the first visit of s' in the episode, and 0 at all others.
+
+    The novelty n is the root of the prediction error of `RND`. Visits are compared exactly, so the bonus suits
+    observations that can repeat, such as those of grids.
+
+    Source: Zhang et al. 2021 (NovelD, NeurIPS 2021), the criterion with its restriction to first visits in an episode.
+
+    Args:
+        observation_spec: See `RND`.
+        body: See `RND`.
+        encoders: See `RND`.
+        observations: See `RND`; also the entries by which visits are compared.
+        num_features: See `RND`.
+        share: See `RND`.
+        alpha: Factor of the novelty of the current observation.
+        weight: See `RewardModel`.
+        gamma: See `RewardModel`.
+        lmbda: See `RewardModel`.
+        is_episodic: See `RewardModel`. True, because the bonus starts again with every episode.
+        normalize: See `RewardModel`.
+        optimizer: See `RewardModel`.
+
+    Raises:
+        ConfigurationError: If an option is out of range or an entry does not exist.
+
+    """
+
+    stream: ClassVar[str] = "noveld"
+
+    def __init__(
+        self,
+        observation_spec: Composite,
+        *,
+        body: Body,
+        encoders: Mapping[str, Body] | None = None,
+        observations: Sequence[str] | None = None,
+        num_features: int = 64,
+        share: float = 0.25,
+        alpha: float = 0.5,
+        weight: float = 0.5,
+        gamma: float = 0.99,
+        lmbda: float = 0.95,
+        is_episodic: bool = True,
+        normalize: bool = True,
+        optimizer: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not 0 <= alpha <= 1:
+            raise ConfigurationError(f"intrinsic.noveld.alpha={alpha} must be between 0 and 1; 0.5 is usual")
+        super().__init__(
+            observation_spec,
+            body=body,
+            encoders=encoders,
+            observations=observations,
+            num_features=num_features,
+            share=share,
+            weight=weight,
+            gamma=gamma,
+            lmbda=lmbda,
+            is_episodic=is_episodic,
+            normalize=normalize,
+            optimizer=optimizer,
+        )
+        self.alpha = alpha
+        self.visits = EpisodeVisits(self.observation_keys)
+
+    def reward(self, rollout: TensorDictBase) -> Tensor:
+        """Return the growth of novelty at first visits, `[num_envs, time, 1]`."""
+        novelty, next_novelty = with_next(rollout, rollout["next", "done"], lambda data: self.error(data).sqrt())
+        return (next_novelty - self.alpha * novelty).clamp(min=0) * self.visits.first_visits(rollout)

@@ -1,0 +1,78 @@
+"""Checks overrides against the spaces of an environment, without importing PyTorch.
+
+Only environments of Gymnasium itself are made here, because they are made fast and have no side effects. For all others
+and for what is not checked here, building the training raises the same errors.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ....errors import ConfigurationError
+from ....modules.features.image_shapes import require_image_shape
+
+if TYPE_CHECKING:
+    import gymnasium
+
+CHECKED = ("head=", "policy.head.", "policy=", "env.render_mode=")
+"""Beginnings of the overrides that depend on the environment."""
+IMAGE_BODIES = "torchppo.modules.features.image_bodies."
+
+
+def check_environment(cfg: DictConfig, overrides: Sequence[str], policy: str) -> None:
+    """Raise a ConfigurationError for an override that does not work with the environment.
+
+    Args:
+        cfg: the configuration.
+        overrides: overrides of the command line.
+        policy: the choice of the group `policy`.
+
+    """
+    words = [word for word in overrides if word.lstrip("+").startswith(CHECKED)]
+    env = make(cfg) if words else None
+    if env is None:
+        return
+    with closing(env):
+        mode, modes = cfg.env.get("render_mode"), env.metadata.get("render_modes")
+        if mode is not None and modes and mode not in modes:
+            raise ConfigurationError(
+                f"env.render_mode={mode} is not a mode of {cfg.env.id}; use one of {', '.join(modes)}"
+            )
+        if cfg.transforms or cfg.env.get("wrappers"):  # they may change the spaces
+            return
+        for word in words:
+            if word.lstrip("+").startswith(("head=", "policy.head.")) and not has_box(env.action_space):
+                raise ConfigurationError(f"{word} has no effect on discrete actions; remove it")
+        body, space = str(OmegaConf.select(cfg, "policy.body._target_")), env.observation_space
+        if body.startswith(IMAGE_BODIES) and type(space).__name__ == "Box":
+            require_image_shape(space.shape or (), policy)
+
+
+def make(cfg: DictConfig) -> gymnasium.Env[Any, Any] | None:
+    """Make the environment of a configuration if it is one of Gymnasium itself and can be made, else return `None`."""
+    from .components import MAKE_ENV, entry_point_of, make_env_keys
+
+    entry_point = entry_point_of(cfg.env.get("id")) if cfg.env._target_ == MAKE_ENV else None
+    if not str(entry_point).startswith("gymnasium.envs."):
+        return None
+    import gymnasium
+
+    others = {str(key): value for key, value in cfg.env.items() if key not in {*make_env_keys(), "_target_"}}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are shown when the training is built
+            return gymnasium.make(cfg.env.id, disable_env_checker=True, **others)
+    except Exception:  # noqa: BLE001 - reported when the training is built
+        return None
+
+
+def has_box(space: gymnasium.Space[Any]) -> bool:
+    """Return whether a space is a box or contains one; other actions are discrete."""
+    inner = getattr(space, "spaces", ())
+    parts = inner.values() if isinstance(inner, dict) else inner
+    return type(space).__name__ == "Box" or any(map(has_box, parts))

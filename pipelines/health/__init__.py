@@ -1,0 +1,1 @@
+"""Rules that name what is wrong with a training, from its metrics."""
