@@ -10,14 +10,28 @@ from __future__ import annotations
 
 import argparse
 import platform
+from contextlib import closing
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 
 from torchppo.benchmarks.learning import HERE, curve, plot_seeds, run, write  # type: ignore[import-not-found, unused-ignore]
+from torchppo.pipelines.checkpoint import restore
+from torchppo.pipelines.episodes import evaluate
 from torchppo.pipelines.run_files.summary import finish_plot
 
 EXPERIMENT = "minigrid_multiroom"
+EPISODES = 100
+
+
+def share_solved(checkpoint: Path, *, deterministic: bool) -> float:
+    """Return the share of episodes whose return is positive: the goal was reached within the time limit."""
+    ppo, _, env = restore(checkpoint, seed=1, episodes=EPISODES, overrides=(), trust=["minigrid"])
+    with closing(env):
+        torch.manual_seed(1)
+        result = evaluate(ppo.actor, env, EPISODES, deterministic=deterministic)
+    return sum(value > 0 for value in result.returns) / EPISODES
 
 
 def main() -> None:
@@ -26,19 +40,22 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--machine", default=platform.processor() or platform.machine())
     arguments = parser.parse_args()
-    folders = {setting: Path("runs") / "benchmarks" / f"{EXPERIMENT}_{setting}" for setting in arguments.settings}
+    torch.set_num_threads(1)
     rows: list[list[object]] = []
     points: list[list[object]] = []
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for seed in arguments.seeds:
-        for setting, folder in folders.items():
+    for setting in arguments.settings:
+        folder = Path("runs") / "benchmarks" / f"{EXPERIMENT}_{setting}"
+        for seed in arguments.seeds:
             result = run(EXPERIMENT, seed, [f"intrinsic={setting}", "eval.video=false"], folder)
-            rows.append([setting, arguments.machine, *result.values()])
+            last = folder / f"{EXPERIMENT}-s{seed}" / "checkpoints" / "last.ckpt"
+            solved = {"solved_sampled": share_solved(last, deterministic=False)}
+            solved |= {"solved_deterministic": share_solved(last, deterministic=True)}
+            rows.append([setting, arguments.machine, *result.values(), *solved.values()])
             points += [[setting, *point[1:]] for point in curve(EXPERIMENT, seed, folder)]
-            write(HERE / "intrinsic.csv", ["intrinsic", "machine", *result], rows)
+            write(HERE / "intrinsic.csv", ["intrinsic", "machine", *result, *solved], rows)
             write(HERE / "intrinsic_curves.csv", ["intrinsic", "seed", "frames", "return"], points)
-    for setting, folder in folders.items():
         curves = [point[1:] for seed in arguments.seeds for point in curve(EXPERIMENT, seed, folder)]
         plot_seeds(axes, curves, f"intrinsic={setting}")
     finish_plot(axes, EXPERIMENT, "training return")

@@ -58,7 +58,7 @@ def run(name: str, mode: str, overrides: list[str]) -> dict[str, float | str]:
 
     from torchppo.benchmarks.workloads import WORKLOADS, configuration  # type: ignore[import-not-found, unused-ignore]
     from torchppo.pipelines.build import build_trainer, build_training
-    from torchppo.pipelines.train import silence_lightning
+    from torchppo.pipelines.run_files.progress import silence_lightning
 
     warnings.simplefilter("ignore")
     silence_lightning()

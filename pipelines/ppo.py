@@ -20,6 +20,7 @@ from ..modules.heads.value_heads import ValueHead
 from ..modules.intrinsic.reward_model import LossesWithRewardModels, RewardModel
 from ..modules.intrinsic.streams import write_rewards
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
+from ..modules.symmetry import SymmetricObjective, Symmetry
 from .advantages import RolloutBatch, require_entries
 from .collectors.rollouts import check_collector
 from .collectors.vector import failed_steps
@@ -57,6 +58,7 @@ class PPO(MonitoredModule):
         critic_estimator: estimator of value targets, such as GAE with another lambda; `None` uses `estimator`.
         critic_optimizer: optimizer options, such as `lr`, of the parameters that only the critic uses.
         value_pretraining: number of first rollouts that train only the critic and what it shares with the policy.
+        symmetry: a symmetry of the task that minibatches and a loss use; `None` uses none.
         compile: how an optimizer step runs (see `step_factory.Compile`). A graph keeps `max_grad_norm` and the
             optimizer's options, except `lr`, as they are at the first step.
         config: a plain dictionary that every checkpoint stores, to rebuild the components from.
@@ -84,6 +86,7 @@ class PPO(MonitoredModule):
         critic_estimator: ValueEstimatorBase | None = None,
         critic_optimizer: Mapping[str, Any] | None = None,
         value_pretraining: int = 0,
+        symmetry: Symmetry | None = None,
         compile: Compile = False,  # noqa: A002
         config: dict[str, Any] | None = None,
     ) -> None:
@@ -94,19 +97,16 @@ class PPO(MonitoredModule):
         )
         self.objective, self.estimator, self.update = objective, estimator, update
         self.reward_models = nn.ModuleDict({model.name: model for model in reward_models})
-        self.total_frames = total_frames
+        self.total_frames, self._make_optimizer, self.symmetry = total_frames, optimizer, symmetry
         self.reward_normalizer, self.max_grad_norm = reward_normalizer, max_grad_norm
-        self.normalize_advantage = normalize_advantage
+        self.normalize_advantage, self.compile_mode = normalize_advantage, check_compile(compile)
         self.critic_estimator, self.critic_optimizer = critic_estimator, dict(critic_optimizer or {})
-        self.value_pretraining = value_pretraining
-        self.compile_mode = check_compile(compile)
-        self.config, self.episodes = config or {}, EpisodeStatistics()
+        self.value_pretraining, self.config, self.episodes = value_pretraining, config or {}, EpisodeStatistics()
         self.frames = self.num_rollouts = 0
         self.seconds = {"estimate": 0.0, "update": 0.0}
         self.grad_norm = torch.zeros(())  # of the last step; set by `on_before_optimizer_step`
         self.skipped = SkippedSteps(max_skipped_steps)
         self.loss_weights = LossWeights({*CRITIC_LOSSES, *(f"loss_{name}" for name in self.reward_models)})
-        self._make_optimizer = optimizer
         self.coefficients = Coefficients(controllers or {}, objective)
         self.after_step: list[Callable[[], None]] = [*getattr(objective, "after_step", ())]
         self._step: Any = None
@@ -130,8 +130,9 @@ class PPO(MonitoredModule):
 
     @cached_property  # a plain attribute would register the parameters twice
     def losses(self) -> nn.Module:
-        """The module that computes the losses of a minibatch: the objective, and the reward models if there are any."""
-        return LossesWithRewardModels(self.objective, self._models) if self.reward_models else self.objective
+        """The module that computes the losses of a minibatch: the objective, with a symmetry and reward models."""
+        losses = SymmetricObjective(self.objective, self.symmetry) if self.symmetry else self.objective
+        return LossesWithRewardModels(losses, self._models) if self.reward_models else losses
 
     @property
     def _models(self) -> list[RewardModel]:
@@ -187,8 +188,7 @@ class PPO(MonitoredModule):
         estimated = time.perf_counter()
         results = {**self.coefficients.values(self.optimizer), **critic_metrics(batch), **self.update(batch)}
         num_frames = rollout.numel() * num_ranks()
-        self.frames += num_frames
-        self.num_rollouts += 1
+        self.frames, self.num_rollouts = self.frames + num_frames, self.num_rollouts + 1
         self.skipped.count(self.frames, is_last=self.frames + num_frames > self.total_frames)
         results = learning_metrics(self, batch, results)
         measured = self.coefficients.measure(batch, results) if self.num_rollouts > self.value_pretraining else {}

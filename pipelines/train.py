@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +27,7 @@ from .episodes import EvaluateAndSave, Evaluation, evaluate
 from .health.report import HealthReport
 from .ppo import PPO
 from .run_files.failure import end_process, report_failure, write_failure
-from .run_files.progress import ProgressBar, ProgressLines, Stopwatch
+from .run_files.progress import ProgressBar, ProgressLines, Stopwatch, silence_lightning
 from .run_files.summary import (
     FINISHED,
     Summary,
@@ -173,13 +171,6 @@ def end_of(ppo: PPO, stop: StopOnSignal) -> str:
     if stop.received is not None:
         return exit_name(stop.received)
     return "completed" if ppo.frames + ppo.frames / ppo.num_rollouts > ppo.total_frames else "stopped"
-
-
-def silence_lightning() -> None:
-    """Silence messages of Lightning that users cannot act on."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware, tips
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # holds the lock
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
 
 
 class Evaluator:

@@ -130,7 +130,8 @@ class TrustRegion(ABC):
         projected = mixed(loc, old.loc, of_mean, self.mean_bound), self.project_scale(scale, old.scale, of_cov)
         target = projected[0].detach(), projected[1].detach()
         is_outside = (of_mean > self.mean_bound) | (of_cov > self.cov_bound)
-        return projected, where_outside(is_outside, sum(self.gaussian_distances(loc, scale, *target)))
+        from_mean, from_cov = self.gaussian_distances(loc, scale, *target)
+        return projected, where_outside(is_outside, from_mean + from_cov)
 
     def _project_categorical(self, logits: Tensor, old_logits: Tensor) -> tuple[Tensor, Tensor]:
         distance = self.categorical_distance(logits, old_logits)

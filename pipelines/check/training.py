@@ -18,7 +18,7 @@ from ...modules.features.extractor import is_recurrent
 from ..build import build_trainer, build_training
 from ..components.instantiate import build_env, build_evaluation_env, seed_for_rank
 from ..episodes import evaluate
-from ..train import silence_lightning
+from ..run_files.progress import silence_lightning
 from .findings import Finding, error, ok
 
 NUM_ENVS, NUM_STEPS, TIME_LIMIT = 2, 32, 8

@@ -195,7 +195,6 @@ def run_check(arguments: argparse.Namespace) -> int:
     cfg = compose(arguments.overrides, arguments.config_dir)
     with exit_on_signals():
         from .check_command import check
-
     return check(cfg, arguments.overrides, as_json=arguments.json)
 
 

@@ -97,8 +97,8 @@ class HealthReport(Callback):
         They are `progress` in [0, 1]; `discrete_entropy`, the entropy of a policy without a standard deviation;
         `abs_value_bias`; `value_loss_ratio`, the loss of the critic divided by the variance of the returns;
         `return_gain`, the best return minus the first one; and `return_lost`, the best return minus the current one.
-        The latter is in units of the gain or, if that is larger, of the first standard deviation of
-        the returns; the gain is in units of that deviation.
+        The gain is in units of the first standard deviation of the returns; what is lost is in units of the gain or, if
+        that is larger, of this deviation.
         """
         found = {} if self.total_frames is None else {"progress": frames / self.total_frames}
         if "train/entropy" in row and not {"train/std"} & (row.keys() | self._firsts.keys()):

@@ -22,7 +22,7 @@ from ..distributed import num_ranks, rank, summed
 SAMPLE_FRAMES, FRAMES_PER_SAMPLE = 1024, 2048
 """The policy after an update is compared on 1,024 frames, every 2,048 frames of a rank. It takes 0.7 to 2 ms."""
 METRIC_NAMES = {"kl_approx": "approx_kl"}  # the names that PPO users know
-OF_OBJECTIVE = ("max_ratio", "mean_ratio", "ESS", "clip_fraction", "entropy")
+OF_OBJECTIVE = ("kl", "max_ratio", "mean_ratio", "ESS", "clip_fraction", "entropy")
 """Metrics of the sample that have no value if the objective returns them for every minibatch."""
 CLIP_EPSILON = 0.2
 """Clip range of `clip_fraction` for objectives without a `clip_epsilon`."""

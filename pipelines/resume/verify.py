@@ -16,10 +16,10 @@ from ...errors import ConfigurationError
 from ..build import build_trainer, build_training
 from ..checkpoint import load_checkpoint
 from ..components.instantiate import seed_for_rank
+from ..run_files.progress import silence_lightning
 from ..saving.files import save_checkpoint
 from ..saving.state import RESUME_TEXTS, describe_resume
 from ..stopping.stop_on_signal import StopOnSignal
-from ..train import silence_lightning
 
 NOT_COMPARED = ("seconds", "callbacks", "loops")
 """Parts of a checkpoint that depend on the time, and counters of Lightning that differ after a restart."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+import warnings
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -93,3 +95,10 @@ class Stopwatch(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._end = time.perf_counter()
+
+
+def silence_lightning() -> None:
+    """Silence messages of Lightning that users cannot act on."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware, tips
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # holds the lock
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13

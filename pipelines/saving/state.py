@@ -48,14 +48,16 @@ def training_state(ppo: Any) -> dict[str, Any]:
         "coefficients": ppo.coefficients.state_dict(),
         "resume_class": resume_class_of(collector),
         "ranks": gathered([rank_state(ppo, collector)]),
-        "metrics": {} if ppo._trainer is None else last_metrics(ppo.trainer),
+        "metrics": last_metrics(ppo),
         **ppo.episodes.state_dict(),
     }
 
 
-def last_metrics(trainer: Any) -> dict[str, float]:
+def last_metrics(ppo: Any) -> dict[str, float]:
     """Return the last value of every metric that callbacks read. Some metrics have no value in every rollout."""
-    return {name: value.item() for name, value in trainer.callback_metrics.items() if name[:5] != "time/"}
+    metrics = {} if ppo._trainer is None else ppo.trainer.callback_metrics
+    found = {name: value.item() for name, value in metrics.items() if name[:5] != "time/"}
+    return found if ppo._resumed is None else {**ppo._resumed["metrics"], **found}  # not restored yet
 
 
 def versions() -> dict[str, str]:

@@ -103,7 +103,7 @@ class NaturalGradientUpdate(MinibatchUpdate):
 
         Returns:
             The means of all metrics over the steps of the critic, their number `num_steps`, and of the step of the
-            policy: `kl`, the mean KL(old || new) over all states; `surrogate_improvement`, by which the policy losses
+            policy: `kl`, the mean KL(old || new) over all states; `loss_improvement`, by which the policy losses
             became smaller; and `step_fraction`, the fraction of the step that was taken.
 
         """
@@ -128,7 +128,7 @@ class NaturalGradientUpdate(MinibatchUpdate):
         surrogate = PolicySurrogate(self.learner, rows, self._params)
         loss, gradient = surrogate.loss_and_gradient()
         self.learner.skipped.add({"grad_norm": gradient.norm()})
-        results = {"kl": 0.0, "surrogate_improvement": 0.0, "step_fraction": 0.0}
+        results = {"kl": 0.0, "loss_improvement": 0.0, "step_fraction": 0.0}
         step = torch.zeros_like(gradient)
         if gradient.isfinite().all() and gradient.any():
             product = surrogate.fisher_product(self.damping)
@@ -143,7 +143,7 @@ class NaturalGradientUpdate(MinibatchUpdate):
             surrogate.set_parameters(start + fraction * step)
             new_loss, kl = surrogate.loss_and_kl()
             if self.line_search_steps == 0 or (new_loss < loss and kl <= self.target_kl):
-                return {"kl": kl, "surrogate_improvement": loss - new_loss, "step_fraction": fraction}
+                return {"kl": kl, "loss_improvement": loss - new_loss, "step_fraction": fraction}
         surrogate.set_parameters(start)
         return results
 

@@ -49,11 +49,11 @@ def test_equal_values_are_normalized_to_zero(value: float, count: int) -> None:
     "arguments",
     [
         *(("eager", "0", "none"), ("compiled", "0.02", "none"), ("eager", "0", "gru"), ("eager", "0", "intrinsic")),
-        ("eager", "0.005", "natural_gradient"),
+        *(("eager", "0.005", "natural_gradient"), ("eager", "0", "ppg")),
     ],
     ids=[
         *("eager", "compiled", "recurrent and averaged weights", "reward models and KL-adaptive learning rate"),
-        "natural gradient",
+        *("natural gradient", "ppg"),
     ],
 )
 def test_two_ranks_have_equal_weights_and_statistics_after_every_step(arguments: tuple[str, ...]) -> None:

@@ -34,7 +34,7 @@ from torchrl.envs import (
 from torchppo.errors import ConfigurationError
 from torchppo.pipelines.build import build_trainer, build_training
 from torchppo.pipelines.cli.config import compose
-from torchppo.pipelines.train import silence_lightning
+from torchppo.pipelines.run_files.progress import silence_lightning
 
 NUMBERS = count()
 SMALL = (

@@ -31,6 +31,7 @@ from torchppo.pipelines.evaluate import EvaluationEpisodes
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 from torchppo.pipelines.updates.natural_gradient import NaturalGradientUpdate
+from torchppo.pipelines.updates.phasic import PhasicUpdate
 
 
 def from_both_ranks(tensor: Tensor) -> list[Tensor]:
@@ -113,6 +114,8 @@ actor, critic = make_actor_critic(
 update = MinibatchUpdate(epochs=2, minibatch_size=16, sequence_length=8, target_kl=float(sys.argv[2]) or None)
 if sys.argv[3] == "natural_gradient":
     update = NaturalGradientUpdate(float(sys.argv[2]), minibatch_size=16, epochs=2)
+if sys.argv[3] == "ppg":
+    update = PhasicUpdate(1, 16, num_rollouts=2, auxiliary_epochs=2)
 adam = partial(torch.optim.Adam, lr=3e-3)
 estimator = GAE(gamma=0.99, lmbda=0.95, value_network=None)
 objective = (PPOEWMALoss if sys.argv[3] == "gru" else KLPENPPOLoss)(actor, critic)

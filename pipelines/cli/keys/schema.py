@@ -52,6 +52,10 @@ FIELDS: dict[str, Field] = {
     "ppo.normalize_advantage": Field(choices=("rollout", "minibatch"), nullable=True),
     "ppo.critic_optimizer": GROUP,
     "ppo.value_pretraining": NATURAL,
+    "ppo.symmetry": NULLABLE_COMPONENT,
+    "ppo.symmetry.mirror": COMPONENT,
+    "ppo.symmetry.augment": FLAG,
+    "ppo.symmetry.mirror_coeff": NOT_NEGATIVE,
     "ppo.reward_normalizer": NULLABLE_COMPONENT,
     "ppo.reward_normalizer.limit": LIMIT,
     "ppo.reward_normalizer.gamma": FRACTION,
@@ -190,6 +194,10 @@ FIELDS: dict[str, Field] = {
     "update.damping": NOT_NEGATIVE,
     "update.line_search_steps": NATURAL._replace(maximum=1000),
     "update.backtrack": Field((float,), above=0, below=1),
+    "update.num_rollouts": COUNT._replace(maximum=10_000),
+    "update.auxiliary_epochs": COUNT,
+    "update.beta_clone": NOT_NEGATIVE,
+    "update.auxiliary_lr": NOT_NEGATIVE,
 }
 """The values of every key in `conf/`. `*` stands for one name. A new key needs a line here and a comment in YAML."""
 

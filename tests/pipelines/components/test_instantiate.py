@@ -34,6 +34,13 @@ def test_eval_env_replaces_and_adds_keys() -> None:
     assert evaluation_config(config({"wrappers": [{"_target_": "a"}]}, wrappers=[])).env.wrappers == []
 
 
+def test_evaluations_omit_transforms_that_spread_the_first_episodes() -> None:
+    cfg = config({})
+    cfg.transforms = [{"_target_": "torchrl.envs.RandomTruncationTransform", "min_horizon": 1}, {"_target_": "other.T"}]
+    assert evaluation_config(cfg).transforms == [{"_target_": "other.T"}]
+    assert len(cfg.transforms) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "episodes", "num_envs"), [({}, 3, 3), ({}, 100, 20), ({"num_envs": 2}, 100, 2), ({"num_envs": 2}, 1, 1)]
 )

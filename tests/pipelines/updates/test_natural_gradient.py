@@ -221,8 +221,8 @@ class TestStep:
         before = -float(rows["advantage"].mean())
         assert 0.002 < mean_kl(actor, rows) <= 0.02
         assert metrics["kl"] == pytest.approx(mean_kl(actor, rows), abs=1e-7)
-        assert metrics["surrogate_improvement"] == pytest.approx(before - float(losses["loss_objective"]), abs=1e-5)
-        assert metrics["surrogate_improvement"] > 0
+        assert metrics["loss_improvement"] == pytest.approx(before - float(losses["loss_objective"]), abs=1e-5)
+        assert metrics["loss_improvement"] > 0
 
     def test_epochs_of_the_critic_leave_the_policy_frozen(self) -> None:
         actor, critic = networks(CONTINUOUS)

@@ -1,0 +1,112 @@
+"""Symmetries of a task: mirrored samples in minibatches, and a loss of policies that are not symmetric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+from ..errors import ConfigurationError
+from .features.extractor import is_recurrent
+
+
+class Symmetry:
+    """A symmetry of a task, such as the exchange of left and right, and how it is used in training.
+
+    With `augment`, every minibatch also contains the mirrored samples, with the log-probability, advantage and target
+    of the originals. `mirror_coeff` weighs the loss
+
+        L = mean |m(o') - M(m(o))|^2,  o' = M(o)
+
+    where m is the most probable action, M the symmetry, and no gradient flows into M(m(o)).
+
+    Sources: Yu, Turk and Liu 2018, "Learning symmetric and low-energy locomotion", eq. 6; Mittal et al. 2024, "Symmetry
+    considerations for learning task symmetric robot policies", section 3.
+
+    Args:
+        mirror: Returns a mirrored TensorDict `[batch]`. It receives a copy with the observations of the networks and
+            `action`, replaces both, and must be its own inverse.
+        augment: Whether minibatches contain mirrored samples.
+        mirror_coeff: Weight of the mirror loss; 0 disables it.
+
+    Raises:
+        ConfigurationError: If the symmetry is not used, or `mirror_coeff` is negative.
+
+    """
+
+    def __init__(
+        self, mirror: Callable[[TensorDictBase], TensorDictBase], *, augment: bool = True, mirror_coeff: float = 0.0
+    ) -> None:
+        if mirror_coeff < 0 or not (augment or mirror_coeff):
+            raise ConfigurationError(
+                f"ppo.symmetry.mirror_coeff={mirror_coeff} must be positive, or 0 with ppo.symmetry.augment=true"
+            )
+        self.mirror = mirror
+        self.augment = augment
+        self.mirror_coeff = mirror_coeff
+
+
+class SymmetricObjective(nn.Module):
+    """Computes the losses of an objective with a symmetry.
+
+    With `augment`, KL divergences are estimated from the ratios (k3), because the distribution at collection is not
+    mirrored.
+
+    Args:
+        objective: The objective.
+        symmetry: The symmetry.
+
+    Raises:
+        ConfigurationError: If the policy has a memory, or its action is not the sample of its distribution.
+
+    """
+
+    def __init__(self, objective: Any, symmetry: Symmetry) -> None:
+        super().__init__()
+        self.objective = objective
+        self.symmetry = symmetry
+        actor, critic = objective.actor_network, objective.critic_network
+        if is_recurrent(actor):
+            raise ConfigurationError("ppo.symmetry does not work with a policy with a memory; use symmetry=none")
+        if list(actor.dist_sample_keys) != ["action"]:
+            raise ConfigurationError(
+                "ppo.symmetry needs actions that are the samples of the policy; use head=gaussian, or symmetry=none"
+            )
+        self._inputs = list(dict.fromkeys([*actor.in_keys, *critic.in_keys]))
+        self._dist_params = [key for key in actor.dist_params_keys if key not in self._inputs]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Return the losses and metrics of the objective, and `loss_mirror` if it has a weight."""
+        mirrored = self._mirrored(tensordict, tensordict["action"])
+        data = tensordict
+        if self.symmetry.augment:
+            original = tensordict.exclude(*self._dist_params)
+            data = torch.cat([original, original.copy().update(mirrored)])
+        losses: TensorDictBase = self.objective(data)
+        if self.symmetry.mirror_coeff:
+            losses["loss_mirror"] = self.symmetry.mirror_coeff * self._mirror_loss(tensordict, mirrored)
+        return losses
+
+    def _mirror_loss(self, tensordict: TensorDictBase, mirrored: TensorDictBase) -> Tensor:
+        actor = self.objective.actor_network
+        action = actor.get_dist(tensordict.select(*self._inputs)).deterministic_sample
+        if not action.is_floating_point():
+            raise ConfigurationError("ppo.symmetry.mirror_coeff needs continuous actions; set it to 0")
+        target = self._mirrored(tensordict, action)["action"].detach()
+        found = actor.get_dist(mirrored.select(*self._inputs)).deterministic_sample
+        return (found - target).square().mean()
+
+    def _mirrored(self, tensordict: TensorDictBase, action: Tensor) -> TensorDictBase:
+        """Return the mirrored inputs of the networks and the mirrored action."""
+        data = TensorDict({**{key: tensordict[key] for key in self._inputs}, "action": action}, tensordict.batch_size)
+        mirrored = self.symmetry.mirror(data.copy())
+        for key in ("action", *self._inputs):
+            if mirrored[key].shape != data[key].shape:
+                raise ConfigurationError(
+                    f"ppo.symmetry.mirror changes the shape of {key} from {tuple(data[key].shape)} to "
+                    f"{tuple(mirrored[key].shape)}; return it with the same shape"
+                )
+        return mirrored.select("action", *self._inputs)
