@@ -123,12 +123,15 @@ class HealthReport(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         state = {"counts": self._counts, "firsts": self._firsts, "largest": self._largest}
-        return {**{name: dict(values) for name, values in state.items()}, "findings": [*map(dict, self.findings)]}
+        return {
+            **{name: dict(values) for name, values in state.items()},
+            "findings": [dict(one) for one in self.findings],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._counts, self._firsts = dict(state_dict["counts"]), dict(state_dict["firsts"])
         self._largest = dict(state_dict["largest"])
-        self.findings = [*map(dict, state_dict["findings"])]
+        self.findings = [dict(one) for one in state_dict["findings"]]
 
 
 def finding(rule: Rule, values: Mapping[str, float], frames: int) -> dict[str, Any]:
