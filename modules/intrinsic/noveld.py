@@ -22,7 +22,7 @@ class NovelD(RND):
     The novelty n is the root of the prediction error of `RND`. Visits are compared exactly, so the bonus suits
     observations that can repeat, such as those of grids.
 
-    Source: Zhang et al. 2021 (NovelD, NeurIPS 2021), the criterion with its restriction to first visits in an episode.
+    Source: Zhang et al. 2021 (NovelD, NeurIPS): the criterion with its restriction to first visits in an episode.
 
     Args:
         observation_spec: See `RND`.
