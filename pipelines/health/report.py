@@ -122,9 +122,10 @@ class HealthReport(Callback):
                 logger.warning("torchppo: %s", line_of(one))
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"counts": self._counts, "firsts": self._firsts, "largest": self._largest}
         return {
-            **{name: dict(values) for name, values in state.items()},
+            "counts": dict(self._counts),
+            "firsts": dict(self._firsts),
+            "largest": dict(self._largest),
             "findings": [dict(one) for one in self.findings],
         }
 
