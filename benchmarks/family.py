@@ -5,7 +5,7 @@
 
 A run ends at the first evaluation (20 episodes, deterministic actions, every 10,000 frames) with a mean return of at
 least 475, or after 200,000 frames. Completed runs under runs/benchmarks/family/ are reused. Writes family.csv, one line
-for each run, to the folder of this file; lines of other variants are kept. Exits with 1 if a run does not solve it.
+for each run, to the folder of this file. Lines of other variants and seeds are kept. Exits with 1 if a run fails.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ VARIANTS = {
     "frobenius": "experiment=cartpole objective=unclipped trust_region=frobenius",
     "kl_trust_region": "experiment=cartpole objective=unclipped trust_region=kl",
 }
-"""The words of `torchppo train` for each variant. A new component needs a line here."""
+"""Overrides of `torchppo train` for each variant. A new component needs a line here."""
 COLUMNS = ("variant", "seed", "solved", "frames", "eval_return_mean", "eval_return_std", "wall_seconds", "date")
 
 

@@ -1,8 +1,8 @@
-"""Train every preset for some rollouts, and list what the health report finds; it should find nothing.
+"""Train every preset for a few rollouts, and list the findings of the health report, which should be empty.
 
     python benchmarks/health.py                        # all presets, 12 rollouts each
     python benchmarks/health.py cartpole hopper --rollouts 50
-    python benchmarks/health.py --bad                  # runs that a rule must name
+    python benchmarks/health.py --bad                  # runs that a rule must report
 
 Writes no files. The learning rate follows the schedule of the preset over all of its frames.
 """
@@ -28,14 +28,14 @@ BAD = {
     "reward_scale": "env=cartpole transforms=[{_target_:torchrl.envs.RewardScaling,loc:0.0,scale:1e6}]",
     "return_collapse": "experiment=pendulum optimizer.lr=0.01 total_frames=65536",
 }
-"""Overrides by the rule that must name them."""
+"""Overrides of a bad run by the name of the rule that must report it."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("presets", nargs="*", default=sorted(path.stem for path in CONF.glob("*.yaml")))
     parser.add_argument("--rollouts", type=int, default=12, help="rollouts of each preset")
-    parser.add_argument("--bad", action="store_true", help="train the runs that a rule must name instead")
+    parser.add_argument("--bad", action="store_true", help="train the runs that a rule must report instead")
     arguments = parser.parse_args()
     is_as_expected = True
     if arguments.bad:

@@ -1,4 +1,4 @@
-"""Compare 50 optimizer steps of every objective in graphs with eager ones.
+"""Compare 50 optimizer steps of every objective in graphs with eager steps.
 
     python benchmarks/objective_steps.py
     python benchmarks/objective_steps.py --objectives spo espo --envs CartPole-v1 --no-compiled
@@ -44,7 +44,7 @@ SETTINGS = (
 
 
 def train(objective: str, env_id: str, compile_: str) -> tuple[torch.Tensor, int, int]:
-    """Return all parameters and buffers after the training, the number of steps, and that of bitwise equal ones."""
+    """Return all parameters and buffers after the training, the number of steps, and the number of equal steps."""
     seed_everything(0, verbose=False)
     words = [
         f"objective={objective.split(maxsplit=1)[0]}",

@@ -59,7 +59,7 @@ def make_env(
         id: see `make_gymnasium_env`, or a vector environment, for which other arguments are errors (see `VectorEnv`).
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
         num_workers: worker processes; 0: step in this process, `auto`: measure which is faster, with the same data.
-        step_timeout: seconds after which a step or reset of one environment fails, in workers and in commands.
+        step_timeout: seconds after which a step or reset of one environment fails; without workers, only in commands.
         on_failure: `restart` recreates an environment that fails, and truncates its episode; `raise` ends the run.
         max_restarts: number of failures that are followed by a restart.
         wrappers: applied to each environment, the first one innermost.

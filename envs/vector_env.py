@@ -92,7 +92,7 @@ class VectorEnv(EnvBase):
         self.vector.set_attr(name, values)
 
     def list_all_info_keys(self) -> None:
-        """Write all `info_keys` to TensorDicts, not only those that the user listed, because transforms need specs."""
+        """Add specs for all `info_keys`, not only for those of the user, because transforms need specs."""
         self._set_specs(self.info_keys)
 
     def _set_specs(self, listed_info_keys: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """A custom controller: a learning rate that decays with the inverse square root of the progress.
 
 A controller returns the value of a coefficient for the next rollout. Derive from `Schedule` if the value depends only
-on the progress, from `AdaptiveController` if it depends on a metric, or else from `Controller`.
+on the progress, from `AdaptiveController` if it depends on a metric, and from `Controller` otherwise.
 
     python examples/own_controller.py
 """
@@ -15,7 +15,7 @@ from torchppo.pipelines.cli.main import main
 
 
 class InverseSqrt(Schedule):
-    """The initial value until `constant` of the training, and then times sqrt(constant / progress)."""
+    """Keeps the initial value until the progress is `constant`, then multiplies it by sqrt(constant / progress)."""
 
     def __init__(self, constant: float = 0.1) -> None:
         super().__init__()

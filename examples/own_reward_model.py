@@ -21,7 +21,7 @@ from torchppo.pipelines.cli.main import main
 
 
 class NeighborDistance(RewardModel):
-    """Rewards observations that are far from all others of the rollout, after a fixed random projection."""
+    """Rewards observations that are far from the others in the rollout, after a fixed random projection."""
 
     projection: Tensor
 
@@ -32,11 +32,11 @@ class NeighborDistance(RewardModel):
         self.register_buffer("projection", torch.randn(observation_spec["observation"].shape[-1], 8))
 
     def update(self, rollout: TensorDictBase, reduce: Reduce) -> None:
-        """Do nothing: this model has no statistics."""
+        """Do nothing, because this model has no statistics."""
 
     def reward(self, rollout: TensorDictBase) -> Tensor:
         features = rollout["next", "observation"].flatten(0, 1) @ self.projection
-        distance = torch.cdist(features, features).kthvalue(self.k + 1, dim=1).values  # the nearest is itself
+        distance = torch.cdist(features, features).kthvalue(self.k + 1, dim=1).values  # the first is itself
         return (1 + distance).log().reshape(*rollout.shape, 1)
 
 

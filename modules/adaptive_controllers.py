@@ -12,9 +12,9 @@ from .controllers import Controller
 
 
 class AdaptiveController(Controller):
-    """Base class of controllers that change a value after a rollout that trained the policy, within bounds.
+    """Base class of controllers that adapt a value to a metric, within bounds.
 
-    They read one metric, the first of `metrics`.
+    They read the first metric of `metrics`. The value does not change after a rollout without this metric.
 
     Args:
         minimum: Smallest value.
@@ -44,7 +44,7 @@ class AdaptiveController(Controller):
 
 
 class KLAdaptive(AdaptiveController):
-    """Sets the learning rate so that the KL divergence of an update stays near a target.
+    """Adapts the learning rate so that the KL divergence of an update stays near a target.
 
     It divides the value by `factor` if the KL divergence is above 2 x `target_kl`. It multiplies the value by `factor`
     if the KL divergence is below `target_kl` / 2 but not 0. TorchRL's `KLAdaptiveLR` has the same rule, but sets the
@@ -69,9 +69,9 @@ class KLAdaptive(AdaptiveController):
         self, target_kl: float = 0.01, *, factor: float = 1.5, minimum: float = 1e-5, maximum: float = 1e-2
     ) -> None:
         if not target_kl > 0:
-            raise ConfigurationError(f"target_kl={target_kl} of a KLAdaptive must be positive; 0.01 is usual")
+            raise ConfigurationError(f"target_kl={target_kl} of KLAdaptive must be positive; 0.01 is usual")
         if not factor > 1:
-            raise ConfigurationError(f"factor={factor} of a KLAdaptive must be above 1; 1.5 is usual")
+            raise ConfigurationError(f"factor={factor} of KLAdaptive must be above 1; 1.5 is usual")
         super().__init__(minimum, maximum)
         self.target_kl = target_kl
         self.factor = factor
@@ -132,15 +132,15 @@ class AdaptiveBeta(AdaptiveController):
 
 
 class TargetEntropy(AdaptiveController):
-    """Changes the entropy coefficient so that the entropy H of the policy approaches a target.
+    """Adapts the entropy coefficient so that the entropy H of the policy approaches a target.
 
-    It multiplies the value by exp(`rate` (`target_entropy` - H)), a gradient step on the logarithm of the coefficient.
+    It multiplies the value by exp(`rate` (`target_entropy` - H)). This is a gradient step on its logarithm.
 
     Source: Haarnoja et al. 2018, "Soft actor-critic algorithms and applications", section 5.
 
     Args:
-        target_entropy: Target of the mean entropy, in nats. The largest entropy of n choices is log(n); that of
-            continuous actions may be negative.
+        target_entropy: Target of the mean entropy, in nats. The largest entropy of n choices is log(n). The entropy
+            of continuous actions may be negative.
         rate: Change of the logarithm of the value per nat and rollout.
         minimum: See `AdaptiveController`.
         maximum: See `AdaptiveController`.
@@ -156,7 +156,7 @@ class TargetEntropy(AdaptiveController):
         self, target_entropy: float = 0.5, *, rate: float = 0.1, minimum: float = 1e-5, maximum: float = 1.0
     ) -> None:
         if not rate > 0:
-            raise ConfigurationError(f"rate={rate} of a TargetEntropy must be positive; 0.1 is usual")
+            raise ConfigurationError(f"rate={rate} of TargetEntropy must be positive; 0.1 is usual")
         super().__init__(minimum, maximum)
         self.target_entropy = target_entropy
         self.rate = rate

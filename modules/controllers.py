@@ -111,12 +111,12 @@ class Step(Schedule):
 
 
 class Warmup(Schedule):
-    """Increases linearly from `start` to 1 times the initial value, and then changes linearly to `final` times it.
+    """Increases a factor of the initial value linearly from `start` to 1, and then changes it linearly to `final`.
 
     Source: Goyal et al. 2017, section 2.2.
 
     Args:
-        fraction: Part of the training in which the value increases.
+        fraction: Fraction of the training in which the value increases.
         start: Factor at the start.
         final: Factor at the end of the training.
 
@@ -128,7 +128,7 @@ class Warmup(Schedule):
     def __init__(self, fraction: float = 0.1, *, start: float = 0.1, final: float = 1.0) -> None:
         super().__init__()
         if not 0 < fraction < 1:
-            raise ConfigurationError(f"fraction={fraction} of a Warmup must be between 0 and 1; 0.1 is usual")
+            raise ConfigurationError(f"fraction={fraction} of Warmup must be between 0 and 1; 0.1 is usual")
         self.fraction = fraction
         self.start = start
         self.final = final

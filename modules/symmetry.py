@@ -1,4 +1,4 @@
-"""Symmetries of a task: mirrored samples in minibatches, and a loss of policies that are not symmetric."""
+"""Symmetries of a task: mirrored samples in minibatches, and a loss that penalizes policies that are not symmetric."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .features.extractor import is_recurrent
 
 
 class Symmetry:
-    """A symmetry of a task, such as the exchange of left and right, and how it is used in training.
+    """A symmetry of a task, such as that of left and right, and its use in training.
 
     With `augment`, every minibatch also contains the mirrored samples, with the log-probability, advantage and target
-    of the originals. `mirror_coeff` weighs the loss
+    of the originals. `mirror_coeff` is the weight of the loss
 
         L = mean |m(o') - M(m(o))|^2,  o' = M(o)
 
@@ -33,7 +33,7 @@ class Symmetry:
         mirror_coeff: Weight of the mirror loss; 0 disables it.
 
     Raises:
-        ConfigurationError: If the symmetry is not used, or `mirror_coeff` is negative.
+        ConfigurationError: If `mirror_coeff` is negative, or 0 without `augment`.
 
     """
 

@@ -43,7 +43,7 @@ class RolloutBatch:
     Attributes:
         rows: the rollout as a TensorDict `[rows]`. A row is a frame, or for recurrent policies a sequence
             `[sequence_length, ...]` with the recurrent state before its first frame.
-        raw_advantage: the advantages before they were normalized, `[num_envs, time, 1]`.
+        raw_advantage: the advantages before normalization, `[num_envs, time, 1]`.
 
     """
 

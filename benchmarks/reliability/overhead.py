@@ -1,9 +1,9 @@
-"""Measures what guards and checkpoints cost: whole trainings on HalfCheetah-v5 x 8 with and without them.
+"""Measure the cost of guards and checkpoints: trainings on HalfCheetah-v5 x 8 with and without them.
 
     python benchmarks/reliability/overhead.py --rounds 5
 
-The second training of a pair checks nothing that an environment returns, has no watchdog and saves no checkpoint
-before the end. The first one saves every 20 seconds, three times as often as by default.
+The training without them does not check what environments return, has no watchdog and saves a checkpoint only at the
+end. The other training saves every 20 seconds, three times as often as by default.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Case(NamedTuple):
         has_run: whether a checkpoint and a summary must exist.
         to: who receives the signal: `main`, `group` or `rank 1`.
         again: whether a second signal is sent after half a second.
-        starter: `srun` or `torchrun`, if it starts the ranks, and not rank 0.
+        starter: `srun` or `torchrun`; empty if rank 0 starts the other ranks.
         lost: rollouts that the checkpoint may lack: a state is saved in memory as often as that takes 1 % of the time.
         continues: after SIGUSR1, the same command trains to this number of frames; 0 if it is not run again.
 

@@ -10,7 +10,7 @@ from .plain_data import load_array, save_array
 
 
 def save_mjdata(data: Any) -> list[Any]:
-    """Return all arrays of MuJoCo's `MjData`: a step also reads some that `mj_getState` omits, such as `xipos`."""
+    """Return all arrays of MuJoCo's `MjData`. A step also reads arrays that `mj_getState` omits, such as `xipos`."""
     arrays = {name: getattr(data, name) for name in dir(type(data)) if name[:1] != "_" and name not in MJ_SIZED}
     saved = [[name, save_array(array)] for name, array in arrays.items() if isinstance(array, np.ndarray)]
     return [data.time, saved]
@@ -21,7 +21,7 @@ def load_mjdata(state: list[Any], data: Any) -> Any:
     for name, saved in arrays:
         array = load_array(saved)
         current = getattr(data, name)
-        if current.shape == array.shape:  # the others are results of the last step that the next one writes again
+        if current.shape == array.shape:  # the next step overwrites the others
             current[...] = array
     return data
 
@@ -38,4 +38,4 @@ NATIVE: dict[str, Any] = {
     "MjData": ("mujoco", save_mjdata, load_mjdata),
     "ALEInterface": ("ale_py", lambda ale: ale.cloneState(include_rng=True).serialize(), load_ale),
 }
-"""Classes of C libraries: the package, and functions that save and restore their state."""
+"""Package, saving function and loading function by the name of a class."""

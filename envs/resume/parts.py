@@ -20,7 +20,7 @@ import torch
 from .plain_data import BIT_GENERATORS, load_seeds, save_seeds, set_bits
 
 MISSING: Any = object()
-"""In place of the value that an environment has, if it has none."""
+"""Stands for the current value of an environment that has none."""
 SCALARS = (type(None), bool, int, float, complex, str, bytes)
 VALUES: tuple[Any, ...] = (date, datetime, time, timedelta, Decimal, Fraction, PosixPath)
 
@@ -34,8 +34,8 @@ class Kind(NamedTuple):
 
     Attributes:
         split: returns the parts of a value.
-        join: returns a value of new parts. It also receives the value that the environment has, or `MISSING`.
-        is_live: whether the parts are what the value itself refers to, so that they may be restored in place.
+        join: returns a value with new parts. It also receives the current value of the environment, or `MISSING`.
+        is_live: whether the value refers to its parts, so they may be restored in place.
 
     """
 
@@ -45,7 +45,7 @@ class Kind(NamedTuple):
 
 
 def are_same(olds: list[Any], news: list[Any]) -> bool:
-    """Return whether all parts are those that a value has already, because they were restored in place."""
+    """Return whether a value already has the new parts, because they were restored in place."""
     return len(olds) == len(news) and all(
         old is new or (type(old) is type(new) and type(new) in SCALARS and repr(old) == repr(new))
         for old, new in zip(olds, news, strict=True)
@@ -70,7 +70,7 @@ def join_function(current: Any, parts: list[Any]) -> Any:
 
 
 def find(current: Any, name: str) -> Any:
-    """Return a function of the module of another function, without calling code."""
+    """Return the function `name` of the module of `current`, without running code."""
     found: Any = None if current is MISSING else sys.modules.get(current.__module__)
     for part in name.split("."):
         found = vars(found).get(part) if isinstance(found, ModuleType | type) else None
@@ -80,7 +80,7 @@ def find(current: Any, name: str) -> Any:
 
 
 def join_method(current: Any, parts: list[Any]) -> Any:
-    """Bind a method of the class of an object, found without calling code."""
+    """Bind a method of the class of an object, without running code."""
     owner, name = parts
     if current is not MISSING and type(current.__self__) is type(owner) and current.__name__ == name:
         return MethodType(current.__func__, owner)
@@ -124,7 +124,7 @@ def join_bits(current: Any, parts: list[Any]) -> Any:
 
 
 def split_value(value: Any) -> list[Any]:
-    """Return the class of an unchangeable value of the standard library, and the arguments that it is made of."""
+    """Return the class of an immutable value of the standard library, and the arguments of its constructor."""
     return [type(value).__name__, *value.__reduce__()[1]]
 
 
@@ -149,14 +149,14 @@ BY_NAME = dict(zip(map(attrgetter("__name__"), KINDS), KINDS.items(), strict=Tru
 
 
 def find_class(name: str, packages: set[str], base: type = object) -> Any:
-    """Return a class of one of the packages that is imported already, whose objects can be made without its code."""
+    """Return an imported class of one of the packages. Creating its objects must not run code of the class."""
     module, _, path = name.partition(":")
     found: Any = sys.modules.get(module) if module.split(".")[0] in packages else None
     for part in path.split("."):
         found = getattr(found, part, None)
     is_plain = isinstance(found, type) and issubclass(found, base) and not hasattr(found, "__del__")
     if not is_plain or (base is object and found.__new__ is not object.__new__):
-        raise StateError(f"{name} is not a class whose objects can be made")
+        raise StateError(f"{name} is not an imported class without its own __new__ and __del__")
     return found
 
 

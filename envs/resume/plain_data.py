@@ -86,7 +86,7 @@ def load_seeds(saved: list[Any]) -> np.random.SeedSequence:
 
 
 def set_bits(bits: Any, state: Any, seeds: list[Any] | None) -> None:
-    """Set the state of a `BitGenerator` in place, and what its generators spawn from. Tested with NumPy 2.4."""
+    """Set the state and the seed sequence of a `BitGenerator` in place. Tested with NumPy 2.4."""
     bits.__setstate__((state, bits.seed_seq if seeds is None else load_seeds(seeds)))
 
 

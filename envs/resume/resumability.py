@@ -24,7 +24,7 @@ RESUME_CLASSES = ("snapshot", "replay", "reset", "inexact")
 and actions. `reset`: new episodes start at fixed numbers of frames, with and without a restart, and only there a
 training is saved. `inexact`: new episodes start after a restart."""
 NUM_TEST_STEPS = 12
-MORE_SECONDS, MAX_MORE_STEPS = 0.3, 200  # limits of further steps, which find what an environment does rarely
+MORE_SECONDS, MAX_MORE_STEPS = 0.3, 200  # limits of additional steps, which test rare behavior
 EnvFn = Callable[[], gymnasium.Env[Any, Any]]
 
 
@@ -196,7 +196,7 @@ def resume_class(env_fn: EnvFn, max_seconds: float = 20.0, *, close: bool = True
 
 
 def resume_class_of(envs: Sequence[gymnasium.Env[Any, Any]], max_seconds: float, seen: list[Any] | None = None) -> str:
-    """Return the class of environments that exist already; up to three are stepped, and restored if possible."""
+    """Return the class of existing environments. Up to three are stepped, and restored if possible."""
     used = [env.env if isinstance(env, EncodeSpaces) else env for env in envs[:3]]
     states = []
     for env in used:
@@ -210,9 +210,9 @@ def resume_class_of(envs: Sequence[gymnasium.Env[Any, Any]], max_seconds: float,
 
 
 def begin(env: Replay, seed: int, num_episodes: int, end: float, num_more: int = 0) -> tuple[dict[str, Any], int]:
-    """Take some steps with random actions: episodes after a seed, and one with the random state that they leave.
+    """Take steps with random actions in `num_episodes` episodes after a seed, and in one more without a new seed.
 
-    With `num_more`, the last episode before that has so many more steps. Return the last `info`, and the number of
+    The last of the `num_episodes` episodes has `num_more` additional steps. Return the last `info`, and the number of
     steps that take `MORE_SECONDS`, at most `MAX_MORE_STEPS`.
     """
     start, results = time.monotonic(), list[Any]()
@@ -235,7 +235,7 @@ def continued(env: Replay, info: dict[str, Any], end: float, num_more: int) -> l
 
 
 def take_steps(env: Replay, info: dict[str, Any], num_steps: int, end: float, results: list[Any]) -> dict[str, Any]:
-    """Step with the same random actions for the same observations; add what is returned to `results`, except `info`."""
+    """Take steps with reproducible random actions, and add the results of `step` without `info` to `results`."""
     space = copy.deepcopy(env.action_space)
     space.seed(num_steps)
     for _ in range(num_steps):

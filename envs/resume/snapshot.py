@@ -1,8 +1,8 @@
 """The state of a Gymnasium environment as plain data, which is saved and restored without pickling.
 
-It consists of the attributes of the environment, its wrappers and the objects in them, also in closures. What neither
-`save_state` nor `load_state` knows, such as a lock, stays as it is; `resumability.resume_class` finds out whether that
-matters. Iterators are refused, because they always change.
+It consists of the attributes of the environment, its wrappers and the objects in them, also in closures. Objects that
+`save_state` and `load_state` do not support, such as locks, do not change. `resumability.resume_class` tests whether
+this matters. Iterators are refused, because their state always changes.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class _Saver:
                 raise StateError(f"{class_name(value)} has a state that is not in its attributes")
             return ["object", class_name(value), [[key, self.node(item)] for key, item in attributes.items()]]
         if isinstance(value, Iterator) and not isinstance(value, IOBase):
-            raise StateError(f"{class_name(value)} does not show its state")
+            raise StateError(f"the state of {class_name(value)} cannot be read")
         return ["keep"]
 
 
@@ -218,7 +218,7 @@ class _Loader:
             key = self.value(key_node)
             values.append((key, self.value(item, olds.get(key, MISSING))))
         result.clear()
-        result.update(dict(values))  # a Counter counts pairs
+        result.update(dict(values))  # Counter.update would count the pairs
         return result
 
     def _named_tuple(self, current: Any, name: str, items: list[Any]) -> Any:

@@ -20,12 +20,12 @@ UNUSED_MASK = (
 
 
 class EpisodeInfo:
-    """Writes entries of the last `info` of every episode to an array, and warns once of what is missing or unused.
+    """Writes entries of the last `info` of every episode to an array. Warns once about missing keys and unused masks.
 
     Args:
         keys: keys of the entries.
         values: the array, `[num_envs, len(keys)]`. An entry that an `info` lacks becomes NaN.
-        lacks_mask: whether a mask of valid actions in `info` would not be used.
+        lacks_mask: whether an action mask in `info` would be ignored.
 
     """
 

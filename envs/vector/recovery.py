@@ -61,13 +61,13 @@ class Restarts:
         self.pending[env] = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 
     def replace(self, env: Env, make: Callable[[], Env], failure: TorchPPOError, index: int, seed: int | None) -> Env:
-        """Close an environment that has failed and return a new one, or raise the failure after too many.
+        """Close an environment that has failed and return a new one. After too many failures, raise the last one.
 
         Args:
             env: the environment.
-            make: makes a new one. Its failures count too.
-            failure: how the environment has failed.
-            index: of the environment.
+            make: returns a new environment. Its failures also count.
+            failure: the failure of the environment.
+            index: number of the environment.
             seed: its last seed.
 
         """
@@ -95,7 +95,7 @@ def recreated(env_fn: Callable[[], Env], resume_class: str) -> Env:
 
 
 def timeout_failure(place: str, step_timeout: float) -> EnvironmentFailure:
-    """Return the failure of an environment that is still being stepped; see `place_of` for `place`."""
+    """Return the failure of an environment that does not return from a step; see `place_of` for `place`."""
     return EnvironmentFailure(
         f"{place} did not return within env.step_timeout={step_timeout:g} seconds; "
         "increase it if the environment is slow"

@@ -1,4 +1,4 @@
-"""Distributions of discrete actions, and the KL divergence, entropy and probability ratios of all distributions.
+"""Distributions of discrete actions, and the KL divergence, entropy and probability ratios of any distribution.
 
 PyTorch and TorchRL do not have these distributions, or their own versions cannot be compiled. Every distribution has a
 `deterministic_sample` and can be traced into a single graph.
@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot, softplus
 Shape = torch.Size | list[int] | tuple[int, ...]
 
 MAX_LOG_RATIO = 80.0
-"""In float32, larger log-ratios have an infinite ratio, and a NaN gradient where the clipped gradient is 0."""
+"""Limit of log-ratios. Larger ones may have an infinite ratio in float32, and NaN gradients of clipped ratios."""
 
 
 class Categorical(D.Categorical):

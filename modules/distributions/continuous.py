@@ -1,6 +1,7 @@
-"""Distributions of continuous actions that PyTorch and TorchRL do not have, or whose own versions cannot be compiled.
+"""Distributions of continuous actions.
 
-Every distribution has a `deterministic_sample` and can be traced into a single graph.
+PyTorch and TorchRL do not have these distributions, or their own versions cannot be compiled. Every distribution has a
+`deterministic_sample` and can be traced into a single graph.
 """
 
 from __future__ import annotations

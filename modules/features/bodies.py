@@ -56,7 +56,7 @@ def mlp(
 
 
 def simba(shape: torch.Size, width: int = 128, num_blocks: int = 2) -> nn.Module:
-    """Build the residual network of SimBa over flattened observations, which should be normalized.
+    """Build the residual network of SimBa for flattened observations, which should be normalized.
 
     x_0 = W x + b, x_i = x_(i-1) + MLP(LN(x_(i-1))), features = LN(x_n). The MLP has one hidden layer of 4 x `width`
     units with ReLU.

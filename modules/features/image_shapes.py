@@ -1,4 +1,4 @@
-"""The shapes of images. Importing this file does not import PyTorch, so that the command line can check them."""
+"""The shapes of images. This file does not import PyTorch, because the command line checks shapes without it."""
 
 from __future__ import annotations
 

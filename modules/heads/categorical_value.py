@@ -114,19 +114,20 @@ class CategoricalValue(ValueHead):
 
 
 class AdaptiveCategoricalValue(CategoricalValue):
-    """A `CategoricalValue` whose bins follow the targets: they span `num_stds` deviations around the mean target.
+    """A `CategoricalValue` whose bins span `num_stds` standard deviations on both sides of the mean target.
 
-    The bins are fixed on the scale (target - mean) / deviation, with running statistics of the targets of all ranks.
-    Unlike `PopArtValue`, the predictions move with the bins when the statistics change, because the layer predicts
-    logits. Chang et al. 2026, "Learning the supports for categorical critic in reinforcement learning", learn the
-    bounds by gradient instead, which needs a learning rate in units of the return.
+    The bins are fixed on the scale (target - mean) / standard deviation, with running statistics over all ranks.
+    Predictions move with the bins when the statistics change, because the layer predicts logits; `PopArtValue` keeps
+    its predictions. Chang et al. 2026, "Learning the supports for categorical critic in reinforcement learning", learn
+    the bounds by gradient descent instead, which needs a learning rate in units of the return.
 
     Args:
         width: Number of features.
         num_bins: Number of bins.
-        num_stds: Distance of the first and last bin from the mean, in deviations. Targets beyond are clamped.
+        num_stds: Distance of the first and last bin from the mean, in standard deviations. Targets beyond them are
+            clamped.
         sigma_ratio: See `CategoricalValue`.
-        beta: Fraction of the statistics that every rollout replaces. With 0, all targets count equally.
+        beta: Fraction of the statistics that is discarded with each rollout. With 0, all targets count equally.
 
     Raises:
         ConfigurationError: If `num_stds` is not positive, or `beta` is outside [0, 1); see also `CategoricalValue`.

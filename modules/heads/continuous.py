@@ -120,16 +120,17 @@ def beta(width: int, spec: TensorSpec) -> Head:
 
 
 def categorical(width: int, spec: TensorSpec, *, num_bins: int = 11) -> Head:
-    """Build a head that chooses one of `num_bins` equally spaced values for every action, including both bounds.
+    """Build a head that chooses one of `num_bins` equally spaced values for every action dimension.
 
-    The dimensions of the action are independent. Log-probabilities and entropies are those of the choices.
+    The values include both bounds. The dimensions are independent. Log-probabilities and entropies are those of the
+    choices.
 
     Source: Tang and Agrawal 2020, "Discretizing continuous action space for on-policy optimization".
 
     Args:
         width: Number of features.
         spec: Spec of the actions, `[*, n]`.
-        num_bins: Number of values of every action.
+        num_bins: Number of values of every dimension.
 
     Raises:
         ConfigurationError: If a bound is not finite, or `num_bins` is less than 2.

@@ -27,7 +27,7 @@ class ScaleLimits(NamedTuple):
     high: float = math.inf
 
     def apply(self, log_std: Tensor) -> Tensor:
-        """Clamp `log_std`. The gradient passes the limits, so that a value outside of them can return."""
+        """Clamp `log_std`. The gradient is that of an unclamped value, so a value outside of the limits can return."""
         if self == NO_LIMITS:
             return log_std
         return log_std + (log_std.clamp(self.low, self.high) - log_std).detach()
@@ -37,7 +37,7 @@ NO_LIMITS = ScaleLimits()
 
 
 class StateIndependentScale(nn.Module):
-    """Computes the mean from the features; the scale is one parameter per action, which is learned unless it is fixed.
+    """Computes the mean from the features. The scale is one learned or fixed parameter per action.
 
     Args:
         head: Network `[*, features] -> [*, num_actions]` of the mean.

@@ -45,7 +45,7 @@ class TanhToUnitInterval(nn.Module):
 
 
 class BinToUnitInterval(nn.Module):
-    """Maps the numbers of bins, 0 to `num_bins` - 1, to [0, 1]."""
+    """Maps bin indices from 0 to `num_bins` - 1 to [0, 1]."""
 
     def __init__(self, num_bins: int) -> None:
         super().__init__()

@@ -22,9 +22,9 @@ from .streams import episode_starts
 class E3B(RewardModel):
     """The bonus phi(s')^T C^-1 phi(s') with C = ridge I + the sum of phi phi^T over the episode before s'.
 
-    The features phi are trained to predict the action (`InverseDynamics`). C^-1 is updated by one rank at every step
-    (Sherman and Morrison 1950), in float64. It starts again with every episode, and continues in the next rollout; the
-    state dict has it. It takes 8 num_features^2 bytes for each environment.
+    The features phi are trained to predict the action (`InverseDynamics`). Every step is a rank-one update of C^-1
+    (Sherman and Morrison 1950), in float64. C starts again with every episode and continues in the next rollout. The
+    state dict contains C^-1, which takes 8 num_features^2 bytes for each environment.
 
     Source: Henaff et al. 2022 (arXiv:2210.05805), algorithm 1.
 
@@ -127,7 +127,7 @@ class E3B(RewardModel):
 
 
 def add_feature(inverses: Tensor, feature: Tensor) -> Tensor:
-    """Add phi phi^T to every C, given and changed as C^-1, and return phi^T C^-1 phi before it.
+    """Add phi phi^T to every C by changing C^-1 in place, and return phi^T C^-1 phi of the old C.
 
     Args:
         inverses: C^-1, `[num_envs, features, features]`; changed in place.

@@ -1,4 +1,4 @@
-"""The intrinsic curiosity module: a bonus for transitions whose result is predicted badly."""
+"""The intrinsic curiosity module: a bonus for transitions that a network predicts badly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .reward_model import RewardModel, make_stream_critic
 
 
 class ICM(RewardModel):
-    """The bonus 1/2 |f(phi(s), a) - phi(s')|^2 of a network f that predicts features phi of the next observation.
+    """The bonus 1/2 |f(phi(s), a) - phi(s')|^2 of a network f that predicts the features phi of the next observation.
 
     The loss is (1 - beta) L_inverse + beta L_forward, where L_forward is the mean bonus. The features are trained only
     by L_inverse (`InverseDynamics`), as in Burda et al. 2018 (arXiv:1808.04355), so that they cannot collapse. The

@@ -1,4 +1,4 @@
-"""Features of observations that are trained to predict the action between two of them."""
+"""Features of observations, trained to predict the action between two observations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HIDDEN = 256
 
 
 class ActionCode(nn.Module):
-    """Encodes actions as vectors: choices one-hot, numbers scaled to [-1, 1] if they have bounds.
+    """Encodes actions as vectors. Choices become one-hot vectors, and bounded numbers are scaled to [-1, 1].
 
     Args:
         action_spec: Spec of a batch of actions, a leaf or nested.
@@ -118,7 +118,7 @@ class ScaleToUnit(nn.Module):
 class InverseDynamics(nn.Module):
     """Features phi(s), trained to predict the action a from phi(s) and phi(s').
 
-    They describe what the actions can change, and not, for example, noise on a screen.
+    They describe what the actions can change. They ignore, for example, noise on a screen.
 
     Source: Pathak et al. 2017 (ICM, arXiv:1705.05363), section 2.2, eq. 2 and 3.
 

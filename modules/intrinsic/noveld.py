@@ -19,10 +19,10 @@ from .visits import EpisodeVisits
 class NovelD(RND):
     """The bonus max(n(s') - alpha n(s), 0) at the first visit of s' in the episode, and 0 at all others.
 
-    The novelty n is the root of the prediction error of `RND`. Visits are compared exactly, so the bonus suits
-    observations that can repeat, such as those of grids.
+    The novelty n is the square root of the prediction error of `RND`. Observations are compared exactly, so they must
+    be able to repeat, such as those of grids.
 
-    Source: Zhang et al. 2021 (NovelD, NeurIPS): the criterion with its restriction to first visits in an episode.
+    Source: Zhang et al. 2021 (NovelD, NeurIPS 2021), the criterion with the restriction to first visits in an episode.
 
     Args:
         observation_spec: See `RND`.

@@ -17,14 +17,15 @@ from .reward_model import RewardModel, make_stream_critic
 
 # TorchRL 0.14's RNDTransform computes rewards during collection with statistics that change at every step, divides them
 # by their own deviation instead of that of their return, normalizes only vectors, and does not reduce over ranks. Its
-# RNDLoss masks the minibatch, so that it computes all rows to learn from a quarter of them.
+# RNDLoss masks the minibatch: it computes all rows, but learns from only a quarter of them.
 
 
 class RND(RewardModel):
     """The bonus mean_i (f_i(s') - g_i(s'))^2 of a trained network f and a frozen random network g.
 
-    The error is small for observations like those that f was trained on. Observations are normalized with running
-    statistics of all next observations and clipped to `[-5, 5]`; see `FeatureNetworks`. f has two more layers than g.
+    The error is small for observations that are similar to those that f was trained on. Observations are normalized
+    with running statistics of all next observations and clipped to `[-5, 5]`; see `FeatureNetworks`. f has two more
+    layers than g.
 
     Source: Burda et al. 2019 (arXiv:1810.12894), sections 2.2 to 2.4.
 
@@ -35,7 +36,8 @@ class RND(RewardModel):
         observations: Entries that the networks read, such as `image`; `None` means all.
         num_features: Number of outputs of both networks.
         share: Share of every minibatch that f is trained on.
-        weight: See `RewardModel`. The source uses 1/2: its advantages of the environment count twice.
+        weight: See `RewardModel`. The default is 1/2, because the source multiplies the advantages of the environment
+            by 2.
         gamma: See `RewardModel`.
         lmbda: See `RewardModel`.
         is_episodic: See `RewardModel`.

@@ -90,7 +90,7 @@ def write_values(rollout: TensorDictBase, model: RewardModel) -> None:
 def with_next(
     rollout: TensorDictBase, ends: Tensor, function: Callable[[TensorDictBase], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Apply a function to the data of all states and of all next states, once per state where they are the same.
+    """Apply a function to all states and all next states, only once to a next state that is the following state.
 
     Args:
         rollout: `[num_envs, time]`.

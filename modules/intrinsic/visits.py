@@ -64,5 +64,5 @@ class EpisodeVisits(nn.Module):
 
 
 def hash_of(content: bytes) -> int:
-    """Return a 64-bit hash, the same in every process. Collisions among a million have a probability of 3e-8."""
+    """Return a 64-bit hash, the same in every process. A million hashes collide with a probability of 3e-8."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")

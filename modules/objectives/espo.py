@@ -13,9 +13,9 @@ from .ppo_loss import PPOLoss
 
 
 class ESPOLoss(PPOLoss):
-    """Early stopping policy optimization: the unclipped objective, until the ratios r deviate too much from 1.
+    """Early stopping policy optimization: the unclipped objective with a stopping rule for the ratios r.
 
-    The update ends before the first step whose minibatch has a mean |r - 1| above `delta`, on all ranks.
+    The update ends on all ranks before the first step whose minibatch has a mean |r - 1| above `delta`.
 
     Source: Sun et al. 2022, "You may not need ratio clipping in PPO".
 

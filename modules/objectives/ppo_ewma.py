@@ -17,11 +17,12 @@ from .clip import ClipPPOLoss
 
 
 class PPOEWMALoss(ClipPPOLoss):
-    """The decoupled clipped objective: it clips the ratio to a proximal policy instead of the policy at collection.
+    """The decoupled clipped objective: it clips the ratio to a proximal policy, not to the policy at collection.
 
-    With r = new / proximal, it maximizes (proximal / old) min(r A, clip(r, 1 - eps, 1 + eps) A). The proximal policy
-    has an exponentially weighted average of the weights after every step. The metrics of ratios are those of r;
-    `kl_approx` is KL(old || new). TorchRL's `delay_actor` needs a functional loss, which graphs cannot train.
+    With r = new / proximal, it maximizes (proximal / old) min(r A, clip(r, 1 - eps, 1 + eps) A). The weights of the
+    proximal policy are an exponentially weighted average of the weights after every step. The metrics of ratios are
+    those of r; `kl_approx` is KL(old || new). TorchRL's `delay_actor` needs a functional loss, which graphs cannot
+    train.
 
     Source: Hilton et al. 2021, "Batch size-invariance for policy optimization".
 

@@ -40,7 +40,7 @@ class PPOLoss(torchrl_objectives.PPOLoss):
     - `kl_approx` is the exact KL(old || new) where it has a closed form. Otherwise it is the estimate k3, which
       is never negative. TorchRL's k1 has a high variance.
     - The critic's `ValueHead`, if there is one, defines the value loss.
-    - Ratios are limited to finite values, so that gradients are finite when the policy has changed much.
+    - Ratios are limited to finite values, so gradients are finite even if the policy has changed a lot.
     - Layers that actor and critic share run once. `clip_value` compares with the value at collection.
 
     `forward` reads the action, `action_log_prob`, `advantage`, `value_target`, `state_value`, the distribution
@@ -57,9 +57,8 @@ class PPOLoss(torchrl_objectives.PPOLoss):
         critic_coeff: Weight of the value loss (c1).
         clip_value: Largest change of a value that is not clipped, in units of the value. `None` disables clipping.
         loss_critic_type: `l2`, `l1` or `smooth_l1` for a critic without a `ValueHead`.
-        importance_quantile: Quantile of the ratios of a minibatch at which larger ratios are truncated: its weight in
-            the loss and in the gradient is limited (Ionides 2008), in addition to `max_importance_ratio`, a fixed
-            limit. `None` means no such limit.
+        importance_quantile: Ratios above this quantile of a minibatch are truncated in the loss and in the gradient
+            (Ionides 2008). `max_importance_ratio` is a fixed limit; both may be used. `None` means no quantile.
         functional: Must be false, because DDP and compiled steps need the networks as modules of the loss.
         options: Further options of TorchRL's class, with its defaults: `entropy_bonus`, `samples_mc_entropy`,
             `normalize_advantage`, `normalize_advantage_exclude_dims`, `separate_losses`, `reduction`,

@@ -1,4 +1,4 @@
-"""The clipped objective with a slope that pulls ratios back (PPO-RB and Truly PPO)."""
+"""The clipped objective with rollback (PPO-RB and Truly PPO)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .ppo_loss import PPOLoss
 
 
 class RollbackPPOLoss(PPOLoss):
-    """Rolls the policy back where the clipped objective would only have no gradient.
+    """The clipped objective, with a gradient toward the range where the clipped objective is constant.
 
-    Outside of [1 - eps, 1 + eps], the ratio r counts as (1 + alpha) (1 +- eps) - alpha r, so the objective has the
-    slope -alpha there (PPO-RB). With `max_kl`, the KL divergence decides instead (Truly PPO): where KL(old || new) is
-    at least `max_kl` and r A > A, the objective is r A - alpha (KL - `max_kl`), else it is r A. The paper omits the
-    constant alpha `max_kl`, without which the objective would not be continuous.
+    Outside of [1 - eps, 1 + eps], (1 + alpha) (1 +- eps) - alpha r replaces the clipped ratio. Its slope in r is -alpha
+    (PPO-RB). With `max_kl`, the KL divergence decides instead (Truly PPO): where KL(old || new) is
+    at least `max_kl` and r A > A, the objective is r A - alpha (KL - `max_kl`), else it is r A. The constant
+    alpha `max_kl`, which the paper omits, makes the objective continuous.
 
     Source: Wang et al. 2019, "Truly proximal policy optimization".
 

@@ -14,7 +14,7 @@ from .ppo_loss import PPOLoss
 
 
 class SPOLoss(PPOLoss):
-    """Simple policy optimization: a quadratic penalty pulls the ratio r back to the edge of [1 - eps, 1 + eps].
+    """Simple policy optimization: a quadratic penalty keeps the ratio r near [1 - eps, 1 + eps].
 
     The maximum of r A - |A| (r - 1)^2 / (2 eps) is at r = 1 + eps sign(A). Unlike the clipped objective, it has a
     gradient outside of the range.

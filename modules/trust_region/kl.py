@@ -10,7 +10,7 @@ from torch import Tensor
 from .trust_region import TrustRegion, mahalanobis
 
 MIN_LOG_STEP, NUM_POINTS, NUM_GRIDS, NUM_NEWTON_STEPS = -30.0, 32, 2, 3
-"""The step is searched in [exp(-30), 1]. The grids leave an error of 3 %, and Newton's steps 1e-9."""
+"""Options of the search for a step in [exp(-30), 1]. The error is 3 % after the grids and 1e-9 after Newton's steps."""
 
 
 class KLTrustRegion(TrustRegion):
@@ -20,7 +20,7 @@ class KLTrustRegion(TrustRegion):
     KL divergence, (log |S_old| - log |S| + tr(S_old^-1 S) - n) / 2. The projected mean is a mix of the old and the new
     mean. The projected covariance has the precision t S^-1 + (1 - t) S_old^-1, and the projection of a categorical
     distribution the logits t log p + (1 - t) log p_old, with the largest t for which the bound holds. The gradient of t
-    is that of the implicit function.
+    is that of the implicit function that defines it.
 
     Source: Otto et al. 2021, section 4.3, where t = 1 / (1 + eta) with the multiplier eta. The projection of
     categorical distributions is the same dual problem.
@@ -85,9 +85,9 @@ def largest_step(
 ) -> Tensor:
     """Solve divergence(t) = bound for t in (0, 1), where the divergence increases from 0.
 
-    Grids and Newton's steps are on a logarithmic scale, on which the divergence is almost a line. A grid evaluates its
-    points at once; a bisection would have ten times as many operations one after the other. The last step of Newton
-    has a gradient: dt = -d(divergence) / slope, as for an implicit function.
+    Grids and Newton steps use a logarithmic scale, on which the divergence is almost linear. A grid evaluates its
+    points at once; a bisection would run ten times as many operations in sequence. The last Newton step has the
+    gradient of the implicit function, dt = -d(divergence) / slope.
 
     Args:
         divergence: Of t `[*]`, for every sample; t may have another dimension in front.

@@ -28,8 +28,8 @@ class TrustRegion(ABC):
 
     In every state, the distribution of the network pi is projected to the closest distribution pi~ whose distance from
     the distribution at collection is at most a bound. The objective uses pi~. A regression loss
-    `alpha * mean d(pi, pi~)` pulls the network to the projection, which it treats as constant. The network itself acts,
-    in training and in evaluations, because pi~ depends on the policies of all earlier rollouts.
+    `alpha * mean d(pi, pi~)` moves the network toward the projection, which has no gradient in this loss. The network
+    itself acts in training and in evaluations, because pi~ depends on the policies of all earlier rollouts.
 
     Distributions within the bounds do not change. Means and covariances of Gaussians have separate bounds. Categorical
     distributions use `mean_bound`. The components of a joint distribution are projected one by one.
@@ -82,9 +82,10 @@ class TrustRegion(ABC):
         """Project normalized logits: `[*, n], [*, n], [*] -> [*, n]`."""
 
     def apply_to(self, objective: Objective) -> Objective:
-        """Let an objective use projected distributions from now on, and add `loss_trust_region` to its losses.
+        """Make an objective use projected distributions, and add `loss_trust_region` to its losses.
 
-        It also returns the metric `projected_fraction`, the fraction of the states in which pi~ differs from pi.
+        The objective then also returns the metric `projected_fraction`, the fraction of the states in which pi~ differs
+        from pi.
 
         Args:
             objective: Calls `actor_network.get_dist` with the distribution parameters at collection, as all objectives
@@ -173,7 +174,7 @@ class TrustRegion(ABC):
 def mixed(new: Tensor, old: Tensor, distance: Tensor, bound: float) -> Tensor:
     """Compute (new + w old) / (1 + w) with w = sqrt(distance / bound) - 1 where the distance is above the bound.
 
-    The distance of the result is the bound, if it is the square of a norm of `new - old`.
+    If the distance is the square of a norm of `new - old`, the distance of the result is the bound.
 
     Source: Otto et al. 2021, eq. 6 and 7. Shapes: `[*, n], [*, n], [*] -> [*, n]`.
     """
@@ -183,7 +184,7 @@ def mixed(new: Tensor, old: Tensor, distance: Tensor, bound: float) -> Tensor:
 
 
 def where_outside(is_outside: Tensor, distance: Tensor) -> Tensor:
-    """Return the distance from the projection, which is exactly 0 inside of the bounds: `[*], [*] -> [*]`."""
+    """Return the distance from the projection, exactly 0 within the bounds: `[*], [*] -> [*]`."""
     return distance.where(is_outside, distance.detach() * 0.0)
 
 

@@ -22,7 +22,7 @@ from .findings import Finding, error, note, ok
 
 MAX_STEPS, MAX_SECONDS = 2_000, 2.0
 MAX_CALL_SECONDS = 60.0
-"""How long a reset or a step may take."""
+"""Largest duration of a reset or a step, in seconds."""
 NUM_COMPARED = 30
 """Steps that are repeated to compare them."""
 SLOW = 500
@@ -108,7 +108,7 @@ def call(function: Callable[[], Any], seconds: float = 0.0) -> Any:
     """Call the environment's own code.
 
     Raises:
-        StepError: if it raises anything, such as SystemExit, or takes `MAX_CALL_SECONDS` longer than `seconds`.
+        StepError: if it raises an exception (also SystemExit), or takes more than `seconds` + `MAX_CALL_SECONDS`.
 
     """
     try:
@@ -149,7 +149,7 @@ def play(env: gymnasium.Env[Any, Any], seed: int, num_steps: int, seconds: float
     """Step with random actions.
 
     Raises:
-        StepError: if the environment raises anything or hangs.
+        StepError: if the environment raises an exception or hangs.
 
     """
     space = copy.deepcopy(env.action_space)
@@ -232,7 +232,7 @@ def check_repetition(env: gymnasium.Env[Any, Any]) -> list[Finding]:
     if not any(are_equal(first[0][0], other[0][0]) for other in others) and all(
         are_equal(starts[0], start) for start in starts
     ):
-        text = "resets with seeds differ, but all resets without a seed begin alike; seed only if seed is not None"
+        text = "all resets without a seed begin alike, but resets with seeds differ; seed only if seed is not None"
         findings.append(note("seeding", text))
     return findings
 

@@ -23,7 +23,7 @@ from .config import compose, is_first_rank, parse
 from .help import EVAL_EXAMPLES, EXAMPLES, TRUST_HELP
 from .keys.checks import options_by_group
 
-HINTED = ("env", "objective.", "optimizer.", "update.", "estimator.", "ppo.")  # keys about which a line may be printed
+HINTED = ("env", "objective.", "optimizer.", "update.", "estimator.", "ppo.")  # overrides that may cause hints
 
 
 def main(argv: Sequence[str] | None = None) -> int:

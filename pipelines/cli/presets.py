@@ -1,4 +1,4 @@
-"""Lines that a training prints before it starts: the experiment of its environment, and unusual settings."""
+"""Hints before a training starts: an experiment for its environment, and settings outside of the usual ranges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def hints(overrides: Sequence[str], cfg: DictConfig) -> list[str]:
-    """Return the lines for the overrides of a command line and the composed configuration."""
+    """Return the hints, one line each, for the overrides of a command line and the composed configuration."""
     line = hint(overrides, str(cfg.env.get("id")))
     return [*([line] if line else []), *(f"torchppo: {note}" for note in notes(cfg, overrides))]
 

@@ -22,7 +22,7 @@ def default_run_dir(cfg: DictConfig, choices: DictConfig, *, has_env_id: bool) -
     """Return `runs/<experiment or environment>/<date>-<time>-s<seed>`. In a sweep, append the swept values.
 
     Raises:
-        ConfigurationError: for `resume=auto`, which needs the folder of a run.
+        ConfigurationError: if `resume=auto` is set, which needs `run_dir`.
 
     """
     if cfg.resume.auto is True:

@@ -1,4 +1,4 @@
-"""The contracts between a training, its collector and what steps the environment, and the size of a rollout."""
+"""The protocols of collectors and of objects that step the environment, and checks of the size of a rollout."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def check_collector(collector: Any, frames: int, total_frames: int, *, may_be_co
     """Return whether a rollout fits after `frames` trained frames.
 
     Raises:
-        ConfigurationError: if Lightning would prefetch, or no rollout fits and the training may not be complete.
+        ConfigurationError: if Lightning would prefetch, or if no rollout fits and `may_be_complete` is false.
 
     """
     if not hasattr(collector, "__len__"):

@@ -27,7 +27,7 @@ WHOLE_GAMES = dict.fromkeys(("episodic_life", "terminal_on_life_loss", "reward_c
 LIFE_WRAPPERS = ("EpisodicLifeEnv", "EpisodicLife")
 """Names of wrappers that end an episode when a life is lost. Evaluations omit them."""
 TRAINING_TRANSFORMS = (".RandomTruncationTransform",)
-"""Names of TorchRL transforms that spread the ends of training episodes. Evaluations omit them."""
+"""Names of TorchRL transforms that are only for training. Evaluations omit them."""
 HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 

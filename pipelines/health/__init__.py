@@ -1,1 +1,1 @@
-"""Rules that name what is wrong with a training, from its metrics."""
+"""The health report: rules that find problems of a training in its metrics."""

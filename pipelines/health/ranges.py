@@ -1,4 +1,4 @@
-"""The ranges of settings that the specification calls typical, and notes on overrides outside of them."""
+"""Usual ranges of settings, and notes on overrides outside of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class Range(NamedTuple):
-    """The usual values of a setting, and what a value outside of it may cause."""
+    """The usual range of a setting, and the effects of values below and above it."""
 
     low: float
     high: float
@@ -21,21 +21,21 @@ class Range(NamedTuple):
 RANGES = {
     "objective.clip_epsilon": Range(0.1, 0.3, "the policy changes slowly", "updates are unstable"),
     "optimizer.lr": Range(1e-4, 3e-4, "learning is slow", "updates are unstable"),
-    "update.epochs": Range(3, 10, "samples are used less", "the policy overfits to each rollout"),
-    "update.minibatch_size": Range(32, 256, "gradients are noisy", "a rollout has few steps"),
+    "update.epochs": Range(3, 10, "few updates are made with each rollout", "the policy overfits to each rollout"),
+    "update.minibatch_size": Range(32, 256, "gradients are noisy", "each epoch has few optimizer steps"),
     "objective.critic_coeff": Range(0.5, 1.0, "the critic learns slowly", "the critic dominates the gradient"),
     "objective.entropy_coeff": Range(0.0, 0.01, "the policy explores little", "the policy stays random"),
     "estimator.lmbda": Range(0.9, 0.99, "advantages are biased", "advantages have a high variance"),
-    "estimator.gamma": Range(0.9, 0.999, "only the next steps count", "returns have a high variance"),
+    "estimator.gamma": Range(0.9, 0.999, "only the next few rewards count", "returns have a high variance"),
     "ppo.max_grad_norm": Range(0.3, 10.0, "learning is slow", "gradients may explode"),
 }
-"""Usual values by key, from the section "Critical hyperparameters" of the specification (see docs/configuration.md). It
-has no range of `ppo.max_grad_norm`; its listing clips at 0.5."""
+"""Usual ranges by key, from the section "Critical hyperparameters" of the specification (see docs/configuration.md).
+The range of `ppo.max_grad_norm` is ours; the specification uses 0.5."""
 GROUPS = tuple({key.partition(".")[0] for key in RANGES})
 
 
 def notes(cfg: DictConfig, overrides: Iterable[str]) -> list[str]:
-    """Return a line for every overridden key whose value is outside of its range. Presets are tested as they are."""
+    """Return a line for every overridden key whose value is outside of its range."""
     keys = [word.lstrip("+").partition("=")[0] for word in overrides]
     lines = [note(key, OmegaConf.select(cfg, key), RANGES[key]) for key in keys if key in RANGES]
     if "ppo.normalize_advantage" in keys and cfg.ppo.normalize_advantage is None:

@@ -17,18 +17,18 @@ TINY = 1e-12
 
 
 class HealthReport(Callback):
-    """Reports once when a rule of `rules.py` begins to be true, and keeps the findings for summary.json.
+    """Reports a rule of `rules.py` once when it becomes true, and keeps the findings for summary.json.
 
-    It reads only metrics, so that it also works on the rows of a metrics.csv. All ranks have the same metrics, and rank
-    0 prints. A checkpoint contains its state.
+    It reads only metrics, so it also works with the rows of metrics.csv. All ranks have the same metrics; rank 0
+    prints. Checkpoints contain the state.
 
     Args:
         total_frames: frames of the training; `None` takes them from the LightningModule.
         rules: the rules.
 
     Attributes:
-        findings: what was found, in the order of time: `rule`, `message`, `override`, `evidence` (the metrics of the
-            conditions), and the frames of the first and the last rollout with it.
+        findings: the reported rules in the order of time: `rule`, `message`, `override`, `evidence` (the metrics of the
+            conditions), and `frames` and `last_frames`, when the rule was reported and when it was last true.
 
     """
 
@@ -43,12 +43,12 @@ class HealthReport(Callback):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What summary.json contains."""
+        """The entries of summary.json."""
         return {"health": self.findings, "collapsed": self.has_collapsed}
 
     @property
     def has_collapsed(self) -> bool:
-        """Whether the policy has collapsed and has not recovered until the last rollout."""
+        """Whether the policy has collapsed and has not recovered by the last rollout."""
         collapses = {rule.name for rule in self.rules if rule.is_collapse}
         return any(self._counts.get(one["rule"], 0) > 0 for one in self.findings if one["rule"] in collapses)
 

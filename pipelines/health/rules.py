@@ -9,11 +9,11 @@ class Condition(NamedTuple):
     """Compares a metric with a limit.
 
     Attributes:
-        metric: name of a column of metrics.csv, or of a quantity that `report.derived` computes.
-        comparison: `above` or `below`. The limit itself does not fulfil the condition.
+        metric: name of a column of metrics.csv, or of a quantity that `HealthReport._derived` computes.
+        comparison: `above` or `below`. A value equal to the limit does not satisfy the condition.
         limit: a value of the metric, or a factor if there is a `reference`.
-        reference: what the limit is a multiple of: `first` and `largest` are values of the same metric in this
-            training, any other name is a metric. Without one, the limit is absolute.
+        reference: what the limit is a factor of: `first` or `largest`, the first or largest value of the same metric in
+            this training, or the name of another metric. If it is empty, the limit is absolute.
 
     """
 
@@ -24,16 +24,16 @@ class Condition(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A failure of the training, reported when all conditions have been true for several rollouts in a row.
+    """A problem of a training, reported when all conditions have been true for several rollouts in a row.
 
     Attributes:
         name: name in summary.json.
-        conditions: rollouts in which a metric has no value do not count.
+        conditions: conditions on metrics. Rollouts in which a metric has no value are ignored.
         rollouts: number of rollouts in a row.
         message: what is wrong.
-        override: override of the command line that would change it.
-        source: where the limits are from.
-        is_collapse: whether the policy has collapsed, which summary.json says.
+        override: override of the command line to try.
+        source: source of the limits.
+        is_collapse: whether the rule means that the policy has collapsed; see `collapsed` in summary.json.
 
     """
 
@@ -65,7 +65,7 @@ RULES = (
         "kl_extreme",
         (Condition("train/kl", "above", 1.0),),
         1,
-        "one update has replaced the policy by another one",
+        "one update has changed the policy almost completely",
         "optimizer.lr=3e-4 update.target_kl=0.03",
         MEASURED,
     ),
@@ -81,7 +81,7 @@ RULES = (
         "kl_below_target",
         (Condition("train/kl", "below", 0.1, "train/target_kl"), IS_LEARNING),
         20,
-        "the KL divergence stays below 1/10 of its target; the policy changes less than it may",
+        "the KL divergence stays below 1/10 of its target; the policy changes less than intended",
         "optimizer.lr=1e-3",
         "Schulman et al. 2017, section 4, which halves beta below 1/1.5 of the target",
     ),
@@ -122,7 +122,7 @@ RULES = (
         "entropy_collapse",
         (Condition("discrete_entropy", "below", 0.02, "first"),),
         5,
-        "the policy is deterministic and explores no more",
+        "the policy is almost deterministic and no longer explores",
         "objective.entropy_coeff=0.01",
         MEASURED,
     ),
@@ -130,7 +130,7 @@ RULES = (
         "std_collapse",
         (Condition("train/std", "below", 0.02, "first"),),
         5,
-        "the standard deviation of the actions is so small that the policy explores no more",
+        "the standard deviation of the actions is so small that the policy no longer explores",
         "objective.entropy_coeff=0.001",
         MEASURED,
     ),
@@ -138,7 +138,7 @@ RULES = (
         "std_explodes",
         (Condition("train/std", "above", 10.0, "first"),),
         5,
-        "the standard deviation of the actions grows; noise decides the actions",
+        "the standard deviation of the actions has grown so much that the actions are mostly noise",
         "objective.entropy_coeff=0",
         MEASURED,
     ),
@@ -171,15 +171,15 @@ RULES = (
         "advantages_not_normalized",
         (Condition("train/advantage_scale", "above", 10.0),),
         5,
-        "advantages are large and not normalized, so the step of the policy depends on the scale of the rewards",
+        "advantages are large and not normalized, so the updates of the policy depend on the scale of the rewards",
         "ppo.normalize_advantage=rollout",
-        "Andrychowicz et al. 2020, section 3.5; the specification normalizes always",
+        "Andrychowicz et al. 2020, section 3.5; the specification always normalizes",
     ),
     Rule(
         "gradients_always_clipped",
         (Condition("train/grad_clip_fraction", "above", 0.999), Condition("train/grad_norm", "above", 1000.0)),
         10,
-        "every gradient is clipped to less than 1/1000 of itself; the critic's part hides that of the policy",
+        "gradients are always clipped, from a norm above 1,000; the gradient of the critic hides that of the policy",
         "reward=normalized",
         MEASURED,
     ),
@@ -195,7 +195,7 @@ RULES = (
         "too_many_epochs",
         (Condition("train/num_epochs", "above", 30.0),),
         1,
-        "each rollout is used for many passes, which overfits to it; 3 to 10 are usual",
+        "the update makes many passes over each rollout and overfits to it; 3 to 10 are usual",
         "update.epochs=10",
         "Schulman et al. 2017, tables 3 to 5; RL Baselines3 Zoo uses at most 20",
     ),

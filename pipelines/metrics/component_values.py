@@ -1,4 +1,4 @@
-"""The hyperparameters of components that were made in Python."""
+"""The hyperparameters of components that were built in Python."""
 
 from __future__ import annotations
 

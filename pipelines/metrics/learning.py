@@ -1,4 +1,4 @@
-"""Metrics of what an update has done to the critic, to the policy and to its gradients, over all ranks."""
+"""Metrics of critic, policy and gradients after an update, over all ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ...modules.objectives.ppo_loss import old_distribution
 from ..distributed import num_ranks, rank, summed
 
 SAMPLE_FRAMES, FRAMES_PER_SAMPLE = 1024, 2048
-"""The policy after an update is compared on 1,024 frames, every 2,048 frames of a rank. It takes 0.7 to 2 ms."""
+"""Frames of a sample on which the policy after an update is compared, and frames of a rank between two samples."""
 METRIC_NAMES = {"kl_approx": "approx_kl"}  # the names that PPO users know
 OF_OBJECTIVE = ("kl", "max_ratio", "mean_ratio", "ESS", "clip_fraction", "entropy")
 """Metrics of the sample that have no value if the objective returns them for every minibatch."""
@@ -40,7 +40,7 @@ class Comparison(NamedTuple):
 def compare_policies(actor: Any, rows: TensorDictBase) -> Comparison | None:
     """Run the policy on rows of a rollout, and return KL(old || new) and log(new / old).
 
-    `None` if the policy has a TorchRL `CompositeDistribution`, or is not one that can be run without sampling.
+    Return `None` if the policy has a TorchRL `CompositeDistribution`, no `get_dist`, or several log-probabilities.
     """
     if not hasattr(actor, "get_dist") or len(actor.log_prob_keys) != 1:
         return None
@@ -83,7 +83,7 @@ def critic_metrics(batch: Any) -> dict[str, float]:
 def gradient_metrics(norms: Tensor, limit: float) -> dict[str, float]:
     """Return the largest gradient norm of the steps, `grad_norm_max`, and the fraction above `limit`.
 
-    Steps whose norm is not finite were skipped, and are left out. Empty if no step is left.
+    Steps whose norm is not finite were skipped and do not count. The result is empty if no step is left.
     """
     norms = norms[norms.isfinite()]
     if not len(norms):
@@ -104,7 +104,7 @@ def policy_metrics(ppo: Any, batch: Any, results: Mapping[str, float]) -> dict[s
 
     Returns:
         `kl`, `max_kl`, `max_advantage`, `surrogate_improvement`, `max_ratio`, `mean_ratio`, `ESS`, `clip_fraction`,
-        `entropy` and `std`; see docs/metrics.md. Empty in the rollouts between samples.
+        `entropy` and `std`; see docs/metrics.md. The result is empty in rollouts without a sample.
 
     """
     index = ppo.num_rollouts - ppo.value_pretraining - 1
@@ -141,7 +141,7 @@ def policy_metrics(ppo: Any, batch: Any, results: Mapping[str, float]) -> dict[s
 
 
 def spread(new: D.Distribution, rows: TensorDictBase, actor: Any) -> dict[str, Tensor]:
-    """Return the mean `entropy` of a policy where it has a closed form, and the mean `std` of continuous actions."""
+    """Return the mean `entropy` of a policy if it has a closed form, and the mean `std` of continuous actions."""
     found = {}
     with suppress(NotImplementedError):
         found["entropy"] = new.entropy().mean()
@@ -163,7 +163,7 @@ def sample_of(num_rows: int, size: int) -> Tensor:
 def learning_metrics(ppo: Any, batch: Any, results: Mapping[str, float]) -> dict[str, float]:
     """Add the metrics of gradients and policy to the metrics of an update, and reduce all over the ranks.
 
-    Metrics of the sample that are not finite have no value, because no step depends on them.
+    Metrics of the sample that are not finite are omitted, because no step depends on them.
 
     Args:
         ppo: the LightningModule.
@@ -203,7 +203,7 @@ def improvement_bound(surrogate: float, max_advantage: float, max_kl: float, gam
 
     J(new) - J(old) >= E[r A] / (1 - gamma) - 4 max|A| gamma / (1 - gamma)^2 max KL(old || new)
 
-    The advantages are estimates, and the largest values are those of the sample. The bound is far below the change.
+    The advantages are estimates, and the largest values are those of the sample. The bound is loose.
 
     Source: Schulman et al. 2015, "Trust region policy optimization", theorem 1.
 

@@ -73,7 +73,7 @@ def run_dir_of(checkpoint: Path) -> Path:
 
 
 def read_config(run_dir: Path) -> dict[str, Any] | None:
-    """Return `config.yaml` of a run, moved to the place that it has now; `None` if it is missing or damaged."""
+    """Return `config.yaml` of a run with its current folder, or `None` if the file is missing or damaged."""
     try:
         cfg = OmegaConf.load(run_dir / "config.yaml")
         if not isinstance(cfg, DictConfig):
@@ -85,13 +85,13 @@ def read_config(run_dir: Path) -> dict[str, Any] | None:
 
 
 def require_same_run(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> None:
-    """Raise a CheckpointError if a checkpoint was saved with another configuration than that of its run directory."""
+    """Raise a CheckpointError if the configuration of a checkpoint differs from that of its run directory."""
     stored, own = read_config(run_dir), OmegaConf.to_container(cfg)
     changed = [] if stored is None else sorted(differing_keys({**stored, "total_frames": cfg.total_frames}, own))
     if changed:
         raise CheckpointError(
-            f"{checkpoint} is not of the run that {run_dir / 'config.yaml'} describes ({'; '.join(changed[:5])}); to "
-            "continue it, move it to a folder <name>/checkpoints of its own"
+            f"{checkpoint} does not belong to the run of {run_dir / 'config.yaml'} ({'; '.join(changed[:5])}); to "
+            "continue it, move it to a new folder <name>/checkpoints"
         )
 
 

@@ -24,7 +24,7 @@ from ..stopping.stop_on_signal import StopOnSignal
 NOT_COMPARED = ("seconds", "callbacks", "loops")
 """Parts of a checkpoint that depend on the time, and counters of Lightning that differ after a restart."""
 CLOCKS = ("episode_start_time", "time_queue")
-"""Attributes of Gymnasium's `RecordEpisodeStatistics` that depend on the time, as `save_state` stores their names."""
+"""Attributes of Gymnasium's `RecordEpisodeStatistics` that depend on the time, with the names of `save_state`."""
 
 
 class SaveAndStop(Callback):

@@ -23,7 +23,7 @@ def report_failure(run_dir: Path, error: BaseException, trainer: Any, summarize:
         run_dir: directory of the run.
         error: what ended the training.
         trainer: the Trainer.
-        summarize: returns the figures of the run.
+        summarize: returns the summary of the run.
 
     """
     if not isinstance(error, Exception):
@@ -49,7 +49,7 @@ def has_finite_state(ppo: Any) -> bool:
 
 
 def write_failure(run_dir: Path, error: BaseException, summary: Summary) -> None:
-    """Write `summary.json` of a run that has collected a rollout: its figures and the reason of its end."""
+    """Write `summary.json` with the summary and the failure, if the run has collected a rollout."""
     if (run_dir / "config.yaml").exists():
         reason = str(error) if isinstance(error, TorchPPOError) else f"{type(error).__name__}: {error}"
         end = {"exit": "failed", "exit_code": exit_code_of(error), "reason": reason}

@@ -100,5 +100,5 @@ class Stopwatch(Callback):
 def silence_lightning() -> None:
     """Silence messages of Lightning that users cannot act on."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware, tips
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # holds the lock
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # by the lock
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13

@@ -72,7 +72,7 @@ def make_summary(
 
 
 def evaluation_figures(evaluation: Any) -> Summary:
-    """Return the numbers of the last `Evaluation`; without one, its returns are `None`."""
+    """Return the numbers of the last `Evaluation`. Without an evaluation, the returns are `None`."""
     return {
         "eval_return_mean": evaluation.mean if evaluation else None,
         "eval_return_std": evaluation.std if evaluation else None,
@@ -157,7 +157,7 @@ def two_columns(title: str) -> Table:
 
 
 def short_path(path: Path) -> Path:
-    """Return a path relative to the working directory if it is in that."""
+    """Return a path relative to the working directory if it is inside of it."""
     folder = Path.cwd()
     return path.relative_to(folder) if path.is_relative_to(folder) else path
 

@@ -17,7 +17,7 @@ from .files import PREVIOUS, add_checksum, keep_as, save_checkpoint, sync_folder
 class LastCheckpoint:
     """Saves `last.ckpt` and keeps the one before as `previous.ckpt`.
 
-    Between the saves, it keeps the state after a rollout in memory, as often as that takes at most 0.25 % of the time.
+    Between the saves, it copies the state to memory, at intervals that take at most 0.25 % of the time.
 
     Args:
         directory: folder of the files.

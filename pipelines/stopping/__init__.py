@@ -1,1 +1,1 @@
-"""What ends a process after a signal. Importing `processes` and `signals` does not import PyTorch."""
+"""Ends processes after a signal. Importing `processes` and `signals` does not import PyTorch."""

@@ -1,4 +1,4 @@
-"""Tells all ranks of a training about a signal that one of them has received."""
+"""Shares a signal that one rank has received with all ranks of a training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import distributed
 
 
 class RankStore:
-    """The signal of a training, in the store through which its ranks have found each other.
+    """The signal of a training, in the `TCPStore` of `torch.distributed`.
 
-    It has a connection of its own, because another thread may wait on that of `torch.distributed`. It does nothing
-    without a connection.
+    It opens its own connection, because another thread may wait on the connection of `torch.distributed`. Without a
+    connection, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class RankStore:
         prefix = f"torchppo/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._signal, self._saved = f"{prefix}/signal", f"{prefix}/saved"
         self._store: Any = None
-        with suppress(KeyError, ValueError, RuntimeError):  # other stores, and a store that has ended
+        with suppress(KeyError, ValueError, RuntimeError):  # another kind of store, or a closed store
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             store: Any = distributed.TCPStore  # type: ignore[attr-defined, unused-ignore] # it is in C++
             self._store = store(address, port, timeout=timedelta(seconds=10), wait_for_workers=False)
@@ -41,7 +41,7 @@ class RankStore:
         self._write(self._saved, "1")
 
     def wait_until_saved(self, seconds: float) -> None:
-        """Wait until rank 0 has saved the training or has ended, because it fails if the connection to it ends."""
+        """Wait until rank 0 has saved the training or has ended, because rank 0 fails if this rank ends before."""
         end = time.monotonic() + seconds
         while self._store is not None and not self._read(self._saved) and time.monotonic() < end:
             time.sleep(0.05)

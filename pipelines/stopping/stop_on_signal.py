@@ -23,22 +23,22 @@ from .signals import SIGNALS, Stopped, exit_code
 T = TypeVar("T")
 
 LAUNCHER = "TORCHPPO_LAUNCHER"
-"""Environment variable with the process that launches the other ranks on this machine."""
+"""Environment variable with the id of the process that launches the other ranks on this machine."""
 FORWARDED = getattr(signal, "SIGRTMIN", 0)
-"""Added to a signal that another rank has received."""
+"""Offset of the number of a signal that another rank has received."""
 ROLLOUT_SECONDS, SAVE_SECONDS = 5.0, 30.0
 """Time after a signal in which the rollout must end, and the results must be saved."""
 READ_SECONDS = 0.5
-"""How often a rank that rank 0 has not launched asks whether another one has received a signal."""
+"""Interval at which a rank that rank 0 has not launched reads the signals of other ranks."""
 REPEAT_SECONDS = 0.2
-"""`timeout` and sweeps send a signal twice, to the process and to its group. Within this time it counts once."""
+"""Within this time, a repeated signal counts once: `timeout` and sweeps signal both the process and its group."""
 
 if hasattr(os, "register_at_fork"):  # forked processes have copies of the pipe of `StopOnSignal`
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 class StopOnSignal(Callback):
-    """Lets `SIGNALS` end the process, as a context of the main thread. In other threads, it does nothing.
+    """A context of the main thread in which `SIGNALS` end the process. In other threads, it does nothing.
 
     A signal raises `Stopped`. While Lightning trains, it ends the training of all ranks after the rollout instead. A
     thread ends the process at once after a second signal, or if the rollout takes more than `ROLLOUT_SECONDS`.
@@ -76,7 +76,7 @@ class StopOnSignal(Callback):
     def __exit__(self, *_: object) -> None:
         if self._pipe is not None:
             signal.set_wakeup_fd(-1)
-            os.close(self._pipe[1])  # ends the thread, which may have to tell other ranks, or may send a signal
+            os.close(self._pipe[1])  # ends the thread, which may still send a signal or write to the store
             self._thread.join(timeout=1.0)
             self._pipe = None
         for number, handler in self._previous.items():
@@ -148,7 +148,7 @@ class StopOnSignal(Callback):
             raise Stopped(self.received)
 
     def _watch(self, pipe: int) -> None:
-        """Read the signals that arrive, also while the main thread executes C code; end the process when it is due."""
+        """Read signals, also while the main thread executes C code, and end the process at once when necessary."""
         first, start = 0, 0.0
         with os.fdopen(pipe, "rb", buffering=0) as file:
             while not first or time.monotonic() - start <= self._seconds:
@@ -170,7 +170,7 @@ class StopOnSignal(Callback):
         self._end(first)
 
     def _tell_others(self, number: int) -> None:
-        """Let the other ranks stop too, also if they do not finish their rollouts."""
+        """Tell the other ranks to stop, even if they do not finish their rollouts."""
         if self._launcher is not None:
             with suppress(OSError):
                 os.kill(self._launcher, number + FORWARDED)

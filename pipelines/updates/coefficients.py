@@ -55,7 +55,7 @@ class Coefficients:
             results: metrics of the update, averaged over all ranks.
 
         Raises:
-            ConfigurationError: if the update took steps, but has no such metric.
+            ConfigurationError: if a controller reads a metric that the update does not return.
 
         """
         names = {name for controller in self._controllers.values() for name in controller.metrics}

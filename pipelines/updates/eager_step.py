@@ -67,8 +67,8 @@ class StoppingRule(NamedTuple):
         """Return the rule for the objective's `stopping_metric`, or `None` without a limit.
 
         Args:
-            objective: its attribute `stop_above`, if it exists, is the limit of an objective with its own rule.
-            limit: the limit of the update.
+            objective: the objective. Its attribute `stop_above`, if it exists, is its own limit.
+            limit: the limit of the update rule.
 
         Raises:
             ConfigurationError: if both have a limit.

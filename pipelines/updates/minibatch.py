@@ -174,7 +174,7 @@ class SkippedSteps:
 
     Attributes:
         number: number of the steps that the last `count` found.
-        norms: gradient norms of all steps that the last `count` saw, `[steps]`.
+        norms: gradient norms of the steps of the last `count`, `[steps]`.
 
     """
 

@@ -24,9 +24,9 @@ class NaturalGradientUpdate(MinibatchUpdate):
     The step direction x solves (F + damping I) x = g, where g is the gradient of the objective's policy losses and F
     the Fisher information matrix of the policy. The step is scaled so that x^T (F + damping I) x / 2 is `target_kl`.
     The line search shortens it until the mean KL(old || new) is at most `target_kl` and the policy losses are smaller
-    than before. If no length fulfills both, the policy stays as it is.
+    than before. If no step length satisfies both, the policy does not change.
 
-    All ratios are 1 at the start, so that the clipped and the unclipped objective have the same step direction. The
+    All ratios are 1 at the start, so the clipped and the unclipped objective have the same step direction. The
     optimizer and its learning rate are those of the critic.
 
     Source: Schulman et al. 2015, "Trust region policy optimization", section 6 and appendix C. Without a line search:
@@ -92,8 +92,8 @@ class NaturalGradientUpdate(MinibatchUpdate):
         policy, valued = policy_parameters(actor), {*critic.parameters()}  # type: ignore[union-attr]
         if policy & valued:
             raise ConfigurationError(
-                "update=natural_gradient limits the change of the policy, but training the critic would change it too; "
-                "set policy.shared=false"
+                "update=natural_gradient needs separate networks for policy and critic, because training the critic "
+                "must not change the policy; set policy.shared=false"
             )
         self._params = [param for param in learner.objective.parameters() if param in policy and param.requires_grad]
 
@@ -103,8 +103,8 @@ class NaturalGradientUpdate(MinibatchUpdate):
 
         Returns:
             The means of all metrics over the steps of the critic, their number `num_steps`, and of the step of the
-            policy: `kl`, the mean KL(old || new) over all states; `loss_improvement`, by which the policy losses
-            became smaller; and `step_fraction`, the fraction of the step that was taken.
+            policy: `kl`, the mean KL(old || new) over all states; `loss_improvement`, the decrease of the policy
+            losses; and `step_fraction`, the fraction of the step that was taken.
 
         """
         learner = self.learner
@@ -156,7 +156,7 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], target: Tensor, num_
     Args:
         product: computes A v from v.
         target: right-hand side, `[n]`.
-        num_steps: largest number of products. Fewer are computed if the residual becomes 1e-5 of the target.
+        num_steps: largest number of products. It ends earlier if the norm of the residual is 1e-5 of the target.
 
     Returns:
         The approximate solution x, `[n]`.

@@ -25,10 +25,11 @@ from .update import Learner
 class PhasicUpdate(MinibatchUpdate):
     """Epochs of minibatches, and after every `num_rollouts` rollouts an auxiliary phase on all of them (PPG).
 
-    The auxiliary phase distills the value targets into the features of the policy and keeps its actions. It minimizes
+    The auxiliary phase trains the features of the policy to predict the value targets, and keeps the action
+    distribution close to that before the phase. It minimizes
     (V_aux - target)^2 / 2 + beta_clone KL(pi_old || pi) + the losses of the critic. V_aux is a linear function of the
-    features that the action head reads, and pi_old the policy before the phase. V_aux is used only here, and has its
-    own optimizer together with policy and critic. The phase always runs eagerly and in float32.
+    features that the action head reads, and pi_old the policy before the phase. V_aux is used only here. The
+    phase has its own optimizer for policy, critic and V_aux, and always runs eagerly and in float32.
 
     Source: Cobbe et al. 2020, "Phasic policy gradient", algorithm 1.
 
@@ -188,7 +189,7 @@ class PhasicUpdate(MinibatchUpdate):
         return {**(self._saved if self._head is None else self._own_state()), "rollouts": gathered(rollouts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the result of `state_dict`. With another number of ranks, the stored rollouts are omitted."""
+        """Restore the result of `state_dict`. If the number of ranks has changed, the stored rollouts are dropped."""
         self._head, self._saved = None, {key: value for key, value in state.items() if key != "rollouts"}
         is_same = len(state["rollouts"]) == num_ranks()
         own = state["rollouts"][rank()] if is_same else []

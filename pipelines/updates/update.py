@@ -23,7 +23,7 @@ class Learner(Protocol):
         objective: the objective, with its `actor_network` and `critic_network`.
         normalize_advantage: whether the update normalizes the advantages of each minibatch.
         loss_weights: weights of the losses of policy and critic, which `set_trainable` sets.
-        skipped: counts steps that are not finite. `step` adds its metrics; an update adds those of its own steps.
+        skipped: counts steps that are not finite. An update that does not use `step` adds the metrics of its own steps.
         after_step: functions that run after every optimizer step, for example to average the weights.
 
     """

@@ -18,7 +18,7 @@ from .signatures import UnknownName, argument_names, find, parameters_of, requir
 HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 MAKE_ENV = "torchppo.envs.make_env"
 ENTRIES = re.compile(r"(transforms|trainer\.(callbacks|plugins))\[\d+\]")
-"""Places of components that receive no other arguments than their keys."""
+"""Places of components whose only arguments are their keys."""
 REMAINING = ("lmbda", "vectorized", "value_network")
 """Keys of `estimator=gae` that remain in the configuration if only `estimator._target_` is changed."""
 
@@ -89,11 +89,11 @@ def check_component(place: str, node: DictConfig, target: str, *, is_built_in: b
 
 
 def check_call(place: str, node: DictConfig, target: str, keys: Collection[str]) -> None:
-    """Raise a ConfigurationError if an entry of `ENTRIES`, which is called with its keys only, cannot be called."""
+    """Raise a ConfigurationError if an entry of `ENTRIES` cannot be called with its keys."""
     if not ENTRIES.fullmatch(place):
         return
     if target.partition(".")[0] in sys.stdlib_module_names:
-        raise ConfigurationError(f"{place}._target_={target} is of Python's standard library; choose a component")
+        raise ConfigurationError(f"{place}._target_={target} is in Python's standard library; use a component")
     if not node.get("_partial_") and (missing := sorted(required_names(target) - {*keys})) and "_args_" not in node:
         raise ConfigurationError(f"{place} lacks {missing[0]}, an argument of {target}; add {place}.{missing[0]}")
 

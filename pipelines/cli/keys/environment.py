@@ -1,7 +1,7 @@
 """Checks overrides against the spaces of an environment, without importing PyTorch.
 
-Only environments of Gymnasium itself are made here, because they are made fast and have no side effects. For all others
-and for what is not checked here, building the training raises the same errors.
+Only Gymnasium's own environments are checked, because they are created quickly and have no side effects. Building the
+training raises the same errors for all environments.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import gymnasium
 
 CHECKED = ("head=", "policy.head.", "policy=", "env.render_mode=")
-"""Beginnings of the overrides that depend on the environment."""
+"""Prefixes of overrides that depend on the environment."""
 IMAGE_BODIES = "torchppo.modules.features.image_bodies."
 
 
@@ -54,7 +54,7 @@ def check_environment(cfg: DictConfig, overrides: Sequence[str], policy: str) ->
 
 
 def make(cfg: DictConfig) -> gymnasium.Env[Any, Any] | None:
-    """Make the environment of a configuration if it is one of Gymnasium itself and can be made, else return `None`."""
+    """Make the environment of a configuration. Return `None` if it is not one of Gymnasium's own, or cannot be made."""
     from .components import MAKE_ENV, entry_point_of, make_env_keys
 
     entry_point = entry_point_of(cfg.env.get("id")) if cfg.env._target_ == MAKE_ENV else None
@@ -65,7 +65,7 @@ def make(cfg: DictConfig) -> gymnasium.Env[Any, Any] | None:
     others = {str(key): value for key, value in cfg.env.items() if key not in {*make_env_keys(), "_target_"}}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are shown when the training is built
+            warnings.simplefilter("ignore")  # the training shows them when it is built
             return gymnasium.make(cfg.env.id, disable_env_checker=True, **others)
     except Exception:  # noqa: BLE001 - reported when the training is built
         return None

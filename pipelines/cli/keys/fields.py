@@ -1,4 +1,4 @@
-"""What a configuration key accepts, and fields that many keys share."""
+"""The type `Field`, which describes the values of a configuration key, and fields that many keys share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Field(NamedTuple):
 
 
 MAX_WIDTH = 100_000
-"""Larger layers do not fit into memory."""
+"""Largest width of a layer; larger layers do not fit into memory."""
 
 FLAG = Field((bool,))
 COUNT = Field((int,), minimum=1)
@@ -62,6 +62,6 @@ WIDTHS = Field((list,), items=WIDTH, is_filled=True)
 LIMIT = POSITIVE._replace(infinite=True)
 
 ENV_ID = r"(?!\d+$)(?:[\w.-]+:)?(?:[\w:-]+/)?[\w:.-]*\w"
-"""An id of Gymnasium, with or without `module:`, or the dotted path of a class or function."""
+"""A Gymnasium id, with or without `module:`, or the dotted path of a class or function."""
 FOLDER = r"[^\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+"
 """Any text without control characters."""

@@ -70,7 +70,7 @@ def constructor_parameters(found: Definition, *, follow_kwargs: bool) -> set[str
 
 
 def required_names(target: str) -> set[str]:
-    """Return the arguments without defaults of a function, or of the constructor that a class defines itself."""
+    """Return the arguments without defaults of a function, or of the `__init__` that a class itself defines."""
     found = find(target)
     node = found.node if found else None
     if isinstance(node, ast.ClassDef):
