@@ -43,7 +43,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[list[object]] = []
     points: list[list[object]] = []
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     for setting in arguments.settings:
         folder = Path("runs") / "benchmarks" / f"{EXPERIMENT}_{setting}"

@@ -102,7 +102,7 @@ def ours(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
     from lightning import Callback
 
     from torchppo.pipelines.build import build_trainer, build_training
-    from torchppo.pipelines.train import silence_lightning
+    from torchppo.pipelines.run_files.progress import silence_lightning
 
     silence_lightning()
     cfg = configuration(work, extra)

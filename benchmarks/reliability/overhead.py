@@ -46,9 +46,9 @@ def remove_guards() -> None:
             self.infos[index] = info
 
     SerialVectorEnv.send = send  # type: ignore[method-assign]
-    LastCheckpoint.save_if_due = lambda *_: None  # type: ignore[method-assign,assignment]
+    LastCheckpoint.save_if_due = lambda *_: None  # type: ignore[method-assign]
     collector.require_finite = lambda data, **_: data  # type: ignore[attr-defined]
-    train.Watchdog = lambda *_: nullcontext()  # type: ignore[attr-defined,misc,assignment]
+    train.Watchdog = lambda *_: nullcontext()  # type: ignore[attr-defined,assignment]
 
 
 def run(kind: str) -> dict[str, float]:

@@ -13,7 +13,8 @@ from torchrl.data import Composite, TensorSpec, Unbounded
 
 from ...errors import ConfigurationError
 from ..features.extractor import Body, FeatureExtractorBuilder, select_entries, split_observation_spec
-from ..features.images import MIN_IMAGE_SIZE, channels_first_shape, is_image
+from ..features.image_shapes import MIN_IMAGE_SIZE, channels_first_shape
+from ..features.images import is_image
 from ..heads.value_heads import last_layer
 from ..normalizers import ObservationNormalizer, Reduce
 

@@ -122,13 +122,17 @@ class HealthReport(Callback):
                 logger.warning("torchppo: %s", line_of(one))
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"counts": self._counts, "firsts": self._firsts, "largest": self._largest}
-        return {**{name: dict(values) for name, values in state.items()}, "findings": [*map(dict, self.findings)]}
+        return {
+            "counts": dict(self._counts),
+            "firsts": dict(self._firsts),
+            "largest": dict(self._largest),
+            "findings": [dict(one) for one in self.findings],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._counts, self._firsts = dict(state_dict["counts"]), dict(state_dict["firsts"])
         self._largest = dict(state_dict["largest"])
-        self.findings = [*map(dict, state_dict["findings"])]
+        self.findings = [dict(one) for one in state_dict["findings"]]
 
 
 def finding(rule: Rule, values: Mapping[str, float], frames: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -79,7 +79,7 @@ def read_config(run_dir: Path) -> dict[str, Any] | None:
         if not isinstance(cfg, DictConfig):
             return None
         move_run(cfg, run_dir)
-        return {str(key): value for key, value in OmegaConf.to_container(cfg, resolve=True).items()}
+        return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     except (FileNotFoundError, yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, AttributeError):
         return None
 

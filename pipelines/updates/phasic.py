@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchrl.modules import set_recurrent_mode
 
 from ...errors import ConfigurationError
-from ...modules.objectives.ppo_loss import old_distribution, policy_kl
+from ...modules.distributions.action import policy_kl
+from ...modules.objectives.ppo_loss import old_distribution
 from ..advantages import RolloutBatch
 from ..distributed import gathered, num_ranks, rank
 from .eager_step import total_loss

@@ -32,7 +32,7 @@ HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 REQUIRED_OVERRIDES = {
     "env/gymnasium": ["env.id=CartPole-v1"],
     "env/torchrl": ["env._target_=torchrl.envs.PendulumEnv"],
-    "symmetry/mirror": ["ppo.symmetry.mirror._target_=torch.clone"],
+    "symmetry/mirror": ["ppo.symmetry.mirror._target_=copy.copy"],
 }
 KEYS_OF_GROUP = {
     "controller": [

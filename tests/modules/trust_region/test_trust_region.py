@@ -20,8 +20,9 @@ from torchrl.objectives import ClipPPOLoss as TorchRLClipPPOLoss
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules.actor_critic import ActorCritic, make_actor_critic
-from torchppo.modules.distributions.action import Categorical, OneHotCategorical, SquashedNormal
+from torchppo.modules.distributions.action import Categorical, OneHotCategorical
 from torchppo.modules.distributions.action import MultiCategorical as MultiCategoricalDistribution
+from torchppo.modules.distributions.continuous import SquashedNormal
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.heads.continuous import beta, gaussian, gsde, tanh_gaussian
 from torchppo.modules.objectives.clip import ClipPPOLoss

@@ -19,7 +19,7 @@ def test_every_key_of_conf_has_a_field_and_a_meaning() -> None:
     explained = {one.key for one in reference() if one.meaning}
     assert used - set(FIELDS) == set()
     assert used - explained == set()
-    groups = {"controller.*", "intrinsic", "policy.body", "policy.head"}
+    groups = {"controller.*", "intrinsic", "policy.body", "policy.head", "ppo.symmetry.mirror", "trust_region"}
     assert set(FIELDS) - used - groups == set()
 
 
