@@ -31,7 +31,7 @@ from .metrics.monitors import (
     save_after_rollouts,
     wait_for_metrics,
 )
-from .updates.minibatch import SkippedSteps
+from .updates.skipped import SkippedSteps
 
 logger = logging.getLogger("torchppo")
 

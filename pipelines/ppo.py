@@ -32,7 +32,7 @@ from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates import param_groups
 from .updates.coefficients import Coefficients
 from .updates.eager_step import LossWeights, check_options, clip_gradients
-from .updates.minibatch import SkippedSteps
+from .updates.skipped import SkippedSteps
 from .updates.update import Update
 
 CRITIC_LOSSES = ("loss_critic", "loss_value")  # of PPO losses, and of TorchRL's ReinforceLoss

@@ -175,7 +175,8 @@ def ratio_metrics(log_ratio: Tensor) -> dict[str, Tensor]:
     `mean_ratio`.
     """
     ratio = probability_ratio(log_ratio)
-    scaled = ratio / ratio.max()  # the square of a large ratio is infinite
+    log_ratio = log_ratio.clamp(max=MAX_LOG_RATIO)
+    scaled = (log_ratio - log_ratio.max()).exp()  # the sum of squares is neither infinite nor 0
     return {
         "ESS": scaled.mean().square() / scaled.square().mean(),
         "max_ratio": ratio.max(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +10,10 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.modules import set_recurrent_mode
 
-from ...errors import ConfigurationError, NumericalError
+from ...errors import ConfigurationError
 from ..advantages import RolloutBatch
 from ..distributed import normalized
 from .update import Learner
-
-logger = logging.getLogger("torchppo")
 
 
 class MinibatchUpdate:
@@ -164,61 +161,6 @@ class MinibatchUpdate:
             f"update.minibatch_size={size} {problem}; use {nearest_divisors(size, frames, length)} "
             "(a rollout has env.num_envs x collector.frames_per_env frames)"
         )
-
-
-class SkippedSteps:
-    """Counts the optimizer steps that were skipped because their loss or its gradient was not finite.
-
-    Args:
-        limit: number of steps in a row that may be skipped.
-
-    Attributes:
-        number: number of the steps that the last `count` found.
-        norms: gradient norms of the steps of the last `count`, `[steps]`.
-
-    """
-
-    def __init__(self, limit: int) -> None:
-        if limit < 1:
-            raise ConfigurationError(f"ppo.max_skipped_steps={limit} must be at least 1")
-        self.number = 0
-        self._limit, self._in_a_row = limit, 0
-        self._steps: list[dict[str, Tensor]] = []
-        self.norms = torch.zeros(0)
-
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        """Add the metrics of a step."""
-        self._steps.append(metrics)
-
-    def count(self, frames: int, *, is_last: bool) -> None:
-        """Count the steps that were added since the last call, and print a line if some of them were skipped.
-
-        Args:
-            frames: frames of the training so far.
-            is_last: whether the training ends. Then at least one of the steps must have been taken.
-
-        Raises:
-            NumericalError: if too many steps in a row were skipped.
-
-        """
-        steps, self._steps = self._steps, []
-        self.norms = torch.stack([step["grad_norm"] for step in steps]) if steps else torch.zeros(0)
-        finite = self.norms.isfinite().tolist()
-        self.number = finite.count(False)
-        if not self.number:
-            self._in_a_row = 0 if steps else self._in_a_row
-            return
-        first = {name: value.item() for name, value in steps[finite.index(False)].items() if not value.isfinite()}
-        reason = ", ".join(f"{name}={value}" for name, value in first.items())
-        limit = min(self._limit, len(finite) - 1) if is_last else self._limit
-        for is_finite in finite:
-            self._in_a_row = 0 if is_finite else self._in_a_row + 1
-            if self._in_a_row > limit:
-                raise NumericalError(
-                    f"{self._in_a_row} optimizer steps in a row were not finite ({reason}; ppo.max_skipped_steps="
-                    f"{self._limit}) after {frames} frames; lower optimizer.lr or scale rewards"
-                )
-        logger.warning("torchppo: %d of %d optimizer steps were skipped (%s)", self.number, len(steps), reason)
 
 
 def means(metrics: list[dict[str, Tensor]]) -> dict[str, float]:

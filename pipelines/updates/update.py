@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from tensordict import TensorDictBase
 from torch import Tensor, nn
@@ -11,9 +11,7 @@ from torch.optim import Optimizer
 
 from ..advantages import RolloutBatch
 from .eager_step import LossWeights
-
-if TYPE_CHECKING:
-    from .minibatch import SkippedSteps
+from .skipped import SkippedSteps
 
 
 class Learner(Protocol):

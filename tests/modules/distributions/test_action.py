@@ -20,6 +20,7 @@ from torchppo.modules.distributions.action import (
     MultiCategorical,
     OneHotCategorical,
     masked_logits,
+    ratio_metrics,
 )
 from torchppo.modules.distributions.continuous import IndependentBeta, SquashedNormal, StateDependentNoise
 from torchppo.modules.distributions.joint import JointComponent, JointDistribution
@@ -378,3 +379,8 @@ class TestCompilation:
             gradients = torch.autograd.grad(sum(term.sum() for term in outputs[2:]), params, allow_unused=True)
             results.append((outputs, [gradient for gradient in gradients if gradient is not None]))
         torch.testing.assert_close(results[1], results[0])
+
+
+def test_the_effective_sample_size_of_vanishing_ratios_is_finite() -> None:
+    assert ratio_metrics(torch.full((4, 1), -200.0))["ESS"] == 1.0
+    assert ratio_metrics(torch.tensor([[0.0], [-200.0]]))["ESS"] == 0.5

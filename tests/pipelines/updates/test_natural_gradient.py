@@ -39,9 +39,9 @@ from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates.eager_step import LossWeights
-from torchppo.pipelines.updates.minibatch import SkippedSteps
 from torchppo.pipelines.updates.natural_gradient import NaturalGradientUpdate, conjugate_gradient
 from torchppo.pipelines.updates.policy_surrogate import PolicySurrogate
+from torchppo.pipelines.updates.skipped import SkippedSteps
 
 Array = NDArray[np.float64]
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]

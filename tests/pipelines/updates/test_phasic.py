@@ -26,8 +26,8 @@ from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates.eager_step import LossWeights
-from torchppo.pipelines.updates.minibatch import SkippedSteps
 from torchppo.pipelines.updates.phasic import PhasicUpdate
+from torchppo.pipelines.updates.skipped import SkippedSteps
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
 
