@@ -19,7 +19,7 @@ class SkippedSteps:
         limit: number of steps in a row that may be skipped.
 
     Attributes:
-        number: number of the steps that the last `count` found.
+        number: number of skipped steps in the last `count`.
         norms: gradient norms of the steps of the last `count`, `[steps]`.
 
     """
@@ -41,7 +41,7 @@ class SkippedSteps:
 
         Args:
             frames: frames of the training so far.
-            is_last: whether the training ends. Then at least one of the steps must have been taken.
+            is_last: whether the training ends, where at least one step must not be skipped.
 
         Raises:
             NumericalError: if too many steps in a row were skipped.
