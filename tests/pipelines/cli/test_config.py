@@ -218,9 +218,9 @@ class TestTypes:
             ("objective.clip_epsilon=[0.1,0.3]", "objective.clip_epsilon", [0.1, 0.3]),
             ("policy.body.num_cells=[256,256]", "policy.body.num_cells", [256, 256]),
             (
-                "transforms=[{_target_: builtins.dict, size: 3}]",
+                "transforms=[{_target_: torchrl.envs.StepCounter, max_steps: 3}]",
                 "transforms",
-                [{"_target_": "builtins.dict", "size": 3}],
+                [{"_target_": "torchrl.envs.StepCounter", "max_steps": 3}],
             ),
             ("+env.sutton_barto_reward=true", "env.sutton_barto_reward", True),
         ],
