@@ -121,8 +121,8 @@ class TrustRegion(ABC):
             logits, distance = self._project_categorical(new.logits, old.logits)
             return type(new)(logits=logits, validate_args=False), distance
         raise ConfigurationError(
-            f"trust_region={type(self).__name__} has no projection of {type(new).__name__}; use head=gaussian, or "
-            "trust_region=none"
+            f"{type(self).__name__} has no projection of {type(new).__name__}; use trust_region=none, or head=gaussian "
+            "for continuous actions"
         )
 
     def _project_gaussian(self, new: D.Normal, old: D.Normal) -> tuple[tuple[Tensor, Tensor], Tensor]:
