@@ -31,16 +31,39 @@ RANGES = {
 }
 """Usual ranges by key, from the section "Critical hyperparameters" of the specification (see docs/configuration.md).
 The range of `ppo.max_grad_norm` is ours; the specification uses 0.5."""
-GROUPS = tuple({key.partition(".")[0] for key in RANGES})
+ONE_EPOCH = ("A2CLoss", "ReinforceLoss", "PhasicUpdate")
+"""Classes of objectives and updates that usually pass once over a rollout."""
+OF_CRITIC = ("optimizer.lr", "update.epochs", "update.minibatch_size")
+"""Keys that apply only to the critic with a natural gradient."""
 
 
 def notes(cfg: DictConfig, overrides: Iterable[str]) -> list[str]:
     """Return a line for every overridden key whose value is outside of its range."""
     keys = [word.lstrip("+").partition("=")[0] for word in overrides]
-    lines = [note(key, OmegaConf.select(cfg, key), RANGES[key]) for key in keys if key in RANGES]
+    noted = [key for key in keys if key in RANGES and not is_excepted(cfg, key)]
+    lines = [note(key, OmegaConf.select(cfg, key), RANGES[key]) for key in noted]
     if "ppo.normalize_advantage" in keys and cfg.ppo.normalize_advantage is None:
         lines.append("ppo.normalize_advantage=null; advantages are usually normalized, or updates are unstable")
     return [line for line in lines if line]
+
+
+def is_excepted(cfg: DictConfig, key: str) -> bool:
+    """Return whether the range of a key does not apply to this configuration."""
+    classes = [str(OmegaConf.select(cfg, f"{group}._target_")).rpartition(".")[2] for group in ("objective", "update")]
+    if "NaturalGradientUpdate" in classes and key in OF_CRITIC:
+        return True
+    if key == "update.epochs":
+        return bool(OmegaConf.select(cfg, key) == 1 and set(classes) & set(ONE_EPOCH))
+    return key == "update.minibatch_size" and has_four_minibatches(cfg)
+
+
+def has_four_minibatches(cfg: DictConfig) -> bool:
+    """Return whether a rollout is large enough for four minibatches of more than the usual size."""
+    keys = ("env.num_envs", "collector.frames_per_env", "update.minibatch_size")
+    num_envs, frames, size = (OmegaConf.select(cfg, key) for key in keys)
+    if not all(isinstance(number, int) for number in (num_envs, frames, size)):
+        return False
+    return bool(RANGES["update.minibatch_size"].high < size <= num_envs * frames / 4)
 
 
 def note(key: str, value: Any, usual: Range) -> str:

@@ -27,5 +27,32 @@ def test_advantages_that_are_not_normalized_are_noted() -> None:
     assert line.startswith(override)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["objective=a2c", "update.epochs=1"],
+        ["objective=reinforce", "estimator=monte_carlo", "update.epochs=1"],
+        ["update=ppg", "update.epochs=1"],
+        ["update=natural_gradient", "update.epochs=20", "update.minibatch_size=512", "optimizer.lr=1e-3"],
+    ],
+)
+def test_usual_settings_of_other_objectives_and_updates_are_not_noted(overrides: list[str]) -> None:
+    cfg = compose(overrides)
+    assert notes(cfg, overrides) == []
+    cfg.estimator.lmbda = 0.0
+    assert len(notes(cfg, ["estimator.lmbda=0"])) == 1
+
+
+def test_many_epochs_of_policy_gradients_are_noted() -> None:
+    overrides = ["objective=a2c", "update.epochs=20"]
+    assert len(notes(compose(overrides), overrides)) == 1
+
+
+@pytest.mark.parametrize(("size", "num_notes"), [(3072, 0), (4096, 1), (16, 1)])
+def test_large_minibatches_are_noted_if_a_rollout_has_few(size: int, num_notes: int) -> None:
+    overrides = ["experiment=robotics_parallel", "env.num_envs=512", f"update.minibatch_size={size}"]
+    assert len(notes(compose(overrides), overrides)) == num_notes
+
+
 def test_default_settings_are_within_the_ranges() -> None:
     assert notes(compose([]), [f"{key}=0" for key in RANGES]) == []
