@@ -241,3 +241,5 @@ def write_results(cfg: DictConfig, training: Training, summary: Summary) -> None
         video = try_to_record_video(cfg, training.ppo.actor, run_dir / "videos" / "last.mp4", seed, episodes=1)
         files |= {"video": video} if video else {}
     print_files(files)
+    if summary["exit"] not in FINISHED:
+        print(f"to continue: torchppo resume {short_path(run_dir)}")

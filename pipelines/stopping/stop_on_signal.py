@@ -143,7 +143,8 @@ class StopOnSignal(Callback):
                 os.write(self._pipe[1], bytes([number]))
         if rank() == 0:  # `print` is not safe here, because the signal may have interrupted it
             when = b"" if self._raises else b" after this rollout"
-            os.write(2, b"\ntorchppo: stopping%b; press again to stop at once\n" % when)
+            again = b"press Ctrl-C again" if self.received == signal.SIGINT else b"send another signal"
+            os.write(2, b"\ntorchppo: stopping%b; %b to stop at once\n" % (when, again))
         if self._raises:
             raise Stopped(self.received)
 

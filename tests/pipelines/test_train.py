@@ -760,7 +760,9 @@ class TestSignals:
 
         overrides = scripted(only=4, at=5, event=interrupt, length=9)
         assert run(*overrides, "total_frames=320", "eval.every_frames=64", "eval.episodes=1") == 130
-        assert "again" in capfd.readouterr().err
+        printed = capfd.readouterr()
+        assert "again" in printed.err
+        assert printed.out.endswith("\nto continue: torchppo resume run\n")
         figures = summary()
         assert (figures["exit"], figures["frames"]) == ("SIGINT", 64)
         assert (figures["eval_episodes"], figures["eval_return_mean"]) == (0, None)
