@@ -647,7 +647,6 @@ class TestEffects:
     @pytest.mark.parametrize(
         "words",
         [
-            *(["head=beta"], ["policy.head.log_std=-1"]),
             ["head=beta", "env.id=ours.FewIntegers"],
             ["policy.normalize_observation=true", "env.id=FrozenLake-v1"],
             ["controller@controller.clip_epsilon=linear", "objective=kl_penalty"],

@@ -84,6 +84,7 @@ class TestInfo:
         assert {key: value for key, value in statistics.metrics.items() if "ep_" not in key} == {
             "rollout/success_rate": 0.5,
             "rollout/progress": 3.0,
+            "rollout/truncated": 0.0,
         }
         restored = EpisodeStatistics()
         restored.load_state_dict(statistics.state_dict())
