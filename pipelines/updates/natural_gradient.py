@@ -119,7 +119,10 @@ class NaturalGradientUpdate(MinibatchUpdate):
         for _ in range(self.epochs):
             self._run_epoch(batch.rows, metrics)
         learner.set_trainable(policy=True, critic=True)
-        return {**means(metrics), **results}
+        of_critic = means(metrics)
+        if results:  # the policy has changed before the first step of the critic
+            of_critic.pop("first_kl", None)
+        return {**of_critic, **results}
 
     def _policy_step(self, rows: TensorDictBase) -> dict[str, float]:
         """Take the step of the policy, and return its metrics."""

@@ -233,6 +233,7 @@ class TestStep:
         )
         assert learner.trained == [(0.0, 1.0)] * 12
         assert metrics["num_steps"] == 12
+        assert "first_kl" not in metrics, "the policy has changed before the first step of the critic"
         assert (float(learner.loss_weights.policy), float(learner.loss_weights.critic)) == (1.0, 1.0)
 
     def test_objectives_of_torchrl_give_the_same_step(self) -> None:
