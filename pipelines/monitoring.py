@@ -231,10 +231,11 @@ class EpisodeStatistics:
 
     def state_dict(self) -> dict[str, Any]:
         infos = {name: list(values) for name, values in self.infos.items()}
-        return {"num_episodes": self.num_episodes, "episodes": list(self.episodes), "episode_infos": infos}
+        counts = {"num_episodes": self.num_episodes, "truncated_episodes": dict(self._truncated)}
+        return {**counts, "episodes": list(self.episodes), "episode_infos": infos}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.num_episodes = state["num_episodes"]
+        self.num_episodes, self._truncated = state["num_episodes"], dict(state["truncated_episodes"])
         self.episodes.clear()
         self.episodes.extend(tuple(episode) for episode in state["episodes"])
         self.infos = {name: deque(values, maxlen=100) for name, values in state["episode_infos"].items()}

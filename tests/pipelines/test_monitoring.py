@@ -291,7 +291,8 @@ class TestEpisodeStatistics:
         envs, steps = (torch.arange(size) for size in ends.shape[:2])
         reward = (10.0 * envs[:, None] + steps).unsqueeze(-1)
         count = (steps + 1).expand(len(envs), -1).unsqueeze(-1)
-        return TensorDict({"next": {"done": ends, "episode_reward": reward, "step_count": count}}, ends.shape[:2])
+        entries = {"done": ends, "terminated": ends, "episode_reward": reward, "step_count": count}
+        return TensorDict({"next": entries}, ends.shape[:2])
 
     def test_episodes_are_in_the_order_of_time(self) -> None:
         statistics = EpisodeStatistics()
@@ -301,6 +302,7 @@ class TestEpisodeStatistics:
             "rollout/ep_rew_mean": np.mean([10, 1, 2]),
             "rollout/ep_rew_std": pytest.approx(np.std([10, 1, 2])),
             "rollout/ep_len_mean": 2.0,
+            "rollout/truncated": 0.0,
         }
 
     def test_only_the_last_100_episodes_count_for_the_mean(self) -> None:
