@@ -68,7 +68,8 @@ SUMMARY = {
         "train_return_mean",
         "train_episodes",
     ),
-    *("eval_return_mean", "eval_return_std", "eval_episodes", "eval_episodes_cut", "time", "exit", "version"),
+    *("eval_return_mean", "eval_return_std", "eval_episodes", "eval_episodes_cut", "time", "health"),
+    *("collapsed", "exit", "version"),
 }
 METRICS = {
     *(
