@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -63,3 +64,9 @@ def did_you_mean(name: str, candidates: Iterable[str], cutoff: float = 0.5) -> s
     """
     matches = get_close_matches(name, list(candidates), n=1, cutoff=cutoff)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def fail(message: str, code: int) -> int:
+    """Print an error in one line and return its exit code."""
+    print(f"torchppo: {' '.join(message.split())}", file=sys.stderr)
+    return code

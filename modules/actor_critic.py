@@ -101,9 +101,7 @@ def make_actor_critic(
     actor_extractor = build("actor", of_actor, body)
     critic_extractor = actor_extractor if shared else build("critic", of_critic, critic_body or body)
     action_head = make_head(action_spec, num_batch, actor_extractor.num_features, head)
-    value_head = critic(critic_extractor.num_features)
-    value_head.setup(action_spec, action_head)
-    value_module = TensorDictModule(value_head, [critic_extractor.key], value_head.out_keys)
+    value_module = _make_value_module(critic, critic_extractor, action_spec, action_head)
     critic_modules = [*critic_extractor.modules, value_module]
     # The actor writes the value too if the features are shared, or if the critic's recurrent state has to advance.
     value_modules = [value_module] if shared else critic_modules if memory is not None else []
@@ -139,6 +137,15 @@ def _make_actor(
     next_state_keys = [key for module in modules for key in module.out_keys if key[0] == "next"]
     actor.select_out_keys(*head.param_keys, *value_keys, *next_state_keys, *sample_keys, "action_log_prob")
     return actor
+
+
+def _make_value_module(
+    critic: Callable[[int], ValueHead], extractor: FeatureExtractor, action_spec: TensorSpec, head: Head
+) -> TensorDictModule:
+    """Build a value head for the features of an extractor and the actions of a head."""
+    value_head = critic(extractor.num_features)
+    value_head.setup(action_spec, head)
+    return TensorDictModule(value_head, [extractor.key], value_head.out_keys)
 
 
 def _make_head_module(head: Head, feature_key: str, mask_key: NestedKey | None) -> TensorDictModule:

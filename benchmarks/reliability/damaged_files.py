@@ -32,10 +32,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from torchppo.benchmarks.reliability.runs import SMALL, finish, start  # type: ignore[import-not-found, unused-ignore]
 from torchppo.errors import CheckpointError
-from torchppo.pipelines.checkpoint import load_checkpoint, newest_checkpoint
 from torchppo.pipelines.resume.verify import different
 from torchppo.pipelines.saving.files import save_checkpoint
 from torchppo.pipelines.saving.last_checkpoint import LastCheckpoint
+from torchppo.pipelines.saving.plain_checkpoints import load_checkpoint, newest_checkpoint
 
 CALLS = ("replace", "rename", "link", "unlink", "remove", "fsync", "open", "close", "mkdir")
 TRAIN = ("train", "experiment=cartpole", *SMALL, "compile=false", "total_frames=5120", "checkpoint.every_frames=128")

@@ -14,8 +14,8 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from torchppo.pipelines.checkpoint import load_checkpoint
 from torchppo.pipelines.resume.verify import different, with_collector
+from torchppo.pipelines.saving.plain_checkpoints import load_checkpoint
 
 SMALL = (
     *("trainer.accelerator=cpu", "update.epochs=1", "eval.video=false", "eval.episodes=2", "seed=5"),

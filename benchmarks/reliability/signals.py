@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from torchppo.errors import CheckpointError
-from torchppo.pipelines.checkpoint import load_checkpoint
+from torchppo.pipelines.saving.plain_checkpoints import load_checkpoint
 
 ENVIRONMENT = """
 import time

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ... import __version__
-from ...errors import TorchPPOError, did_you_mean
+from ...errors import TorchPPOError, did_you_mean, fail
 from ..stopping.signals import SIGNALS, Stopped, exit_at_once, exit_code
 from .config import compose, is_first_rank, parse
 from .help import EVAL_EXAMPLES, EXAMPLES, TRUST_HELP
@@ -155,6 +155,10 @@ class Parser(argparse.ArgumentParser):
 def run_train(arguments: argparse.Namespace) -> int:
     """Run `torchppo train`."""
     if arguments.multirun:
+        if any(word.lstrip("+").startswith(("hydra/launcher=", "hydra/sweeper=")) for word in arguments.overrides):
+            from .hydra_sweep import run_hydra_sweep
+
+            return run_hydra_sweep(arguments.overrides, arguments.config_dir)
         from .sweep import run_sweep
 
         return run_sweep(arguments.overrides, arguments.config_dir, print_config=arguments.cfg)
@@ -224,12 +228,6 @@ def run_list(arguments: argparse.Namespace) -> int:
 
     print_options(options_by_group(arguments.config_dir))
     return 0
-
-
-def fail(message: str, code: int) -> int:
-    """Print an error in one line and return its exit code."""
-    print(f"torchppo: {' '.join(message.split())}", file=sys.stderr)
-    return code
 
 
 def exit_on_signals() -> AbstractContextManager[None]:

@@ -14,11 +14,11 @@ from typing import Any
 
 from hydra.core.override_parser.types import Glob
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, fail
 from ..stopping.signals import REQUEUE, SIGNALS, exit_code
 from .config import compose, one_line_errors, parse
 from .keys.checks import options_by_group
-from .main import fail, handle_signals
+from .main import handle_signals
 from .run_dir import SWEPT
 
 SIGNALLED = 128
@@ -37,10 +37,6 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, *, print_config
         ConfigurationError: if the configurations of all runs are refused, or several runs have the same folder.
 
     """
-    if any(word.lstrip("+").startswith(("hydra/launcher=", "hydra/sweeper=")) for word in overrides):
-        from .hydra_sweep import run_hydra_sweep
-
-        return run_hydra_sweep(overrides, config_dir)
     runs = combinations(overrides, config_dir)
     folders, refused = [], {}
     for number, run in enumerate(runs, 1):

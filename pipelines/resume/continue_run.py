@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ...errors import CheckpointError, ConfigurationError
-from ..checkpoint import newest_checkpoint, require_complete
 from ..run_files.summary import FINISHED, read_summary
+from ..saving.plain_checkpoints import newest_checkpoint, require_complete
 from ..saving.trusted import is_inside, trusted_config
 from ..train import train
 

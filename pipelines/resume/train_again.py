@@ -9,8 +9,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from ...errors import ConfigurationError
-from ..checkpoint import newest_checkpoint
 from ..run_files.summary import FINISHED, read_summary
+from ..saving.plain_checkpoints import newest_checkpoint
 from ..train import train
 from .continue_run import differing_keys, read_config
 

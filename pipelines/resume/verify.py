@@ -14,10 +14,10 @@ from omegaconf import DictConfig
 
 from ...errors import ConfigurationError
 from ..build import build_trainer, build_training
-from ..checkpoint import load_checkpoint
 from ..components.instantiate import seed_for_rank
 from ..run_files.progress import silence_lightning
 from ..saving.files import save_checkpoint
+from ..saving.plain_checkpoints import load_checkpoint
 from ..saving.state import RESUME_TEXTS, describe_resume
 from ..stopping.stop_on_signal import StopOnSignal
 

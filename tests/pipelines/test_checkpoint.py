@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from torchppo.errors import CheckpointError
-from torchppo.pipelines.checkpoint import load_checkpoint, restore
+from torchppo.pipelines.checkpoint import restore
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.ppo import PPO
+from torchppo.pipelines.saving.plain_checkpoints import load_checkpoint
 
 
 def replace_entries(path: Path, **entries: Any) -> None:

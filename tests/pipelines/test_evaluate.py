@@ -17,10 +17,10 @@ from gymnasium.envs.classic_control import CartPoleEnv
 
 from torchppo.errors import ConfigurationError
 from torchppo.pipelines.build import EVALUATION_RANK
-from torchppo.pipelines.checkpoint import load_checkpoint
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.components.instantiate import seed_for_rank
 from torchppo.pipelines.evaluate import evaluate_checkpoint
+from torchppo.pipelines.saving.plain_checkpoints import load_checkpoint
 
 
 class TestEval:

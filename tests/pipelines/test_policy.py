@@ -23,11 +23,11 @@ from torchppo.errors import CheckpointError, ConfigurationError
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU
-from torchppo.pipelines.checkpoint import load_checkpoint
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.episodes import evaluate
 from torchppo.pipelines.evaluate import evaluate_checkpoint
 from torchppo.pipelines.policy import Policy, load_policy
+from torchppo.pipelines.saving.plain_checkpoints import load_checkpoint
 
 RUNS = {
     "cartpole": ["experiment=cartpole", "policy.body.num_cells=[8]", "collector.frames_per_env=32"],

@@ -18,11 +18,11 @@ from gymnasium.wrappers import RecordEpisodeStatistics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from torchppo.envs.resume.snapshot import save_state
-from torchppo.pipelines.checkpoint import load_checkpoint
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.episodes import EvaluateAndSave
 from torchppo.pipelines.resume.verify import different
 from torchppo.pipelines.run_files.continued_logs import continue_csv
+from torchppo.pipelines.saving.plain_checkpoints import load_checkpoint
 
 RUN = (
     *("experiment=cartpole", "env.num_envs=2", "collector.frames_per_env=32", "update.epochs=1", "total_frames=512"),

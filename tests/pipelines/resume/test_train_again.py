@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from torchppo.pipelines.checkpoint import load_checkpoint
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.episodes import EvaluateAndSave
+from torchppo.pipelines.saving.plain_checkpoints import load_checkpoint
 
 RUN = (
     *("experiment=cartpole", "env.num_envs=2", "collector.frames_per_env=32", "update.epochs=1", "total_frames=256"),

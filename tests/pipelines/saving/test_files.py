@@ -16,9 +16,9 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from torchppo.errors import CheckpointError
-from torchppo.pipelines.checkpoint import load_checkpoint, newest_checkpoint
 from torchppo.pipelines.saving.files import add_checksum, protect_rows, verify_checksum
 from torchppo.pipelines.saving.last_checkpoint import LastCheckpoint
+from torchppo.pipelines.saving.plain_checkpoints import load_checkpoint, newest_checkpoint
 
 
 class SavingTrainer:

@@ -19,12 +19,12 @@ from omegaconf import OmegaConf
 
 import torchppo
 from torchppo.errors import CheckpointError, ConfigurationError
-from torchppo.pipelines.checkpoint import load_checkpoint
 from torchppo.pipelines.cli.config import compose
 from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.saving.files import add_checksum
 from torchppo.pipelines.saving.known_targets import LISTED_TARGETS, shipped
+from torchppo.pipelines.saving.plain_checkpoints import load_checkpoint
 from torchppo.pipelines.saving.trusted import add_code_folders, trusted_config
 
 CONF = Path(torchppo.__file__).parent / "conf"
@@ -102,7 +102,7 @@ HARMFUL_TARGETS = """
     functools.reduce operator.call operator.methodcaller types.FunctionType tempfile.mkdtemp sqlite3.connect
     zipfile.ZipFile tarfile.open atexit.register signal.signal sys.exit sys.setprofile site.addsitedir unittest.main
     doctest.testfile pdb.run antigravity this.s torchppo.pipelines.train.train torchppo.pipelines.cli.main.main
-    torchppo.pipelines.checkpoint.load_checkpoint torchppo.envs.entry_points.find_factory
+    torchppo.pipelines.saving.plain_checkpoints.load_checkpoint torchppo.envs.entry_points.find_factory
     torchppo.envs.make.gymnasium.make torchppo.envs.vector.subprocess.SubprocessVectorEnv
     torchppo.pipelines.run_files.video.subprocess.run torchppo.envs.make_gymnasium_env torchppo beside.function
     beside.Missing beside .beside beside:function BESIDE os 1 torch.optim.adam torch.optim.Adam.__init__
