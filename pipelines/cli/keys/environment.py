@@ -9,7 +9,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -57,16 +58,20 @@ def make(cfg: DictConfig) -> gymnasium.Env[Any, Any] | None:
     """Make the environment of a configuration. Return `None` if it is not one of Gymnasium's own, or cannot be made."""
     from .components import MAKE_ENV, entry_point_of, make_env_keys
 
-    entry_point = entry_point_of(cfg.env.get("id")) if cfg.env._target_ == MAKE_ENV else None
-    if not str(entry_point).startswith("gymnasium.envs."):
+    name = str(cfg.env.get("id")) if cfg.env._target_ == MAKE_ENV else ""
+    is_path = name.startswith("gymnasium.envs.")
+    if not is_path and not str(entry_point_of(name)).startswith("gymnasium.envs."):
         return None
     import gymnasium
 
+    module, _, attribute = name.rpartition(".")
     others = {str(key): value for key, value in cfg.env.items() if key not in {*make_env_keys(), "_target_"}}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the training shows them when it is built
-            return gymnasium.make(cfg.env.id, disable_env_checker=True, **others)
+            if is_path:
+                return cast("gymnasium.Env[Any, Any]", getattr(import_module(module), attribute)(**others))
+            return gymnasium.make(name, disable_env_checker=True, **others)
     except Exception:  # noqa: BLE001 - reported when the training is built
         return None
 

@@ -187,6 +187,8 @@ REFUSED = {  # line: a part of the message. PyTorch is not needed to refuse it.
     "policy=resnet": "policy=resnet needs a single image",
     "head=beta": "head=beta has no effect on discrete actions",
     "head=gsde": "head=gsde has no effect on discrete actions",
+    "head=beta env.id=gymnasium.envs.classic_control.CartPoleEnv": "head=beta has no effect on discrete actions",
+    "policy=cnn env.id=gymnasium.envs.classic_control.CartPoleEnv": "policy=cnn needs a single image",
     "env.render_mode=bogus": "human, rgb_array",
     "collector.frames_per_env=1e9": "collector.frames_per_env=1000000000",
     "policy.body.num_cells=[]": "not empty",
@@ -197,8 +199,6 @@ REFUSED = {  # line: a part of the message. PyTorch is not needed to refuse it.
     "+trainer.callbacks=[{_target_:lightning.pytorch.callbacks.EarlyStopping}]": "lacks monitor",
 }
 REFUSED_WHEN_BUILT = {  # line: a part of the message. A component is needed to refuse it.
-    "head=beta env.id=gymnasium.envs.classic_control.CartPoleEnv": "head=beta has no effect on discrete actions",
-    "policy=cnn env.id=gymnasium.envs.classic_control.CartPoleEnv": "policy=cnn needs a single image",
     "transforms=[{_target_:torchrl.envs.StepCounter,max_steps:abc}]": "StepCounter failed: TypeError",
     "env.wrappers=[{_target_:gymnasium.wrappers.TimeLimit,_partial_:true,max_episode_steps:-5}]": "env.wrappers[0]",
 }

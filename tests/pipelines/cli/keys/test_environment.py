@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torchppo.pipelines.cli.config import compose
 from torchppo.pipelines.cli.keys.environment import has_box
 
-OWN = "env.id=gymnasium.envs.classic_control.CartPoleEnv"
+OWN = "env.id=my_package.MyEnv"
 CONTINUOUS = "{_target_: gymnasium.wrappers.RescaleAction, _partial_: true, min_action: -1, max_action: 1}"
 
 
