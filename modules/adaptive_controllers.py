@@ -43,7 +43,30 @@ class AdaptiveController(Controller):
         return min(max(self.adapted(metrics[self.metrics[0]], value), self.minimum), self.maximum)
 
 
-class KLAdaptive(AdaptiveController):
+class KLController(AdaptiveController):
+    """Base class of controllers that keep the KL divergence of an update near a target.
+
+    Args:
+        target_kl: Target of the mean KL divergence per rollout, in nats.
+        key: Name of the target in the error.
+        minimum: See `AdaptiveController`.
+        maximum: See `AdaptiveController`.
+
+    Raises:
+        ConfigurationError: If an argument is out of range.
+
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = ("kl",)
+
+    def __init__(self, target_kl: float, key: str, minimum: float, maximum: float) -> None:
+        if not target_kl > 0:
+            raise ConfigurationError(f"{key}={target_kl} must be positive; 0.01 is usual")
+        super().__init__(minimum, maximum)
+        self.target_kl = target_kl
+
+
+class KLAdaptive(KLController):
     """Adapts the learning rate so that the KL divergence of an update stays near a target.
 
     It divides the value by `factor` if the KL divergence is above 2 x `target_kl`. It multiplies the value by `factor`
@@ -63,17 +86,12 @@ class KLAdaptive(AdaptiveController):
 
     """
 
-    metrics: ClassVar[tuple[str, ...]] = ("kl",)
-
     def __init__(
         self, target_kl: float = 0.01, *, factor: float = 1.5, minimum: float = 1e-5, maximum: float = 1e-2
     ) -> None:
-        if not target_kl > 0:
-            raise ConfigurationError(f"target_kl={target_kl} of KLAdaptive must be positive; 0.01 is usual")
         if not factor > 1:
             raise ConfigurationError(f"factor={factor} of KLAdaptive must be above 1; 1.5 is usual")
-        super().__init__(minimum, maximum)
-        self.target_kl = target_kl
+        super().__init__(target_kl, "target_kl of KLAdaptive", minimum, maximum)
         self.factor = factor
 
     def adapted(self, metric: float, value: float) -> float:
@@ -82,7 +100,7 @@ class KLAdaptive(AdaptiveController):
         return value * self.factor if 0 < metric < self.target_kl / 2 else value
 
 
-class AdaptiveBeta(AdaptiveController):
+class AdaptiveBeta(KLController):
     """Adapts the weight of a KL penalty.
 
     It multiplies the value by `increment` if the KL divergence is above 1.5 x `dtarg`, and by `decrement` if it is
@@ -102,8 +120,6 @@ class AdaptiveBeta(AdaptiveController):
 
     """
 
-    metrics: ClassVar[tuple[str, ...]] = ("kl",)
-
     def __init__(
         self,
         dtarg: float = 0.01,
@@ -113,22 +129,19 @@ class AdaptiveBeta(AdaptiveController):
         minimum: float = 1e-3,
         maximum: float = 1e3,
     ) -> None:
-        if not dtarg > 0:
-            raise ConfigurationError(f"objective.dtarg={dtarg} must be positive; 0.01 is usual")
         if not 0 < decrement <= 1 <= increment:
             raise ConfigurationError(
                 f"objective.increment={increment} must be at least 1, and decrement={decrement} between 0 and 1; "
                 "2 and 0.5 are usual"
             )
-        super().__init__(minimum, maximum)
-        self.dtarg = dtarg
+        super().__init__(dtarg, "objective.dtarg", minimum, maximum)
         self.increment = increment
         self.decrement = decrement
 
     def adapted(self, metric: float, value: float) -> float:
-        if metric > 1.5 * self.dtarg:
+        if metric > 1.5 * self.target_kl:
             return value * self.increment
-        return value * self.decrement if metric < self.dtarg / 1.5 else value
+        return value * self.decrement if metric < self.target_kl / 1.5 else value
 
 
 class TargetEntropy(AdaptiveController):

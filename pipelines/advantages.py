@@ -17,7 +17,7 @@ from ..modules.features.extractor import is_recurrent, memory_keys, recurrent_st
 from ..modules.intrinsic.reward_model import RewardModel
 from ..modules.intrinsic.streams import add_advantages
 from .distributed import normalized, summed
-from .metrics.learning import compare_policies
+from .metrics.learning import Comparison, compare_policies
 
 WRITTEN_BY: dict[NestedKey, str] = {
     "is_init": "InitTracker",
@@ -195,13 +195,18 @@ class RolloutBatch:
 
 def kl_from_collection(actor: Any, rows: TensorDictBase) -> Tensor:
     """Return KL(old || new) in every row, where old is the policy at collection; see `policy_kl`."""
+    return compare_with_collection(actor, rows).kl
+
+
+def compare_with_collection(actor: Any, rows: TensorDictBase) -> Comparison:
+    """Return the result of `compare_policies`. Raise a ConfigurationError if there is none."""
     compared = compare_policies(actor, rows)
     if compared is None:
         raise ConfigurationError(
             "the KL divergence of a CompositeDistribution is not supported; remove controllers that read kl, and use "
             "update=minibatch"
         )
-    return compared.kl
+    return compared
 
 
 def require_entries(rollout: TensorDictBase, *keys: NestedKey) -> TensorDictBase:

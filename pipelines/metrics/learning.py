@@ -29,11 +29,15 @@ CLIP_EPSILON = 0.2
 
 
 class Comparison(NamedTuple):
-    """The new policy, and its differences from the policy at collection on the actions taken, `[*batch]` each."""
+    """The new policy, and its differences from the policy at collection on the actions taken, `[*batch]` each.
+
+    `outputs` are the rows with all outputs of the new policy, such as its features.
+    """
 
     new: D.Distribution
     log_ratio: Tensor
     kl: Tensor
+    outputs: TensorDictBase
 
 
 @set_recurrent_mode(True)  # type: ignore[untyped-decorator]
@@ -49,7 +53,7 @@ def compare_policies(actor: Any, rows: TensorDictBase) -> Comparison | None:
     if isinstance(new, CompositeDistribution):
         return None
     log_ratio = new.log_prob(data[actor.dist_sample_keys[0]]) - data[actor.log_prob_keys[0]]
-    return Comparison(new, log_ratio, policy_kl(old, new, log_ratio))
+    return Comparison(new, log_ratio, policy_kl(old, new, log_ratio), data)
 
 
 def critic_metrics(batch: Any) -> dict[str, float]:

@@ -72,7 +72,7 @@ class Coefficients:
         buffers = {name: getattr(self._objective, name, None) for name in (*LOGGED, *self._controllers)}
         found = {name: value.item() for name, value in buffers.items() if isinstance(value, Tensor) and value.ndim == 0}
         for controller in self._controllers.values():
-            if target := getattr(controller, "target_kl", getattr(controller, "dtarg", None)):
+            if target := getattr(controller, "target_kl", None):
                 found["target_kl"] = target
         return {**found, "lr": optimizer.param_groups[0]["lr"]}
 

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torchrl.modules import set_recurrent_mode
 
 from ...errors import ConfigurationError
-from ...modules.distributions.action import policy_kl
-from ...modules.objectives.ppo_loss import old_distribution
-from ..advantages import RolloutBatch
+from ..advantages import RolloutBatch, compare_with_collection
 from ..distributed import gathered, num_ranks, rank
 from .eager_step import total_loss
 from .minibatch import MinibatchUpdate, means
@@ -139,12 +137,8 @@ class PhasicUpdate(MinibatchUpdate):
             rows[key][indices] = distribution.log_prob(data[actor.dist_sample_keys[0]])
 
     def _auxiliary_step(self, rows: TensorDictBase) -> dict[str, Tensor]:
-        actor: Any = self.learner.objective.actor_network
-        data = rows.copy()
-        old, new = old_distribution(actor, data), actor.get_dist(data)
-        log_ratio = new.log_prob(data[actor.dist_sample_keys[0]]) - rows[actor.log_prob_keys[0]]
-        kl = policy_kl(old, new, log_ratio).mean()
-        features = data[self._feature_key]
+        compared = compare_with_collection(self.learner.objective.actor_network, rows)
+        kl, features = compared.kl.mean(), compared.outputs[self._feature_key]
         if self._head is None:
             self._make_head(features)
         assert self._head is not None
