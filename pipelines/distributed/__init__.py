@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from torch import Tensor, distributed
 
-from ..errors import TorchPPOError
+from ...errors import TorchPPOError
+
+if TYPE_CHECKING:
+    from .shared_memory import SharedSum
 
 T = TypeVar("T")
+
+MAX_SHARED_BYTES = 1 << 26
+"""Largest tensor in shared memory, which has two copies per rank. The latency of larger sums does not matter."""
+_shared_sums: dict[Any, SharedSum | None] = {}  # of the process group
 
 
 def num_ranks() -> int:
@@ -23,11 +30,30 @@ def rank() -> int:
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """Sum a tensor over all ranks; every rank gets the same result."""
-    if num_ranks() > 1:
-        tensor = tensor.clone()
-        distributed.all_reduce(tensor)
+    """Sum a tensor over all ranks, in one all-reduce; every rank gets the same result."""
+    if num_ranks() == 1:
+        return tensor
+    if tensor.device.type == "cpu" and (shared_sum := _shared_sum(tensor.nbytes)) is not None:
+        return shared_sum(tensor)
+    tensor = tensor.clone()
+    distributed.all_reduce(tensor)
     return tensor
+
+
+def _shared_sum(num_bytes: int) -> SharedSum | None:
+    """Return the sum in shared memory; `None` for large tensors, several machines, and other backends than gloo."""
+    group = distributed.group.WORLD
+    found = _shared_sums.get(group)
+    if num_bytes > MAX_SHARED_BYTES or (found is None and group in _shared_sums):
+        return None
+    if found is None or num_bytes > found.capacity:
+        from .shared_memory import connect
+
+        if found is not None:
+            found.close()
+        is_gloo = distributed.get_backend() == "gloo"
+        _shared_sums[group] = connect(num_bytes, rank(), num_ranks(), lambda own: gathered([own])) if is_gloo else None
+    return _shared_sums[group]
 
 
 def gathered(items: list[T]) -> list[T]:
