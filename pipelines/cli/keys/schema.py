@@ -46,6 +46,7 @@ FIELDS: dict[str, Field] = {
     "critic.head.symlog": FLAG,
     "critic.head.num_stds": POSITIVE,
     "critic.head.delta": POSITIVE,
+    "critic.head.initial_curvature": POSITIVE,
     "critic.head.beta": Field((float,), minimum=0, below=1),
     "ppo.max_grad_norm": LIMIT,
     "ppo.max_skipped_steps": COUNT,
