@@ -1,6 +1,7 @@
 """For every test."""
 
 import copy
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from hypothesis import settings
 settings.register_profile("torchppo", derandomize=True, deadline=None)  # the same examples, however slow the machine
 settings.load_profile("torchppo")
 torch.set_num_threads(1)  # small networks lose most of their time to more, the more so beside another worker
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and tests send it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
