@@ -125,7 +125,7 @@ def connect(num_bytes: int, rank: int, num_ranks: int, gather: Gather) -> Shared
         return None
 
 
-def place() -> tuple[str, str]:
+def place() -> tuple[str, Path]:
     """Return what is equal for processes that can share memory: the running system and its process identifiers.
 
     Raises:
@@ -134,7 +134,7 @@ def place() -> tuple[str, str]:
     """
     if platform.machine() not in ("x86_64", "AMD64"):
         raise OSError
-    return Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")
+    return Path("/proc/sys/kernel/random/boot_id").read_text(), Path("/proc/self/ns/pid").readlink()
 
 
 def reserve(size: int, files: ExitStack) -> int:
@@ -147,7 +147,7 @@ def reserve(size: int, files: ExitStack) -> int:
 
 def open_memory(process: int, file: int, size: int) -> mmap.mmap:
     """Map the memory that a process has reserved."""
-    with open(f"/proc/{process}/fd/{file}", "r+b") as memory:
+    with Path(f"/proc/{process}/fd/{file}").open("r+b") as memory:
         return mmap.mmap(memory.fileno(), size)
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,7 +44,7 @@ def on_ranks(num_ranks: int, work: Callable[[int, Callable[[Any], list[Any]]], T
 
 
 def num_open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len([*Path("/proc/self/fd").iterdir()])
 
 
 def test_every_rank_gets_the_sums_of_tensors_of_all_sizes_and_types() -> None:
@@ -100,7 +101,7 @@ def no_memory(*_: int) -> None:
         ("platform.machine", lambda: "aarch64"),
         ("os.posix_fallocate", no_memory),
         ("os.pidfd_open", no_memory),
-        ("os.readlink", lambda _: str(threading.get_ident())),
+        ("os.readlink", lambda *_: str(threading.get_ident())),
     ],
     ids=["another processor", "no memory", "old kernel", "several containers"],
 )
