@@ -10,13 +10,14 @@ import torch
 from tensordict import NestedKey
 from torch import Tensor, nn
 
-Reduce = Callable[[Tensor], Tensor]
-"""A function that sums a tensor over all ranks."""
+Reduce = Callable[[Tensor, Callable[[Tensor], object]], None]
+"""A function of a tensor and a function `use`. It calls `use` with the tensors of all ranks, `[num_ranks, *shape]`,
+either at once or at the end of the rollout."""
 
 
-def no_reduce(tensor: Tensor) -> Tensor:
-    """Return the tensor unchanged: the sum over a single rank."""
-    return tensor
+def no_reduce(tensor: Tensor, use: Callable[[Tensor], object]) -> None:
+    """Call `use` with the tensor of a single rank, at once."""
+    use(tensor.unsqueeze(0))
 
 
 class RewardTransform(Protocol):
@@ -28,7 +29,7 @@ class RewardTransform(Protocol):
         Args:
             reward: Rewards, `[num_envs, time, 1]`.
             is_init: Whether an episode begins with this step, bool `[num_envs, time, 1]`.
-            reduce: Sums a tensor over all ranks.
+            reduce: Passes on the tensors of all ranks, at once.
 
         """
 
@@ -59,14 +60,27 @@ class RunningMoments(nn.Module):
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
-    @torch.no_grad()
     def update(self, values: Tensor, reduce: Reduce = no_reduce) -> None:
         """Add a batch of values `[*, *shape]` from every rank, in place."""
+        reduce(self.measure(values), self.merge)
+
+    @torch.no_grad()
+    def measure(self, values: Tensor) -> Tensor:
+        """Return count, sum and squared deviation of a batch `[*, *shape]`, float64 `[1 + 2 num_features]`."""
         values = values.reshape(-1, *self.mean.shape).double()
-        batch_count = reduce(torch.tensor(float(len(values)), dtype=torch.float64, device=values.device))
-        batch_mean = reduce(values.sum(0)) / batch_count
-        squared_deviation = reduce((values - batch_mean).square().sum(0))
-        total = self.count + batch_count
+        total = values.sum(0)
+        squared_deviation = (values - total / len(values)).square().sum(0)
+        return torch.cat([total.new_tensor([len(values)]), total.reshape(-1), squared_deviation.reshape(-1)])
+
+    @torch.no_grad()
+    def merge(self, measured: Tensor) -> None:
+        """Add the batches of all ranks, `[num_ranks, 1 + 2 num_features]`, in place."""
+        size, shape = self.mean.numel(), self.mean.shape
+        counts, totals, deviations = measured.split([1, size, size], dim=1)
+        batch_count, batch_mean = counts.sum(), totals.sum(0) / counts.sum()
+        between = counts * (totals / counts - batch_mean).square()
+        squared_deviation = (deviations + between).sum(0).reshape(shape)
+        batch_mean, total = batch_mean.reshape(shape), self.count + batch_count
         delta = batch_mean - self.mean
         self.var.copy_(
             (self.var * self.count + squared_deviation + delta.square() * self.count * batch_count / total) / total
@@ -105,7 +119,10 @@ class ObservationNormalizer(nn.Module):
 
     def update(self, observation: Tensor, reduce: Reduce = no_reduce) -> None:
         """Update the statistics with the observations `[*, *shape]` of one rollout."""
-        self.moments.update(observation, reduce)
+        reduce(self.moments.measure(observation), self._merge)
+
+    def _merge(self, measured: Tensor) -> None:
+        self.moments.merge(measured)
         self.loc.copy_(self.moments.mean)
         self.scale.copy_((self.moments.var + 1e-8).rsqrt())
 
@@ -146,7 +163,7 @@ class RewardNormalizer(nn.Module):
         Args:
             reward: Rewards, `[num_envs, time, 1]`.
             is_init: Whether an episode begins with this step, bool `[num_envs, time, 1]`.
-            reduce: Sums a tensor over all ranks.
+            reduce: Passes on the tensors of all ranks, at once.
 
         """
         rewards, is_first = reward.double().cpu().numpy()[..., 0].T, is_init.cpu().numpy()[..., 0].T

@@ -16,7 +16,7 @@ from ..errors import ConfigurationError
 from ..modules.features.extractor import is_recurrent, memory_keys, recurrent_state_shapes
 from ..modules.intrinsic.reward_model import RewardModel
 from ..modules.intrinsic.streams import add_advantages
-from .distributed import normalized, summed
+from .distributed import normalized
 from .metrics.learning import Comparison, compare_policies
 
 WRITTEN_BY: dict[NestedKey, str] = {
@@ -165,10 +165,9 @@ class RolloutBatch:
 
     @torch.no_grad()
     def mean_kl(self) -> float:
-        """Return the mean KL(old || new) over all states of all ranks, where old is the policy at collection."""
+        """Return the mean KL(old || new) over all states of this rank, where old is the policy at collection."""
         kl = kl_from_collection(self.actor, self.rows)
-        total, count = summed(torch.stack([kl.sum(), kl.new_tensor(float(kl.numel()))])).tolist()
-        return float(total / count)
+        return kl.sum().item() / kl.numel()
 
     def _make_rows(self) -> TensorDictBase:
         recurrent = recurrent_state_shapes(self.actor)

@@ -63,7 +63,7 @@ class Training:
             self.env.close()
 
 
-def build_training(cfg: DictConfig, rank: int, overrides: Iterable[str] = ()) -> Training:
+def build_training(cfg: DictConfig, rank: int, overrides: Iterable[str] = (), *, num_ranks: int = 1) -> Training:
     """Build environment, LightningModule and collector of one rank, and check that all overrides have an effect.
 
     Raises:
@@ -74,7 +74,7 @@ def build_training(cfg: DictConfig, rank: int, overrides: Iterable[str] = ()) ->
     try:
         ppo = build_ppo(cfg, env)
         check_effects(overrides, env, ppo)
-        collector = build_collector(cfg, env, ppo, rank)
+        collector = build_collector(cfg, env, ppo, rank, num_ranks)
     except BaseException:  # also a signal
         env.close()  # ends its worker processes
         raise
@@ -97,7 +97,7 @@ def check_effects(overrides: Iterable[str], env: EnvBase, ppo: PPO) -> None:
             raise ConfigurationError(f"{word} has no effect on observations without floats; remove it")
 
 
-def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Iterable[TensorDictBase]:
+def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int, num_ranks: int) -> Iterable[TensorDictBase]:
     """Build a collector. A target with the parameter `create_env_fn` has the interface of TorchRL's collectors."""
     is_torchrl = "create_env_fn" in parameter_names(node := cfg.collector)
     num_envs = num_envs_of_workers(cfg, env) if is_torchrl else int(env.batch_size.numel())
@@ -108,8 +108,8 @@ def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int) -> Itera
         logger.warning("torchppo: total_frames=%d is below a rollout; training for %d frames", cfg.total_frames, size)
     if is_torchrl:
         return build_torchrl_collector(cfg, env, ppo.actor, rank, size)
-    options = {"env": env, "policy": ppo.actor, "total_frames": cfg.total_frames, "compile": cfg.compile}
-    return call_with_accepted(node, **options)
+    options = {"policy": ppo.actor, "total_frames": cfg.total_frames, "compile": cfg.compile, "num_ranks": num_ranks}
+    return call_with_accepted(node, env=env, **options)
 
 
 def build_ppo(cfg: DictConfig, env: EnvBase) -> PPO:

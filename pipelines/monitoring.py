@@ -18,17 +18,21 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from ..errors import ConfigurationError, NumericalError
+from ..modules.normalizers import Reduce, no_reduce
 from .advantages import require_entries
-from .distributed import gathered
+from .distributed import gathered, num_ranks
 from .metrics.episode_info import add_infos, ended_infos, mean_infos
 from .metrics.monitors import (
     EVALUATION_METRICS,
     check_early_stopping,
     check_monitors,
     delayed_metrics,
+    has_monitors,
     save_after_rollouts,
+    set_step,
     wait_for_metrics,
 )
 from .updates.skipped import SkippedSteps
@@ -149,11 +153,6 @@ class MonitoredModule(LightningModule):
         check_early_stopping(self.trainer, names)
 
 
-def has_monitors(trainer: Trainer) -> bool:
-    """Return whether a callback may monitor a metric."""
-    return bool(trainer.early_stopping_callbacks or trainer.checkpoint_callbacks)
-
-
 def hyperparameters(module: Any) -> dict[str, Any]:
     """Return a module's configuration as `{"optimizer.lr": 0.001}`, or without one, the scalars of its components."""
     if module.config:
@@ -174,11 +173,6 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def set_step(trainer: Trainer, frames: int) -> None:
-    """Set the x-axis of callbacks such as `LearningRateMonitor` and of `self.log`. Tested with Lightning 2.6."""
-    trainer.fit_loop.epoch_loop._batches_that_stepped = frames
-
-
 class EpisodeStatistics:
     """Returns and lengths of the last 100 training episodes of all ranks.
 
@@ -194,26 +188,38 @@ class EpisodeStatistics:
         self.infos: dict[str, deque[float]] = {}
         self.num_episodes, self._truncated = 0, dict[str, float]()
 
-    def update(self, rollout: TensorDictBase) -> None:
-        """Add the episodes that ended in a rollout `[num_envs, time]`, in the order of time."""
+    def update(self, rollout: TensorDictBase, reduce: Reduce = no_reduce) -> None:
+        """Add the episodes that ended in a rollout `[num_envs, time]` of every rank, in the order of time."""
         require_entries(rollout, ("next", "episode_reward"), ("next", "step_count"))
         keys = ("done", "terminated", "episode_reward", "step_count", "episode_info")
         data = rollout["next"].select(*keys, strict=False).transpose(0, 1)
         done = data["done"] & (data["step_count"] > 0)  # 0: a skipped step
-        entries = (
-            done.nonzero()[:, 0],
-            data["episode_reward"][done],
-            data["step_count"][done],
-            ~data["terminated"][done],
-        )
+        values = data["episode_reward"][done], data["step_count"][done], ~data["terminated"][done]
         infos = ended_infos(data, done) if "episode_info" in rollout["next"].keys() else repeat({})  # noqa: SIM118
-        ended = gathered([*zip(*(entry.tolist() for entry in entries), infos, strict=False)])
-        ended.sort(key=itemgetter(0))
-        self.episodes.extend((reward, length) for _, reward, length, *_ in ended)
-        self._truncated = {"rollout/truncated": sum(one[3] for one in ended) / len(ended)} if ended else {}
+        ended = [*zip(*(entry.tolist() for entry in (done.nonzero()[:, 0], *values)), infos, strict=False)]
+        counts = len(ended), sum(one[3] for one in ended), any(info for *_, info in ended)
+        if num_ranks() == 1:
+            self._add(ended, *counts[:2])
+            return
+        newest = [(*counts, 0), *(one[:4] for one in ended[-100:])]  # older episodes have no effect
+        table = torch.full((101, 4), math.nan, dtype=torch.float64)
+        table[: len(newest)] = torch.tensor(newest, dtype=torch.float64)
+        reduce(table, lambda of_ranks: self._add_of_ranks(of_ranks, ended))
+
+    def _add_of_ranks(self, of_ranks: Tensor, own: list[Any]) -> None:
+        """Add the episodes of all ranks, `[num_ranks, 101, 4]`, and gather those of all ranks if they have infos."""
+        num_ended, num_truncated, has_infos, _ = of_ranks[:, 0].sum(0).tolist()
+        rows = of_ranks[:, 1:].flatten(0, 1)
+        ended = gathered(own) if has_infos else [(*row, {}) for row in rows[~rows[:, 0].isnan()].tolist()]
+        self._add(sorted(ended, key=itemgetter(0)), int(num_ended), int(num_truncated))
+
+    def _add(self, ended: list[Any], num_ended: int, num_truncated: int) -> None:
+        """Add the newest episodes `(time, return, length, is_truncated, info)`, and the numbers of all that ended."""
+        self.episodes.extend((reward, int(length)) for _, reward, length, *_ in ended)
+        self._truncated = {"rollout/truncated": num_truncated / num_ended} if num_ended else {}
         if any(info for *_, info in ended):
             add_infos(self.infos, [info for *_, info in ended], max_length=100)
-        self.num_episodes += len(ended)
+        self.num_episodes += num_ended
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -24,7 +24,7 @@ from ..modules.symmetry import SymmetricObjective, Symmetry
 from .advantages import RolloutBatch, require_entries
 from .collectors.rollouts import check_collector
 from .collectors.vector import failed_steps
-from .distributed import num_ranks, summed
+from .distributed import Exchange, num_ranks, reduce_at_once
 from .metrics.learning import METRIC_NAMES, critic_metrics, learning_metrics
 from .monitoring import EpisodeStatistics, MonitoredModule
 from .saving.state import has_same_end, load_training_state, start_training, training_state
@@ -102,7 +102,7 @@ class PPO(MonitoredModule):
         self.normalize_advantage, self.compile_mode = normalize_advantage, check_compile(compile)
         self.critic_estimator, self.critic_optimizer = critic_estimator, dict(critic_optimizer or {})
         self.value_pretraining, self.config, self.episodes = value_pretraining, config or {}, EpisodeStatistics()
-        self.frames = self.num_rollouts = 0
+        self.frames, self.num_rollouts, self.exchange = 0, 0, Exchange()
         self.seconds = {"estimate": 0.0, "update": 0.0}
         self.grad_norm = torch.zeros(())  # of the last step; set by `on_before_optimizer_step`
         self.skipped = SkippedSteps(max_skipped_steps)
@@ -172,16 +172,15 @@ class PPO(MonitoredModule):
             self.coefficients.move(self.frames / self.total_frames, {}, self.optimizer)
         self._has_frozen_objects = False
         start_training(self)
-        self._resumed = None  # the next training starts anew
-        self._published_at = time.perf_counter()
+        self._resumed, self._published_at = None, time.perf_counter()  # the next training starts anew
 
     def training_step(self, rollout: TensorDictBase) -> None:
         """Learn from one rollout `[num_envs, time]`."""
         start = time.perf_counter()
-        metrics = write_rewards(rollout, self._models, summed) if self.reward_models else {}
+        metrics = write_rewards(rollout, self._models, reduce_at_once) if self.reward_models else {}
         if self.reward_normalizer is not None:
             reward = require_entries(rollout, "is_init")["next", "reward"]
-            self.reward_normalizer.update(reward, rollout["is_init"], summed)
+            self.reward_normalizer.update(reward, rollout["is_init"], reduce_at_once)
             rollout["next", "reward"] = self.reward_normalizer(reward)
         batch = self.make_batch(rollout)
         batch.estimate()
@@ -190,14 +189,16 @@ class PPO(MonitoredModule):
         num_frames = rollout.numel() * num_ranks()
         self.frames, self.num_rollouts = self.frames + num_frames, self.num_rollouts + 1
         self.skipped.count(self.frames, is_last=self.frames + num_frames > self.total_frames)
-        results = learning_metrics(self, batch, results)
-        measured = self.coefficients.measure(batch, results) if self.num_rollouts > self.value_pretraining else {}
-        self.coefficients.move(self.frames / self.total_frames, measured, self.optimizer)
+        results |= self.coefficients.kl(batch) if self.num_rollouts > self.value_pretraining else {}
+        results = learning_metrics(self, batch, results, self.exchange.reduce)
         self._update_statistics(batch)
-        metrics |= {f"train/{METRIC_NAMES.get(name, name)}": value for name, value in (results | measured).items()}
+        self.episodes.update(rollout, self.exchange.reduce)
+        self.exchange.run()
+        measured = self.coefficients.measured(results) if self.num_rollouts > self.value_pretraining else {}
+        self.coefficients.move(self.frames / self.total_frames, measured, self.optimizer)
+        metrics |= {f"train/{METRIC_NAMES.get(name, name)}": value for name, value in results.items()}
         self.seconds["estimate"] += estimated - start
         self.seconds["update"] += time.perf_counter() - estimated  # computing the metrics waits for the device
-        self.episodes.update(rollout)
         self.publish_rollout(metrics | self.episodes.metrics | failed_steps(self.trainer.train_dataloader), num_frames)
         self.trainer.should_stop |= self.frames + num_frames > self.total_frames
         if not self._has_frozen_objects:
@@ -228,12 +229,11 @@ class PPO(MonitoredModule):
         return policy or critic
 
     def _update_statistics(self, batch: RolloutBatch) -> None:
-        """Update the statistics of the networks."""
         for module in self.objective.modules():
             if isinstance(module, ObservationNormalizer):
-                module.update(batch.rollout[module.key], summed)
+                module.update(batch.rollout[module.key], self.exchange.reduce)
             elif isinstance(module, ValueHead) and self.skipped.number == 0:  # else targets may not be finite
-                module.update(batch.rollout["value_target"], summed)
+                module.update(batch.rollout["value_target"], self.exchange.reduce)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.grad_norm = clip_gradients(self)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigurationError, GraphError
 from ..modules.features.extractor import is_recurrent, recurrent_state_shapes
+from .distributed import num_ranks
 from .updates.eager_step import EagerStep, StoppingRule
 
 Compile = bool | Literal["auto", "trace"]
@@ -131,7 +132,7 @@ def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
     """
     frames = getattr(ppo.trainer.train_dataloader, "frames_per_batch", None)
     frames = frames or max(1, int(ppo.total_frames / ppo.trainer.num_training_batches))
-    num_steps = ppo.total_frames / frames * ppo.update.num_steps(frames)
+    num_steps = ppo.total_frames / (frames * num_ranks()) * ppo.update.num_steps(frames)
     check_dtypes(ppo)
     rule = StoppingRule.of(ppo.objective, ppo.update.stop_above)
     is_scaled = getattr(ppo.trainer.precision_plugin, "scaler", None) is not None

@@ -88,7 +88,8 @@ def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: St
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
     watchdog = Watchdog(lambda error: end_process(error, lambda: write_failure(run_dir, error, save_at_once("failed"))))
     with ExitStack() as stack, watchdog:
-        training = stack.enter_context(closing(build_training(cfg, trainer.global_rank, overrides)))
+        rank, num_ranks = trainer.global_rank, trainer.world_size
+        training = stack.enter_context(closing(build_training(cfg, rank, overrides, num_ranks=num_ranks)))
         if evaluator and trainer.is_global_zero:
             stack.enter_context(closing(evaluator))
             evaluator.make_env(training.env)

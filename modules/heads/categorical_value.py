@@ -161,11 +161,14 @@ class AdaptiveCategoricalValue(CategoricalValue):
         """Compute the cross-entropy of the normalized target; see `CategoricalValue`."""
         return super().error(predicted, (target - self.mean) / self.std, old_value, clip_value)
 
-    @torch.no_grad()
     def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
         """Update the statistics, in place."""
+        reduce(self.moments.measure(value_target), self._merge)
+
+    @torch.no_grad()
+    def _merge(self, measured: Tensor) -> None:
         self.moments.count.mul_(1 - self.beta)
-        self.moments.update(value_target, reduce)
+        self.moments.merge(measured)
         self.mean.copy_(self.moments.mean)
         self.std.copy_(self.moments.var.sqrt().clamp(1e-4, 1e6))
 

@@ -175,15 +175,18 @@ class PopArtValue(ValueHead):
         """Compute the squared error on the normalized scale; `clip_value` is in units of the reward."""
         return squared_error(predicted["state_value"], target, old_value, clip_value) / self.std.square()
 
-    @torch.no_grad()
     def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
         """Update the statistics, and rescale the layer so that the predicted values stay the same.
 
         Both change in place, because optimizers and compiled graphs keep references to the tensors.
         """
+        reduce(self.moments.measure(value_target), self._merge)
+
+    @torch.no_grad()
+    def _merge(self, measured: Tensor) -> None:
         old_mean, old_std = self.mean.clone(), self.std.clone()
         self.moments.count.mul_(1 - self.beta)
-        self.moments.update(value_target, reduce)
+        self.moments.merge(measured)
         self.mean.copy_(self.moments.mean)
         self.std.copy_(self.moments.var.sqrt().clamp(1e-4, 1e6))
         weight, bias = self.layer.parameters()

@@ -59,7 +59,7 @@ class CountBonus(RewardModel):
     def update(self, rollout: TensorDictBase, reduce: Reduce) -> None:
         """Count the next observations of a rollout."""
         visits = torch.bincount(self._states(rollout).flatten(), minlength=len(self.counts))
-        self.counts += reduce(visits)
+        reduce(visits, lambda of_ranks: self.counts.add_(of_ranks.sum(0)))
 
     def reward(self, rollout: TensorDictBase) -> Tensor:
         """Return the bonus of the next observations, `[num_envs, time, 1]`."""

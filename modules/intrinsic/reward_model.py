@@ -80,7 +80,7 @@ class RewardModel(nn.Module, ABC):
 
         Args:
             rollout: The rollout.
-            reduce: Sums a tensor over all ranks.
+            reduce: Passes on the tensors of all ranks, at once.
 
         """
 

@@ -111,6 +111,7 @@ class Collector(SizedRollouts):
         compile: how the policy step runs (see `step_factory.Compile`).
         double_buffer: let the policy act for one half of the environments while the other half steps in worker
             processes or Atari threads.
+        num_ranks: number of processes that share `total_frames`, for `compile="auto"`.
         rollouts: factory of a `Rollouts` object. It receives the environment, the policy and `frames_per_env`;
             `compile` does not apply to it. `None` chooses the fastest implementation.
 
@@ -130,6 +131,7 @@ class Collector(SizedRollouts):
         total_frames: int,
         compile: Compile = False,  # noqa: A002
         double_buffer: bool = False,
+        num_ranks: int = 1,
         rollouts: Callable[[EnvBase, TensorDictModuleBase, int], Rollouts] | None = None,
     ) -> None:
         if not env.batch_size or not {*EPISODE_KEYS}.issubset(env.observation_spec.keys(include_nested=True)):
@@ -144,7 +146,7 @@ class Collector(SizedRollouts):
         super().__init__(num_envs * self.frames_per_env, total_frames)
         self.env = env
         self.policy = policy
-        steps: Any = {"compile": compile, "num_policy_steps": total_frames / num_envs}
+        steps: Any = {"compile": compile, "num_policy_steps": total_frames / (num_envs * num_ranks)}
         if rollouts is not None:
             self._rollouts = rollouts(env, policy, self.frames_per_env)
         elif isinstance(env, VectorEnv):

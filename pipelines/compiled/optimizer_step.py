@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from ...errors import GraphError
-from ..distributed import num_ranks, raise_on_all_ranks, summed
+from ..distributed import averaged, num_ranks, raise_on_all_ranks
 from ..updates.eager_step import LossWeights, StoppingRule, check_connected, check_losses, scalars, total_loss
 from .flat_adam import FlatAdam
 from .graph import TracedFunction
@@ -110,11 +110,14 @@ class GraphStep:
 
     def _step_in_two_graphs(self, tensors: dict[Any, Tensor], indices: Tensor) -> Tensor | None:
         vector, metrics = self._on_all_ranks(self._gradient, tensors, indices)
-        if self.rule is not None:
+        if self.rule is None:
+            (vector,) = averaged([vector])
+        else:
             value = metrics[self._names.index(self.rule.metric)] * self.ppo.loss_weights.policy
+            vector, value = averaged([vector, value])
             if self.rule.forbids(value):
                 return None
-        norm = self._on_all_ranks(self._apply, summed(vector) / self._num_ranks)
+        norm = self._on_all_ranks(self._apply, vector)
         return torch.cat([metrics, norm])
 
     def _on_all_ranks(self, graph: TracedFunction, *arguments: Any) -> Any:

@@ -16,8 +16,9 @@ from torch import distributions as D  # noqa: N812
 from torchrl.modules import set_recurrent_mode
 
 from ...modules.distributions.action import policy_kl, probability_ratio
+from ...modules.normalizers import Reduce, no_reduce
 from ...modules.objectives.ppo_loss import old_distribution
-from ..distributed import num_ranks, rank, summed
+from ..distributed import mean_and_variance, num_ranks
 
 SAMPLE_FRAMES, FRAMES_PER_SAMPLE = 1024, 2048
 """Frames of a sample on which the policy after an update is compared, and frames of a rank between two samples."""
@@ -70,10 +71,7 @@ def critic_metrics(batch: Any) -> dict[str, float]:
     """
     target = batch.rollout["value_target"].double()
     table = torch.stack([target, batch.rollout["state_value"] - target, batch.raw_advantage]).flatten(1)
-    count = table.shape[1] * num_ranks()
-    mean = summed(table.sum(1)) / count
-    variance = summed((table - mean.unsqueeze(1)).square().sum(1)) / count
-    means, variances = torch.stack([mean, variance]).tolist()
+    means, variances = torch.stack(mean_and_variance(table)).squeeze(-1).tolist()
     return {
         "explained_variance": 1 - variances[1] / variances[0] if variances[0] > 0 else 0.0,
         "value_bias": means[1],
@@ -164,7 +162,9 @@ def sample_of(num_rows: int, size: int) -> Tensor:
     return torch.randperm(num_rows, generator=torch.Generator().manual_seed(0))[:size]
 
 
-def learning_metrics(ppo: Any, batch: Any, results: Mapping[str, float]) -> dict[str, float]:
+def learning_metrics(
+    ppo: Any, batch: Any, results: Mapping[str, float], reduce: Reduce = no_reduce
+) -> dict[str, float]:
     """Add the metrics of gradients and policy to the metrics of an update, and reduce all over the ranks.
 
     Metrics of the sample that are not finite are omitted, because no step depends on them.
@@ -173,33 +173,41 @@ def learning_metrics(ppo: Any, batch: Any, results: Mapping[str, float]) -> dict
         ppo: the LightningModule.
         batch: the `RolloutBatch`, after its update.
         results: metrics of the update on this rank.
+        reduce: passes on the numbers of all ranks, at once or later.
 
     Returns:
-        The mean of every metric over the ranks, or the largest value of those whose name contains `max`.
+        The mean of every metric over the ranks, or the largest value of those whose name contains `max`. The dictionary
+        is empty until `reduce` has passed on the numbers.
 
     """
     sample = policy_metrics(ppo, batch, results)
     gradients = gradient_metrics(ppo.skipped.norms, ppo.max_grad_norm)
     scale = {"advantage_scale": 1.0 if ppo.normalize_advantage else results["advantage_std"]}
-    metrics = over_ranks({**results, **scale, **gradients, **sample}, batch.rollout["value_target"].device)
-    if "max_advantage" in metrics:
-        gamma = getattr(batch.estimator, "gamma", 1.0)
-        metrics["improvement_bound"] = improvement_bound(
-            metrics["surrogate_improvement"], metrics.pop("max_advantage"), metrics["max_kl"], float(gamma)
-        )
-    own = {*sample, "improvement_bound"}
-    return {name: value for name, value in metrics.items() if name not in own or math.isfinite(value)}
+    own, found = {*sample, "improvement_bound"}, dict[str, float]()
+
+    def finish(metrics: dict[str, float]) -> None:
+        if "max_advantage" in metrics:
+            gamma = getattr(batch.estimator, "gamma", 1.0)
+            metrics["improvement_bound"] = improvement_bound(
+                metrics["surrogate_improvement"], metrics.pop("max_advantage"), metrics["max_kl"], float(gamma)
+            )
+        found.update({name: value for name, value in metrics.items() if name not in own or math.isfinite(value)})
+
+    over_ranks({**results, **scale, **gradients, **sample}, reduce, finish)
+    return found
 
 
-def over_ranks(metrics: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Return the mean of every metric over the ranks, or the largest value of those whose name contains `max`."""
+def over_ranks(metrics: dict[str, float], reduce: Reduce, use: Callable[[dict[str, float]], None]) -> None:
+    """Call `use` with the mean of every metric over the ranks, or the largest value if its name contains `max`."""
     if num_ranks() == 1:
-        return dict(metrics)
-    table = torch.zeros(num_ranks(), len(metrics), dtype=torch.float64)
-    table[rank()] = torch.tensor([*metrics.values()], dtype=torch.float64)
-    table = summed(table.to(device)).cpu()
-    rows = zip(metrics, table.mean(0).tolist(), table.amax(0).tolist(), strict=True)
-    return {name: largest if "max" in name else mean for name, mean, largest in rows}
+        use(metrics)
+        return
+
+    def combine(table: Tensor) -> None:
+        rows = zip(metrics, table.mean(0).tolist(), table.amax(0).tolist(), strict=True)
+        use({name: largest if "max" in name else mean for name, mean, largest in rows})
+
+    reduce(torch.tensor([*metrics.values()], dtype=torch.float64), combine)
 
 
 def improvement_bound(surrogate: float, max_advantage: float, max_kl: float, gamma: float) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from lightning import Trainer
 
-from ..distributed import gathered
+from ..distributed import num_ranks
 from .files import PREVIOUS, add_checksum, keep_as, save_checkpoint, sync_folder
 
 
@@ -41,6 +41,8 @@ class LastCheckpoint:
     def start(self, trainer: Trainer, frames: int) -> None:
         """Begin to measure the intervals. Save a training that has not started yet, in case it stops soon."""
         self._begin(frames)
+        if num_ranks() > 1:
+            trainer.lightning_module.exchange.numbers["late"] = self.late
         if frames == 0:
             self.save(trainer, frames)
 
@@ -49,19 +51,22 @@ class LastCheckpoint:
         self._time_in_memory = self._time
         self._in_memory = None
 
-    def is_due(self, frames: int) -> bool:
-        """Return whether to save after `frames`, by the clock of rank 0."""
-        is_late = time.monotonic() - self._time >= max(self._every_seconds, 100 * self._cost)
-        return frames - self.frames >= self._every_frames or gathered([is_late])[0]
+    def late(self) -> int:
+        """Return 1 if the state in memory is late, by the clock of this rank, plus 2 if the file is."""
+        now = time.monotonic()
+        is_file_late = now - self._time >= max(self._every_seconds, 100 * self._cost)
+        return 2 * is_file_late + (now - self._time_in_memory >= 400 * self._cost_in_memory)
 
     def save_if_due(self, trainer: Trainer, frames: int) -> None:
         """Save the state after a rollout to the file or in memory, if it is time and the collector allows it."""
         if not may_save(trainer):
             return
         now = time.monotonic()
-        if self.is_due(frames):
+        # All ranks use the clock of rank 0.
+        late = self.late() if num_ranks() == 1 else int(trainer.lightning_module.exchange.of_ranks["late"][0])
+        if frames - self.frames >= self._every_frames or late >= 2:
             self.save(trainer, frames)
-        elif gathered([now - self._time_in_memory >= 400 * self._cost_in_memory])[0]:
+        elif late:
             content = dump(trainer)
             self._in_memory = None if content is None else (frames, content)
             self._time_in_memory = time.monotonic()

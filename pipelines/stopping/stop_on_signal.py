@@ -11,9 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self, TypeVar
 
-import torch
 from lightning import Callback, Trainer
-from torch import distributed
 
 from ..distributed import num_ranks, rank
 from .processes import kill_children
@@ -97,6 +95,7 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Finish rollouts from now on. Replace Lightning's handlers, which exit with code 0 or 1."""
         self._raises = False
+        pl_module.exchange.numbers["signal"] = lambda: self.received or 0
         for number in self._previous:
             signal.signal(number, self._receive)
         if num_ranks() > 1 and not self.is_launched and self._pipe is not None:
@@ -105,11 +104,7 @@ class StopOnSignal(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop all ranks after the same rollout."""
-        number = self.received or 0
-        if num_ranks() > 1:
-            numbers = torch.tensor(number, device=trainer.strategy.root_device)
-            distributed.all_reduce(numbers, op=distributed.ReduceOp.MAX)
-            number = int(numbers)
+        number = self.received or 0 if num_ranks() == 1 else int(max(pl_module.exchange.of_ranks["signal"]))
         if number:
             self.received, self._seconds, trainer.should_stop = number, SAVE_SECONDS, True
 

@@ -47,25 +47,31 @@ class Coefficients:
                     f"{', '.join(names)}"
                 )
 
-    def measure(self, batch: RolloutBatch, results: Mapping[str, float]) -> dict[str, float]:
-        """Return the metrics that the controllers read, averaged over all ranks.
+    @property
+    def _names(self) -> set[str]:
+        return {name for controller in self._controllers.values() for name in controller.metrics}
+
+    def kl(self, batch: RolloutBatch) -> dict[str, float]:
+        """Return `kl` of a rollout of this rank, after its update, if a controller reads it."""
+        return {"kl": batch.mean_kl()} if "kl" in self._names else {}
+
+    def measured(self, results: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics that the controllers read.
 
         Args:
-            batch: the rollout, after its update; `kl` is computed from it.
-            results: metrics of the update, averaged over all ranks.
+            results: metrics of the update, averaged over all ranks, and `kl` if a controller reads it.
 
         Raises:
             ConfigurationError: if a controller reads a metric that the update does not return.
 
         """
-        names = {name for controller in self._controllers.values() for name in controller.metrics}
+        names = self._names
         if results.get("num_steps") and (missing := names - results.keys() - {"kl"}):
             raise ConfigurationError(
                 f"a controller reads {min(missing)}, which {type(self._objective).__name__} does not return; remove "
                 "the controller, or use objective=clip"
             )
-        kl = {"kl": batch.mean_kl()} if "kl" in names else {}
-        return {name: results[name] for name in names & results.keys()} | kl
+        return {name: results[name] for name in names & results.keys()}
 
     def values(self, optimizer: Optimizer) -> dict[str, float]:
         """Return the learning rate, the coefficients of `LOGGED` that the objective has, and the target of `kl`."""

@@ -14,7 +14,7 @@ from torchrl.objectives.value import VTrace
 
 from ...errors import ConfigurationError
 from ...modules.actor_critic import check_critic_memory
-from ..distributed import num_ranks, summed
+from ..distributed import averaged
 
 logger = logging.getLogger("torchppo")
 
@@ -84,8 +84,8 @@ class StoppingRule(NamedTuple):
         return None if limit is None else cls(getattr(objective, "stopping_metric", "kl_approx"), limit)
 
     def forbids(self, value: Tensor) -> bool:
-        """Compare the mean over all ranks with the limit, so that all ranks make the same decision."""
-        return bool(summed(value.detach()) / num_ranks() > self.limit)
+        """Compare the mean of the metric over all ranks with the limit, so that all ranks make the same decision."""
+        return bool(value > self.limit)
 
 
 class EagerStep:
@@ -118,8 +118,10 @@ class EagerStep:
         """
         losses = self.losses(batch[indices])
         check_losses(losses, self.rule)
-        if self.rule is not None and self.rule.forbids(losses[self.rule.metric] * self.ppo.loss_weights.policy):
-            return None
+        if self.rule is not None:
+            (value,) = averaged([(losses[self.rule.metric] * self.ppo.loss_weights.policy).detach()])
+            if self.rule.forbids(value):
+                return None
         optimizer = self.ppo.optimizers()
         optimizer.zero_grad()
         self.ppo.manual_backward(total_loss(losses, self.ppo.loss_weights))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
@@ -12,8 +12,15 @@ from torchrl.modules import set_recurrent_mode
 
 from ...errors import ConfigurationError
 from ..advantages import RolloutBatch
-from ..distributed import normalized
+from ..distributed import normalized, num_ranks
 from .update import Learner
+
+
+class Minibatches(NamedTuple):
+    """Rows of the minibatches of an epoch, `[num_minibatches, rows]`, and their advantages if they are normalized."""
+
+    indices: Tensor
+    advantage: Tensor | None
 
 
 class MinibatchUpdate:
@@ -89,28 +96,43 @@ class MinibatchUpdate:
         """
         learner = self.learner
         metrics: list[dict[str, Tensor]] = []
-        for epoch in range(max(self.epochs, self.critic_epochs)):
+        num_epochs, drawn = max(self.epochs, self.critic_epochs), list[Minibatches]()
+        # An epoch is drawn when it starts, so that an early stop draws no further random numbers. Ranks draw all epochs
+        # together, so that one all-reduce normalizes their advantages.
+        is_ahead = num_ranks() > 1 and learner.normalize_advantage == "minibatch" and not self.recompute_advantage
+        for epoch in range(num_epochs):
             if not learner.set_trainable(policy=epoch < self.epochs, critic=epoch < self.critic_epochs):
                 break
             rows = batch.rows
             if epoch > 0:
                 rows = batch.refreshed(burn_in=self.burn_in, recompute_advantage=self.recompute_advantage)
-            if not self._run_epoch(rows, metrics):
+            drawn = drawn or self._draw(rows, num_epochs if is_ahead else 1)
+            if not self._run_epoch(rows, metrics, drawn.pop(0)):
                 break
         learner.set_trainable(policy=True, critic=True)
         results = means(metrics)
-        num_epochs = results["num_steps"] * self.minibatch_size / batch.rows["advantage"].numel()
-        return {**results, "num_epochs": num_epochs}
+        return {**results, "num_epochs": results["num_steps"] * self.minibatch_size / batch.rows["advantage"].numel()}
 
-    def _run_epoch(self, rows: TensorDictBase, metrics: list[dict[str, Tensor]]) -> bool:
-        """Append the metrics of every step; return whether the next epoch may start."""
-        num_rows, frames = len(rows), rows["advantage"].numel()
+    def _draw(self, rows: TensorDictBase, num_epochs: int) -> list[Minibatches]:
+        """Draw the minibatches of epochs, and normalize their advantages over all ranks if the learner says so."""
+        num_rows, advantage = len(rows), rows["advantage"]
+        frames = advantage.numel()
         self._check_size(frames, frames // num_rows)
-        order = torch.randperm(num_rows).to(rows["advantage"].device)
-        minibatches = order.reshape(frames // self.minibatch_size, -1)
-        if self.learner.normalize_advantage == "minibatch":
+        order = torch.cat([torch.randperm(num_rows) for _ in range(num_epochs)]).to(advantage.device)
+        minibatches = order.reshape(num_epochs * frames // self.minibatch_size, -1)
+        parts = minibatches.chunk(num_epochs)
+        if self.learner.normalize_advantage != "minibatch":
+            return [Minibatches(part, None) for part in parts]
+        return [*map(Minibatches, parts, normalized(advantage[minibatches]).chunk(num_epochs))]
+
+    def _run_epoch(
+        self, rows: TensorDictBase, metrics: list[dict[str, Tensor]], drawn: Minibatches | None = None
+    ) -> bool:
+        """Append the metrics of every step; return whether the next epoch may start."""
+        minibatches, normal = drawn or self._draw(rows, 1)[0]
+        if normal is not None:
             advantage = torch.empty_like(rows["advantage"])
-            advantage[minibatches] = normalized(rows["advantage"][minibatches])
+            advantage[minibatches] = normal
             rows = rows.copy().set("advantage", advantage)
         for indices in minibatches.unbind():
             result = self.learner.step(rows, indices)

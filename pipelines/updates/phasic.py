@@ -12,11 +12,11 @@ from torchrl.modules import set_recurrent_mode
 
 from ...errors import ConfigurationError
 from ..advantages import RolloutBatch, compare_with_collection
-from ..distributed import gathered, num_ranks, rank
+from ..distributed import averaged, gathered, num_ranks, rank
 from .eager_step import total_loss
 from .minibatch import MinibatchUpdate, means
 from .param_groups import submodules
-from .policy_surrogate import flat, over_ranks
+from .policy_surrogate import flat
 from .update import Learner
 
 
@@ -146,7 +146,7 @@ class PhasicUpdate(MinibatchUpdate):
         of_critic = total_loss(self.learner.objective(rows), self.learner.loss_weights)
         loss = error + self.beta_clone * kl + of_critic
         gradients = torch.autograd.grad(loss, self._params, allow_unused=True, materialize_grads=True)
-        gradient = over_ranks(flat(gradients))
+        (gradient,) = averaged([flat(gradients)])
         metrics = {"grad_norm": gradient.norm(), "auxiliary_value": error.detach(), "auxiliary_kl": kl.detach()}
         self.learner.skipped.add(metrics)
         if metrics["grad_norm"].isfinite():

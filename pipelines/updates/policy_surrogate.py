@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..advantages import kl_from_collection
-from ..distributed import num_ranks, summed
+from ..distributed import averaged
 from .eager_step import total_loss
 from .update import Learner
 
@@ -35,13 +35,14 @@ class PolicySurrogate:
         """Return the policy losses and their gradient `[num_parameters]`."""
         loss = self._loss()
         gradients = torch.autograd.grad(loss, self._params, allow_unused=True, materialize_grads=True)
-        return over_ranks(loss.detach()).item(), over_ranks(flat(gradients))
+        loss, gradient = averaged([loss.detach(), flat(gradients)])
+        return loss.item(), gradient
 
     @torch.no_grad()
     def loss_and_kl(self) -> tuple[float, float]:
         """Return the policy losses and the mean KL(old || new), where old is the policy at collection."""
-        loss, kl = over_ranks(torch.stack([self._loss(), self._kl()])).tolist()
-        return loss, kl
+        loss, kl = averaged([self._loss(), self._kl()])
+        return loss.item(), kl.item()
 
     def fisher_product(self, damping: float) -> Callable[[Tensor], Tensor]:
         """Return a function v -> (F + damping I) v.
@@ -56,7 +57,7 @@ class PolicySurrogate:
             gradients = torch.autograd.grad(
                 torch.dot(slope, vector), self._params, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            return over_ranks(flat(gradients)) + damping * vector
+            return averaged([flat(gradients)])[0] + damping * vector
 
         return product
 
@@ -77,11 +78,6 @@ class PolicySurrogate:
 def flat(tensors: Sequence[Tensor]) -> Tensor:
     """Concatenate tensors to one vector."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def over_ranks(tensor: Tensor) -> Tensor:
-    """Return the average of a tensor over all ranks; every rank gets the same result."""
-    return summed(tensor) / num_ranks()
 
 
 @contextmanager

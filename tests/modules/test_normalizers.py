@@ -14,35 +14,39 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from torchppo.modules.normalizers import ObservationNormalizer, RewardClipper, RewardNormalizer, RunningMoments
+from torchppo.modules.normalizers import (
+    ObservationNormalizer,
+    Reduce,
+    RewardClipper,
+    RewardNormalizer,
+    RunningMoments,
+)
 
 Array = NDArray[np.float64]
 
 
-class FakeAllReduce:
-    """An all-reduce over threads, each of which is one rank."""
+class FakeReduce:
+    """Passes tensors between threads, each of which is one rank."""
 
     def __init__(self, num_ranks: int) -> None:
         self.barrier = threading.Barrier(num_ranks, timeout=20)
-        self.tensors: list[Tensor] = []
-        self.lock = threading.Lock()
+        self.tensors = [torch.zeros(())] * num_ranks
 
-    def __call__(self, tensor: Tensor) -> Tensor:
-        with self.lock:
-            self.tensors.append(tensor.clone())
-        self.barrier.wait()
-        total = torch.stack(self.tensors).sum(0)
-        if self.barrier.wait() == 0:
-            self.tensors.clear()
-        self.barrier.wait()
-        return total
+    def of_rank(self, rank: int) -> Reduce:
+        def reduce(tensor: Tensor, use: Callable[[Tensor], object]) -> None:
+            self.tensors[rank] = tensor
+            self.barrier.wait()
+            use(torch.stack(self.tensors))
+            self.barrier.wait()
+
+        return reduce
 
 
-def run_on_ranks(num_ranks: int, rank_main: Callable[[int, FakeAllReduce], None]) -> None:
+def run_on_ranks(num_ranks: int, rank_main: Callable[[int, Reduce], None]) -> None:
     """Run `rank_main(rank, reduce)` on one thread per rank."""
-    reduce = FakeAllReduce(num_ranks)
+    reduce = FakeReduce(num_ranks)
     with ThreadPoolExecutor(num_ranks) as pool:
-        list(pool.map(rank_main, range(num_ranks), [reduce] * num_ranks))
+        list(pool.map(lambda rank: rank_main(rank, reduce.of_rank(rank)), range(num_ranks)))
 
 
 def discounted_returns(rewards: Array, dones: NDArray[np.bool_], gamma: float) -> Array:
@@ -129,7 +133,7 @@ class TestRanks:
         first, second = 1e3 + generator.normal(size=(2, 100, 2))
         ranks = [RunningMoments((2,)) for _ in sizes]
 
-        def rank_main(rank: int, reduce: FakeAllReduce) -> None:
+        def rank_main(rank: int, reduce: Reduce) -> None:
             for data in (first, second):
                 ranks[rank].update(torch.from_numpy(data).split(sizes)[rank], reduce)
 

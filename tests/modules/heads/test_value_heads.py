@@ -247,7 +247,9 @@ class TestPopArtValue:
     def test_statistics_include_all_ranks(self) -> None:
         head, both = PopArtValue(WIDTH).double(), PopArtValue(WIDTH).double()
         targets = torch.randn(20, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        head.update(targets, reduce=lambda tensor: 2 * tensor)  # a second rank with the same targets
+        head.update(
+            targets, reduce=lambda tensor, use: use(torch.stack([tensor, tensor]))
+        )  # a second rank with the same targets
         both.update(targets.repeat(2, 1))
         torch.testing.assert_close(dict(head.named_buffers()), dict(both.named_buffers()), rtol=1e-12, atol=1e-12)
 

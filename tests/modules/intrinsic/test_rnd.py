@@ -92,7 +92,7 @@ class TestRND:
     def test_statistics_are_sums_over_ranks(self, rollouts: list[TensorDict], specs: Any) -> None:
         one, two = make_model(RND, specs), make_model(RND, specs)
         one.update(rollouts[0], no_reduce)
-        two.update(rollouts[0], lambda tensor: 2 * tensor)  # two ranks with the same data
+        two.update(rollouts[0], lambda tensor, use: use(torch.stack([tensor, tensor])))  # two ranks with the same data
         counts = [{v.item() for n, v in m.target.state_dict().items() if n.endswith("count")} for m in (one, two)]
         assert counts == [{18}, {36}]
 

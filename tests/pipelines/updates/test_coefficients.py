@@ -52,15 +52,18 @@ def test_a_buffer_and_the_learning_rates_move_and_groups_keep_their_ratio() -> N
 
 def test_only_metrics_that_a_controller_reads_are_measured() -> None:
     batch, results = cast(RolloutBatch, Batch()), {"entropy": 2.0, "loss_critic": 1.0}
-    assert Coefficients({"clip_epsilon": Double()}, Objective()).measure(batch, results) == {"kl": 0.5, "entropy": 2.0}
-    assert Coefficients({"lr": Linear()}, Objective()).measure(batch, results) == {}
+    coefficients = Coefficients({"clip_epsilon": Double()}, Objective())
+    assert coefficients.kl(batch) == {"kl": 0.5}
+    assert coefficients.measured(results | {"kl": 0.5}) == {"kl": 0.5, "entropy": 2.0}
+    assert Coefficients({"lr": Linear()}, Objective()).kl(batch) == {}
+    assert Coefficients({"lr": Linear()}, Objective()).measured(results) == {}
 
 
 def test_a_metric_that_the_objective_lacks_is_refused_after_the_first_step() -> None:
-    batch, coefficients = cast(RolloutBatch, Batch()), Coefficients({"clip_epsilon": Double()}, Objective())
-    assert coefficients.measure(batch, {"num_steps": 0.0}) == {"kl": 0.5}
+    coefficients = Coefficients({"clip_epsilon": Double()}, Objective())
+    assert coefficients.measured({"num_steps": 0.0, "kl": 0.5}) == {"kl": 0.5}
     with pytest.raises(ConfigurationError, match="reads entropy, which Objective does not return"):
-        coefficients.measure(batch, {"num_steps": 2.0})
+        coefficients.measured({"num_steps": 2.0})
 
 
 def test_the_learning_rate_and_the_known_and_controlled_coefficients_are_logged() -> None:
