@@ -157,15 +157,6 @@ class RecordLearningRates(Callback):
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Use one thread, as `torchppo train` does: networks this small take ten times as long with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
 def components(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Make this file importable as `ours`, and register its environments with Gymnasium."""
     monkeypatch.setitem(sys.modules, "ours", sys.modules[__name__])
