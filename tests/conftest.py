@@ -13,7 +13,6 @@ from hypothesis import settings
 
 settings.register_profile("torchppo", derandomize=True, deadline=None)  # the same examples, however slow the machine
 settings.load_profile("torchppo")
-torch.set_num_threads(1)  # small networks lose most of their time to more, the more so beside another worker
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and tests send it
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it
 
@@ -22,6 +21,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--compiled", action="store_true", help="compile the graphs of TorchRL's components; takes minutes"
     )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Small networks lose most of their time to more threads, and closing an environment of TorchRL adds threads."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

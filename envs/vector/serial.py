@@ -91,6 +91,7 @@ class SerialVectorEnv(SlicedVectorEnv):
                 self.progress[:] = index, -1
                 self.envs.append(encode_spaces(env_fn()))
         except BaseException:
+            watched.discard(self)  # the traceback may keep it
             self.close_extras()
             raise
         self.progress[:] = IDLE, 0

@@ -159,7 +159,5 @@ class TestUsePolicy:
 @pytest.mark.filterwarnings("ignore:The env passed to Collector is missing transforms:FutureWarning")
 @pytest.mark.parametrize("torchrl_only", [False, True], ids=["torchppo", "torchrl"])
 def test_torchrl_script_runs_with_either_library(torchrl_only: bool) -> None:
-    num_threads = torch.get_num_threads()
     script = importlib.import_module("torchrl_script")
     assert 8 <= script.main(torchrl_only=torchrl_only, total_frames=1024) < 100
-    torch.set_num_threads(num_threads)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
 from itertools import count
@@ -104,15 +103,11 @@ def transformed() -> EnvBase:
 
 
 @pytest.fixture(autouse=True)
-def _components(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _components(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Make this file importable as `torchrl_parts`."""
     monkeypatch.setitem(sys.modules, "torchrl_parts", sys.modules[__name__])
     monkeypatch.chdir(tmp_path)
     silence_lightning()
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def configuration(*overrides: str) -> DictConfig:

@@ -126,14 +126,6 @@ class Scripted(gymnasium.Env[Any, Any]):
 
 
 @pytest.fixture(autouse=True)
-def restore_threads() -> Iterator[None]:
-    """Restore the number of threads."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
 def empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 

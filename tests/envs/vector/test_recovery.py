@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv, make_env
-from torchppo.envs.guards import Watchdog, close, time_limit
+from torchppo.envs.guards import Watchdog, close, time_limit, watched
 from torchppo.envs.vector.recovery import Restarts, restarts_for
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 
@@ -188,6 +188,13 @@ class TestTimeouts:
                 vector.step(zeros[:1])
         assert not ended
         assert "line" in capfd.readouterr().err
+
+    def test_environments_that_cannot_be_made_are_not_watched(self) -> None:
+        before = {*watched}
+        with pytest.raises(ZeroDivisionError) as raised:  # its traceback keeps the environments
+            SerialVectorEnv([lambda: FailingEnv(sound), lambda: 1 // 0], step_timeout=0.2)
+        assert raised.traceback
+        assert {*watched} <= before
 
     def test_a_watchdog_ends_the_process_if_the_environment_catches_its_error(
         self, capfd: pytest.CaptureFixture[str]

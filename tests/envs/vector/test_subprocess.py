@@ -228,11 +228,10 @@ class TestFailures:
                 return self.env.step(int(action + 0 * (torch.ones(300, 300) @ torch.ones(300, 300)).sum()))
 
         monkeypatch.setattr(num_workers_of_cores, "num_cores", lambda: 2)
-        before = torch.get_num_threads()
         torch.set_num_threads(2)
         torch.ones(300, 300) @ torch.ones(300, 300)
         env = make_env(counting_id, 2, num_workers=num_workers, step_timeout=30.0, wrappers=[MatmulWrapper])
-        torch.set_num_threads(before)
+        torch.set_num_threads(1)
         assert isinstance(env.vector, SubprocessVectorEnv)
         env.reset_arrays()
         env.send(np.zeros(2, np.int64))

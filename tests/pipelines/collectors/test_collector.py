@@ -18,7 +18,6 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import Compose, ExplorationType, GymEnv, RewardSum, StepCounter, TransformedEnv, set_exploration_type
 
 from torchppo.envs import ALL_ENVS, StepArrays, VectorEnv, batched, make_env
-from torchppo.envs.vector.serial import SerialVectorEnv
 from torchppo.errors import ConfigurationError, EnvironmentFailure, NumericalError
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
@@ -358,29 +357,16 @@ OBSERVATIONS = nested(st.one_of(BOXES, DISCRETE, CHOICES, BITS, TEXTS), 2)
 ACTIONS = nested(st.one_of(DISCRETE, CHOICES, BITS, VECTORS), 2)
 
 
-class RandomObservations(gymnasium.Env[Any, Any]):
-    """Random observations in episodes of four steps. Raises for an action outside the space."""
-
-    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-        self.observation_space, self.action_space = observation_space, action_space
-        self.observation_space.seed(0)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self._num_steps = 0
-        return self.observation_space.sample(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        assert self.action_space.contains(action), action
-        self._num_steps += 1
-        return self.observation_space.sample(), 1.0, self._num_steps == 4, False, {}
-
-
 @given(observation=OBSERVATIONS, action=ACTIONS, is_recurrent=st.booleans(), mode=st.sampled_from([False, "trace"]))
 @settings(max_examples=25)
 def test_actions_are_inside_any_space_and_learning_sees_their_probabilities(
-    observation: spaces.Space[Any], action: spaces.Space[Any], is_recurrent: bool, mode: Compile
+    observation: spaces.Space[Any],
+    action: spaces.Space[Any],
+    is_recurrent: bool,
+    mode: Compile,
+    random_env: Callable[..., VectorEnv],
 ) -> None:
-    env = VectorEnv(SerialVectorEnv([lambda: RandomObservations(observation, action)] * 2))
+    env = random_env(observation, action)
     actor, critic = make_actor_critic(
         env.observation_spec,
         env.full_action_spec["action"],

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -17,7 +17,6 @@ from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, ExplorationType, Transform, TransformedEnv, set_exploration_type
 
 from torchppo.envs import VectorEnv, make_env
-from torchppo.envs.vector.serial import SerialVectorEnv
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU
@@ -25,28 +24,12 @@ from torchppo.pipelines.collectors.torchrl import TensorDictStep, TorchRLRollout
 from torchppo.pipelines.collectors.vector import VectorRollouts
 from torchppo.pipelines.step_factory import Compile
 
-
-class RandomObservations(gymnasium.Env[Any, Any]):
-    """Random observations in episodes of four steps. Raises for an action outside the space."""
-
-    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-        self.observation_space, self.action_space = observation_space, action_space
-        self.observation_space.seed(0)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self._num_steps = 0
-        return self.observation_space.sample(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        assert self.action_space.contains(action), action
-        self._num_steps += 1
-        return self.observation_space.sample(), 1.0, self._num_steps == 4, False, {}
+MakeEnv = Callable[[spaces.Space[Any], spaces.Space[Any]], VectorEnv]
 
 
-def two_rollouts(rollouts: type, mode: Compile, *, is_recurrent: bool) -> list[TensorDictBase]:
+def two_rollouts(make: MakeEnv, rollouts: type, mode: Compile, *, is_recurrent: bool) -> list[TensorDictBase]:
     torch.manual_seed(0)
-    space = spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(3))
-    env = VectorEnv(SerialVectorEnv([lambda: RandomObservations(space, spaces.Discrete(3))] * 2))
+    env = make(spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(3)), spaces.Discrete(3))
     memory = (lambda n: GRU(n, width=4)) if is_recurrent else None
     actor = make_actor_critic(env.observation_spec, env.action_spec, body=mlp, memory=memory).actor
     collect = rollouts(env, actor, 9, compile=mode)
@@ -55,30 +38,29 @@ def two_rollouts(rollouts: type, mode: Compile, *, is_recurrent: bool) -> list[T
 
 
 @pytest.mark.parametrize("is_recurrent", [False, True])
-def test_rollouts_equal_those_of_the_vector_environment(is_recurrent: bool) -> None:
-    pairs = zip(
-        *(two_rollouts(rollouts, False, is_recurrent=is_recurrent) for rollouts in (VectorRollouts, TorchRLRollouts)),
-        strict=True,
+def test_rollouts_equal_those_of_the_vector_environment(is_recurrent: bool, random_env: MakeEnv) -> None:
+    both = (
+        two_rollouts(random_env, rollouts, False, is_recurrent=is_recurrent)
+        for rollouts in (VectorRollouts, TorchRLRollouts)
     )
-    for ours, theirs in pairs:
+    for ours, theirs in zip(*both, strict=True):
         for key in ours.keys(include_nested=True, leaves_only=True):
             torch.testing.assert_close(ours[key], theirs[key], rtol=1e-6, atol=1e-6, msg=str(key))
 
 
 @pytest.mark.parametrize("is_recurrent", [False, True])
 @pytest.mark.parametrize("rollouts", [VectorRollouts, TorchRLRollouts])
-def test_traced_policy_gives_bitwise_equal_rollouts(rollouts: type, is_recurrent: bool) -> None:
+def test_traced_policy_gives_bitwise_equal_rollouts(rollouts: type, is_recurrent: bool, random_env: MakeEnv) -> None:
     modes: tuple[Compile, ...] = (False, "trace")
-    pairs = zip(*(two_rollouts(rollouts, mode, is_recurrent=is_recurrent) for mode in modes), strict=True)
-    for eager, traced in pairs:
+    both = (two_rollouts(random_env, rollouts, mode, is_recurrent=is_recurrent) for mode in modes)
+    for eager, traced in zip(*both, strict=True):
         assert (eager == traced).all()
 
 
 @pytest.mark.parametrize("mode", [False, "trace"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_policy_acts_with_the_newest_weights(mode: Compile, precision: torch.dtype) -> None:
-    space = spaces.Box(-1, 1, (2,), np.float32)
-    env = VectorEnv(SerialVectorEnv([lambda: RandomObservations(space, spaces.Discrete(3))] * 2))
+def test_policy_acts_with_the_newest_weights(mode: Compile, precision: torch.dtype, random_env: MakeEnv) -> None:
+    env = random_env(spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(3))
     actor = make_actor_critic(env.observation_spec, env.action_spec, body=mlp).actor
     rollouts = TorchRLRollouts(env, actor, 3, compile=mode)
     for _ in range(2):
