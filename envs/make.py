@@ -27,9 +27,10 @@ from .entry_points import (
 )
 from .failures import environment_failure, is_from_environment
 from .guards import error_filters_removed
+from .vector.interface import SlicedVectorEnv
 from .vector.num_workers import fastest_num_workers
 from .vector.recovery import MAX_RESTARTS, STEP_TIMEOUT, restarts_for
-from .vector.serial import SerialVectorEnv
+from .vector.serial import EnvFn, SerialVectorEnv
 from .vector.subprocess import SubprocessVectorEnv
 from .vector_env import VectorEnv
 from .wrappers import RawEpisodeReward, Wrapper, may_report_mask, with_action_mask, wrapped
@@ -57,8 +58,7 @@ def make_env(
     Args:
         id: see `make_gymnasium_env`, or a vector environment, for which other arguments are errors (see `VectorEnv`).
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
-        vectorization: `native`: one vector environment steps all environments (see `make_native`); `auto`: only if
-            there is no other way: games `ALE/<Game>-v5`, `envpool:<id>`, and ids without a single environment.
+        vectorization: `native`: one vector environment (see `make_native`); `auto`: only if there are no single ones.
         num_workers: worker processes; 0: step in this process, `auto`: measure which is faster, with the same data.
         step_timeout: seconds after which a step or reset of one environment fails; without workers, only in commands.
         on_failure: `restart` recreates an environment that fails, and truncates its episode; `raise` ends the run.
@@ -85,14 +85,10 @@ def make_env(
 
         options: dict[str, Any] = {"num_workers": num_workers, "step_timeout": step_timeout, **restart}
         return VectorEnv(make_native(id, num_envs, **of_each_env, **options, **kwargs))
-    env_fn = partial(make_gymnasium_env, id, wrappers=wrappers, **kwargs)
-    num_workers = fastest_num_workers(env_fn, num_envs, step_timeout) if num_workers == "auto" else num_workers
+    env_fns: list[EnvFn] = [partial(make_gymnasium_env, id, wrappers=wrappers, **kwargs)] * num_envs
+    num_workers = fastest_num_workers(env_fns[0], num_envs, step_timeout) if num_workers == "auto" else num_workers
     options = {"info_keys": info_keys, "step_timeout": step_timeout}
-    if num_workers > 0:
-        options |= {"on_failure": on_failure, "max_restarts": max_restarts}
-        return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, **options))
-    restarts = None if on_failure == "raise" else restarts_for(on_failure, max_restarts, num_envs)
-    return VectorEnv(SerialVectorEnv([env_fn] * num_envs, restarts=restarts, **options))
+    return VectorEnv(_batch_of_envs(env_fns, num_workers, on_failure, max_restarts, options))
 
 
 BATCH_ARGUMENTS = frozenset(inspect.signature(make_env).parameters) - {"id", "wrappers", "render_mode"}
@@ -107,6 +103,16 @@ def check_counts(num_envs: int, num_workers: Any) -> None:
         raise ConfigurationError(
             f"env.num_workers={num_workers} must be auto or between 0 and the number of environments ({num_envs})"
         )
+
+
+def _batch_of_envs(
+    env_fns: list[EnvFn], num_workers: int, on_failure: str, max_restarts: int, options: dict[str, Any]
+) -> SlicedVectorEnv:
+    if num_workers > 0:
+        options |= {"on_failure": on_failure, "max_restarts": max_restarts}
+        return SubprocessVectorEnv(env_fns, num_workers, **options)
+    restarts = None if on_failure == "raise" else restarts_for(on_failure, max_restarts, len(env_fns))
+    return SerialVectorEnv(env_fns, restarts=restarts, **options)
 
 
 def _batch_of_vector(

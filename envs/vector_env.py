@@ -173,15 +173,14 @@ class VectorEnv(EnvBase):
         groups = self.vector.double_buffer_groups()
         if not groups:
             raise ConfigurationError(
-                "collector.double_buffer=true needs two workers or, for an Atari game, two environments; set "
-                "env.num_workers=2 or, for an Atari game, env.num_envs=2"
+                "collector.double_buffer=true needs an Atari game with two or more environments; set it to false, or "
+                "env.num_envs=2 for an Atari game"
             )
         sizes = [group.stop - group.start for group in groups]
         if sizes[0] != sizes[1]:
             raise ConfigurationError(
                 f"collector.double_buffer=true needs equal halves, not {sizes[0]} and {sizes[1]} environments; set "
-                "env.num_envs to an even number that is a multiple of env.num_workers, and env.num_workers to an even "
-                "number"
+                "env.num_envs to an even number"
             )
         return groups
 

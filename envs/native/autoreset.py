@@ -90,6 +90,7 @@ class EnvPoolReset(ResetOnRequest):
     def __init__(self, env: Any, make: Callable[[int], Any] | None = None) -> None:
         super().__init__(env)
         self._make = make
+        self._observation: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset all environments, or those in `options["reset_mask"]`."""
@@ -106,7 +107,7 @@ class EnvPoolReset(ResetOnRequest):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         self._observation, *results = self.env.step(actions)
-        return self._observation, *results  # type: ignore[return-value]
+        return self._observation, *results
 
 
 class SameStepReset(ResetOnRequest):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import cycle, pairwise
 from multiprocessing.util import Finalize
@@ -118,13 +118,13 @@ class SubprocessVectorEnv(SlicedVectorEnv):
         self._shared.last_seeds[used] = seeds[used]
 
     def send(self, actions: Any, env_slice: slice = ALL_ENVS) -> None:
-        """Start a step of the environments in `env_slice`, the slice of one or more workers, without waiting."""
+        """Start a step of all environments, without waiting for it. `env_slice` must be `ALL_ENVS`."""
         self._shared.actions[env_slice] = actions
-        for worker in self._workers_in(env_slice):
+        for worker in self._workers:
             worker.start(STEP)
 
     def receive(self, env_slice: slice = ALL_ENVS) -> StepArrays:
-        for worker in self._workers_in(env_slice):
+        for worker in self._workers:
             self._finish(worker, STEP)
         return self.arrays.select(env_slice)
 
@@ -203,12 +203,6 @@ class SubprocessVectorEnv(SlicedVectorEnv):
         for worker in self._workers:
             worker.call("load_env_states", states[worker.env_slice])
 
-    def double_buffer_groups(self) -> list[slice]:
-        if len(self._workers) < 2:
-            return []
-        middle = self._workers[len(self._workers) // 2].env_slice.start
-        return [slice(0, middle), slice(middle, self.num_envs)]
-
     def close_extras(self, **kwargs: Any) -> None:
         self._close_workers()
 
@@ -223,12 +217,6 @@ class SubprocessVectorEnv(SlicedVectorEnv):
         if len(self._workers) >= len(cores):
             for worker, core in zip(self._workers, cycle(cores), strict=False):
                 worker.pin_to_core(core)
-
-    def _workers_in(self, env_slice: slice) -> Iterable[Worker]:
-        if env_slice is ALL_ENVS:
-            return self._workers
-        start, stop, _ = env_slice.indices(self.num_envs)
-        return (worker for worker in self._workers if start <= worker.env_slice.start and worker.env_slice.stop <= stop)
 
 
 def in_slice(env_slice: slice, num_envs: int) -> NDArray[np.bool_]:

@@ -109,8 +109,8 @@ class Collector(SizedRollouts):
         frames_per_batch: frames of a rollout over all environments of this rank, instead of `frames_per_env`.
         total_frames: environment steps of the whole training, over all environments and ranks.
         compile: how the policy step runs (see `step_factory.Compile`).
-        double_buffer: let the policy act for one half of the environments while the other half steps in worker
-            processes or Atari threads.
+        double_buffer: let the policy act for one half of the environments while Atari threads step the other half.
+            Worker processes do not have this option: a second call of the policy per step costs more than it saves.
         num_ranks: number of processes that share `total_frames`, for `compile="auto"`.
         rollouts: factory of a `Rollouts` object. It receives the environment, the policy and `frames_per_env`;
             `compile` does not apply to it. `None` chooses the fastest implementation.

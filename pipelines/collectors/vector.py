@@ -30,7 +30,7 @@ class VectorRollouts:
         num_steps: length of a rollout.
         compile: how the policy step runs.
         num_policy_steps: expected number of policy steps, for `compile="auto"`.
-        double_buffer: let the policy act for one half of the environments while the other half steps.
+        double_buffer: let the policy act for one half of the environments while the other half steps (Atari only).
 
     Raises:
         ConfigurationError: if the environment does not support `double_buffer`, or a policy with a memory.

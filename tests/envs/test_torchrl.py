@@ -12,7 +12,7 @@ from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, GymEnv, RewardSum, SerialEnv, TicTacToeEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
-from torchppo import make_actor_critic, mlp
+from torchppo import Collector, make_actor_critic, mlp
 from torchppo.envs import batched, make_env
 from torchppo.errors import EnvironmentFailure
 
@@ -116,3 +116,56 @@ def test_several_agents_raise_in_one_line() -> None:
         batched(Custom(Composite(shape=[2]), (("agents", "reward"),)))
     with pytest.raises(EnvironmentFailure, match="TicTacToeEnv has the entries player0/reward, player1/reward"):
         batched(TicTacToeEnv())
+
+
+class Batch(EnvBase):
+    """A batch that counts; environment `i` is truncated after `2 + i` steps."""
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__(batch_size=[num_envs])
+        shape = (num_envs, 1)
+        flags = {key: Categorical(2, shape, dtype=torch.bool) for key in ("done", "terminated", "truncated")}
+        self.observation_spec = Composite(observation=Unbounded(shape), shape=[num_envs])
+        self.action_spec, self.reward_spec = Categorical(2, (num_envs,)), Unbounded(shape)
+        self.full_done_spec = Composite(flags, shape=[num_envs])
+        self.count = torch.zeros(shape)
+
+    def _reset(self, tensordict: Any, **_: Any) -> TensorDict:
+        mask = torch.ones(()).bool() if tensordict is None else tensordict.get("_reset", torch.ones(()).bool())
+        self.count = torch.where(mask, 0.0, self.count)
+        return TensorDict({"observation": self.count}, self.batch_size)
+
+    def _step(self, tensordict: Any) -> TensorDict:
+        self.count = self.count + 1
+        ended = self.count == torch.arange(len(self.count))[:, None] + 2
+        flags = {"done": ended, "truncated": ended, "terminated": torch.zeros_like(ended)}
+        reward = torch.ones_like(self.count)
+        return TensorDict({"observation": self.count, "reward": reward, **flags}, self.batch_size)
+
+    def _set_seed(self, seed: int | None) -> None: ...
+
+
+def test_a_batch_that_steps_itself_has_the_data_of_a_plain_loop() -> None:
+    env = batched(Batch(3))
+    actor, _ = make_actor_critic(env.observation_spec, env.full_action_spec["action"], body=mlp)
+    rollout = torch.cat([*Collector(env, actor, frames_per_env=4, total_frames=24)], 1)
+    for index in range(3):
+        expected = [step % (2 + index) for step in range(8)]
+        assert rollout["observation"][index].flatten().tolist() == expected
+        for key in ("observation", "step_count", "episode_reward"):
+            assert rollout["next", key][index].flatten().tolist() == [count + 1 for count in expected]
+        assert rollout["next", "truncated"][index].flatten().tolist() == [count == 1 + index for count in expected]
+
+
+def test_brax_resets_single_environments_of_its_batch() -> None:
+    pytest.importorskip("brax")
+    from torchrl.envs import BraxEnv
+
+    env = batched(BraxEnv("fast", batch_size=[2]))
+    env.set_seed(0)
+    data = env.step(env.rand_action(env.reset()))["next"]
+    data["_reset"] = torch.tensor([[True], [False]])
+    after = env.reset(data.clone())
+    assert torch.equal(after["observation"][1], data["observation"][1])
+    assert not torch.equal(after["observation"][0], data["observation"][0])
+    assert after["step_count"].flatten().tolist() == [0, 1]

@@ -184,7 +184,7 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
     ends = "eval.every_frames=null" if every is None else f"eval.every_frames={every} and total_frames={total}"
     reasons = {
         "eval.stop_at": is_last and ends,
-        "collector.double_buffer": is_serial(cfg.env) and "env.num_workers=0",
+        "collector.double_buffer": not is_atari(cfg.env) and "other environments than Atari games",
         "env.max_restarts": cfg.env.get("on_failure") == "raise" and "env.on_failure=raise",
         "update.sequence_length": not has_memory and no_memory,
         "update.burn_in": (not has_memory and no_memory) or (epochs == 1 and only_once),
@@ -205,9 +205,9 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
             raise ConfigurationError(f"{key}={value} has no effect with {reason}; remove {key}")
 
 
-def is_serial(env: DictConfig) -> bool:
-    """Return whether the environments are stepped one after the other in this process."""
-    return env.get("num_workers", 1) == 0 and not str(env.get("id")).startswith("ALE/")
+def is_atari(env: DictConfig) -> bool:
+    """Return whether the environments may be games of ale-py's vector environment."""
+    return "id" not in env or str(env.get("id")).startswith("ALE/")
 
 
 def may_be_component(key: str, cfg: DictConfig) -> bool:

@@ -22,7 +22,7 @@ import torch
 from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv, make_env
 from torchppo.envs.make import make_gymnasium_env
 from torchppo.envs.vector import num_workers as num_workers_of_cores
-from torchppo.errors import ConfigurationError, EnvironmentFailure
+from torchppo.errors import EnvironmentFailure
 
 
 class FailingEnv(gymnasium.Env[np.ndarray, int]):
@@ -109,16 +109,6 @@ class TestData:
         vector = SubprocessVectorEnv([partial(make_gymnasium_env, "CartPole-v1")] * 2, 2)
         vector.reset(seed=0)
         vector.step(np.zeros(2, np.int64))
-        vector.close()
-
-    def test_double_buffer_groups_are_stepped_separately(self) -> None:
-        vector = SubprocessVectorEnv([partial(make_gymnasium_env, "CartPole-v1")] * 4, 2)
-        first, second = vector.double_buffer_groups()
-        vector.reset(seed=0)
-        before = vector.arrays.observation.copy()
-        vector.send(np.zeros(2, np.int64), first)
-        assert (vector.receive(first).observation != before[first]).any(-1).all()
-        np.testing.assert_array_equal(vector.arrays.observation[second], before[second])
         vector.close()
 
 
@@ -306,9 +296,3 @@ class TestFailures:
         assert_third_step_raises(vector, "failed: ValueError: a broken joint")
         vector.close()
         capfd.readouterr()
-
-    def test_a_single_worker_has_no_double_buffer_groups(self) -> None:
-        env = make_env("CartPole-v1", 2, num_workers=1)
-        with pytest.raises(ConfigurationError, match=r"env\.num_workers=2"):
-            env.double_buffer_groups()
-        env.close()

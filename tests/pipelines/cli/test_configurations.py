@@ -100,7 +100,7 @@ REFUSED = {  # line: a part of the message. PyTorch is not needed to refuse it.
     "collector.frames_per_env=-1": "collector.frames_per_env=-1",
     "collector.frames_per_env=null": "collector.frames_per_env=null",
     "collector.double_buffer=yes": "collector.double_buffer=yes",
-    "collector.double_buffer=true": "env.num_workers=0",
+    "collector.double_buffer=true": "Atari games",
     "eval.every_frames=0": "eval.every_frames=0",
     "eval.every_frames=-1": "eval.every_frames=-1",
     "eval.every_frames=abc": "eval.every_frames=abc",
