@@ -16,7 +16,7 @@ train: .venv/.installed  ## train on CartPole-v1; ARGS adds overrides: make trai
 	$(BIN)/torchppo train experiment=cartpole $(ARGS)
 
 test: .venv/.installed  ## run the tests; ARGS selects some of them: make test ARGS="-k gae"
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/.installed  ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from torchppo.errors import TorchPPOError
 from torchppo.pipelines.build import build_training
 from torchppo.pipelines.cli.config import compose
 
@@ -46,7 +47,11 @@ def main() -> int:
             is_as_expected &= rule in found
         return not is_as_expected
     for name in arguments.presets:
-        frames = frames_of(name) * arguments.rollouts
+        try:
+            frames = frames_of(name) * arguments.rollouts
+        except TorchPPOError as error:  # such as a missing package
+            print(f"{name}: not trained: {error}", flush=True)
+            continue
         found = findings(f"experiment={name}", f"total_frames={frames}")
         print(f"{name}: {frames:,} frames: {', '.join(found) or 'nothing'}", flush=True)
         is_as_expected &= not found

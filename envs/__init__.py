@@ -3,9 +3,9 @@
 import gymnasium
 
 from .make import make_env, make_gymnasium_env
+from .native.atari import SplitAtariVectorEnv
 from .spaces.specs import ALL_ENVS, StepArrays, leaf_arrays
 from .torchrl import EPISODE_KEYS, batched, check_transforms
-from .vector.atari import SplitAtariVectorEnv
 from .vector.serial import SerialVectorEnv
 from .vector.subprocess import SubprocessVectorEnv
 from .vector_env import VectorEnv

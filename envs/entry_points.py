@@ -22,6 +22,7 @@ OLD_ATARI_ID = re.compile(r"(?:ale_py:)?((?P<game>[A-Z][A-Za-z0-9]*?)(-ram)?(NoF
 EnvFactory = Callable[..., gymnasium.Env[Any, Any]]
 """A class of Gymnasium environments, or a function that returns one."""
 
+WRONG_ARGUMENT = r"unexpected keyword argument|missing \d+ required"
 TUPLE_HINT = "; to pass a tuple instead of a list, write {_target_: builtins.tuple, _args_: [[64,64]]}"
 
 
@@ -131,7 +132,9 @@ def call_factory(factory: EnvFactory, name: str, kwargs: dict[str, Any]) -> gymn
     except Exception as error:  # noqa: BLE001 - the environment's own code may raise anything
         raise construction_failure(f"environment {name} cannot be made", error, tuple_hint(error, kwargs)) from None
     if not isinstance(env, gymnasium.Env):
-        raise EnvironmentFailure(f"{name} returned {type(env).__name__}, not a gymnasium.Env; return an environment")
+        is_vector = isinstance(env, gymnasium.vector.VectorEnv)
+        hint = "set env.vectorization=native" if is_vector else "return an environment"
+        raise EnvironmentFailure(f"{name} returned {type(env).__name__}, not a gymnasium.Env; {hint}")
     return env
 
 

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import gymnasium
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
@@ -15,6 +15,7 @@ from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure
 from .entry_points import (
+    WRONG_ARGUMENT,
     EnvFactory,
     call_factory,
     construction_failure,
@@ -26,15 +27,12 @@ from .entry_points import (
 )
 from .failures import environment_failure, is_from_environment
 from .guards import error_filters_removed
-from .vector.atari import make_atari_vector
 from .vector.num_workers import fastest_num_workers
 from .vector.recovery import MAX_RESTARTS, STEP_TIMEOUT, restarts_for
 from .vector.serial import SerialVectorEnv
 from .vector.subprocess import SubprocessVectorEnv
 from .vector_env import VectorEnv
 from .wrappers import RawEpisodeReward, Wrapper, may_report_mask, with_action_mask, wrapped
-
-WRONG_ARGUMENT = r"unexpected keyword argument|missing \d+ required"
 
 # Gymnasium warns that float64 bounds lose precision in float32. Users can ignore this.
 warnings.filterwarnings("ignore", message=".*precision lowered by casting")
@@ -44,6 +42,7 @@ def make_env(
     id: str | EnvFactory | GymnasiumVectorEnv[Any, Any, Any],  # noqa: A002
     num_envs: int | None = None,
     *,
+    vectorization: Literal["auto", "native"] = "auto",
     num_workers: int | Literal["auto"] = 0,
     step_timeout: float = STEP_TIMEOUT,
     on_failure: Literal["raise", "restart"] = "raise",
@@ -53,16 +52,18 @@ def make_env(
     render_mode: str | None = None,
     **kwargs: Any,
 ) -> VectorEnv:
-    """Make a batch of Gymnasium environments. Games `ALE/<Game>-v5` are those of `make_atari_vector`.
+    """Make a batch of Gymnasium environments.
 
     Args:
         id: see `make_gymnasium_env`, or a vector environment, for which other arguments are errors (see `VectorEnv`).
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
+        vectorization: `native`: one vector environment steps all environments (see `make_native`); `auto`: only if
+            there is no other way: games `ALE/<Game>-v5`, `envpool:<id>`, and ids without a single environment.
         num_workers: worker processes; 0: step in this process, `auto`: measure which is faster, with the same data.
         step_timeout: seconds after which a step or reset of one environment fails; without workers, only in commands.
         on_failure: `restart` recreates an environment that fails, and truncates its episode; `raise` ends the run.
         max_restarts: number of failures that are followed by a restart.
-        wrappers: applied to each environment, the first one innermost.
+        wrappers: applied to each environment, the first one innermost. A native one needs vector wrappers.
         info_keys: entries of `info` at the end of an episode that become metrics, besides `is_success` and `success`.
         render_mode: passed in the same way as `kwargs`. Ignored for Atari games, whose videos show the observations.
         kwargs: see `make_gymnasium_env`.
@@ -72,19 +73,21 @@ def make_env(
         ConfigurationError: if `num_envs` or `num_workers` is out of range, or an argument does not apply.
 
     """
-    is_atari = isinstance(id, str) and id.startswith("ALE/")
-    kwargs |= {} if render_mode is None or is_atari else {"render_mode": render_mode}
+    kwargs |= {} if render_mode is None or is_atari(id) else {"render_mode": render_mode}
     of_each_env: dict[str, Any] = {"wrappers": wrappers, "info_keys": info_keys}
-    of_each_env |= {} if on_failure == "raise" else {"on_failure": on_failure}
+    restart = {} if on_failure == "raise" else {"on_failure": on_failure}
     if isinstance(id, GymnasiumVectorEnv):
-        return _batch_of_vector(id, num_envs, num_workers, of_each_env, kwargs)
+        return _batch_of_vector(id, num_envs, num_workers, of_each_env | restart, kwargs)
     num_envs = 1 if num_envs is None else num_envs
     check_counts(num_envs, num_workers)
-    if is_atari:
-        return _atari_batch(cast(str, id), num_envs, num_workers, of_each_env, kwargs)
+    if is_native(id, vectorization):
+        from .native.make import make_native
+
+        options: dict[str, Any] = {"num_workers": num_workers, "step_timeout": step_timeout, **restart}
+        return VectorEnv(make_native(id, num_envs, **of_each_env, **options, **kwargs))
     env_fn = partial(make_gymnasium_env, id, wrappers=wrappers, **kwargs)
     num_workers = fastest_num_workers(env_fn, num_envs, step_timeout) if num_workers == "auto" else num_workers
-    options: dict[str, Any] = {"info_keys": info_keys, "step_timeout": step_timeout}
+    options = {"info_keys": info_keys, "step_timeout": step_timeout}
     if num_workers > 0:
         options |= {"on_failure": on_failure, "max_restarts": max_restarts}
         return VectorEnv(SubprocessVectorEnv([env_fn] * num_envs, num_workers, **options))
@@ -123,23 +126,25 @@ def _batch_of_vector(
     return VectorEnv(vector)
 
 
-def _atari_batch(
-    id: str,  # noqa: A002
-    num_envs: int,
-    num_workers: int | Literal["auto"],
-    options: dict[str, Any],
-    kwargs: dict[str, Any],
-) -> VectorEnv:
-    if options["wrappers"]:
-        raise ConfigurationError(f"env.wrappers do not apply to {id}, which runs in C++; use transforms")
-    for name in ("info_keys", "on_failure"):
-        if options.get(name):
-            raise ConfigurationError(f"env.{name}={options[name]} does not apply to {id}; remove it")
-    if num_workers not in (0, "auto"):
+def is_atari(id: Any) -> bool:  # noqa: A002
+    return isinstance(id, str) and id.startswith("ALE/")
+
+
+def is_native(id: Any, vectorization: str) -> bool:  # noqa: A002
+    """Return whether one vector environment steps all environments."""
+    if vectorization not in ("auto", "native"):
         raise ConfigurationError(
-            f"env.num_workers={num_workers} does not apply to {id}, which runs in C++ threads; set it to 0"
+            f"env.vectorization={vectorization} is not valid; use auto or native; without native, env.num_workers=0 "
+            "steps in this process, and a larger number in workers"
         )
-    return VectorEnv(make_atari_vector(id, num_envs, **kwargs))
+    spec = gymnasium.registry.get(id) if isinstance(id, str) else None
+    return (
+        vectorization == "native"
+        or is_atari(id)
+        or (isinstance(id, str) and id.startswith("envpool:"))
+        or (isinstance(id, type) and issubclass(id, GymnasiumVectorEnv))
+        or (spec is not None and spec.entry_point is None)
+    )
 
 
 def make_gymnasium_env(

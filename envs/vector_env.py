@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from numpy.typing import NDArray
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -19,7 +18,6 @@ from .failures import environment_failure, is_from_environment
 from .guards import error_filters_removed
 from .spaces.encoding import action_converter
 from .spaces.specs import ALL_ENVS, StepArrays, action_spec, leaf_arrays, observation_dtype, observation_spec, subspaces
-from .vector.autoreset import raise_on_encoded_spaces, without_autoreset
 from .vector.interface import SlicedVectorEnv
 
 
@@ -48,31 +46,31 @@ class VectorEnv(EnvBase):
 
     def __init__(self, vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:
         super().__init__(device="cpu", batch_size=[vector.num_envs])
-        if vector.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
-            vector = without_autoreset(vector)
+        if not isinstance(vector, SlicedVectorEnv):
+            from .native.vector import NativeVectorEnv
+
+            vector = NativeVectorEnv(vector)
         self.vector: Any = vector
         self.is_closed = False  # EnvBase starts with True
         self.num_envs: int = vector.num_envs
-        self._is_sliced = isinstance(vector, SlicedVectorEnv)
-        if not self._is_sliced:
-            raise_on_encoded_spaces(vector)
-        self._set_specs(getattr(vector, "listed_info_keys", ()))
+        self._set_specs(vector.listed_info_keys)
         self._convert_action = action_converter(vector.single_action_space)
         self._has_nested_actions = bool(subspaces(vector.single_action_space))
         self._seed: int | None = None
         self._episode_reward = np.zeros(self.num_envs)
         self._step_count = np.zeros(self.num_envs, np.int64)
-        self._no_raw_episode_reward = np.full(self.num_envs, np.nan)
 
     @property
     def info_keys(self) -> tuple[str, ...]:
         """Keys of the entries of `info` that are read at the end of an episode."""
-        return getattr(self.vector, "info_keys", ())
+        keys: tuple[str, ...] = self.vector.info_keys
+        return keys
 
     @property
     def episode_info(self) -> NDArray[np.float64] | None:
         """Values of `info_keys` in the last step of every environment's last episode (see `SlicedVectorEnv`)."""
-        return getattr(self.vector, "episode_info", None)
+        values: NDArray[np.float64] | None = self.vector.episode_info
+        return values
 
     @property
     def skipped(self) -> NDArray[np.bool_] | None:
@@ -154,10 +152,7 @@ class VectorEnv(EnvBase):
         """
         action = self._convert_action(action)
         try:
-            if self._is_sliced:
-                self.vector.send(action, env_slice)
-            else:
-                self._step_results = self.vector.step(action)
+            self.vector.send(action, env_slice)
         except BaseException as error:
             if not is_from_environment(error):
                 raise
@@ -165,10 +160,8 @@ class VectorEnv(EnvBase):
 
     def receive(self, env_slice: slice = ALL_ENVS) -> StepArrays:
         """Wait for the step of the environments in `env_slice`. The next step may overwrite the returned arrays."""
-        if self._is_sliced:
-            return self.vector.receive(env_slice)
-        arrays = map(np.asarray, self._step_results[:4])  # some vector environments return arrays of JAX
-        return StepArrays._make((*arrays, self._no_raw_episode_reward))
+        arrays: StepArrays = self.vector.receive(env_slice)
+        return arrays
 
     def double_buffer_groups(self) -> list[slice]:
         """Return two groups of environments of equal size that can be stepped independently.
@@ -177,7 +170,7 @@ class VectorEnv(EnvBase):
             ConfigurationError: if the vector environment cannot be split into such groups.
 
         """
-        groups = self.vector.double_buffer_groups() if self._is_sliced else []
+        groups = self.vector.double_buffer_groups()
         if not groups:
             raise ConfigurationError(
                 "collector.double_buffer=true needs two workers or, for an Atari game, two environments; set "

@@ -102,6 +102,7 @@ def make_actor_critic(
     critic_extractor = actor_extractor if shared else build("critic", of_critic, critic_body or body)
     action_head = make_head(action_spec, num_batch, actor_extractor.num_features, head)
     value_head = critic(critic_extractor.num_features)
+    value_head.setup(action_spec, action_head)
     value_module = TensorDictModule(value_head, [critic_extractor.key], value_head.out_keys)
     critic_modules = [*critic_extractor.modules, value_module]
     # The actor writes the value too if the features are shared, or if the critic's recurrent state has to advance.
@@ -198,7 +199,7 @@ def get_value_error(critic: TensorDictModuleBase, clip_value: float | None, loss
         ConfigurationError: If the head does not support `clip_value` or `loss_type`.
 
     """
-    heads = [module for module in critic.modules() if isinstance(module, ValueHead)]
+    heads = value_heads(critic)
     if not heads:
         loss = torch.square if loss_type == "l2" else partial(elementwise_loss, loss_type)
         return lambda predicted, *args: clipped_error(loss, predicted["state_value"], *args)
@@ -213,6 +214,11 @@ def get_value_error(critic: TensorDictModuleBase, clip_value: float | None, loss
             "choose the loss with critic=mse, huber, ..."
         )
     return heads[-1].error
+
+
+def value_heads(critic: nn.Module) -> list[ValueHead]:
+    """Return the value heads of a critic; a critic of the user may have none."""
+    return [module for module in critic.modules() if isinstance(module, ValueHead)]
 
 
 def elementwise_loss(loss_type: str, error: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError
+from .actor_critic import value_heads
 from .features.extractor import is_recurrent
 
 
@@ -60,7 +61,8 @@ class SymmetricObjective(nn.Module):
         symmetry: The symmetry.
 
     Raises:
-        ConfigurationError: If the policy has a memory, or its action is not the sample of its distribution.
+        ConfigurationError: If the policy has a memory, its action is not the sample of its distribution, or the critic
+            needs the distribution at collection.
 
     """
 
@@ -74,6 +76,11 @@ class SymmetricObjective(nn.Module):
         if list(actor.dist_sample_keys) != ["action"]:
             raise ConfigurationError(
                 "ppo.symmetry needs actions that are the samples of the policy; use head=gaussian, or symmetry=none"
+            )
+        if symmetry.augment and any(head.collected_keys for head in value_heads(critic)):
+            raise ConfigurationError(
+                "ppo.symmetry.augment=true does not work with critic=quadratic_advantage, because the distribution at "
+                "collection is not mirrored; set it to false, or use critic=mse"
             )
         self._inputs = list(dict.fromkeys([*actor.in_keys, *critic.in_keys]))
         self._dist_params = [key for key in actor.dist_params_keys if key not in self._inputs]

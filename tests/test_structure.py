@@ -62,6 +62,8 @@ TRACE = """
 import json, sys, threading
 from pathlib import Path
 
+import hydra, lightning, torchrl.envs, torchrl.objectives  # without tracing, because their imports take long
+
 root, called = Path(sys.argv[1]).resolve(), set()
 
 

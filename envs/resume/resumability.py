@@ -1,4 +1,4 @@
-"""How the episodes of an environment continue after a restart: the classes, the test that finds them, and replays."""
+"""How the episodes of an environment continue after a restart: the classes, and the test that finds them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from ...errors import EnvironmentFailure
 from ..failures import environment_failure, is_from_environment
 from ..spaces.encoding import EncodeSpaces
 from ..wrappers import random_action
-from .parts import MISSING, SCALARS, StateError
-from .plain_data import SHARED, are_equal, layers_of, load_random_state, own_attributes, save_random_state
+from .native import box2d_worlds
+from .parts import StateError
+from .plain_data import are_equal, load_random_state, save_random_state
+from .replay import Replay
 from .snapshot import load_state, save_state
 
 RESUME_CLASSES = ("snapshot", "replay", "reset", "inexact")
@@ -26,46 +28,6 @@ training is saved. `inexact`: new episodes start after a restart."""
 NUM_TEST_STEPS = 12
 MORE_SECONDS, MAX_MORE_STEPS = 0.3, 200  # limits of additional steps, which test rare behavior
 EnvFn = Callable[[], gymnasium.Env[Any, Any]]
-
-
-class Replay(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Records what is needed to repeat the current episode: the random state before its reset, and its actions."""
-
-    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
-        super().__init__(env)
-        self._start: Any = None
-        self._actions: list[Any] = []
-
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        self._start = [save_layers(self.env), kwargs.get("seed"), save_state(kwargs.get("options"))]
-        self._actions = []
-        return self.env.reset(**kwargs)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        self._actions.append(copy.deepcopy(action))
-        return self.env.step(action)
-
-    def state(self) -> Any:
-        """Return the record of the current episode as plain data."""
-        return [self._start, [save_state(action) for action in self._actions]]
-
-    def repeat(self, state: Any) -> None:
-        """Repeat a recorded episode."""
-        start, actions = state
-        load_layers(self.env, start[0])
-        options = load_state(None, start[2])
-        self.reset(seed=start[1], **({} if options is None else {"options": options}))
-        self._start = start
-        for action in actions:
-            self.step(load_state(None, action))
-
-
-def with_replay(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Apply `Replay`, to the actions that the environment itself receives."""
-    if not isinstance(env, EncodeSpaces):
-        return Replay(env)
-    env.env = Replay(env.env)
-    return env
 
 
 def episode_state(env: Any, name: str) -> Any:
@@ -104,51 +66,12 @@ def restore_snapshot(env: gymnasium.Env[Any, Any], state: Any) -> None:
     load_state(env, state)
 
 
-def save_layers(env: gymnasium.Env[Any, Any]) -> list[Any]:
-    """Return what may outlast an episode, as far as it is plain data.
-
-    It consists of random generators, numbers, texts and spaces of the environment, and of the attributes of wrappers.
-    """
-    return [
-        [
-            [name, save_state(value)]
-            for name, value in sorted(own_attributes(layer).items())
-            if may_outlast(layer, value)
-        ]
-        for layer in layers_of(env)
-    ]
-
-
-def may_outlast(layer: Any, value: Any) -> bool:
-    """Return whether an attribute of an environment or a wrapper may be needed after its next reset."""
-    if isinstance(value, (*SCALARS, *SHARED)):
-        return True
-    return isinstance(layer, gymnasium.Wrapper) and not isinstance(value, gymnasium.Env) and can_be_saved(value)
-
-
-def can_be_saved(value: Any) -> bool:
-    try:
-        return bool(save_state(value)[0] != "keep")
-    except StateError:
-        return False
-
-
-def load_layers(env: gymnasium.Env[Any, Any], saved: list[Any]) -> None:
-    """Restore the result of `save_layers`."""
-    for layer, attributes in zip(layers_of(env), saved, strict=True):
-        own = own_attributes(layer)
-        for name, value in attributes:
-            old = own.get(name, MISSING)
-            if (new := load_state(old, value)) is not old:
-                vars(layer)[name] = new
-
-
 def resume_class(env_fn: EnvFn, max_seconds: float = 20.0, *, close: bool = True, seen: list[Any] | None = None) -> str:
     """Return the class of an environment, one of `RESUME_CLASSES`.
 
     Steps one environment, and another one after the state of the first was restored in it, with the same actions. The
-    other one has had more episodes before, so that values which are not restored differ. The global random generators
-    stay as they are. An environment for which this takes too long is `inexact`.
+    other one has had more episodes before, so that values which are not restored differ. An environment for which this
+    takes too long is `inexact`. The global random generators stay as they are.
 
     Args:
         env_fn: returns an environment at every call.
@@ -159,8 +82,7 @@ def resume_class(env_fn: EnvFn, max_seconds: float = 20.0, *, close: bool = True
     """
     before, start, envs = save_random_state(), time.monotonic(), list[gymnasium.Env[Any, Any]]()
     try:
-        first = Replay(env_fn())
-        envs.append(first)
+        envs.append(first := Replay(env_fn()))
         end = start + max_seconds / (4 if time.monotonic() > start + max_seconds / 8 else 1)  # others take as long
         info, num_more = begin(first, 1, 1, end)
         random_state = save_random_state()
@@ -171,12 +93,14 @@ def resume_class(env_fn: EnvFn, max_seconds: float = 20.0, *, close: bool = True
         with suppress(Exception):
             replay = first.state()
             restore["replay"] = lambda env: env.repeat(replay)
+        worlds = box2d_worlds(first)
         expected = continued(first, info, end, num_more)
+        if any(world is old for world in box2d_worlds(first) for old in worlds):
+            restore.pop("replay", None)  # earlier episodes have effects that the test is too short to notice
         if seen is not None:
             seen += expected[: len(expected) - num_more]
         for name, load in restore.items():
-            second = Replay(env_fn())
-            envs.append(second)
+            envs.append(second := Replay(env_fn()))
             with suppress(Exception):
                 begin(second, 2, 3, end, num_more)
                 load(second)
@@ -186,7 +110,6 @@ def resume_class(env_fn: EnvFn, max_seconds: float = 20.0, *, close: bool = True
     except BaseException as error:  # the training reports what an environment raises
         if not is_from_environment(error):
             raise
-        return "inexact"
     finally:
         for env in envs if close else ():
             with suppress(Exception, SystemExit):

@@ -132,7 +132,7 @@ class _Loader:
 
     def __init__(self, env: Any) -> None:
         layers = [env]
-        while isinstance(layers[-1], gymnasium.Wrapper):
+        while isinstance(layers[-1], gymnasium.Wrapper | gymnasium.vector.VectorWrapper):
             layers.append(layers[-1].env)
         modules = {base.__module__ for layer in layers for base in type(layer).__mro__}
         self._packages = {name.split(".")[0] for name in modules} - {"builtins", "typing", "abc"}

@@ -55,6 +55,37 @@ class EpisodeInfo:
             self.values[index, position] = np.nan if value is None else info_number(key, value)
 
 
+class BatchInfo:
+    """Writes entries of the last `info` of a vector environment to an array, where episodes end.
+
+    An entry has one value per environment. `_key` says which of them are given.
+
+    Args:
+        keys: keys of the entries.
+        values: the array, `[num_envs, len(keys)]`. An entry that is not given becomes NaN.
+
+    """
+
+    def __init__(self, keys: Sequence[str], values: NDArray[np.float64]) -> None:
+        self.keys, self.values = keys, values
+        self.last: dict[str, Any] = {}
+
+    def write(self, mask: NDArray[np.bool_]) -> None:
+        """Write the entries of the environments in `mask`, `[num_envs]`.
+
+        Raises:
+            EnvironmentFailure: see `info_number`.
+
+        """
+        info = self.last.get("final_info", self.last)  # after a reset in the same step
+        self.values[mask] = np.nan
+        for position, key in enumerate(self.keys):
+            if key in info:
+                given = mask & np.asarray(info.get(f"_{key}", True))
+                for index in np.flatnonzero(given).tolist():
+                    self.values[index, position] = info_number(key, info[key][index])
+
+
 def info_number(key: str, value: Any) -> float:
     """Return an entry of `info` as a number. Return NaN if it is not finite, or for `SUCCESS_KEYS` not one number.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from functools import partial
 
 from ..guards import close
 from ..wrappers import random_action
-from .atari import num_cores
 from .forked_call import can_fork, run_in_subprocess
 from .serial import EnvFn
 
@@ -47,3 +47,8 @@ def _measure_step_seconds(env_fn: EnvFn) -> float:
     finally:
         close(env, 1.0)
     return seconds / num_steps
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...errors import ConfigurationError, EnvironmentFailure, TorchPPOError
 from ..failures import step_failure
 from ..guards import close
-from ..resume.resumability import with_replay
+from ..resume.replay import with_replay
 from ..spaces.encoding import encode_spaces
 from ..spaces.specs import Allocate, leaf_arrays
 

@@ -17,7 +17,8 @@ from ...errors import EnvironmentFailure
 from ..failures import environment_failure, is_from_environment, place_of, step_failure
 from ..guards import CLOSE_SECONDS, IDLE, close, watched
 from ..resume.plain_data import seed_spaces
-from ..resume.resumability import continue_episode, episode_state, resume_class, resume_class_of, with_replay
+from ..resume.replay import with_replay
+from ..resume.resumability import continue_episode, episode_state, resume_class, resume_class_of
 from ..spaces.conversion import as_flag, as_number
 from ..spaces.encoding import EncodeSpaces, encode_spaces, fits, lacks_mask, raise_on_mismatch
 from ..spaces.specs import ALL_ENVS, StepArrays, all_info_keys, episode_info_for, step_arrays_for

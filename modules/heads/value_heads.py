@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torchrl.data import TensorSpec
 
 from ...errors import ConfigurationError
 from ..features.bodies import FullPrecision, orthogonal_
 from ..normalizers import Reduce, RunningMoments, no_reduce
+
+if TYPE_CHECKING:
+    from .action_heads import Head
 
 
 class ValueHead(nn.Module, ABC):
@@ -20,11 +24,25 @@ class ValueHead(nn.Module, ABC):
     Attributes:
         out_keys: Keys of the outputs of `forward`; the first is `state_value`.
         supports_clipping: Whether `error` supports `clip_value`.
+        collected_keys: Entries of a minibatch that `error` also reads, with their values at collection.
 
     """
 
     out_keys: ClassVar[list[str]]
     supports_clipping: ClassVar[bool] = True
+    collected_keys: ClassVar[list[str]] = []
+
+    def setup(self, action_spec: TensorSpec, head: Head) -> None:
+        """Prepare for the actions; called once, before `forward`. Most heads do not need it.
+
+        Args:
+            action_spec: Batched spec of the action.
+            head: The head of the policy.
+
+        Raises:
+            ConfigurationError: If the value head does not support these actions.
+
+        """
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -37,7 +55,7 @@ class ValueHead(nn.Module, ABC):
         """Compute the error of every sample.
 
         Args:
-            predicted: Outputs of `forward`, by key.
+            predicted: Outputs of `forward` and entries of `collected_keys`, by key.
             target: Value targets, `[batch, 1]`.
             old_value: State values at collection, `[batch, 1]`.
             clip_value: See `squared_error`. Always `None` if `supports_clipping` is false.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,11 +30,8 @@ class CountBonus(RewardModel):
         observation_spec: Batched spec whose `observation` is Discrete or MultiDiscrete.
         body: Builds the body of the stream's critic, as in `make_actor_critic`.
         weight: See `RewardModel`.
-        gamma: See `RewardModel`.
-        lmbda: See `RewardModel`.
-        is_episodic: See `RewardModel`.
         normalize: See `RewardModel`.
-        optimizer: See `RewardModel`.
+        options: See `RewardModel`.
 
     Raises:
         ConfigurationError: If the observation is not discrete or has too many values; see also `RewardModel`.
@@ -50,24 +46,12 @@ class CountBonus(RewardModel):
         *,
         body: Body,
         weight: float = 0.1,
-        gamma: float = 0.99,
-        lmbda: float = 0.95,
-        is_episodic: bool = False,
         normalize: bool = False,
-        optimizer: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         sizes = discrete_sizes(observation_spec["observation"], len(observation_spec.shape))
         critic = make_stream_critic("count", observation_spec, body)
-        super().__init__(
-            "count",
-            critic,
-            weight=weight,
-            gamma=gamma,
-            lmbda=lmbda,
-            is_episodic=is_episodic,
-            normalize=normalize,
-            optimizer=optimizer,
-        )
+        super().__init__("count", critic, weight=weight, normalize=normalize, **options)
         self.register_buffer("counts", torch.zeros(math.prod(sizes), dtype=torch.int64))
         strides = [math.prod(sizes[index + 1 :]) for index in range(len(sizes))]
         self.register_buffer("_strides", torch.tensor(strides), persistent=False)

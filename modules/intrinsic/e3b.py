@@ -37,12 +37,8 @@ class E3B(RewardModel):
         num_features: Number of features.
         ridge: Initial value of the diagonal of C.
         share: Share of every minibatch that the features are trained on.
-        weight: See `RewardModel`.
-        gamma: See `RewardModel`.
-        lmbda: See `RewardModel`.
         is_episodic: See `RewardModel`. True, because the bonus starts again with every episode.
-        normalize: See `RewardModel`.
-        optimizer: See `RewardModel`.
+        options: See `RewardModel`.
 
     Raises:
         ConfigurationError: If an option is out of range or an entry does not exist.
@@ -60,26 +56,14 @@ class E3B(RewardModel):
         num_features: int = 64,
         ridge: float = 0.1,
         share: float = 1.0,
-        weight: float = 0.5,
-        gamma: float = 0.99,
-        lmbda: float = 0.95,
         is_episodic: bool = True,
-        normalize: bool = True,
-        optimizer: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         check_network_options("e3b", num_features, share)
         if not ridge > 0:
             raise ConfigurationError(f"intrinsic.e3b.ridge={ridge} must be positive; 0.1 is usual")
-        super().__init__(
-            "e3b",
-            make_stream_critic("e3b", observation_spec, body, encoders),
-            weight=weight,
-            gamma=gamma,
-            lmbda=lmbda,
-            is_episodic=is_episodic,
-            normalize=normalize,
-            optimizer=optimizer,
-        )
+        critic = make_stream_critic("e3b", observation_spec, body, encoders)
+        super().__init__("e3b", critic, is_episodic=is_episodic, **options)
         features = FeatureNetworks("e3b", observation_spec, body, encoders, observations)("phi", [num_features])
         self.share, self.ridge = share, ridge
         self.inverse = InverseDynamics(features, num_features, ActionCode(action_spec, len(observation_spec.shape)))

@@ -36,12 +36,7 @@ class ICM(RewardModel):
         num_features: Number of features.
         beta: Weight of the forward loss.
         share: Share of every minibatch that the networks are trained on.
-        weight: See `RewardModel`.
-        gamma: See `RewardModel`.
-        lmbda: See `RewardModel`.
-        is_episodic: See `RewardModel`.
-        normalize: See `RewardModel`.
-        optimizer: See `RewardModel`.
+        options: See `RewardModel`.
 
     Raises:
         ConfigurationError: If an option is out of range or an entry does not exist.
@@ -59,26 +54,12 @@ class ICM(RewardModel):
         num_features: int = 64,
         beta: float = 0.2,
         share: float = 1.0,
-        weight: float = 0.5,
-        gamma: float = 0.99,
-        lmbda: float = 0.95,
-        is_episodic: bool = False,
-        normalize: bool = True,
-        optimizer: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         check_network_options("icm", num_features, share)
         if not 0 <= beta <= 1:
             raise ConfigurationError(f"intrinsic.icm.beta={beta} must be between 0 and 1; 0.2 is usual")
-        super().__init__(
-            "icm",
-            make_stream_critic("icm", observation_spec, body, encoders),
-            weight=weight,
-            gamma=gamma,
-            lmbda=lmbda,
-            is_episodic=is_episodic,
-            normalize=normalize,
-            optimizer=optimizer,
-        )
+        super().__init__("icm", make_stream_critic("icm", observation_spec, body, encoders), **options)
         code = ActionCode(action_spec, len(observation_spec.shape))
         features = FeatureNetworks("icm", observation_spec, body, encoders, observations)("phi", [num_features])
         self.share, self.beta = share, beta

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from tensordict import TensorDictBase
@@ -10,7 +9,6 @@ from torch import Tensor
 from torchrl.data import Composite
 
 from ...errors import ConfigurationError
-from ..features.extractor import Body
 from .rnd import RND
 from .streams import with_next
 from .visits import EpisodeVisits
@@ -26,18 +24,9 @@ class NovelD(RND):
 
     Args:
         observation_spec: See `RND`.
-        body: See `RND`.
-        encoders: See `RND`.
-        observations: See `RND`; also the entries by which visits are compared.
-        num_features: See `RND`.
-        share: See `RND`.
         alpha: Factor of the novelty of the current observation.
-        weight: See `RewardModel`.
-        gamma: See `RewardModel`.
-        lmbda: See `RewardModel`.
         is_episodic: See `RewardModel`. True, because the bonus starts again with every episode.
-        normalize: See `RewardModel`.
-        optimizer: See `RewardModel`.
+        options: See `RND`. Visits are compared by the entries `observations`.
 
     Raises:
         ConfigurationError: If an option is out of range or an entry does not exist.
@@ -50,35 +39,13 @@ class NovelD(RND):
         self,
         observation_spec: Composite,
         *,
-        body: Body,
-        encoders: Mapping[str, Body] | None = None,
-        observations: Sequence[str] | None = None,
-        num_features: int = 64,
-        share: float = 0.25,
         alpha: float = 0.5,
-        weight: float = 0.5,
-        gamma: float = 0.99,
-        lmbda: float = 0.95,
         is_episodic: bool = True,
-        normalize: bool = True,
-        optimizer: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         if not 0 <= alpha <= 1:
             raise ConfigurationError(f"intrinsic.noveld.alpha={alpha} must be between 0 and 1; 0.5 is usual")
-        super().__init__(
-            observation_spec,
-            body=body,
-            encoders=encoders,
-            observations=observations,
-            num_features=num_features,
-            share=share,
-            weight=weight,
-            gamma=gamma,
-            lmbda=lmbda,
-            is_episodic=is_episodic,
-            normalize=normalize,
-            optimizer=optimizer,
-        )
+        super().__init__(observation_spec, is_episodic=is_episodic, **options)
         self.alpha = alpha
         self.visits = EpisodeVisits(self.observation_keys)
 

@@ -28,7 +28,8 @@ class RewardModel(nn.Module, ABC):
         name: Name of the stream. Its entries are `reward_<name>`, `state_value_<name>`, `value_target_<name>` and
             `loss_<name>`.
         critic: Value function of the stream; writes `state_value_<name>` `[*, 1]`.
-        weight: Weight of the stream's advantages.
+        weight: Weight of the stream's advantages. The default is 1/2, because RND multiplies the advantages of the
+            environment by 2 (Burda et al. 2019).
         gamma: Discount factor of the stream.
         lmbda: Lambda of the stream's advantages.
         is_episodic: Whether the stream ends with an episode. A non-episodic stream continues in the next episode, so
@@ -49,12 +50,13 @@ class RewardModel(nn.Module, ABC):
         self,
         name: str,
         critic: TensorDictModuleBase,
+        /,
         *,
-        weight: float,
-        gamma: float,
-        lmbda: float,
-        is_episodic: bool,
-        normalize: bool = False,
+        weight: float = 0.5,
+        gamma: float = 0.99,
+        lmbda: float = 0.95,
+        is_episodic: bool = False,
+        normalize: bool = True,
         optimizer: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()

@@ -36,13 +36,7 @@ class RND(RewardModel):
         observations: Entries that the networks read, such as `image`; `None` means all.
         num_features: Number of outputs of both networks.
         share: Share of every minibatch that f is trained on.
-        weight: See `RewardModel`. The default is 1/2, because the source multiplies the advantages of the environment
-            by 2.
-        gamma: See `RewardModel`.
-        lmbda: See `RewardModel`.
-        is_episodic: See `RewardModel`.
-        normalize: See `RewardModel`.
-        optimizer: See `RewardModel`.
+        options: See `RewardModel`.
 
     Raises:
         ConfigurationError: If an option is out of range or an entry does not exist.
@@ -60,24 +54,10 @@ class RND(RewardModel):
         observations: Sequence[str] | None = None,
         num_features: int = 64,
         share: float = 0.25,
-        weight: float = 0.5,
-        gamma: float = 0.99,
-        lmbda: float = 0.95,
-        is_episodic: bool = False,
-        normalize: bool = True,
-        optimizer: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         check_network_options(self.stream, num_features, share)
-        super().__init__(
-            self.stream,
-            make_stream_critic(self.stream, observation_spec, body, encoders),
-            weight=weight,
-            gamma=gamma,
-            lmbda=lmbda,
-            is_episodic=is_episodic,
-            normalize=normalize,
-            optimizer=optimizer,
-        )
+        super().__init__(self.stream, make_stream_critic(self.stream, observation_spec, body, encoders), **options)
         networks = FeatureNetworks(self.stream, observation_spec, body, encoders, observations)
         self.share = share
         self.observation_keys = networks.in_keys

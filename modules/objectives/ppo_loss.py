@@ -15,7 +15,7 @@ from torch import Tensor
 from torch import distributions as D  # noqa: N812
 
 from ...errors import ConfigurationError
-from ..actor_critic import get_value_error, unshared_critic
+from ..actor_critic import get_value_error, unshared_critic, value_heads
 from ..distributions.action import MAX_LOG_RATIO, policy_entropy, policy_kl, probability_ratio
 
 LOSS_PREFIX = "loss_"
@@ -101,6 +101,7 @@ class PPOLoss(torchrl_objectives.PPOLoss):
             self.register_buffer(name, buffer, persistent=False)
         self.importance_quantile = importance_quantile
         self._value_error = get_value_error(critic_network, clip_value, loss_critic_type)
+        self._collected_keys = [key for head in value_heads(critic_network) for key in head.collected_keys]
         # In a tuple, so that its parameters are not registered twice.
         self._unshared_critic = (unshared_critic(actor_network, critic_network),)
         if self.separate_losses and "state_value" in actor_network.out_keys:
@@ -141,7 +142,7 @@ class PPOLoss(torchrl_objectives.PPOLoss):
         losses = {LOSS_PREFIX + "objective": self.policy_loss(log_ratio, advantage, kl)}
         metrics: dict[str, Any] = {"kl_approx": kl.detach().mean()}
         if self._has_critic:
-            losses[LOSS_PREFIX + "critic"] = self.critic_coeff * self._critic_error(data, old_value)
+            losses[LOSS_PREFIX + "critic"] = self.critic_coeff * self._critic_error(data, old_value, tensordict)
         if self.entropy_bonus:
             entropy = self._get_entropy(distribution, advantage.shape[:-1])
             if self._entropy_coeff_map is not None and isinstance(entropy, Tensor):
@@ -200,14 +201,16 @@ class PPOLoss(torchrl_objectives.PPOLoss):
 
     def loss_critic(self, tensordict: TensorDictBase) -> tuple[Tensor, None, None]:
         """Return the loss of the critic as TorchRL's method does, without the metrics."""
-        error = self._critic_error(tensordict.copy(), tensordict.get(self.tensor_keys.value, None))
+        error = self._critic_error(tensordict.copy(), tensordict.get(self.tensor_keys.value, None), tensordict)
         return (self.critic_coeff * error if self._has_critic else error), None, None
 
-    def _critic_error(self, data: TensorDictBase, old_value: Tensor | None) -> Tensor:
+    def _critic_error(self, data: TensorDictBase, old_value: Tensor | None, collected: TensorDictBase) -> Tensor:
         """Run the critic on `data` and return the error of every value, `[batch, 1]`."""
         if self.separate_losses:
             data = data.detach()
         predicted = self._unshared_critic[0](data)
+        for key in self._collected_keys:  # the policy has replaced its outputs
+            predicted[key] = collected[key]
         return self._value_error(predicted, data[self.tensor_keys.value_target], old_value, self.clip_value)
 
 

@@ -58,7 +58,7 @@ class CheckRollout(Callback):
 def small(cfg: DictConfig, *, has_time_limit: bool) -> DictConfig:
     """Return the configuration of a training with one rollout and one optimizer step, in this process."""
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
-    sizes = {"num_envs": NUM_ENVS, "num_workers": 0}
+    sizes = {"num_envs": NUM_ENVS, "num_workers": 0, "vectorization": "auto"}
     env: dict[str, Any] = {name: value for name, value in sizes.items() if name in cfg.env}
     if has_time_limit:
         recorder = {"_target_": f"{__name__}.RecordFinalObservations", "_partial_": True}

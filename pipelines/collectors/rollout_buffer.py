@@ -184,20 +184,19 @@ class EpisodeCounters:
             raw: the environment's own return if wrappers change the reward, else NaN, `[time, num_envs]`.
 
         """
-        returns, lengths = np.empty_like(rewards), np.empty(rewards.shape, np.int64)
-        for env in range(rewards.shape[1]):
-            start = 0
-            for end in (*(np.flatnonzero(done[:, env]) + 1).tolist(), len(rewards)):
-                if start == end:
-                    continue
-                part = rewards[start:end, env].copy()
-                part[0] += self.reward[env]
-                returns[start:end, env] = part.cumsum()
-                lengths[start:end, env] = np.arange(1, end - start + 1) + self.length[env]
-                is_over = done[end - 1, env]
-                self.reward[env] = 0.0 if is_over else returns[end - 1, env]
-                self.length[env] = 0 if is_over else lengths[end - 1, env]
-                start = end
+        num_steps = len(rewards)
+        returns, after = rewards.copy(), np.arange(1, num_steps + 1)
+        returns[0] += self.reward
+        start = 0
+        for end in (np.flatnonzero(done[:-1].any(1)) + 1).tolist():  # no episode ends between start and end
+            np.add.accumulate(returns[start:end], 0, out=returns[start:end])
+            returns[end] += np.where(done[end - 1], 0.0, returns[end - 1])
+            start = end
+        np.add.accumulate(returns[start:], 0, out=returns[start:])
+        starts = np.zeros(rewards.shape, np.int64)
+        np.maximum.accumulate(np.where(done[:-1], after[:-1, None], 0), 0, out=starts[1:])
+        lengths = after[:, None] - starts + np.where(starts == 0, self.length, 0)
+        self.reward, self.length = np.where(done[-1], 0.0, returns[-1]), np.where(done[-1], 0, lengths[-1])
         return np.where(np.isnan(raw), returns, raw), lengths
 
 

@@ -82,7 +82,7 @@ RULES = (
         (Condition("train/kl", "below", 0.1, "train/target_kl"), IS_LEARNING),
         20,
         "the KL divergence stays below 1/10 of its target; the policy changes less than intended",
-        "optimizer.lr=1e-3",
+        "optimizer.lr=3e-4 update.epochs=10",
         "Schulman et al. 2017, section 4, which halves beta below 1/1.5 of the target",
     ),
     Rule(
@@ -99,7 +99,7 @@ RULES = (
          Condition("train/kl", "above", 1e-7), IS_LEARNING),
         10,
         "no sample is clipped and the policy hardly changes",
-        "optimizer.lr=1e-3",
+        "optimizer.lr=3e-4 update.epochs=10",
         MEASURED,
     ),
     Rule(
@@ -147,7 +147,7 @@ RULES = (
         (Condition("train/explained_variance", "below", 0.0), Condition("train/return_std", "above", 0.2, "largest")),
         20,
         "the critic predicts worse than a constant",
-        "reward=normalized",
+        "critic.epochs=20",
         MEASURED,
     ),
     Rule(

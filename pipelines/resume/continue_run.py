@@ -54,7 +54,7 @@ def resume_run(path: Path, overrides: Sequence[str] = (), trust: Sequence[str] =
     if total_frames := new_total_frames(overrides, state["frames"]):
         cfg.total_frames = total_frames
         words = [word for word in words if not word.startswith("total_frames=")] + [f"total_frames={total_frames}"]
-    elif path.is_dir() and is_complete(run_dir, state["frames"]):
+    elif is_complete(run_dir, state["frames"]):
         print(f"{path} is complete after {state['frames']:,} frames; add total_frames=... to train longer")
         return 0
     require_no_links(run_dir)

@@ -59,9 +59,13 @@ class ProgressLines(Callback):
 
 
 def progress_text(trainer: Trainer) -> str:
-    """Return the frames per second and the newest metrics, in at most 40 characters."""
+    """Return the frames per second and the newest metrics, in at most 40 characters.
+
+    The KL divergence is that after the update, or the mean over its steps for policies whose KL divergence is unknown.
+    """
     metrics = trainer.callback_metrics
-    shown = {"fps": "time/fps", "return": "rollout/ep_rew_mean", "KL": "train/approx_kl"}
+    kl = "train/kl" if "train/kl" in metrics else "train/approx_kl"
+    shown = {"fps": "time/fps", "return": "rollout/ep_rew_mean", "KL": kl}
     found = {name: float(metrics[key]) for name, key in shown.items() if key in metrics}
     return "  ".join(f"{name} {value:.4g}" if name != "fps" else f"fps {value:.0f}" for name, value in found.items())
 

@@ -52,12 +52,17 @@ WRAPPERS = """
     PassiveEnvChecker RecordEpisodeStatistics RepeatAction RescaleAction RescaleObservation ReshapeObservation
     ResizeObservation StickyAction TimeAwareObservation TimeLimit TransformAction TransformObservation TransformReward
 """
+VECTOR_WRAPPERS = """
+    ClipAction ClipReward DtypeObservation FilterObservation FlattenObservation GrayscaleObservation RescaleAction
+    RescaleObservation ReshapeObservation ResizeObservation TransformAction TransformObservation TransformReward
+"""
 
 LISTED_TARGETS = frozenset(
     f"{module}.{name}"
     for module, names in {
         "builtins": "tuple",  # arguments that must be tuples, see `envs/entry_points.py`
         "gymnasium.wrappers": WRAPPERS,
+        "gymnasium.wrappers.vector": VECTOR_WRAPPERS,
         "lightning.pytorch.callbacks": "EarlyStopping LearningRateMonitor",
         "torch.nn": ACTIVATIONS + LAYERS,
         "torch.optim": OPTIMIZERS,

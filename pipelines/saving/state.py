@@ -15,7 +15,6 @@ from torchrl.envs import EnvBase
 
 from ... import __version__
 from ...envs.resume.plain_data import are_equal, load_random_state, save_random_state
-from ...envs.resume.resumability import NUM_TEST_STEPS
 from ...envs.vector_env import vector_of
 from ...errors import CheckpointError, ConfigurationError
 from ..distributed import gathered, num_ranks, rank
@@ -210,7 +209,7 @@ def describe_resume(collector: Any, name: str | None, found: str | None, cfg: Di
     return RESUME_TEXTS[name]
 
 
-def follows_seed(env: EnvBase, max_seconds: float = 5.0) -> bool | None:
+def follows_seed(env: EnvBase, max_seconds: float = 10.0) -> bool | None:
     """Return whether a seed determines the episodes of an environment, whatever happened in it before.
 
     It is reset and stepped with random actions, twice. The global random generators stay as they are. If this fails or
@@ -233,7 +232,7 @@ def follows_seed(env: EnvBase, max_seconds: float = 5.0) -> bool | None:
 def random_steps(env: EnvBase, end: float) -> list[Any]:
     """Return the data of the first steps after a reset. Raise a TimeoutError after `end`."""
     current, found = env.reset(), []
-    for _ in range(NUM_TEST_STEPS):
+    for _ in range(100):
         if time.monotonic() > end:
             raise TimeoutError
         step, current = env.step_and_maybe_reset(env.rand_action(current))

@@ -62,7 +62,9 @@ class NaturalGradientUpdate(MinibatchUpdate):
         sequence_length: int | None = None,
     ) -> None:
         is_valid = {
-            f"update.target_kl={target_kl} must be positive": target_kl is not None and target_kl > 0,
+            f"update.target_kl={'null' if target_kl is None else target_kl} must be a number above 0; 0.01 is usual": (
+                target_kl is not None and target_kl > 0
+            ),
             f"update.cg_steps={cg_steps} must be at least 1": cg_steps >= 1,
             f"update.damping={damping} must not be negative": damping >= 0,
             f"update.line_search_steps={line_search_steps} must not be negative": line_search_steps >= 0,

@@ -109,14 +109,15 @@ def test_numbers_equal_the_python_defaults(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
-class TestEveryExperiment:
-    def test_has_at_most_25_lines(self, path: Path) -> None:
-        assert len(path.read_text().splitlines()) <= 25
+def test_an_experiment_has_at_most_25_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 25
 
-    def test_minibatches_fill_the_rollout(self, path: Path) -> None:
-        cfg = composed(name_of(path))
-        frames = cfg["env"]["num_envs"] * cfg["collector"]["frames_per_env"]
-        assert frames % cfg["update"]["minibatch_size"] == 0
+
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *sorted((CONF / "env").glob("*.yaml"))], ids=name_of)
+def test_minibatches_fill_the_rollout_of_every_experiment_and_environment(path: Path) -> None:
+    cfg = composed(name_of(path))
+    frames = cfg["env"].get("num_envs", 0) * cfg["collector"]["frames_per_env"]
+    assert frames % cfg["update"]["minibatch_size"] == 0
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ class TestMakeWithoutAnId:
         vector = make_sync(counting_env, 3, AutoresetMode.DISABLED)
         for num_envs in (None, 3):
             env = make_env(vector, num_envs)
-            assert env.vector is vector
+            assert env.vector.vector is vector  # type: ignore[attr-defined]
             assert env.rollout(3)["next", "done"].squeeze(-1).tolist() == [[False, False, True]] * 3
 
     @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def make(counting_env: Callable[..., Any]) -> Make:
 
 
 def counting_envs(env: VectorEnv) -> list[Any]:
-    return list(env.vector.envs)  # type: ignore[attr-defined]
+    return list(getattr(env.vector, "vector", env.vector).envs)
 
 
 def column(rollout: TensorDict, *key: str) -> list[Any]:

@@ -20,7 +20,7 @@ from torchppo.envs.wrappers import ActionMask, random_action
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Train = Callable[[str, list[str]], Path]
-SMALL = ["total_frames=512", "eval.episodes=1", "eval.video=false", "compile=false", "seed=1"]
+SMALL = ["total_frames=512", "update.epochs=2", "eval.episodes=1", "eval.video=false", "compile=false", "seed=1"]
 
 
 @pytest.fixture(autouse=True)

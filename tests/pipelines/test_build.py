@@ -255,8 +255,7 @@ def test_an_error_of_a_torchrl_environment_is_an_environment_failure(capfd: pyte
 
 
 class TestEveryChoiceTrains:
-    @pytest.mark.parametrize("memory", ["none", "gru"])
-    @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+    @pytest.mark.parametrize(("env", "memory"), [("CartPole-v1", "none"), ("Pendulum-v1", "gru")])
     @pytest.mark.parametrize("objective", choices("objective"))
     def test_objective(self, objective: str, env: str, memory: str) -> None:
         cfg = small(f"objective={objective}", f"env.id={env}", f"memory={memory}")

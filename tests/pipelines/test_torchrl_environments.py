@@ -155,33 +155,34 @@ TO_TENSOR = transform("ToTensorImage", ", in_keys: [pixels]")
 # graphs differ from eager steps by up to 3e-5 on images; with 1e-3, by less than 1e-6.
 PICTURES = ("env=torchrl", "env._target_=torchrl_parts.Pictures", "optimizer.eps=1e-3")
 PIXELS = (*PICTURES, "policy=mlp")
-TRANSFORMS = {
-    "ObservationNorm": (*CARTPOLE, transform("ObservationNorm", ", loc: 0.5, scale: 2.0, in_keys: [observation]")),
-    "RewardScaling": (*CARTPOLE, transform("RewardScaling", ", loc: 0.0, scale: 0.1")),
-    "RewardSum": (*CARTPOLE, transform("RewardSum")),
-    "StepCounter": (*CARTPOLE, transform("StepCounter", ", max_steps: 5")),
-    "CatFrames": (*CARTPOLE, transform("CatFrames", ", N: 3, dim: -1, in_keys: [observation]")),
-    "InitTracker": (*CARTPOLE, transform("InitTracker")),
-    "TensorDictPrimer": (
-        *CARTPOLE,
-        "{_target_: torchrl.envs.TensorDictPrimer, expand_specs: true, "
-        "primers: {h: {_target_: torchrl.data.Unbounded, shape: [3]}}}",
-    ),
-    "ToTensorImage": (*PIXELS, TO_TENSOR),
-    "GrayScale": (*PIXELS, TO_TENSOR, transform("GrayScale", ", in_keys: [pixels]")),
-    "Resize": (*PIXELS, TO_TENSOR, transform("Resize", ", w: 40, in_keys: [pixels]")),
-}
+NORM = transform("ObservationNorm", ", loc: 0.5, scale: 2.0, in_keys: [observation]")
+FRAMES = transform("CatFrames", ", N: 3, dim: -1, in_keys: [observation]")
+PRIMER = (
+    "{_target_: torchrl.envs.TensorDictPrimer, expand_specs: true, "
+    "primers: {h: {_target_: torchrl.data.Unbounded, shape: [3]}}}"
+)
+REWARDS = (transform("RewardScaling", ", loc: 0.0, scale: 0.1"), transform("RewardSum"))
+COUNTER = transform("StepCounter", ", max_steps: 5")
+RESIZE = transform("Resize", ", w: 40, in_keys: [pixels]")
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_transform(name: str, graph: Any) -> None:
-    words = [word for word in TRANSFORMS[name] if not word.startswith("{")]
-    transforms = f"transforms=[{','.join(word for word in TRANSFORMS[name] if word.startswith('{'))}]"
-    if name == "Resize" and find_spec("torchvision") is None:
-        with pytest.raises(ConfigurationError, match="torchvision"):
-            build_training(configuration(*words, transforms), rank=0)
-    else:
-        requires_same_training(graph, *words, transforms)
+@pytest.mark.parametrize(
+    ("words", "transforms"),
+    [
+        (CARTPOLE, [NORM, *REWARDS, COUNTER, FRAMES, transform("InitTracker"), PRIMER]),
+        (PIXELS, [TO_TENSOR, transform("GrayScale", ", in_keys: [pixels]")]),
+        *([] if find_spec("torchvision") is None else [(PIXELS, [TO_TENSOR, RESIZE])]),
+    ],
+    ids=["vectors", "images", "resized images"][: 2 if find_spec("torchvision") is None else 3],
+)
+def test_transforms(words: tuple[str, ...], transforms: list[str], graph: Any) -> None:
+    requires_same_training(graph, *words, f"transforms=[{','.join(transforms)}]")
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="needs an installation without torchvision")
+def test_a_transform_of_a_missing_package_names_it() -> None:
+    with pytest.raises(ConfigurationError, match="torchvision"):
+        build_training(configuration(*PIXELS, f"transforms=[{TO_TENSOR},{RESIZE}]"), rank=0)
 
 
 @pytest.mark.parametrize("name", ["serial", "parallel", "transformed"])
@@ -193,9 +194,9 @@ def test_environment_with_several_entries_and_a_mask(graph: Any) -> None:
     requires_same_training(graph, *PICTURES)
 
 
-@pytest.mark.parametrize("collector", ["torchrl", "torchrl_multi"])
-def test_collector(collector: str, graph: Any) -> None:
-    requires_same_training(graph, *CARTPOLE, f"collector={collector}")
+@pytest.mark.parametrize("words", [["collector=torchrl"], ["collector=torchrl_multi", "collector.num_workers=1"]])
+def test_collector(words: list[str], graph: Any) -> None:
+    requires_same_training(graph, *CARTPOLE, *words)
 
 
 @pytest.mark.parametrize("estimator", ["gae", "td_lambda", "td0", "monte_carlo", "vtrace"])

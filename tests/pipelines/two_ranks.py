@@ -90,59 +90,60 @@ class Comparing(PPO):
             report["own_episodic_state"] = not torch.equal(mine, other)
 
 
-report: dict[str, Any] = {
-    "steps": 0,
-    "own_episodes": 0,
-    "gloo_sums": 0,
-    "largest_difference": 0.0,
-    "step_fraction": 0.0,
-    "same_data": False,
-    "same_statistics": True,
-    "same_coefficients": True,
-    "same_episodes": True,
-    "same_metrics": True,
-}
+report: dict[str, Any] = {}
+"""The comparisons of the training that is running."""
+
+
+def train(mode: str, target_kl: float, variant: str) -> dict[str, Any]:
+    """Train, evaluate, and return the report."""
+    report.update(steps=0, own_episodes=0, gloo_sums=0, largest_difference=0.0, step_fraction=0.0, same_data=False)
+    report.update(same_statistics=True, same_coefficients=True, same_episodes=True, same_metrics=True)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", log_every_n_steps=1, **quiet)
+    seed_everything(seed_for_rank(0, trainer.global_rank), verbose=False)
+    has_bonus = variant == "intrinsic"
+    env_id = "FrozenLake-v1" if has_bonus else "CartPole-v1"
+    env = make_env(env_id, 2)
+    env.set_seed(seed_for_rank(0, trainer.global_rank))
+    actor, critic = make_actor_critic(
+        env.observation_spec,
+        env.action_spec,
+        body=partial(mlp, num_cells=[16]),
+        memory=partial(GRU, width=8) if variant == "gru" else None,
+        normalize_observation=True,
+    )
+    update = MinibatchUpdate(epochs=2, minibatch_size=16, sequence_length=8, target_kl=target_kl or None)
+    if variant == "natural_gradient":
+        update = NaturalGradientUpdate(target_kl, minibatch_size=16, epochs=2)
+    if variant == "ppg":
+        update = PhasicUpdate(1, 16, num_rollouts=2, auxiliary_epochs=2)
+    adam = partial(torch.optim.Adam, lr=3e-3)
+    estimator = GAE(gamma=0.99, lmbda=0.95, value_network=None)
+    objective = (PPOEWMALoss if variant == "gru" else KLPENPPOLoss)(actor, critic)
+    options: dict[str, Any] = {"compile": mode == "compiled"}
+    if has_bonus:
+        spec, body = env.observation_spec, partial(mlp, num_cells=[16])
+        models = [CountBonus(spec, body=body), RND(spec, body=body), NovelD(spec, body=body)]
+        models += [model(spec, env.action_spec, body=body, num_features=8) for model in (E3B, ICM)]
+        options |= {"controllers": {"lr": KLAdaptive(target_kl=1.0)}, "reward_models": models}
+    ppo = Comparing(objective, estimator, update, adam, total_frames=256, **options)
+    trainer.fit(ppo, train_dataloaders=Collector(env, actor, frames_per_env=32, total_frames=256))
+    episodes = EvaluationEpisodes(make_env(env_id, 2, max_episode_steps=15), actor, 2)
+    (evaluation,) = trainer.validate(ppo, dataloaders=episodes, verbose=False)
+    mine, other = from_both_ranks(torch.tensor([*evaluation.values(), *map(float, trainer.callback_metrics.values())]))
+    report["evaluation"] = evaluation
+    report["same_evaluation"] = bool(torch.equal(mine, other))
+    values = torch.arange(4.0) + 10 * trainer.global_rank
+    report["normalized"] = normalized(values.unsqueeze(0))[0].tolist()
+    report["frames"] = ppo.frames
+    report["episodes"] = ppo.episodes.num_episodes
+    report["all_own_episodes"] = int(summed(torch.tensor(report["own_episodes"])))
+    return report
+
+
 all_reduce, distributed.all_reduce = distributed.all_reduce, counting_all_reduce
 torch.set_num_threads(1)
-quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", log_every_n_steps=1, **quiet)
-seed_everything(seed_for_rank(0, trainer.global_rank), verbose=False)
-has_bonus = sys.argv[3] == "intrinsic"
-env_id = "FrozenLake-v1" if has_bonus else "CartPole-v1"
-env = make_env(env_id, 2)
-env.set_seed(seed_for_rank(0, trainer.global_rank))
-actor, critic = make_actor_critic(
-    env.observation_spec,
-    env.action_spec,
-    body=partial(mlp, num_cells=[16]),
-    memory=partial(GRU, width=8) if sys.argv[3] == "gru" else None,
-    normalize_observation=True,
-)
-update = MinibatchUpdate(epochs=2, minibatch_size=16, sequence_length=8, target_kl=float(sys.argv[2]) or None)
-if sys.argv[3] == "natural_gradient":
-    update = NaturalGradientUpdate(float(sys.argv[2]), minibatch_size=16, epochs=2)
-if sys.argv[3] == "ppg":
-    update = PhasicUpdate(1, 16, num_rollouts=2, auxiliary_epochs=2)
-adam = partial(torch.optim.Adam, lr=3e-3)
-estimator = GAE(gamma=0.99, lmbda=0.95, value_network=None)
-objective = (PPOEWMALoss if sys.argv[3] == "gru" else KLPENPPOLoss)(actor, critic)
-options: dict[str, Any] = {"compile": sys.argv[1] == "compiled"}
-if has_bonus:
-    spec, body = env.observation_spec, partial(mlp, num_cells=[16])
-    models = [CountBonus(spec, body=body), RND(spec, body=body), NovelD(spec, body=body)]
-    models += [model(spec, env.action_spec, body=body, num_features=8) for model in (E3B, ICM)]
-    options |= {"controllers": {"lr": KLAdaptive(target_kl=1.0)}, "reward_models": models}
-ppo = Comparing(objective, estimator, update, adam, total_frames=256, **options)
-trainer.fit(ppo, train_dataloaders=Collector(env, actor, frames_per_env=32, total_frames=256))
-episodes = EvaluationEpisodes(make_env(env_id, 2, max_episode_steps=15), actor, 2)
-(evaluation,) = trainer.validate(ppo, dataloaders=episodes, verbose=False)
-mine, other = from_both_ranks(torch.tensor([*evaluation.values(), *map(float, trainer.callback_metrics.values())]))
-report["evaluation"] = evaluation
-report["same_evaluation"] = bool(torch.equal(mine, other))
-values = torch.arange(4.0) + 10 * trainer.global_rank
-report["normalized"] = normalized(values.unsqueeze(0))[0].tolist()
-report["frames"] = ppo.frames
-report["episodes"] = ppo.episodes.num_episodes
-report["all_own_episodes"] = int(summed(torch.tensor(report["own_episodes"])))
-if trainer.is_global_zero:
-    print(json.dumps(report))
+reports = {arguments: dict(train(*arguments)) for arguments in map(tuple, json.loads(sys.argv[1]))}
+if distributed.get_rank() == 0:
+    print(json.dumps([*reports.values()]))
+distributed.destroy_process_group()  # otherwise its threads may abort the process at its end

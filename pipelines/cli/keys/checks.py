@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ....errors import ConfigurationError
+from .combinations import BUILT_IN_POLICY, REFUSED, SET
 from .fields import Field
 from .reference import CONF, TYPE_NAMES, describe
 from .schema import FIELDS
@@ -167,11 +168,8 @@ def check_user_files(cfg: DictConfig, overridden: Collection[str]) -> None:
         raise ConfigurationError("the file in experiment/ changes nothing; begin it with '# @package _global_'")
 
 
-BUILT_IN_POLICY = "torchppo.modules.actor_critic.make_actor_critic"
-
-
 def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
-    """Raise a ConfigurationError if a key of the command line has no effect.
+    """Raise a ConfigurationError if a key of the command line has no effect, or components do not work together.
 
     Args:
         cfg: the configuration.
@@ -194,6 +192,10 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
         "trainer.log_every_n_steps": "torchppo train, which logs every rollout",
         "trainer.use_distributed_sampler": "torchppo train, where each rank collects its own rollouts",
     }
+    for message, values in REFUSED:
+        found = {key: OmegaConf.select(cfg, key) for key in values}
+        if all(found[key] in values[key] or (SET in values[key] and found[key] is not None) for key in values):
+            raise ConfigurationError(message)
     num_workers, num_envs = cfg.env.get("num_workers"), cfg.env.get("num_envs")
     if isinstance(num_workers, int) and isinstance(num_envs, int) and num_workers > num_envs:
         raise ConfigurationError(f"env.num_workers={num_workers} must be at most env.num_envs={num_envs}")

@@ -73,7 +73,7 @@ def check_component(place: str, node: DictConfig, target: str, *, is_built_in: b
     except UnknownName as error:
         raise ConfigurationError(f"{place}._target_={target} cannot be imported: there is no {error}") from None
     if target == MAKE_ENV:
-        entry_point = entry_point_of(node.get("id"))
+        entry_point = entry_point_of(node.get("id"), is_native=node.get("vectorization") == "native")
         names = parameters_of(entry_point) if entry_point else None
         target = str(node.get("id"))
         keys = [key for key in keys if key not in make_env_keys()]
@@ -106,13 +106,21 @@ def make_env_keys() -> set[str]:
     return argument_names(found.node) | {"max_episode_steps"}
 
 
-def entry_point_of(id: Any) -> str | None:  # noqa: A002
-    """Return the dotted path of the class of an id that is registered when Gymnasium is imported, or `None`."""
+def entry_point_of(id: Any, *, is_native: bool = False) -> str | None:  # noqa: A002
+    """Return the dotted path of the class of an id that is registered when Gymnasium is imported, or `None`.
+
+    Args:
+        id: the id.
+        is_native: whether to return the class of vector environments.
+
+    """
     import gymnasium
 
     spec = gymnasium.registry.get(id) if isinstance(id, str) else None
-    is_plain = spec is not None and isinstance(spec.entry_point, str) and not spec.additional_wrappers
-    return str(spec.entry_point).replace(":", ".") if spec is not None and is_plain else None
+    if spec is None or spec.additional_wrappers:
+        return None
+    entry_point = spec.vector_entry_point if is_native else spec.entry_point
+    return entry_point.replace(":", ".") if isinstance(entry_point, str) else None
 
 
 def imported_parameters(target: str) -> set[str] | None:

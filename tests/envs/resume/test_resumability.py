@@ -100,7 +100,13 @@ def test_class_depends_on_where_the_randomness_is(hidden: str, name: str, monkey
 
 
 @pytest.mark.parametrize(
-    ("id_", "name"), [("CartPole-v1", "snapshot"), ("Hopper-v5", "snapshot"), ("LunarLander-v3", "replay")]
+    ("id_", "name"),
+    [
+        ("CartPole-v1", "snapshot"),
+        ("Hopper-v5", "snapshot"),
+        ("LunarLander-v3", "replay"),
+        ("BipedalWalkerHardcore-v3", "inexact"),  # its Box2D world outlasts episodes; the steps of the test equal
+    ],
 )
 def test_class_of_gymnasium_environments(id_: str, name: str) -> None:
     assert resume_class(partial(make_gymnasium_env, id_)) == name

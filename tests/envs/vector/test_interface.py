@@ -166,13 +166,17 @@ class TestCalls:
         assert env.call("scaled", 1.0) == (1.0,) * 3
 
 
+REWARDS = [2, True, np.float16(2), np.array(2.0), np.array([2]), torch.tensor([2.0])]
+FLAGS: list[Callable[[bool], Any]] = [np.bool_, lambda value: np.array([value]), torch.tensor, int]
+
+
 @pytest.mark.parametrize(
-    "reward", [2, True, np.float16(2), np.array(2.0), np.array([2]), torch.tensor([2.0])], ids=repr
+    ("reward", "flag", "num_workers"),
+    [
+        *((reward, flag, 0) for reward in REWARDS for flag in FLAGS),
+        *((*pair, 1) for pair in zip(REWARDS[2:], FLAGS, strict=True)),
+    ],
 )
-@pytest.mark.parametrize(
-    "flag", [np.bool_, lambda value: np.array([value]), torch.tensor, int], ids=["numpy", "array", "tensor", "int"]
-)
-@pytest.mark.parametrize("num_workers", [0, 1])
 def test_rewards_and_flags_may_be_numpy_or_torch(
     reward: Any, flag: Any, num_workers: int, counting_env: Callable[..., Any]
 ) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import shlex
 from collections.abc import Callable
 from contextlib import closing
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from omegaconf import OmegaConf
 
 from torchppo.errors import ConfigurationError
 from torchppo.pipelines.build import build_trainer, build_training
-from torchppo.pipelines.cli import config
 from torchppo.pipelines.cli.config import check_all, compose
 from torchppo.pipelines.cli.keys.schema import ARGUMENTS, FIELDS
 
@@ -228,16 +225,6 @@ RunCommand = Callable[[str], Any]
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config, "compose_with_hydra", lambda overrides: copy.deepcopy(composed(tuple(overrides))))
-
-
-compose_with_hydra = config.compose_with_hydra
-
-
-@cache
-def composed(overrides: tuple[str, ...]) -> Any:
-    """Cache the composed configurations, because `compose` composes the same groups for every line."""
-    return compose_with_hydra(overrides)
 
 
 def words_of(line: str) -> list[str]:

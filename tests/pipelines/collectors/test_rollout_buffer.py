@@ -131,6 +131,18 @@ class TestEpisodeCounters:
         assert returns.T.tolist() == [[4, 6, 3], [60, 20, 50]]
         assert lengths.T.tolist() == [[2, 3, 1], [3, 1, 2]]
 
+    def test_returns_and_lengths_equal_those_of_a_plain_loop_bit_for_bit(self) -> None:
+        generator, counters = np.random.default_rng(0), EpisodeCounters(5)
+        total, count = [0.0] * 5, [0] * 5
+        for num_steps in (1, 7, 12):
+            rewards, done = generator.normal(size=(num_steps, 5)), generator.random((num_steps, 5)) < 0.3
+            returns, lengths = counters.advance(rewards, done, np.full(rewards.shape, np.nan))
+            for step, env in np.ndindex(rewards.shape):
+                total[env], count[env] = total[env] + float(rewards[step, env]), count[env] + 1
+                assert (returns[step, env], lengths[step, env]) == (total[env], count[env])
+                if done[step, env]:
+                    total[env], count[env] = 0.0, 0
+
     def test_raw_returns_of_the_environment_are_kept(self) -> None:
         raw: NDArray[np.float64] = np.array([[7.0, np.nan]])
         returns, _ = EpisodeCounters(2).advance(np.array([[1.0, 2.0]]), np.zeros((1, 2), np.bool_), raw)

@@ -36,32 +36,35 @@ class TestGraphStep:
     @pytest.mark.parametrize(
         ("env_id", "objective", "options"),
         [
-            ("CartPole-v1", ClipPPOLoss, {"controllers": {"lr": Linear(), "clip_epsilon": Linear()}}),
-            ("Pendulum-v1", KLPENPPOLoss, {"normalize_observation": True, "value_pretraining": 1}),
-            ("Pendulum-v1", ClipPPOLoss, {"head": tanh_gaussian}),
-            ("CartPole-v1", ClipPPOLoss, {"shared": True, "update": MinibatchUpdate(2, 8, target_kl=1.0)}),
+            (
+                "CartPole-v1",
+                ClipPPOLoss,
+                {
+                    "controllers": {"lr": Linear(), "clip_epsilon": Linear()},
+                    "shared": True,
+                    "update": MinibatchUpdate(2, 8, target_kl=1.0),
+                },
+            ),
+            (
+                "Pendulum-v1",
+                KLPENPPOLoss,
+                {"normalize_observation": True, "value_pretraining": 1, "head": tanh_gaussian},
+            ),
             ("CartPole-v1", partial(PPOEWMALoss, importance_quantile=0.9), {}),
         ],
     )
-    def test_training_equals_the_eager_one(
+    def test_weights_and_optimizer_state_of_a_checkpoint_equal_the_eager_ones(
         self, env_id: str, objective: Any, options: dict[str, Any], graph: Compile, make: Make, fit: Fit
     ) -> None:
         trained = {}
         for choice in (False, graph):
             ppo, collector = make(env_id, objective=objective, rollouts=3, compile=choice, **options)
             trainer = fit(ppo, collector)
-            trained[choice] = ppo.state_dict()
+            adam = {index: dict(state) for index, state in ppo.optimizer.state_dict()["state"].items()}
+            trained[choice] = dict(ppo.state_dict()), adam
             assert trainer.global_step == 3 * 2 * 4
-        for name, value in trained[False].items():
-            torch.testing.assert_close(trained[graph][name], value, rtol=1e-4, atol=1e-5)
-
-    def test_optimizer_state_in_checkpoints_is_updated(self, graph: Compile, make: Make, fit: Fit) -> None:
-        ppo, collector = make(rollouts=1, compile=graph)
-        fit(ppo, collector)
-        state = ppo.optimizer.state_dict()["state"]
-        assert len(state) == len(list(ppo.parameters()))
-        assert all(entry["step"] == 2 * 4 for entry in state.values())
-        assert any(entry["exp_avg"].abs().sum() > 0 for entry in state.values())
+            assert any(state["exp_avg"].abs().sum() > 0 for state in adam.values())
+        torch.testing.assert_close(trained[graph], trained[False], rtol=1e-4, atol=1e-5)
 
     def test_other_optimizers_are_refused(self, graph: Compile, make: Make, fit: Fit) -> None:
         ppo, collector = make(compile=graph, optimizer=partial(torch.optim.SGD, lr=1e-3))
@@ -126,7 +129,7 @@ class TestObjectiveWithFewOutputs:
 
 
 class TestEarlyStop:
-    @pytest.mark.parametrize("graph", [False, "trace", True])
+    @pytest.mark.parametrize("graph", [False, "trace"])
     def test_update_ends_before_a_step_above_the_limit(self, graph: Compile, make: Make, fit: Fit) -> None:
         ppo, collector = make(update=MinibatchUpdate(10, 8, target_kl=1e-9), rollouts=1, compile=graph)
         trainer = fit(ppo, collector)

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from torchppo.pipelines.cli.config import compose
 from torchppo.pipelines.health.ranges import RANGES, notes
+from torchppo.pipelines.health.rules import RULES
 
 
 @pytest.mark.parametrize("key", RANGES)
@@ -56,3 +57,9 @@ def test_large_minibatches_are_noted_if_a_rollout_has_few(size: int, num_notes: 
 
 def test_default_settings_are_within_the_ranges() -> None:
     assert notes(compose([]), [f"{key}=0" for key in RANGES]) == []
+
+
+def test_the_health_report_suggests_no_unusual_settings() -> None:
+    for override in [rule.override for rule in RULES]:
+        words = [word for word in override.split() if "@" not in word]
+        assert notes(OmegaConf.from_dotlist(words), words) == [], override

@@ -124,8 +124,9 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
 
 def test_a_complete_run_does_not_change_but_can_become_longer(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_of(copied)
-    assert main(["resume", str(copied)]) == 0
-    assert "complete after 512 frames" in capsys.readouterr().out
+    for path in (copied, copied / "checkpoints" / "last.ckpt"):
+        assert main(["resume", str(path)]) == 0
+        assert "complete after 512 frames" in capsys.readouterr().out
     assert rows_of(copied) == rows
     assert main(["resume", str(copied), "total_frames=6.4e2"]) == 0
     assert rows_of(copied)[: len(rows)] == rows

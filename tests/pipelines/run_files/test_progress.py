@@ -41,7 +41,12 @@ class TestProgressBar:
 
     def test_fits_in_80_columns(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setenv("COLUMNS", "80")
-        values = {"time/fps": 123456.7, "rollout/ep_rew_mean": -1234.56, "train/approx_kl": 0.0123456}
+        values = {
+            "time/fps": 123456.7,
+            "rollout/ep_rew_mean": -1234.56,
+            "train/kl": 0.0123456,
+            "train/approx_kl": -1e-4,
+        }
         metrics = {name: torch.tensor(value) for name, value in values.items()}
         bar, ppo = ProgressBar(), SimpleNamespace(total_frames=100_000_000, frames=99_999_744, compile_mode="auto")
         trainer = SimpleNamespace(callback_metrics=metrics, is_global_zero=False)

@@ -351,7 +351,7 @@ class TestTraining:
     ("options", "message"),
     [
         ({"target_kl": 0.0}, "update.target_kl=0.0"),
-        ({"target_kl": None}, "update.target_kl=None"),
+        ({"target_kl": None}, "update.target_kl=null"),
         ({"cg_steps": 0}, "update.cg_steps=0"),
         ({"damping": -1.0}, "update.damping=-1.0"),
         ({"line_search_steps": -1}, "update.line_search_steps=-1"),

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from torchppo.errors import ConfigurationError
+from torchppo.pipelines.cli.config import compose
+
 RunCommand = Callable[[str], Any]
 
 
@@ -45,3 +48,25 @@ class TestUserFiles:
         (tmp_path / "experiment" / "ours.yaml").write_text(text)
         (cfg,) = run_command(f"train experiment=ours --config-dir {tmp_path} ").trained
         assert cfg.policy.body.num_cells == [8]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        ("env=pendulum trust_region=kl head=beta", "trust_region"),
+        ("update=natural_gradient policy.shared=true", "update=natural_gradient"),
+        ("update=natural_gradient objective=torchrl_kl_penalty", "update=natural_gradient"),
+        ("objective=espo update.target_kl=0.03", "update.target_kl"),
+        ("objective=a2c update.target_kl=0.03", "update.target_kl"),
+        ("env=pendulum critic=quadratic_advantage update=ppg", "critic=quadratic_advantage"),
+    ],
+)
+def test_components_that_do_not_work_together_are_refused(overrides: str, key: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        compose([*overrides.split(), "run_dir=unused"])
+    assert str(raised.value).startswith(f"{key} ")
+
+
+@pytest.mark.parametrize("overrides", ["update=natural_gradient objective=espo", "objective=a2c", "trust_region=kl"])
+def test_similar_combinations_are_accepted(overrides: str) -> None:
+    compose([*overrides.split(), "run_dir=unused"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorWrapper
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from numpy.typing import NDArray
@@ -19,8 +21,8 @@ def without_autoreset(vector: GymnasiumVectorEnv[Any, Any, Any]) -> GymnasiumVec
 
     - `DISABLED`: `vector` itself.
     - `SAME_STEP`: a `SameStepReset`. The data is exact.
-    - `NEXT_STEP`: `vector` itself if it is a `SyncVectorEnv` or `AsyncVectorEnv` of Gymnasium. These reset single
-      environments on request, so the data is exact. Otherwise, a `NextStepReset`.
+    - `NEXT_STEP`: the data is exact for vector environments that can reset single environments on request: those of
+      Gymnasium, ale-py and EnvPool. For others, it is a `NextStepReset`.
 
     Raises:
         EnvironmentFailure: if the metadata does not contain the autoreset mode.
@@ -33,14 +35,81 @@ def without_autoreset(vector: GymnasiumVectorEnv[Any, Any, Any]) -> GymnasiumVec
         case AutoresetMode.SAME_STEP:
             return SameStepReset(vector)
         case AutoresetMode.NEXT_STEP:
-            resets_single_envs = isinstance(vector.unwrapped, SyncVectorEnv | AsyncVectorEnv)
-            return vector if resets_single_envs else NextStepReset(vector)
+            if isinstance(vector, CartPoleVectorEnv):
+                return CartPoleReset(vector)
+            if has_base_in(vector, "envpool"):
+                return EnvPoolReset(vector)
+            if isinstance(vector.unwrapped, SyncVectorEnv | AsyncVectorEnv) or has_base_in(vector, "ale_py"):
+                return vector  # a reset with `reset_mask` returns the observations of all environments
+            return NextStepReset(vector)
     raise EnvironmentFailure(
         f"{vector} has no autoreset mode; set its metadata['autoreset_mode'] to a gymnasium.vector.AutoresetMode"
     )
 
 
-class SameStepReset(VectorWrapper):
+def has_base_in(vector: Any, package: str) -> bool:
+    """Return whether the class of a vector environment or one of its bases belongs to a package."""
+    return any(base.__module__.partition(".")[0] == package for base in type(vector).__mro__)
+
+
+class ResetOnRequest(VectorWrapper):
+    """Base class of wrappers that replace automatic resets by resets on request."""
+
+    def __init__(self, env: GymnasiumVectorEnv[Any, Any, Any]) -> None:
+        super().__init__(env)
+        self.metadata = {**env.metadata, "autoreset_mode": AutoresetMode.DISABLED}
+
+
+class CartPoleReset(ResetOnRequest):
+    """Resets single environments of Gymnasium's native CartPole, whose `reset` has no mask.
+
+    Sets its attributes as its own step does. Tested with Gymnasium 1.4.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments, or those in `options["reset_mask"]`, to states of the same random generator."""
+        if options is None:
+            return self.env.reset(seed=seed)
+        cartpole: Any = self.env
+        mask = options["reset_mask"]
+        cartpole.state[:, mask] = cartpole.np_random.uniform(cartpole.low, cartpole.high, (4, np.count_nonzero(mask)))
+        cartpole.steps[mask] = 0
+        cartpole.prev_done[mask] = False
+        return cartpole.state.T.astype(np.float32), {}
+
+
+class EnvPoolReset(ResetOnRequest):
+    """Resets single environments of an EnvPool, and makes a new one for a seed, which `reset` of EnvPool ignores.
+
+    Args:
+        env: the EnvPool.
+        make: makes the EnvPool from a seed; each of its environments adds its index. `None`: seeds have no effect.
+
+    """
+
+    def __init__(self, env: Any, make: Callable[[int], Any] | None = None) -> None:
+        super().__init__(env)
+        self._make = make
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments, or those in `options["reset_mask"]`."""
+        if options is not None:
+            observation, info = self.env.reset(options=options)  # only of these environments
+            self._observation = self._observation.copy()
+            self._observation[options["reset_mask"]] = observation
+            return self._observation, info
+        if seed is not None and self._make is not None:
+            self.env.close()
+            self.env = self._make(seed)
+        self._observation, info = self.env.reset()
+        return self._observation, info
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        self._observation, *results = self.env.step(actions)
+        return self._observation, *results  # type: ignore[return-value]
+
+
+class SameStepReset(ResetOnRequest):
     """Returns the final observations from `info["final_obs"]`. The next reset returns those of the new episodes."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -68,7 +137,7 @@ class SameStepReset(VectorWrapper):
         return observation, reward, terminated, truncated, info
 
 
-class NextStepReset(VectorWrapper):
+class NextStepReset(ResetOnRequest):
     """Marks the steps in which an environment is reset while others continue.
 
     In the step after the end of an episode, a vector environment in `AutoresetMode.NEXT_STEP` ignores the action,

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 
 from torchppo import Collector, make_actor_critic, mlp
 from torchppo.envs import VectorEnv, make_env
-from torchppo.envs.vector.autoreset import NextStepReset
+from torchppo.envs.native.autoreset import NextStepReset
 from torchppo.errors import EnvironmentFailure
 from torchppo.pipelines.episodes import evaluate
 from torchppo.pipelines.monitoring import EpisodeStatistics
@@ -65,7 +65,7 @@ def test_the_data_is_that_of_separate_environments(
 
 def test_episodes_that_end_together_are_reset_together(counting_env: Callable[..., Any]) -> None:
     env = make_vector(counting_env, AutoresetMode.NEXT_STEP, (2, 2), native=True)
-    assert isinstance(env.vector, NextStepReset)
+    assert isinstance(env.vector.vector, NextStepReset)
     rollout = collect(env, 5)
     assert rollout["observation"][1].tolist() == [[1, 0], [1, 1], [2, 0], [2, 1], [3, 0]]
 

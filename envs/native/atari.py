@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 from ...errors import EnvironmentFailure, did_you_mean
 from ..resume.plain_data import load_array, save_array
 from ..spaces.specs import ALL_ENVS, StepArrays, step_arrays_for
-from .interface import EnvDescription, SlicedVectorEnv, env_seeds, init_vector_env
+from ..vector.interface import EnvDescription, SlicedVectorEnv, env_seeds, init_vector_env
+from ..vector.num_workers import num_cores
 
 MAX_STEPS = 27_000
 """The time limit of Atari games, 108,000 frames of the console."""
@@ -199,8 +199,3 @@ def make_atari_vector(id: str, num_envs: int, **kwargs: Any) -> SplitAtariVector
         )
     except (gymnasium.error.Error, TypeError) as error:
         raise EnvironmentFailure(f"environment {id!r} cannot be made: {error}") from error
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,95 @@
+"""Train the MuJoCo experiments with variants of PPO, and record the results of the final policies.
+
+    python benchmarks/mujoco_variants.py
+    python benchmarks/mujoco_variants.py clip spo --tasks hopper --seeds 0 1
+
+Every run has 1,000,000 frames and ends with an evaluation of 20 episodes with deterministic actions. Completed runs
+under runs/benchmarks/mujoco_variants/ are reused. Writes mujoco_variants.csv, one line for each run, to the folder of
+this file, and prints the mean over the seeds with a 95 % bootstrap interval. Lines of other runs are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from datetime import date
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+RUNS = Path("runs") / "benchmarks" / "mujoco_variants"
+TASKS = ("halfcheetah", "hopper", "walker2d")
+COMMON = ("eval.video=false", "logger=csv", "trainer.accelerator=cpu")
+VARIANTS = {
+    "clip": "",
+    "kl_penalty": "objective=kl_penalty",
+    "spo": "objective=spo",
+    "wasserstein": "objective=unclipped trust_region=wasserstein",
+    "natural_gradient": "update=natural_gradient update.target_kl=0.04 update.cg_steps=25 optimizer.lr=1e-3 "
+    "critic.epochs=20",
+    "simba": "policy=simba",
+    "categorical": "head=categorical",
+    "kl_adaptive": "controller@controller.lr=kl_adaptive",
+    "recomputed": "update.recompute_advantage=true",
+}
+"""Overrides of `torchppo train experiment=<task>` for each variant."""
+COLUMNS = (
+    *("date", "task", "variant", "seed"),
+    *("frames", "eval_return_mean", "eval_return_std", "train_return_mean", "wall_seconds"),
+)
+
+
+def key(row: dict[str, Any]) -> tuple[int, int, int]:
+    """Return the place of a row in the table."""
+    return TASKS.index(row["task"]), list(VARIANTS).index(row["variant"]), int(row["seed"])
+
+
+def run(task: str, variant: str, seed: int) -> dict[str, Any]:
+    run_dir = RUNS / f"{task}-{variant}-s{seed}"
+    if not (run_dir / "summary.json").exists():
+        words = [*VARIANTS[variant].split(), *COMMON, f"seed={seed}", f"run_dir={run_dir}"]
+        command = [sys.executable, "-m", "torchppo", "train", f"experiment={task}", *words]
+        print(*command[2:], flush=True)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    row = {"date": date.today().isoformat(), "task": task, "variant": variant, "seed": seed}
+    return row | {key: summary[key] for key in COLUMNS[4:]}
+
+
+def print_means(rows: list[dict[str, Any]]) -> None:
+    """Print the mean of the final evaluations of each variant, and the interval that 95 % of resampled means are in."""
+    for task, variant in product(TASKS, VARIANTS):
+        found = [row for row in rows if (row["task"], row["variant"]) == (task, variant)]
+        returns = [float(row["eval_return_mean"]) for row in found]
+        if len(returns) > 1:
+            resampled = np.random.default_rng(0).choice(returns, (10_000, len(returns))).mean(axis=1)
+            low, high = np.quantile(resampled, [0.025, 0.975])
+            print(f"{task:12} {variant:18} {np.mean(returns):6.0f} [{low:.0f}, {high:.0f}] ({len(returns)} seeds)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="*", default=list(VARIANTS), help=f"from {', '.join(VARIANTS)}")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
+    arguments = parser.parse_args()
+    path = HERE / "mujoco_variants.csv"
+    rows: list[dict[str, Any]] = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    for seed, task, variant in product(arguments.seeds, arguments.tasks, arguments.variants):
+        new = run(task, variant, seed)
+        rows = [row for row in rows if key(row) != key(new)] + [new]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(sorted(rows, key=key))
+    print_means(rows)
+
+
+if __name__ == "__main__":
+    main()
