@@ -24,6 +24,7 @@ from ..errors import ConfigurationError, NumericalError
 from ..modules.normalizers import Reduce, no_reduce
 from .advantages import require_entries
 from .distributed import gathered, num_ranks
+from .distributed.ddp import prepare_ddp
 from .metrics.episode_info import add_infos, ended_infos, mean_infos
 from .metrics.monitors import (
     EVALUATION_METRICS,
@@ -76,6 +77,8 @@ class MonitoredModule(LightningModule):
             wait_for_metrics(self.trainer, delayed_metrics(self.trainer))
         if self.trainer.checkpoint_callbacks:
             save_after_rollouts(self.trainer)
+        if num_ranks() > 1:
+            prepare_ddp(self.trainer.strategy.model)
 
     def teardown(self, stage: str) -> None:
         """Restore the callbacks that `wait_for_metrics` changed."""

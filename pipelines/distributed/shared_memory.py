@@ -116,8 +116,9 @@ def connect(num_bytes: int, rank: int, num_ranks: int, gather: Gather) -> Shared
             own = place(), os.getpid(), reserve(size, files) if rank == 0 else -1
         everyone, found = gather(own), None
         if None not in everyone and len({place for place, *_ in everyone}) == 1:
+            _, process, file = everyone[0]
             with suppress(OSError):
-                found = SharedSum(open_memory(*everyone[0][1:], size), capacity, rank, open_processes(everyone))
+                found = SharedSum(open_memory(process, file, size), capacity, rank, open_processes(everyone))
         if all(gather(found is not None)):
             return found
         if found is not None:

@@ -75,7 +75,7 @@ class StopOnSignal(Callback):
         if self._pipe is not None:
             signal.set_wakeup_fd(-1)
             os.close(self._pipe[1])  # ends the thread, which may still send a signal or write to the store
-            self._thread.join(timeout=1.0)
+            self._thread.join(timeout=15.0)  # a request to the store at exit would abort the process (std::terminate)
             self._pipe = None
         for number, handler in self._previous.items():
             signal.signal(number, handler)

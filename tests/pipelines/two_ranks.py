@@ -40,6 +40,11 @@ def from_both_ranks(tensor: Tensor) -> list[Tensor]:
     return parts
 
 
+def counting_all_reduce(*arguments: Any, **options: Any) -> Any:
+    report["gloo_sums"] += 1
+    return all_reduce(*arguments, **options)
+
+
 class Comparing(PPO):
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -91,7 +96,7 @@ report: dict[str, Any] = {}
 
 def train(mode: str, target_kl: float, variant: str) -> dict[str, Any]:
     """Train, evaluate, and return the report."""
-    report.update(steps=0, own_episodes=0, largest_difference=0.0, step_fraction=0.0, same_data=False)
+    report.update(steps=0, own_episodes=0, gloo_sums=0, largest_difference=0.0, step_fraction=0.0, same_data=False)
     report.update(same_statistics=True, same_coefficients=True, same_episodes=True, same_metrics=True)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", log_every_n_steps=1, **quiet)
@@ -136,6 +141,7 @@ def train(mode: str, target_kl: float, variant: str) -> dict[str, Any]:
     return report
 
 
+all_reduce, distributed.all_reduce = distributed.all_reduce, counting_all_reduce
 torch.set_num_threads(1)
 reports = {arguments: dict(train(*arguments)) for arguments in map(tuple, json.loads(sys.argv[1]))}
 if distributed.get_rank() == 0:

@@ -156,7 +156,7 @@ def test_auto_counts_the_steps_of_one_rank(
     calls: Counter[str], make: Make, fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[float] = []
-    monkeypatch.setattr(step_factory, "choose", lambda _, num_steps, limit: bool(found.append(num_steps)))
+    monkeypatch.setattr(step_factory, "choose", lambda _, num_steps, __: bool(found.append(num_steps)))
     ppo, collector = make(update=MinibatchUpdate(epochs=3, minibatch_size=16), rollouts=8)
     fit(ppo, collector)
     Collector(collector.env, ppo.actor, frames_per_env=16, total_frames=256, num_ranks=2, compile="auto")
