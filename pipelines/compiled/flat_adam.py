@@ -45,6 +45,7 @@ class FlatAdam:
         self._lr = torch.zeros(len(self.groups), device=device)
         self._trainable = torch.ones(len(self.groups), device=device)
         self._group_values = [*zip(self.groups, self._lr.unbind(), self._trainable.unbind(), strict=True)]
+        self._read: list[tuple[float, bool]] = []  # by the last `read_groups`
         self._take_over(optimizer, device)
 
     def _take_over(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -97,6 +98,10 @@ class FlatAdam:
 
     def read_groups(self) -> None:
         """Copy learning rates and `trainable` from the optimizer's groups into tensors that a graph reads."""
+        read = [(float(group["lr"]), bool(group.get("trainable", True))) for group in self.groups]
+        if read == self._read:
+            return
+        self._read = read
         for group, lr, trainable in self._group_values:
             lr.fill_(group["lr"])
             trainable.fill_(group.get("trainable", True))

@@ -1,41 +1,14 @@
-"""Transformations of a traced graph: constants and casts become inputs."""
+"""Transformations of a recorded graph: casts become inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.graph import CodeGen
 
 from .inductor import Kernel
-
-
-def lift_constants(traced: GraphModule) -> tuple[GraphModule, list[str]]:
-    """Turn the constants of a traced graph into additional inputs.
-
-    Returns:
-        The graph, and the attributes of `traced` that are the constants, in the order of the new inputs.
-
-    """
-    graph = traced.graph
-    graph.set_codegen(CodeGen())  # inputs and outputs are lists
-    graph.eliminate_dead_code()
-    first = next(node for node in graph.nodes if node.op != "placeholder")
-    constants = graph.find_nodes(op="get_attr")
-    inputs: dict[str, Any] = {}
-    for node in constants:
-        if node.target not in inputs:
-            with graph.inserting_before(first):
-                inputs[node.target] = graph.placeholder(f"closed_over_{len(inputs)}")
-        node.replace_all_uses_with(inputs[node.target])
-    for node in constants:
-        graph.erase_node(node)
-    for node in graph.nodes:
-        node.meta.clear()  # fake tensors of several modes, which the compiler does not accept together
-    return GraphModule({}, graph), list(inputs)
 
 
 def lift_casts(graph: GraphModule, num_arguments: int) -> list[tuple[int, torch.dtype]]:

@@ -15,6 +15,7 @@ from torchrl.objectives.value import VTrace
 from ...errors import ConfigurationError
 from ...modules.actor_critic import check_critic_memory
 from ..distributed import num_ranks, summed
+from .skipped import StepMetrics
 
 logger = logging.getLogger("torchppo")
 
@@ -104,7 +105,7 @@ class EagerStep:
         self.losses = ppo.losses if losses is None else losses
         self._is_checked = False
 
-    def __call__(self, batch: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
+    def __call__(self, batch: TensorDictBase, indices: Tensor) -> StepMetrics | None:
         """Take one step.
 
         Args:
@@ -131,7 +132,8 @@ class EagerStep:
                 for param in group["params"]:
                     param.grad = None  # Adam skips it; a gradient of zero would still decay its moments
         optimizer.step()  # Lightning calls `clip_gradients` in between, in `PPO.on_before_optimizer_step`
-        return {**scalars(losses), "grad_norm": self.ppo.grad_norm}
+        metrics = {**scalars(losses), "grad_norm": self.ppo.grad_norm}
+        return StepMetrics([*metrics], torch.stack([*metrics.values()]))
 
 
 def clip_gradients(ppo: StepOwner) -> Tensor:

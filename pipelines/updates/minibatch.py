@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torchrl.modules import set_recurrent_mode
 from ...errors import ConfigurationError
 from ..advantages import RolloutBatch
 from ..distributed import normalized
+from .skipped import vector_of
 from .update import Learner
 
 
@@ -88,7 +89,7 @@ class MinibatchUpdate:
 
         """
         learner = self.learner
-        metrics: list[dict[str, Tensor]] = []
+        metrics: list[Mapping[str, Tensor]] = []
         for epoch in range(max(self.epochs, self.critic_epochs)):
             if not learner.set_trainable(policy=epoch < self.epochs, critic=epoch < self.critic_epochs):
                 break
@@ -102,16 +103,17 @@ class MinibatchUpdate:
         num_epochs = results["num_steps"] * self.minibatch_size / batch.rows["advantage"].numel()
         return {**results, "num_epochs": num_epochs}
 
-    def _run_epoch(self, rows: TensorDictBase, metrics: list[dict[str, Tensor]]) -> bool:
+    def _run_epoch(self, rows: TensorDictBase, metrics: list[Mapping[str, Tensor]]) -> bool:
         """Append the metrics of every step; return whether the next epoch may start."""
-        num_rows, frames = len(rows), rows["advantage"].numel()
+        advantage = rows["advantage"]
+        num_rows, frames = len(rows), advantage.numel()
         self._check_size(frames, frames // num_rows)
-        order = torch.randperm(num_rows).to(rows["advantage"].device)
+        order = torch.randperm(num_rows).to(advantage.device)
         minibatches = order.reshape(frames // self.minibatch_size, -1)
         if self.learner.normalize_advantage == "minibatch":
-            advantage = torch.empty_like(rows["advantage"])
-            advantage[minibatches] = normalized(rows["advantage"][minibatches])
-            rows = rows.copy().set("advantage", advantage)
+            normal = torch.empty_like(advantage)
+            normal[minibatches] = normalized(advantage[minibatches])
+            rows = rows.copy().set("advantage", normal)
         for indices in minibatches.unbind():
             result = self.learner.step(rows, indices)
             if result is None:
@@ -163,7 +165,7 @@ class MinibatchUpdate:
         )
 
 
-def means(metrics: list[dict[str, Tensor]]) -> dict[str, float]:
+def means(metrics: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     """Return the mean of every metric over the steps whose `grad_norm` is finite, and the largest `max_ratio`.
 
     `num_steps` is the number of these steps, and `first_kl` is `kl_approx` of the first of them.
@@ -171,7 +173,7 @@ def means(metrics: list[dict[str, Tensor]]) -> dict[str, float]:
     if not metrics:
         return {"num_steps": 0.0}
     names = list(metrics[0])
-    table = torch.stack([torch.stack([step[name] for step in metrics]) for name in names], dim=1)
+    table = torch.stack([vector_of(step) for step in metrics])
     if "grad_norm" in names:
         table = table[table[:, names.index("grad_norm")].isfinite()]
     if not len(table):
