@@ -109,6 +109,7 @@ class TracedFunction:
         """
         devices = [tensor.device for tensor in inputs if tensor.is_cuda][:1]
         recorder = Recorder(inputs, keep_copies=self._compile)
+        torch.clear_autocast_cache()  # casts in the cache would not be recorded
         try:
             with torchrl_traceable(), torch.random.fork_rng(devices, enabled=self._compile), recorder, RefuseValues():
                 result = self._function(*with_tensors(arguments, iter(inputs)))
@@ -121,6 +122,8 @@ class TracedFunction:
         except Exception as error:
             error.add_note("This happened while tracing a graph; compile=false runs without graphs.")
             raise
+        finally:
+            torch.clear_autocast_cache()  # of weights that a graph changes
         graph = recorder.finish(results)
         if self._compile:
             recorder.restore(inputs_written_by(graph))

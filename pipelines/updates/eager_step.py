@@ -164,7 +164,8 @@ def total_loss(losses: TensorDictBase, weights: LossWeights) -> Tensor:
 
 def scalars(losses: TensorDictBase) -> dict[str, Tensor]:
     """Return every entry detached and averaged; metrics of TorchRL's losses may have several elements."""
-    return {name: value.detach().float().mean() for name, value in losses.items()}
+    values = {name: value.detach().float() for name, value in losses.items()}
+    return {name: value.mean() if value.dim() else value for name, value in values.items()}
 
 
 def check_losses(losses: TensorDictBase, rule: StoppingRule | None) -> None:
