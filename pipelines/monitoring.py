@@ -91,6 +91,13 @@ class MonitoredModule(LightningModule):
         set_step(self.trainer, self.frames)
         return batch
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch to the device, unless it is there: TensorDict would copy the structure."""
+        leaves = batch.values(True, True) if isinstance(batch, TensorDictBase) else [torch.empty(0, device="meta")]
+        if all(leaf.device == device for leaf in leaves):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def publish_rollout(self, metrics: dict[str, float], num_frames: int) -> None:
         """Check the metrics of a rollout of `num_frames`, add the speed since the previous rollout, and publish them.
 
@@ -194,12 +201,14 @@ class EpisodeStatistics:
     def update(self, rollout: TensorDictBase, reduce: Reduce = no_reduce) -> None:
         """Add the episodes that ended in a rollout `[num_envs, time]` of every rank, in the order of time."""
         require_entries(rollout, ("next", "episode_reward"), ("next", "step_count"))
-        keys = ("done", "terminated", "episode_reward", "step_count", "episode_info")
-        data = rollout["next"].select(*keys, strict=False).transpose(0, 1)
-        done = data["done"] & (data["step_count"] > 0)  # 0: a skipped step
-        values = data["episode_reward"][done], data["step_count"][done], ~data["terminated"][done]
-        infos = ended_infos(data, done) if "episode_info" in rollout["next"].keys() else repeat({})  # noqa: SIM118
-        ended = [*zip(*(entry.tolist() for entry in (done.nonzero()[:, 0], *values)), infos, strict=False)]
+        data = rollout["next"]
+        names = ("done", "terminated", "episode_reward", "step_count")
+        done, terminated, rewards, lengths = (data[name].transpose(0, 1) for name in names)
+        done = done & (lengths > 0)  # 0: a skipped step
+        entries = done.nonzero()[:, 0], rewards[done], lengths[done], ~terminated[done]
+        has_infos = "episode_info" in data.keys()  # noqa: SIM118
+        infos = ended_infos(data.select("episode_info").transpose(0, 1), done) if has_infos else repeat({})
+        ended = [*zip(*(entry.tolist() for entry in entries), infos, strict=False)]
         counts = len(ended), sum(one[3] for one in ended), any(info for *_, info in ended)
         if num_ranks() == 1:
             self._add(ended, *counts[:2])

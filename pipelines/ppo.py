@@ -211,7 +211,7 @@ class PPO(MonitoredModule):
         length = self.update.frames_per_sequence(rollout.shape[1])
         return RolloutBatch(*components, normalize=self.normalize_advantage == "rollout", sequence_length=length)
 
-    def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
+    def step(self, rows: TensorDictBase, indices: Tensor) -> Mapping[str, Tensor] | None:
         """Take one optimizer step; see `EagerStep`."""
         if (metrics := self._step(rows, indices)) is not None:
             self.skipped.add(metrics)

@@ -45,6 +45,7 @@ class FlatAdam:
         self._lr = torch.zeros(len(self.groups), device=device)
         self._trainable = torch.ones(len(self.groups), device=device)
         self._group_values = [*zip(self.groups, self._lr.unbind(), self._trainable.unbind(), strict=True)]
+        self._read: list[tuple[float, bool]] = []  # by the last `read_groups`
         self._take_over(optimizer, device)
 
     def _take_over(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -68,14 +69,14 @@ class FlatAdam:
         """Return the part of a vector that belongs to each parameter, in its shape."""
         parts = vector.split([param.numel() for param in self.params])
         return [
-            part.view([param.shape[d] for d in order]).permute([order.index(d) for d in range(param.dim())])
+            permuted(part.view([param.shape[d] for d in order]), [order.index(d) for d in range(param.dim())])
             for part, param, order in zip(parts, self.params, self._orders, strict=True)
         ]
 
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
         """Concatenate tensors in the parameters' shapes to one vector; the inverse of `views`."""
         return torch.cat(
-            [tensor.permute(order).reshape(-1) for tensor, order in zip(tensors, self._orders, strict=True)]
+            [permuted(tensor, order).reshape(-1) for tensor, order in zip(tensors, self._orders, strict=True)]
         )
 
     def parameters(self) -> list[Tensor]:
@@ -97,6 +98,10 @@ class FlatAdam:
 
     def read_groups(self) -> None:
         """Copy learning rates and `trainable` from the optimizer's groups into tensors that a graph reads."""
+        read = [(float(group["lr"]), bool(group.get("trainable", True))) for group in self.groups]
+        if read == self._read:
+            return
+        self._read = read
         for group, lr, trainable in self._group_values:
             lr.fill_(group["lr"])
             trainable.fill_(group.get("trainable", True))
@@ -173,6 +178,11 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
         for option in ("amsgrad", "maximize"):
             if group.get(option):
                 raise GraphError(f"a graph does not support optimizer.{option}=true; use compile=false")
+
+
+def permuted(tensor: Tensor, order: list[int]) -> Tensor:
+    """Permute the dimensions of a tensor, unless they are in order; a traced graph would keep the operation."""
+    return tensor if order == sorted(order) else tensor.permute(order)
 
 
 def split_by_group(vector: Tensor, sizes: list[int]) -> Sequence[Tensor]:

@@ -1,41 +1,16 @@
-"""Transformations of a traced graph: constants and casts become inputs."""
+"""Transformations of a recorded graph: casts become inputs, and code that runs it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.graph import CodeGen
 
 from .inductor import Kernel
-
-
-def lift_constants(traced: GraphModule) -> tuple[GraphModule, list[str]]:
-    """Turn the constants of a traced graph into additional inputs.
-
-    Returns:
-        The graph, and the attributes of `traced` that are the constants, in the order of the new inputs.
-
-    """
-    graph = traced.graph
-    graph.set_codegen(CodeGen())  # inputs and outputs are lists
-    graph.eliminate_dead_code()
-    first = next(node for node in graph.nodes if node.op != "placeholder")
-    constants = graph.find_nodes(op="get_attr")
-    inputs: dict[str, Any] = {}
-    for node in constants:
-        if node.target not in inputs:
-            with graph.inserting_before(first):
-                inputs[node.target] = graph.placeholder(f"closed_over_{len(inputs)}")
-        node.replace_all_uses_with(inputs[node.target])
-    for node in constants:
-        graph.erase_node(node)
-    for node in graph.nodes:
-        node.meta.clear()  # fake tensors of several modes, which the compiler does not accept together
-    return GraphModule({}, graph), list(inputs)
 
 
 def lift_casts(graph: GraphModule, num_arguments: int) -> list[tuple[int, torch.dtype]]:
@@ -89,11 +64,29 @@ def base_of(node: Node) -> Node:
 
 
 def run_operations(graph: GraphModule) -> Kernel:
-    """Return a kernel that runs the operations of a graph one by one."""
-    forward = graph.forward
+    """Return a kernel that runs the operations of a graph one by one.
+
+    Its code calls the operators directly. The code of `GraphModule` looks them up and is 20 % slower. `_op` is a
+    private attribute, tested with PyTorch 2.13.
+    """
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
+    inputs = [node.name for node in graph.graph.find_nodes(op="placeholder")]
+    last_use = {value: node for node in nodes for value in node.all_input_nodes}
+    names: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan}
+    results = graph.graph.output_node().args[0]
+    lines = [f"def run({', '.join(inputs)}):"]
+    for node in nodes:
+        names[f"call_{node.name}"] = getattr(node.target, "_op", node.target)
+        arguments = [*map(repr, node.args), *(f"{key}={value!r}" for key, value in node.kwargs.items())]
+        unused = [value.name for value in node.all_input_nodes if last_use[value] is node and value not in results]
+        lines.append(f"    {node.name} = call_{node.name}({', '.join(arguments)})")
+        lines += [f"    del {', '.join(unused)}"] if unused else []
+    exec("\n".join([*lines, f"    return {results!r}"]), names)  # as `GraphModule` does
+    run = names["run"]
 
     def kernel(inputs: list[Tensor]) -> Sequence[Tensor]:
         with torch._C._DisableAutocast():  # the graph contains the casts
-            return forward(*inputs)
+            outputs: Sequence[Tensor] = run(*inputs)
+            return outputs
 
     return kernel

@@ -14,6 +14,7 @@ from torch.func import functional_call, grad_and_value
 from ...errors import GraphError
 from ..distributed import averaged, num_ranks, raise_on_all_ranks
 from ..updates.eager_step import LossWeights, StoppingRule, check_connected, check_losses, scalars, total_loss
+from ..updates.skipped import StepMetrics
 from .flat_adam import FlatAdam
 from .graph import TracedFunction
 
@@ -68,7 +69,7 @@ class GraphStep:
             self._apply = TracedFunction(step, compile=compile)
             self._step = self._step_in_two_graphs
 
-    def __call__(self, batch: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
+    def __call__(self, batch: TensorDictBase, indices: Tensor) -> StepMetrics | None:
         """Take one step; see `EagerStep`."""
         if batch is not self._rows:  # once per epoch
             self._rows = batch
@@ -81,7 +82,7 @@ class GraphStep:
         if values is None:
             return None
         count_step(self.ppo.trainer)
-        return dict(zip(self._names, values.unbind(), strict=True))
+        return StepMetrics(self._names, values)
 
     def _first_step(self, indices: Tensor) -> Tensor | None:
         """Build the graphs. If that fails after a graph has run, undo its step, so that another way can take it."""

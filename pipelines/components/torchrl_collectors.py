@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -15,8 +15,10 @@ from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, Transf
 from ...envs import VectorEnv
 from ...errors import ConfigurationError
 from ...modules.features.extractor import recurrent_state_shapes
-from ..collectors.rollout_loader import RolloutLoader
 from .instantiate import build_env, call, parameter_names, seed_for_rank
+
+if TYPE_CHECKING:
+    from ..collectors.rollout_loader import RolloutLoader
 
 
 def with_recurrent_states(env: EnvBase, shapes: Mapping[str, tuple[int, int]]) -> EnvBase:
@@ -65,6 +67,8 @@ def build_torchrl_collector(
         frames_per_batch=frames_per_batch,
         total_frames=-1,  # `RolloutLoader` counts the frames of all ranks
     )
+    from ..collectors.rollout_loader import RolloutLoader  # it imports TorchRL's collectors, which takes 0.1 s
+
     return RolloutLoader(collector, cfg.total_frames)
 
 

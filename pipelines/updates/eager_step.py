@@ -15,6 +15,7 @@ from torchrl.objectives.value import VTrace
 from ...errors import ConfigurationError
 from ...modules.actor_critic import check_critic_memory
 from ..distributed import averaged
+from .skipped import StepMetrics
 
 logger = logging.getLogger("torchppo")
 
@@ -104,7 +105,7 @@ class EagerStep:
         self.losses = ppo.losses if losses is None else losses
         self._is_checked = False
 
-    def __call__(self, batch: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
+    def __call__(self, batch: TensorDictBase, indices: Tensor) -> StepMetrics | None:
         """Take one step.
 
         Args:
@@ -133,7 +134,8 @@ class EagerStep:
                 for param in group["params"]:
                     param.grad = None  # Adam skips it; a gradient of zero would still decay its moments
         optimizer.step()  # Lightning calls `clip_gradients` in between, in `PPO.on_before_optimizer_step`
-        return {**scalars(losses), "grad_norm": self.ppo.grad_norm}
+        metrics = {**scalars(losses), "grad_norm": self.ppo.grad_norm}
+        return StepMetrics([*metrics], torch.stack([*metrics.values()]))
 
 
 def clip_gradients(ppo: StepOwner) -> Tensor:
@@ -164,7 +166,8 @@ def total_loss(losses: TensorDictBase, weights: LossWeights) -> Tensor:
 
 def scalars(losses: TensorDictBase) -> dict[str, Tensor]:
     """Return every entry detached and averaged; metrics of TorchRL's losses may have several elements."""
-    return {name: value.detach().float().mean() for name, value in losses.items()}
+    values = {name: value.detach().float() for name, value in losses.items()}
+    return {name: value.mean() if value.dim() else value for name, value in values.items()}
 
 
 def check_losses(losses: TensorDictBase, rule: StoppingRule | None) -> None:

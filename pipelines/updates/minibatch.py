@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torchrl.modules import set_recurrent_mode
 from ...errors import ConfigurationError
 from ..advantages import RolloutBatch
 from ..distributed import normalized, num_ranks
+from .skipped import vector_of
 from .update import Learner
 
 
@@ -95,7 +96,7 @@ class MinibatchUpdate:
 
         """
         learner = self.learner
-        metrics: list[dict[str, Tensor]] = []
+        metrics: list[Mapping[str, Tensor]] = []
         num_epochs, drawn = max(self.epochs, self.critic_epochs), list[Minibatches]()
         # An epoch is drawn when it starts, so that an early stop draws no further random numbers. Ranks draw all epochs
         # together, so that one all-reduce normalizes their advantages.
@@ -126,7 +127,7 @@ class MinibatchUpdate:
         return [*map(Minibatches, parts, normalized(advantage[minibatches]).chunk(num_epochs))]
 
     def _run_epoch(
-        self, rows: TensorDictBase, metrics: list[dict[str, Tensor]], drawn: Minibatches | None = None
+        self, rows: TensorDictBase, metrics: list[Mapping[str, Tensor]], drawn: Minibatches | None = None
     ) -> bool:
         """Append the metrics of every step; return whether the next epoch may start."""
         minibatches, normal = drawn or self._draw(rows, 1)[0]
@@ -185,7 +186,7 @@ class MinibatchUpdate:
         )
 
 
-def means(metrics: list[dict[str, Tensor]]) -> dict[str, float]:
+def means(metrics: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     """Return the mean of every metric over the steps whose `grad_norm` is finite, and the largest `max_ratio`.
 
     `num_steps` is the number of these steps, and `first_kl` is `kl_approx` of the first of them.
@@ -193,7 +194,7 @@ def means(metrics: list[dict[str, Tensor]]) -> dict[str, float]:
     if not metrics:
         return {"num_steps": 0.0}
     names = list(metrics[0])
-    table = torch.stack([torch.stack([step[name] for step in metrics]) for name in names], dim=1)
+    table = torch.stack([vector_of(step) for step in metrics])
     if "grad_norm" in names:
         table = table[table[:, names.index("grad_norm")].isfinite()]
     if not len(table):

@@ -1,8 +1,9 @@
-"""Optimizer steps that are skipped because their loss or its gradient is not finite."""
+"""The metrics of optimizer steps, and the steps that are skipped because their loss or its gradient is not finite."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +11,29 @@ from torch import Tensor
 from ...errors import ConfigurationError, NumericalError
 
 logger = logging.getLogger("torchppo")
+
+
+class StepMetrics(Mapping[str, Tensor]):
+    """The metrics of an optimizer step, scalars in one vector, which is cheaper than a tensor for each of them.
+
+    Attributes:
+        vector: `[num_metrics]`.
+
+    """
+
+    def __init__(self, names: Sequence[str], vector: Tensor) -> None:
+        self._names, self.vector = names, vector
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self.vector[self._names.index(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class SkippedSteps:
@@ -29,10 +53,10 @@ class SkippedSteps:
             raise ConfigurationError(f"ppo.max_skipped_steps={limit} must be at least 1")
         self.number = 0
         self._limit, self._in_a_row = limit, 0
-        self._steps: list[dict[str, Tensor]] = []
+        self._steps: list[Mapping[str, Tensor]] = []
         self.norms = torch.zeros(0)
 
-    def add(self, metrics: dict[str, Tensor]) -> None:
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Add the metrics of a step."""
         self._steps.append(metrics)
 
@@ -65,3 +89,8 @@ class SkippedSteps:
                     f"{self._limit}) after {frames} frames; lower optimizer.lr or scale rewards"
                 )
         logger.warning("torchppo: %d of %d optimizer steps were skipped (%s)", self.number, len(steps), reason)
+
+
+def vector_of(metrics: Mapping[str, Tensor]) -> Tensor:
+    """Return the metrics of a step as one vector, in their order."""
+    return metrics.vector if isinstance(metrics, StepMetrics) else torch.stack([*metrics.values()])

@@ -35,7 +35,7 @@ class Learner(Protocol):
     @property
     def optimizer(self) -> Optimizer: ...
 
-    def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor] | None:
+    def step(self, rows: TensorDictBase, indices: Tensor) -> Mapping[str, Tensor] | None:
         """Take an optimizer step on the rows `indices`. Return metrics, or `None` if the step is skipped."""
 
     def set_trainable(self, *, policy: bool, critic: bool) -> bool:
