@@ -25,8 +25,9 @@ from .advantages import RolloutBatch, require_entries
 from .collectors.rollouts import check_collector
 from .collectors.vector import failed_steps
 from .distributed import Exchange, num_ranks, reduce_at_once
+from .metrics.episode_statistics import EpisodeStatistics
 from .metrics.learning import METRIC_NAMES, critic_metrics, learning_metrics
-from .monitoring import EpisodeStatistics, MonitoredModule
+from .monitoring import MonitoredModule
 from .saving.state import has_same_end, load_training_state, start_training, training_state
 from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates import param_groups

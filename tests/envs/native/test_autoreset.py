@@ -16,7 +16,7 @@ from torchppo.envs import VectorEnv, make_env
 from torchppo.envs.native.autoreset import NextStepReset
 from torchppo.errors import EnvironmentFailure
 from torchppo.pipelines.episodes import evaluate
-from torchppo.pipelines.monitoring import EpisodeStatistics
+from torchppo.pipelines.metrics.episode_statistics import EpisodeStatistics
 
 
 class Native(VectorWrapper):

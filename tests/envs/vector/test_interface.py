@@ -17,7 +17,7 @@ from torchppo.envs.vector import forked_call
 from torchppo.envs.wrappers import RawEpisodeReward
 from torchppo.errors import ConfigurationError, EnvironmentFailure
 from torchppo.pipelines.episodes import evaluate
-from torchppo.pipelines.monitoring import EpisodeStatistics
+from torchppo.pipelines.metrics.episode_statistics import EpisodeStatistics
 
 
 class Reports(gymnasium.Wrapper[Any, Any, Any, Any]):

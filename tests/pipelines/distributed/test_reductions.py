@@ -19,7 +19,7 @@ from torchppo.modules.adaptive_controllers import KLAdaptive
 from torchppo.modules.normalizers import RewardNormalizer
 from torchppo.pipelines import distributed, step_factory
 from torchppo.pipelines.collectors.collector import Collector
-from torchppo.pipelines.monitoring import EpisodeStatistics
+from torchppo.pipelines.metrics.episode_statistics import EpisodeStatistics
 from torchppo.pipelines.ppo import PPO
 from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 
@@ -48,7 +48,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(torch.distributed, "get_rank", lambda *_: 0)
     for function in (summed, stacked, gathered):
         monkeypatch.setattr(distributed, function.__name__, function)
-    monkeypatch.setattr("torchppo.pipelines.monitoring.gathered", gathered)
+    monkeypatch.setattr("torchppo.pipelines.metrics.episode_statistics.gathered", gathered)
     return counts
 
 
@@ -138,10 +138,12 @@ def test_episodes_of_two_ranks_are_those_of_one_rank_with_all_environments(
         score = torch.cat([torch.full((3, 60, 1), math.nan), rollouts[1]["next", "episode_info", "score"]])
         together["next", "episode_info"] = TensorDict({"score": score}, (6, 60))
     expected.update(together)
-    monkeypatch.setattr("torchppo.pipelines.monitoring.num_ranks", lambda: 2)
+    monkeypatch.setattr("torchppo.pipelines.metrics.episode_statistics.num_ranks", lambda: 2)
     waiting: list[tuple[Tensor, Any]] = []
     items: list[Any] = []
-    monkeypatch.setattr("torchppo.pipelines.monitoring.gathered", lambda own: items.extend(own) or [*items])
+    monkeypatch.setattr(
+        "torchppo.pipelines.metrics.episode_statistics.gathered", lambda own: items.extend(own) or [*items]
+    )
     ranks = EpisodeStatistics(), EpisodeStatistics()
     for rank, rollout in zip(ranks, rollouts, strict=True):
         rank.update(rollout, lambda table, use: waiting.append((table, use)))

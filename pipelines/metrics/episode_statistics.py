@@ -1,0 +1,94 @@
+"""Returns, lengths and infos of ended episodes."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from itertools import repeat
+from operator import itemgetter
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from ...modules.normalizers import Reduce, no_reduce
+from ..advantages import require_entries
+from ..distributed import gathered, num_ranks
+from .episode_info import add_infos, ended_infos, mean_infos
+
+
+class EpisodeStatistics:
+    """Returns and lengths of the last 100 training episodes of all ranks.
+
+    Attributes:
+        episodes: `(return, length)` of each episode, oldest first.
+        infos: the last 100 values of every entry of `info` that episodes reported.
+        num_episodes: number of episodes that have ended since training started.
+
+    """
+
+    def __init__(self) -> None:
+        self.episodes: deque[tuple[float, int]] = deque(maxlen=100)
+        self.infos: dict[str, deque[float]] = {}
+        self.num_episodes, self._truncated = 0, dict[str, float]()
+
+    def update(self, rollout: TensorDictBase, reduce: Reduce = no_reduce) -> None:
+        """Add the episodes that ended in a rollout `[num_envs, time]` of every rank, in the order of time."""
+        require_entries(rollout, ("next", "episode_reward"), ("next", "step_count"))
+        data = rollout["next"]
+        names = ("done", "terminated", "episode_reward", "step_count")
+        done, terminated, rewards, lengths = (data[name].transpose(0, 1) for name in names)
+        done = done & (lengths > 0)  # 0: a skipped step
+        entries = done.nonzero()[:, 0], rewards[done], lengths[done], ~terminated[done]
+        has_infos = "episode_info" in data.keys()  # noqa: SIM118
+        infos = ended_infos(data.select("episode_info").transpose(0, 1), done) if has_infos else repeat({})
+        ended = [*zip(*(entry.tolist() for entry in entries), infos, strict=False)]
+        counts = len(ended), sum(one[3] for one in ended), any(info for *_, info in ended)
+        if num_ranks() == 1:
+            self._add(ended, *counts[:2])
+            return
+        newest = [(*counts, 0), *(one[:4] for one in ended[-100:])]  # older episodes have no effect
+        table = torch.full((101, 4), math.nan, dtype=torch.float64)
+        table[: len(newest)] = torch.tensor(newest, dtype=torch.float64)
+        reduce(table, lambda of_ranks: self._add_of_ranks(of_ranks, ended))
+
+    def _add_of_ranks(self, of_ranks: Tensor, own: list[Any]) -> None:
+        """Add the episodes of all ranks, `[num_ranks, 101, 4]`, and gather those of all ranks if they have infos."""
+        num_ended, num_truncated, has_infos, _ = of_ranks[:, 0].sum(0).tolist()
+        rows = of_ranks[:, 1:].flatten(0, 1)
+        ended = gathered(own) if has_infos else [(*row, {}) for row in rows[~rows[:, 0].isnan()].tolist()]
+        self._add(sorted(ended, key=itemgetter(0)), int(num_ended), int(num_truncated))
+
+    def _add(self, ended: list[Any], num_ended: int, num_truncated: int) -> None:
+        """Add the newest episodes `(time, return, length, is_truncated, info)`, and the numbers of all that ended."""
+        self.episodes.extend((reward, int(length)) for _, reward, length, *_ in ended)
+        self._truncated = {"rollout/truncated": num_truncated / num_ended} if num_ended else {}
+        if any(info for *_, info in ended):
+            add_infos(self.infos, [info for *_, info in ended], max_length=100)
+        self.num_episodes += num_ended
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Mean and standard deviation of the returns, mean length, and means of `infos`; empty without an episode."""
+        if not self.episodes:
+            return {}
+        rewards, lengths = zip(*self.episodes, strict=True)
+        return {
+            "rollout/ep_rew_mean": sum(rewards) / len(rewards),
+            "rollout/ep_rew_std": torch.tensor(rewards, dtype=torch.float64).std(correction=0).item(),
+            "rollout/ep_len_mean": sum(lengths) / len(lengths),
+            **self._truncated,  # of the episodes that ended in the last rollout
+            **(mean_infos("rollout", self.infos) if self.infos else {}),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        infos = {name: list(values) for name, values in self.infos.items()}
+        counts = {"num_episodes": self.num_episodes, "truncated_episodes": dict(self._truncated)}
+        return {**counts, "episodes": list(self.episodes), "episode_infos": infos}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_episodes, self._truncated = state["num_episodes"], dict(state["truncated_episodes"])
+        self.episodes.clear()
+        self.episodes.extend(tuple(episode) for episode in state["episodes"])
+        self.infos = {name: deque(values, maxlen=100) for name, values in state["episode_infos"].items()}
