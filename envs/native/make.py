@@ -88,7 +88,9 @@ def _envpool(id: str, kwargs: dict[str, Any]) -> tuple[Callable[[int], Vector], 
     def make(num_envs: int, seed: int = 0) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*precision lowered by casting")
-            return envpool.make_gymnasium(name, num_envs=num_envs, seed=seed, **kwargs)
+            pool = envpool.make_gymnasium(name, num_envs=num_envs, seed=seed, **kwargs)
+            _ = pool.observation_space, pool.action_space  # made at their first use, with a warning
+            return pool
 
     def make_vector(num_envs: int) -> Vector:
         try:

@@ -61,7 +61,7 @@ def continue_episode(env: Any, name: str, state: Any) -> None:
         raise environment_failure("an environment cannot continue from the checkpoint", error) from None
 
 
-def restore_snapshot(env: gymnasium.Env[Any, Any], state: Any) -> None:
+def restore_snapshot(env: Any, state: Any) -> None:
     env.reset(seed=0)  # some environments make objects at the first reset
     load_state(env, state)
 

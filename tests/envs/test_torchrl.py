@@ -157,6 +157,7 @@ def test_a_batch_that_steps_itself_has_the_data_of_a_plain_loop() -> None:
         assert rollout["next", "truncated"][index].flatten().tolist() == [count == 1 + index for count in expected]
 
 
+@pytest.mark.filterwarnings("ignore")  # of JAX
 def test_brax_resets_single_environments_of_its_batch() -> None:
     pytest.importorskip("brax")
     from torchrl.envs import BraxEnv
