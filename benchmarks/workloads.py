@@ -21,6 +21,7 @@ class Workload:
     rollouts: int
     normalized: bool = False
     precision: str = "32-true"
+    memory: str = "none"
 
     @property
     def frames(self) -> int:
@@ -42,6 +43,9 @@ WORKLOADS = {
     "halfcheetah_8": Workload("HalfCheetah-v5", 8, 2048, 2048, 10, 3, normalized=True),
     "pong": Workload("ALE/Pong-v5", 8, 128, 256, 4, 2),
     "pong_bf16": Workload("ALE/Pong-v5", 8, 128, 256, 4, 2, precision="bf16-mixed"),
+    "lstm": Workload("CartPole-v1", 8, 128, 256, 4, 8, memory="lstm"),
+    "gru": Workload("CartPole-v1", 8, 128, 256, 4, 8, memory="gru"),
+    "transformer": Workload("CartPole-v1", 8, 128, 256, 4, 8, memory="transformer"),
 }
 
 
@@ -78,11 +82,13 @@ def configuration(work: Workload, extra: tuple[str, ...] = ()) -> Any:
     """The configuration of a torchppo run."""
     from torchppo.pipelines.cli.config import compose
 
+    policy = work.memory if work.memory != "none" else "cnn" if work.is_atari else "mlp"
     overrides = [
         f"env={'atari' if work.is_atari else 'gymnasium'}",
         f"env.id={work.env_id}",
         f"env.num_envs={work.num_envs}",
-        f"policy={'cnn' if work.is_atari else 'mlp'}",
+        f"policy={policy}",
+        *([] if work.memory == "none" else ["policy.memory.width=64"]),
         f"reward={'clipped' if work.is_atari else 'normalized' if work.normalized else 'raw'}",
         f"policy.normalize_observation={work.normalized}",
         f"collector.frames_per_env={work.frames_per_env}",
@@ -91,7 +97,7 @@ def configuration(work: Workload, extra: tuple[str, ...] = ()) -> Any:
         f"trainer.precision={work.precision}",
         f"total_frames={(work.rollouts + 1) * work.frames}",
         f"collector.double_buffer={work.is_atari}",
-        "compile=true",
+        f"compile={'auto' if work.memory != 'none' else 'true'}",
         "logger=[]",
         *extra,
     ]
@@ -101,10 +107,13 @@ def configuration(work: Workload, extra: tuple[str, ...] = ()) -> Any:
 def ours(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
     from lightning import Callback
 
+    from torchppo.pipelines import step_factory
     from torchppo.pipelines.build import build_trainer, build_training
     from torchppo.pipelines.run_files.progress import silence_lightning
 
     silence_lightning()
+    if work.memory != "none":  # as in a long run, `compile=auto` compiles the policy step, but not the update
+        step_factory.POLICY_STEPS_TO_COMPILE = 0
     cfg = configuration(work, extra)
     clock = Clock()
 

@@ -29,12 +29,12 @@ class Traces(Memory):
 
     def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         repeats = self.state_size // features.shape[-1]
-        states = [context[:, 0]]
+        state, states = context[:, 0], []
         for inputs, reset in zip(features.unbind(1), is_init.unbind(1), strict=True):
-            previous = states[-1].masked_fill(reset, 0.0)  # a new episode starts from zeros
-            states.append(torch.lerp(inputs.repeat(1, repeats).to(previous.dtype), previous, self.decays))
-        all_states = torch.stack(states, 1)
-        return torch.cat([features, all_states[:, 1:]], -1), all_states
+            previous = state.masked_fill(reset, 0.0)  # a new episode starts from zeros
+            state = torch.lerp(inputs.repeat(1, repeats).to(previous.dtype), previous, self.decays)
+            states.append(state)
+        return torch.cat([features, torch.stack(states, 1)], -1), state.unsqueeze(1)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class RolloutBatch:
         rows = rows.copy()
         for key in self.memory_keys:
             by_env = rows[key].unflatten(0, (self.rollout.shape[0], -1)).clone()
-            by_env[:, 1:] = outputs["next", key][:, -1].unflatten(0, (self.rollout.shape[0], -1))
+            by_env[:, 1:] = outputs["next", key].unflatten(0, (self.rollout.shape[0], -1))
             rows[key] = by_env.flatten(0, 1)
         return rows
 

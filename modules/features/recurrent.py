@@ -1,8 +1,9 @@
 """Memories: modules that carry a recurrent state from one step to the next.
 
-A memory writes one state per step and reads the states of the last `context_length` steps. An LSTM or GRU reads a
-single state; a transformer reads the hidden states of all steps that it attends to. A single step during collection
-and a whole sequence during learning are the same call.
+A memory reads the states of the last `context_length` steps, its context. An LSTM or GRU reads a single state; a
+transformer reads the hidden states of all steps that it attends to. A single step during collection and a whole
+sequence during learning are the same call: features and a context in, features and the next context out. Learning needs
+the features only. Acting, and burning in, need the next context.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigurationError
+from .sequences import gru_sequence, lstm_sequence
 
 
 class Memory(nn.Module, ABC):
@@ -31,9 +33,10 @@ class Memory(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Process a batch of sequences.
+        """Process a batch of sequences; a single step is a sequence of length 1.
 
-        States from before an episode begins must not affect the features of that episode.
+        States from before an episode begins must not affect the features of that episode. The result must not depend on
+        how a sequence is cut into calls.
 
         Args:
             features: Input features, `[batch, time, num_inputs]`.
@@ -41,8 +44,8 @@ class Memory(nn.Module, ABC):
             context: States of the steps before the first one, oldest first, `[batch, context_length, state_size]`.
 
         Returns:
-            The output features, `[batch, time, num_features]`, and the context followed by the states of all steps,
-            `[batch, context_length + time, state_size]`.
+            The output features of all steps, `[batch, time, num_features]`, and the context of the step after the last
+            one, `[batch, context_length, state_size]`.
 
         """
 
@@ -80,15 +83,37 @@ class RecurrentCell(Memory):
         Shapes: `[batch, num_inputs], [batch, state_size] -> [batch, state_size]`.
         """
 
+    @abstractmethod
+    def sequence(self, features: Tensor, is_init: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the same as `steps`, faster."""
+
+    def steps(self, features: Tensor, is_init: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the cell step by step.
+
+        Args:
+            features: `[batch, time, num_inputs]`.
+            is_init: `[batch, time, 1]`.
+            state: State before the first step, `[batch, state_size]`.
+
+        Returns:
+            The outputs of all steps, `[batch, time, num_features]`, and the last state.
+
+        """
+        outputs = []
+        for inputs, is_first in zip(features.unbind(1), is_init.unbind(1), strict=True):
+            state = self.step(inputs, state.masked_fill(is_first, 0.0))
+            outputs.append(state[:, : self.num_features])
+        return torch.stack(outputs, 1), state
+
     def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply the cell step by step; see `Memory.forward`."""
-        states = [context[:, 0]]
+        """Apply the cell to every step; see `Memory.forward`."""
+        # The operations of `sequence` depend on where episodes begin, which a graph does not support.
+        in_steps = features.shape[1] == 1 or torch.compiler.is_compiling()
         # Full precision, because rounding errors accumulate over the steps.
         with torch.autocast(features.device.type, enabled=False):
-            for inputs, is_first in zip(features.to(context.dtype).unbind(1), is_init.unbind(1), strict=True):
-                states.append(self.step(inputs, states[-1].masked_fill(is_first, 0.0)))
-        stacked = torch.stack(states, 1)
-        return self.norm(stacked[:, 1:, : self.num_features]), stacked
+            run = self.steps if in_steps else self.sequence
+            outputs, state = run(features.to(context.dtype), is_init, context[:, 0])
+        return self.norm(outputs), state.unsqueeze(1)
 
 
 class LSTM(RecurrentCell):
@@ -118,6 +143,10 @@ class LSTM(RecurrentCell):
         hidden, cell = state.chunk(2, -1)
         return torch.cat(self.cell(features, (hidden, cell)), -1)
 
+    def sequence(self, features: Tensor, is_init: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        outputs, cell = lstm_sequence(self.cell, features, is_init, *state.chunk(2, -1))
+        return outputs, torch.cat([outputs[:, -1], cell], -1)
+
 
 class GRU(RecurrentCell):
     """Gated recurrent unit (Cho et al. 2014).
@@ -141,6 +170,9 @@ class GRU(RecurrentCell):
     def step(self, features: Tensor, state: Tensor) -> Tensor:
         next_state: Tensor = self.cell(features, state)
         return next_state
+
+    def sequence(self, features: Tensor, is_init: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return gru_sequence(self.cell, features, is_init, state)
 
 
 def context_windows(states: Tensor, context_length: int, dim: int) -> Tensor:
@@ -180,7 +212,7 @@ class MemoryModule(RecurrentModule):
         self.state_shape = (memory.context_length, memory.state_size)
 
     def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute features, and the context of the step that follows each step.
+        """Compute features, and the context of the step that follows.
 
         Args:
             features: `[batch, num_inputs]` for single steps, or `[batch, time, num_inputs]` for sequences.
@@ -188,16 +220,14 @@ class MemoryModule(RecurrentModule):
             context: Context of the first step, `[batch, context_length, state_size]`.
 
         Returns:
-            Features, `[batch, (time,) num_features]`, and contexts, `[batch, (time,) context_length, state_size]`. The
-            contexts of a sequence are views of the same states.
+            Features, `[batch, (time,) num_features]`, and the context of the step after the last one,
+            `[batch, context_length, state_size]`.
 
         """
-        is_step = features.dim() == 2
-        if is_step:
-            features, is_init = features.unsqueeze(1), is_init.unsqueeze(1)
-        features, states = self.memory(features, is_init, context)
-        next_contexts = context_windows(states, self.memory.context_length, dim=1)[:, 1:]
-        return (features[:, 0], next_contexts[:, 0]) if is_step else (features, next_contexts)
+        if features.dim() > 2:
+            return self.memory(features, is_init, context)  # type: ignore[no-any-return]
+        features, next_context = self.memory(features.unsqueeze(1), is_init.unsqueeze(1), context)
+        return features.squeeze(1), next_context
 
 
 def require_positive(**sizes: int) -> None:

@@ -62,20 +62,20 @@ class Transformer(Memory):
 
     def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Attend to the window of every step; see `Memory.forward`."""
-        time = features.shape[1]
+        time, length = features.shape[1], self.context_length
         age = self.episode_ages(is_init.squeeze(-1), context[:, -1, -1])
         # distance[i, j]: number of steps from entry j of the context and sequence to step i of the sequence.
-        distance = torch.arange(time, device=age.device).unsqueeze(1) + self.context_length
-        distance = distance - torch.arange(self.context_length + time, device=age.device)
-        is_visible = (distance >= 0) & (distance <= self.context_length) & (distance <= age.unsqueeze(-1))
-        distance = distance.clamp(0, self.context_length)
+        distance = torch.arange(time, device=age.device).unsqueeze(1) + length
+        distance = distance - torch.arange(length + time, device=age.device)
+        is_visible = (distance >= 0) & (distance <= age.unsqueeze(-1).clamp(max=length))
+        mask = torch.where(is_visible, 0.0, -torch.inf)
         hidden = self.embed(features)
         layer_contexts, layer_states = context[..., :-1].chunk(len(self.layers), -1), []
         for layer, layer_context in zip(self.layers, layer_contexts, strict=True):
             layer_states.append(torch.cat([layer_context, hidden.to(context.dtype)], 1))
-            hidden = layer(hidden, layer_states[-1], distance, is_visible)
+            hidden = layer(hidden, layer_states[-1], mask)
         ages = torch.cat([context[..., -1], age], 1).unsqueeze(-1)
-        return self.norm(hidden), torch.cat([*layer_states, ages], -1)
+        return self.norm(hidden), torch.cat([states[:, -length:] for states in (*layer_states, ages)], -1)
 
     @staticmethod
     def episode_ages(is_init: Tensor, last_age: Tensor) -> Tensor:
@@ -106,11 +106,11 @@ class TransformerLayer(nn.Module):
         self.joins = nn.ModuleList([Gate(width) if gated else Sum(), Gate(width) if gated else Sum()])
         orthogonal_(self.perceptron, 1.0)
 
-    def forward(self, hidden: Tensor, states: Tensor, distance: Tensor, is_visible: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """Apply the layer to a batch of sequences; the arguments are those of `RelativeAttention.forward`."""
         norm_1, norm_2 = self.norms
         join_1, join_2 = self.joins
-        hidden = join_1(hidden, self.attention(norm_1(hidden), norm_1(states), distance, is_visible))
+        hidden = join_1(hidden, self.attention(norm_1(hidden), norm_1(states), mask))
         return join_2(hidden, self.perceptron(norm_2(hidden)))
 
 
@@ -133,36 +133,53 @@ class RelativeAttention(nn.Module):
         self.output = nn.Linear(width, width)
         self.content_bias = nn.Parameter(torch.zeros(num_heads, 1, width // num_heads))
         self.position_bias = nn.Parameter(torch.zeros(num_heads, 1, width // num_heads))
-        angles = torch.arange(context_length + 1).unsqueeze(1) * 10_000.0 ** (-torch.arange(0, width, 2) / width)
+        angles = torch.arange(context_length, -1, -1).unsqueeze(1) * 10_000.0 ** (-torch.arange(0, width, 2) / width)
         self.register_buffer("positions", torch.cat([angles.sin(), angles.cos()], -1), persistent=False)
         orthogonal_(self, 1.0)
 
-    def forward(self, hidden: Tensor, states: Tensor, distance: Tensor, is_visible: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """Attend with the scores (q + u) k + (q + v) r, where r encodes the distance.
 
         Args:
             hidden: Inputs of the queries, `[batch, time, width]`.
-            states: Inputs of the keys and values, `[batch, context_length + time, width]`.
-            distance: Steps from a state to a query, int64 `[time, context_length + time]`.
-            is_visible: Whether a query attends to a state, bool `[batch, time, context_length + time]`.
+            states: Inputs of the keys and values, `[batch, context_length + time, width]`. State j is
+                `context_length` + i - j steps before query i.
+            mask: 0 where a query attends to a state, minus infinity elsewhere, `[batch, time, context_length + time]`.
 
         Returns:
             The output of the attention, `[batch, time, width]`.
 
         """
-        query = self.split_heads(self.query(hidden))
-        key, value = (self.split_heads(part) for part in self.key_value(states).chunk(2, -1))
-        position = self.split_heads(self.position(self.positions))
-        position_scores = (query + self.position_bias) @ position.transpose(-1, -2)
-        index = distance.expand(*position_scores.shape[:-1], -1)
-        scores = (query + self.content_bias) @ key.transpose(-1, -2) + position_scores.gather(-1, index)
-        scores = scores.float() / math.sqrt(query.shape[-1])
-        weights = scores.masked_fill(~is_visible.unsqueeze(1), -torch.inf).softmax(-1)
-        return self.output((weights.to(value.dtype) @ value).transpose(1, 2).flatten(2))
+        query, position = self.split_heads(self.query(hidden)), self.split_heads(self.position(self.positions))
+        scale = 1 / math.sqrt(query.shape[-1])
+        # The mask is float32, and so are the scores, also under autocast.
+        scores = shift_rows((query + self.position_bias) * scale @ position.transpose(-1, -2)) + mask.unsqueeze(1)
+        query = (query + self.content_bias) * scale
+        # For one query, to transform the query and the mean of the states is cheaper than to transform all states.
+        if hidden.shape[1] == 1:
+            to_key, to_value = self.key_value.weight.unflatten(0, (2, self.num_heads, -1))
+            scores += (torch.einsum("bhtd,hdw->bhw", query, to_key) @ states.transpose(1, 2)).unsqueeze(2)
+            means = scores.softmax(-1).squeeze(2).to(states.dtype) @ states
+            mixed = torch.einsum("bhw,hdw->bhd", means, to_value).unsqueeze(2)
+        else:
+            key, value = (self.split_heads(part) for part in self.key_value(states).chunk(2, -1))
+            scores += query @ key.transpose(-1, -2)
+            mixed = scores.softmax(-1).to(value.dtype) @ value
+        return self.output(mixed.transpose(1, 2).flatten(2))
 
     def split_heads(self, features: Tensor) -> Tensor:
         """Shapes: `[*, time, width] -> [*, heads, time, width / heads]`."""
         return features.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
+
+
+def shift_rows(scores: Tensor) -> Tensor:
+    """Move row i of a matrix i columns to the right: `[*, time, length + 1] -> [*, time, length + time]`.
+
+    The other entries are 0. Source: Dai et al. 2019, appendix B.
+    """
+    time, length = scores.shape[-2], scores.shape[-1] - 1
+    padded = F.pad(scores, (0, time)).flatten(-2)  # a row that is one entry longer than a row of the result
+    return padded[..., : time * (length + time)].unflatten(-1, (time, length + time))
 
 
 class Sum(nn.Module):

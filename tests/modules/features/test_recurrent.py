@@ -11,12 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from torchppo.errors import ConfigurationError
 from torchppo.modules.features.recurrent import GRU, LSTM, Memory, MemoryModule, context_windows
 from torchppo.modules.features.transformer import Transformer
 
+Array = NDArray[np.float64]
 NUM_INPUTS, BATCH = 3, 4
 MEMORIES: dict[str, Callable[[int], Memory]] = {
     "lstm": partial(LSTM, width=6),
@@ -54,11 +56,11 @@ class TestEveryMemory:
     def test_single_steps_equal_the_sequence(self, name: str, starts: set[tuple[int, int]], time: int) -> None:
         module = make_module(name)
         features, is_init, context = sequences(module, starts, time)
-        whole, contexts = module(features, is_init, context)
+        whole, last = module(features, is_init, context)
         for step in range(time):
             output, context = module(features[:, step], is_init[:, step], context)
             torch.testing.assert_close(output, whole[:, step], rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(context, contexts[:, step], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(context, last, rtol=1e-5, atol=1e-5)
 
     @given(starts=episodes, step=st.integers(1, 11))
     @settings(max_examples=20)
@@ -67,10 +69,33 @@ class TestEveryMemory:
     ) -> None:
         module = make_module(name)
         features, is_init, context = sequences(module, starts, 12)
-        whole, contexts = module(features, is_init, context)
-        rest, later = module(features[:, step:], is_init[:, step:], contexts[:, step - 1])
+        whole, last = module(features, is_init, context)
+        _, stored = module(features[:, :step], is_init[:, :step], context)
+        rest, later = module(features[:, step:], is_init[:, step:], stored)
         torch.testing.assert_close(rest, whole[:, step:], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(later[:, -1], contexts[:, -1], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(later, last, rtol=1e-5, atol=1e-5)
+
+    @given(starts=episodes, time=st.integers(1, 12))
+    @settings(max_examples=8)
+    def test_gradients_equal_those_of_single_steps(self, name: str, starts: set[tuple[int, int]], time: int) -> None:
+        module = make_module(name).double()
+        features, is_init, context = sequences(module, starts, time)
+        inputs = features.double().requires_grad_(), context.double().requires_grad_()
+        weights = torch.randn(BATCH, time, module.memory.num_features, dtype=torch.float64)
+        last_weights = torch.randn(BATCH, *module.state_shape, dtype=torch.float64)
+
+        def gradients(outputs: Tensor, last: Tensor) -> list[Tensor]:
+            total = (outputs * weights).sum() + (last * last_weights).sum()
+            return [*torch.autograd.grad(total, [*inputs, *module.parameters()], materialize_grads=True)]
+
+        single, state = [], inputs[1]
+        for step in range(time):
+            output, state = module(inputs[0][:, step], is_init[:, step], state)
+            single.append(output)
+        expected = gradients(torch.stack(single, 1), state)
+        actual = gradients(*module(inputs[0], is_init, inputs[1]))
+        tolerance = 1e-5 if "transformer" in name else 1e-9  # attention computes scores in float32
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
     @pytest.mark.parametrize("value", [1e9, -1e9, 3.0])
     def test_states_before_an_episode_do_not_affect_it(self, name: str, value: float) -> None:
@@ -119,20 +144,51 @@ class TestEveryMemory:
     def test_states_are_float32_under_autocast(self, name: str) -> None:
         module = make_module(name)
         with torch.autocast("cpu", torch.bfloat16):
-            output, contexts = module(*sequences(module, [(0, 2)], 4))
+            output, context = module(*sequences(module, [(0, 2)], 4))
         assert output.isfinite().all()
-        assert contexts.dtype == torch.float32
+        assert context.dtype == torch.float32
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_lstm_and_gru_equal_pytorch(name: str) -> None:
+def test_lstm_and_gru_equal_the_formulas(name: str) -> None:
     module = make_module(name)
-    features, is_init, _ = sequences(module, time=7)
-    cell = module.memory.cell
-    reference = (nn.LSTM if name == "lstm" else nn.GRU)(NUM_INPUTS, 6, batch_first=True)
-    reference.load_state_dict({f"{key}_l0": value for key, value in cell.state_dict().items()})
-    output, _ = module(features, is_init, torch.zeros(BATCH, *module.state_shape))
-    torch.testing.assert_close(output, reference(features)[0], rtol=1e-5, atol=1e-6)
+    for param in module.parameters():
+        nn.init.normal_(param)
+    features, is_init, context = sequences(module, [(0, 0), (1, 3), (1, 4), (2, 6)], time=7)
+    output, last = module(features, is_init, context)
+    w_ih, w_hh, b_ih, b_hh = (param.detach().double().numpy() for param in module.memory.cell.parameters())
+    for row in range(BATCH):
+        state = context[row, 0].double().numpy()
+        for step in range(7):
+            state = state * (not is_init[row, step, 0])
+            x, h, c = features[row, step].double().numpy(), state[:6], state[6:]
+            of_x, of_h = w_ih @ x + b_ih, w_hh @ h + b_hh
+            if name == "lstm":
+                i, f, g, o = np.split(of_x + of_h, 4)
+                c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+                state = np.concatenate([sigmoid(o) * np.tanh(c), c])
+            else:
+                r, z = (sigmoid(one) for one in np.split((of_x + of_h)[:12], 2))
+                state = (1 - z) * np.tanh(of_x[12:] + r * of_h[12:]) + z * h
+            np.testing.assert_allclose(output[row, step].detach().numpy(), state[:6], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(last[row, 0].detach().numpy(), state, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_second_derivatives_equal_those_of_single_steps(name: str) -> None:
+    module = make_module(name).double()
+    features, is_init, context = sequences(module, [(0, 2), (1, 1)], 3)
+    inputs, weight = (features.double(), is_init, context[:, 0].double()), module.memory.cell.weight_hh
+
+    def curvature(run: Any) -> Tensor:
+        (slope,) = torch.autograd.grad(run(*inputs)[0].square().sum(), weight, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), weight)[0]
+
+    torch.testing.assert_close(curvature(module.memory.sequence), curvature(module.memory.steps))
 
 
 def test_lstm_starts_with_open_forget_gates() -> None:
@@ -163,6 +219,6 @@ def test_layer_norm_normalizes_the_output_but_not_the_state(make: type[LSTM] | t
     torch.manual_seed(0)
     normed = make(3, width=8, layer_norm=True)
     inputs = torch.randn(2, 4, 3), torch.zeros(2, 4, 1, dtype=torch.bool), torch.zeros(2, 1, plain.state_size)
-    (features, states), (normed_features, normed_states) = plain(*inputs), normed(*inputs)
-    assert torch.equal(states, normed_states)
+    (features, state), (normed_features, normed_state) = plain(*inputs), normed(*inputs)
+    assert torch.equal(state, normed_state)
     torch.testing.assert_close(normed_features, torch.nn.functional.layer_norm(features, (8,)))

@@ -79,7 +79,7 @@ class TestRelativeAttention:
         hidden, states = torch.randn(1, 2, 4).double(), torch.randn(1, 5, 4).double()
         distance = torch.tensor([[3, 2, 1, 0, -1], [4, 3, 2, 1, 0]])
         visible = ((distance >= 0) & (distance <= 3)).unsqueeze(0)
-        actual = array(attention(hidden, states, distance.clamp(0, 3), visible)[0])
+        actual = array(attention(hidden, states, torch.where(visible, 0.0, -torch.inf))[0])
         query_w, position_w, output_w = (array(getattr(attention, k).weight) for k in ("query", "position", "output"))
         key_w, value_w = np.split(array(attention.key_value.weight), 2)
         u, v = array(attention.content_bias)[0, 0], array(attention.position_bias)[0, 0]
