@@ -23,7 +23,7 @@ from .collectors.rollout_buffer import require_finite
 from .collectors.torchrl import TensorDictStep, steps
 from .collectors.vector import VectorRollouts
 from .distributed import on_rank_zero
-from .metrics.episode_info import add_infos, ended_infos, mean_infos
+from .metrics.episode_statistics import add_infos, ended_infos, mean_infos
 from .saving.files import save_checkpoint
 from .saving.last_checkpoint import LastCheckpoint
 from .saving.state import has_same_end, restore_random_state

@@ -19,7 +19,7 @@ from .checkpoint import restore
 from .components.instantiate import evaluation_config
 from .distributed import on_rank_zero
 from .episodes import Evaluation, evaluate
-from .metrics.episode_info import mean_infos
+from .metrics.episode_statistics import mean_infos
 from .run_files.summary import Summary
 from .run_files.video import try_to_record_video
 

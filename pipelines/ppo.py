@@ -25,7 +25,7 @@ from .advantages import RolloutBatch, require_entries
 from .collectors.rollouts import check_collector
 from .collectors.vector import failed_steps
 from .distributed import Exchange, num_ranks, reduce_at_once
-from .metrics.episode_statistics import EpisodeStatistics
+from .metrics.episode_statistics import EPISODE_KEYS, EpisodeStatistics
 from .metrics.learning import METRIC_NAMES, critic_metrics, learning_metrics
 from .monitoring import MonitoredModule
 from .saving.state import has_same_end, load_training_state, start_training, training_state
@@ -171,9 +171,8 @@ class PPO(MonitoredModule):
         self.update.setup(self)
         if not is_same:
             self.coefficients.move(self.frames / self.total_frames, {}, self.optimizer)
-        self._has_frozen_objects = False
         start_training(self)
-        self._resumed, self._published_at = None, time.perf_counter()  # the next training starts anew
+        self._has_frozen_objects, self._resumed, self._published_at = False, None, time.perf_counter()
 
     def training_step(self, rollout: TensorDictBase) -> None:
         """Learn from one rollout `[num_envs, time]`."""
@@ -193,7 +192,6 @@ class PPO(MonitoredModule):
         results |= self.coefficients.kl(batch) if self.num_rollouts > self.value_pretraining else {}
         results = learning_metrics(self, batch, results, self.exchange.reduce)
         self._update_statistics(batch)
-        self.episodes.update(rollout, self.exchange.reduce)
         self.exchange.run()
         measured = self.coefficients.measured(results) if self.num_rollouts > self.value_pretraining else {}
         self.coefficients.move(self.frames / self.total_frames, measured, self.optimizer)
@@ -230,6 +228,7 @@ class PPO(MonitoredModule):
         return policy or critic
 
     def _update_statistics(self, batch: RolloutBatch) -> None:
+        self.episodes.update(require_entries(batch.rollout, *EPISODE_KEYS), self.exchange.reduce)
         for module in self.objective.modules():
             if isinstance(module, ObservationNormalizer):
                 module.update(batch.rollout[module.key], self.exchange.reduce)

@@ -138,8 +138,7 @@ def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
     is_scaled = getattr(ppo.trainer.precision_plugin, "scaler", None) is not None
     eager = EagerStep(ppo, rule)
     chosen = choose(check_compile(compile), num_steps, OPTIMIZER_STEPS_TO_COMPILE)
-    # Lightning owns a loss scale. The sequences of LSTM and GRU depend on where episodes begin. A graph would contain
-    # all steps and take minutes to compile, so `auto` does not build one.
+    # Lightning owns a loss scale. A graph would contain every step of a sequence and take minutes to compile.
     if chosen is False or is_scaled or (compile == "auto" and is_recurrent(ppo.actor)):
         return eager
 

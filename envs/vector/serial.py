@@ -102,7 +102,6 @@ class SerialVectorEnv(SlicedVectorEnv):
         self.info_keys, self.listed_info_keys = all_info_keys(info_keys), tuple(info_keys)
         self.episode_info = episode_info_for(self.info_keys, self.num_envs) if episode_info is None else episode_info
         self.infos: list[dict[str, Any] | None] = [None] * self.num_envs  # of the last step, `None` after a reset
-        self._has_info = bool(info_keys)
         space = self.single_observation_space  # `EncodeSpaces` checks the observations that it encodes
         self._fits = fits(space) if not isinstance(self.envs[0], EncodeSpaces) else lambda _: True
         self._array_type = space.dtype if isinstance(space, Box | MultiBinary) else None, space.shape
@@ -197,9 +196,9 @@ class SerialVectorEnv(SlicedVectorEnv):
 
     def _read_info(self, index: int) -> None:
         info = self.infos[index]
-        if info is None or not (info or self._has_info):
+        if info is None or not (info or self.listed_info_keys):
             return
-        self._has_info = True
+        self.listed_info_keys = True
         self._info_writer.write(index, info)
 
     @cached_property

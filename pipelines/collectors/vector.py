@@ -16,7 +16,7 @@ from ...envs import ALL_ENVS, VectorEnv
 from ...envs.resume.plain_data import load_array, save_array
 from ...envs.vector_env import vector_of
 from ...errors import ConfigurationError, EnvironmentFailure
-from ..metrics.episode_info import EpisodeInfo, write_episode_info
+from ..metrics.episode_statistics import EpisodeInfo, write_episode_info
 from ..step_factory import Compile, PolicyFunction, warn_once
 from .recurrent_context import RecurrentContext
 from .rollout_buffer import EpisodeCounters, RolloutBuffer

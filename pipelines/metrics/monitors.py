@@ -12,7 +12,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from ...errors import ConfigurationError, did_you_mean
-from .episode_info import NAMES
+from .episode_statistics import NAMES
 
 EVALUATION_METRICS = ("eval/mean_reward", "eval/std_reward", "eval/mean_ep_len")
 SAMPLED_METRICS = ("train/kl", "train/max_kl", "train/std", "train/surrogate_improvement", "train/improvement_bound")

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ... import __version__
-from ..metrics.episode_info import mean_infos
+from ..metrics.episode_statistics import mean_infos
 
 Summary = dict[str, Any]
 FINISHED = ("completed", "stopped")
