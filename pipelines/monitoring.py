@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tensordict import TensorDictBase
@@ -24,9 +24,7 @@ from .metrics.monitors import (
     check_early_stopping,
     check_monitors,
     delayed_metrics,
-    has_monitors,
     save_after_rollouts,
-    set_step,
     wait_for_metrics,
 )
 from .updates.skipped import SkippedSteps
@@ -174,3 +172,13 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             value = {str(index): item for index, item in enumerate(value)}  # noqa: PLW2901
         flat |= flattened(value, f"{key}.") if isinstance(value, dict) else {key: value}
     return flat
+
+
+def set_step(trainer: Trainer, frames: int) -> None:
+    """Set the x-axis of callbacks such as `LearningRateMonitor` and of `self.log`. Tested with Lightning 2.6."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = frames
+
+
+def has_monitors(trainer: Trainer) -> bool:
+    """Return whether a callback may monitor a metric."""
+    return bool(trainer.early_stopping_callbacks or trainer.checkpoint_callbacks)

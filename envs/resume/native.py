@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .plain_data import layers_of, load_array, own_attributes, save_array
+from .plain_data import load_array, save_array
 
 
 def save_mjdata(data: Any) -> list[Any]:
@@ -31,12 +31,6 @@ def load_ale(state: bytes, ale: Any) -> Any:
 
     ale.restoreState(ALEState(state))
     return ale
-
-
-def box2d_worlds(env: Any) -> list[Any]:
-    """Return the Box2D worlds of an environment. If one outlasts an episode, its hidden state changes the next one."""
-    values = (value for layer in layers_of(env) for value in own_attributes(layer).values())
-    return [value for value in values if type(value).__name__ == "b2World"]
 
 
 MJ_SIZED = ("contact", "solver", "timer", "warning", "bind")

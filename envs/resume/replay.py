@@ -90,3 +90,9 @@ def load_layers(env: gymnasium.Env[Any, Any], saved: list[Any]) -> None:
             old = own.get(name, MISSING)
             if (new := load_state(old, value)) is not old:
                 vars(layer)[name] = new
+
+
+def box2d_worlds(env: Any) -> list[Any]:
+    """Return the Box2D worlds of an environment. If one outlasts an episode, its hidden state changes the next one."""
+    values = (value for layer in layers_of(env) for value in own_attributes(layer).values())
+    return [value for value in values if type(value).__name__ == "b2World"]

@@ -15,10 +15,9 @@ from ...errors import EnvironmentFailure
 from ..failures import environment_failure, is_from_environment
 from ..spaces.encoding import EncodeSpaces
 from ..wrappers import random_action
-from .native import box2d_worlds
 from .parts import StateError
 from .plain_data import are_equal, load_random_state, save_random_state
-from .replay import Replay
+from .replay import Replay, box2d_worlds
 from .snapshot import load_state, save_state
 
 RESUME_CLASSES = ("snapshot", "replay", "reset", "inexact")

@@ -109,13 +109,3 @@ def save_if_due(callback: ModelCheckpoint, trainer: Trainer, *arguments: Any) ->
             type(callback).on_train_batch_end(callback, trainer, *arguments)
         finally:
             callback._every_n_train_steps = num_steps
-
-
-def has_monitors(trainer: Trainer) -> bool:
-    """Return whether a callback may monitor a metric."""
-    return bool(trainer.early_stopping_callbacks or trainer.checkpoint_callbacks)
-
-
-def set_step(trainer: Trainer, frames: int) -> None:
-    """Set the x-axis of callbacks such as `LearningRateMonitor` and of `self.log`. Tested with Lightning 2.6."""
-    trainer.fit_loop.epoch_loop._batches_that_stepped = frames
