@@ -1,1 +1,1 @@
-"""Vector environments that step in this process, in worker processes or in ale-py's threads."""
+"""Vector environments that step single environments in this process or in worker processes."""

@@ -164,9 +164,11 @@ def test_brax_resets_single_environments_of_its_batch() -> None:
 
     env = batched(BraxEnv("fast", batch_size=[2]))
     env.set_seed(0)
-    data = env.step(env.rand_action(env.reset()))["next"]
+    data = env.reset()
+    for _ in range(3):
+        data = env.step(env.rand_action(data))["next"]
     data["_reset"] = torch.tensor([[True], [False]])
     after = env.reset(data.clone())
     assert torch.equal(after["observation"][1], data["observation"][1])
     assert not torch.equal(after["observation"][0], data["observation"][0])
-    assert after["step_count"].flatten().tolist() == [0, 1]
+    assert after["step_count"].flatten().tolist() == [0, 3]

@@ -15,9 +15,9 @@ from gymnasium.wrappers import FrameStackObservation, NormalizeReward
 
 from torchppo.envs import SerialVectorEnv, SubprocessVectorEnv
 from torchppo.envs.make import make_gymnasium_env
+from torchppo.envs.native.atari import make_atari_vector
 from torchppo.envs.resume.plain_data import are_equal, save_random_state
 from torchppo.envs.resume.resumability import resume_class
-from torchppo.envs.vector.atari import make_atari_vector
 from torchppo.errors import EnvironmentFailure
 
 
