@@ -225,7 +225,7 @@ class MemoryModule(RecurrentModule):
 
         """
         if features.dim() > 2:
-            return self.memory(features, is_init, context)  # type: ignore[no-any-return]
+            return self.memory(features, is_init, context)
         features, next_context = self.memory(features.unsqueeze(1), is_init.unsqueeze(1), context)
         return features.squeeze(1), next_context
 

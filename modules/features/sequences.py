@@ -85,7 +85,8 @@ def gru_sequence(cell: nn.GRUCell, inputs: Tensor, is_init: Tensor, hidden: Tens
     """
     projected = nn.functional.linear(inputs.transpose(0, 1), cell.weight_ih, cell.bias_ih)
     begins = is_init.transpose(0, 1)
-    outputs: Tensor = GRUFunction.apply(projected, cell.weight_hh, cell.bias_hh, hidden, begins)
+    arguments = projected, cell.weight_hh, cell.bias_hh, hidden, begins
+    outputs: Tensor = GRUFunction.apply(*arguments)  # type: ignore[no-untyped-call]
     return outputs.transpose(0, 1), outputs[-1]
 
 
