@@ -23,6 +23,7 @@ from ..errors import ConfigurationError, EnvironmentFailure
 from .build import EVALUATION_RANK, Training, build_trainer, build_training, env_name, evaluation_compile
 from .collectors.collector import seconds_of
 from .components.instantiate import build_evaluation_env, check_same_spaces, evaluation_config, seed_for_rank
+from .distributed import leave_group
 from .episodes import EvaluateAndSave, Evaluation, evaluate
 from .health.report import HealthReport
 from .ppo import PPO
@@ -70,6 +71,7 @@ def train(cfg: DictConfig, overrides: list[str], checkpoint: Path | None = None,
             run(cfg, overrides, checkpoint, stop, is_used=is_used or checkpoint is not None)
         except Stopped as stopped:
             stop.received = stopped.number
+    leave_group()
     # Lightning kills rank 0 if a rank that it has launched returns anything else than 0.
     return 0 if stop.received is None or stop.is_launched else exit_code(stop.received)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -24,6 +25,13 @@ _shared_sums: WeakKeyDictionary[Any, SharedSum | None] = WeakKeyDictionary()  # 
 def num_ranks() -> int:
     """Return the number of processes that train together."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def leave_group() -> None:
+    """Destroy the process group, whose threads may otherwise abort the process while the interpreter ends."""
+    if num_ranks() > 1:
+        gc.collect()  # DDP refers to the group
+        distributed.destroy_process_group()
 
 
 def rank() -> int:

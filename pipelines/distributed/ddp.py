@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from . import averaged
 
 
-def prepare_ddp(model: nn.Module) -> None:
+def prepare_ddp(model: nn.Module | None) -> None:
     """Let eager steps on a CPU average gradients with `averaged`, and keep DDP from broadcasting buffers.
 
     Buffers are equal on all ranks, except running statistics of BatchNorm. On a GPU, DDP averages gradients during the

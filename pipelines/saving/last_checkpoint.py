@@ -6,11 +6,12 @@ import math
 import time
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Trainer
 
-from ..distributed import num_ranks
+from ..distributed import Exchange, num_ranks
 from .files import PREVIOUS, add_checksum, keep_as, save_checkpoint, sync_folder
 
 
@@ -42,7 +43,7 @@ class LastCheckpoint:
         """Begin to measure the intervals. Save a training that has not started yet, in case it stops soon."""
         self._begin(frames)
         if num_ranks() > 1:
-            trainer.lightning_module.exchange.numbers["late"] = self.late
+            exchange_of(trainer).numbers["late"] = self.late
         if frames == 0:
             self.save(trainer, frames)
 
@@ -63,7 +64,7 @@ class LastCheckpoint:
             return
         now = time.monotonic()
         # All ranks use the clock of rank 0.
-        late = self.late() if num_ranks() == 1 else int(trainer.lightning_module.exchange.of_ranks["late"][0])
+        late = self.late() if num_ranks() == 1 else int(exchange_of(trainer).of_ranks["late"][0])
         if frames - self.frames >= self._every_frames or late >= 2:
             self.save(trainer, frames)
         elif late:
@@ -98,6 +99,13 @@ class LastCheckpoint:
             part.replace(self.path)
             sync_folder(self.path.parent)
             self.frames = frames
+
+
+def exchange_of(trainer: Trainer) -> Exchange:
+    """Return the exchange of the LightningModule between ranks."""
+    module: Any = trainer.lightning_module
+    exchange: Exchange = module.exchange
+    return exchange
 
 
 def may_save(trainer: Trainer) -> bool:
