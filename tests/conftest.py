@@ -2,6 +2,7 @@
 
 import copy
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--compiled", action="store_true", help="compile the graphs of TorchRL's components; takes minutes"
     )
+
+
+@pytest.fixture(autouse=True)
+def _same_path() -> Iterator[None]:
+    """Restore `sys.path`: commands add the current folder, and a long path slows down imports, also failing ones."""
+    before = sys.path[:]
+    yield
+    sys.path[:] = before
 
 
 @pytest.fixture(autouse=True)
