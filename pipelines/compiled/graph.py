@@ -28,8 +28,8 @@ class TracedFunction:
     compiled into one kernel, which is recorded as a CUDA graph on CUDA. Without compilation, they run one by one, and
     the results are bitwise equal to those of the function.
 
-    The operations run while they are recorded, on the real tensors. `make_fx` with fake tensors takes 0.4 s for an
-    optimizer step of two small networks, and this 0.02 s.
+    The operations run while they are recorded, on the real tensors. `make_fx` with fake tensors takes 0.5 s for an
+    optimizer step of two small networks, and this 0.06 s.
 
     `torch.compile` checks guards, replays side effects of Python and wraps tensors at every call, which costs more than
     a small network. It also takes seconds to simulate the Python code that simply runs here.

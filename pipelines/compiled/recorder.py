@@ -52,7 +52,7 @@ class Recorder(TorchDispatchMode):
         is_mask = func is torch.ops.aten.index.Tensor and any(
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         )
-        if is_mask or (func is not torch.ops.aten.index.Tensor and VALUE_TAGS & {*func.tags}):
+        if is_mask or (func is not torch.ops.aten.index.Tensor and VALUE_TAGS & {*getattr(func, "tags", ())}):
             refuse(func)
         node = self._graph.call_function(func, *tree_map_only(Tensor, self._node_of, (args, kwargs)))
         result = func(*args, **kwargs)

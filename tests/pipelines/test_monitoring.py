@@ -24,7 +24,7 @@ from torchppo.pipelines.cli.main import main
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.episodes import evaluate
 from torchppo.pipelines.evaluate import EvaluationEpisodes
-from torchppo.pipelines.monitoring import flattened
+from torchppo.pipelines.monitoring import MonitoredModule, flattened
 from torchppo.pipelines.ppo import PPO
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
@@ -37,6 +37,13 @@ TINY = (
     *("compile=false", "trainer.accelerator=cpu", "run_dir=run"),
 )
 """Rollouts of 256 frames."""
+
+
+def test_a_rollout_on_the_device_is_not_copied() -> None:
+    module, rollout = MonitoredModule(), TensorDict({"next": {"reward": torch.ones(2, 3)}}, [2, 3])
+    assert module.transfer_batch_to_device(rollout, torch.device("cpu"), 0) is rollout
+    moved = module.transfer_batch_to_device(rollout, torch.device("meta"), 0)
+    assert moved["next", "reward"].device.type == "meta"
 
 
 def make_trainer(**options: Any) -> Trainer:
