@@ -15,6 +15,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -45,7 +46,7 @@ COLUMNS = (
 )
 
 
-def key(row: dict[str, Any]) -> tuple[int, int, int]:
+def key(row: Mapping[str, Any]) -> tuple[int, int, int]:
     """Return the place of a row in the table."""
     return TASKS.index(row["task"]), list(VARIANTS).index(row["variant"]), int(row["seed"])
 

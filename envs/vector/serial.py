@@ -95,7 +95,7 @@ class SerialVectorEnv(SlicedVectorEnv):
             self.close_extras()
             raise
         self.progress[:] = IDLE, 0
-        self.env_fns, self.restarts = env_fns, restarts
+        self.env_fns, self.restarts, self._has_info = env_fns, restarts, bool(info_keys)
         self.num_restarts = None if restarts is None else restarts.counts
         init_vector_env(self, describe_env(self.envs[0]), len(self.envs))
         self.arrays = step_arrays_for(self.single_observation_space, self.num_envs) if arrays is None else arrays
@@ -196,9 +196,9 @@ class SerialVectorEnv(SlicedVectorEnv):
 
     def _read_info(self, index: int) -> None:
         info = self.infos[index]
-        if info is None or not (info or self.listed_info_keys):
+        if info is None or not (info or self._has_info):
             return
-        self.listed_info_keys = True
+        self._has_info = True
         self._info_writer.write(index, info)
 
     @cached_property
