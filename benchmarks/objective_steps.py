@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 
 import torch
 from lightning import Callback, seed_everything
@@ -57,7 +58,7 @@ def train(objective: str, env_id: str, compile_: str) -> tuple[torch.Tensor, int
     ppo, num_equal = training.ppo, [0]
     take_step = ppo.step
 
-    def step(rows: TensorDictBase, indices: torch.Tensor) -> dict[str, torch.Tensor] | None:
+    def step(rows: TensorDictBase, indices: torch.Tensor) -> Mapping[str, torch.Tensor] | None:
         expected = eager_metrics(ppo, rows[indices])
         found = take_step(rows, indices)
         num_equal[0] += found is not None and all(torch.equal(found[name], expected[name]) for name in expected)

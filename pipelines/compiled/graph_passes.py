@@ -73,7 +73,7 @@ def run_operations(graph: GraphModule) -> Kernel:
     inputs = [node.name for node in graph.graph.find_nodes(op="placeholder")]
     last_use = {value: node for node in nodes for value in node.all_input_nodes}
     names: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan}
-    results = graph.graph.output_node().args[0]
+    results: Any = graph.graph.output_node().args[0]
     lines = [f"def run({', '.join(inputs)}):"]
     for node in nodes:
         names[f"call_{node.name}"] = getattr(node.target, "_op", node.target)

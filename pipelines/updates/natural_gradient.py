@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from tensordict import TensorDictBase
@@ -115,7 +115,7 @@ class NaturalGradientUpdate(MinibatchUpdate):
             for hook in learner.after_step:
                 hook()
         learner.set_trainable(policy=False, critic=True)
-        metrics: list[dict[str, Tensor]] = []
+        metrics: list[Mapping[str, Tensor]] = []
         for _ in range(self.epochs):
             self._run_epoch(batch.rows, metrics)
         learner.set_trainable(policy=True, critic=True)
