@@ -107,7 +107,16 @@ class RefuseValues(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in VALUE_READERS:
             refuse(func)
+        if func is torch.nn.functional.one_hot:
+            return one_hot(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """Compute `torch.nn.functional.one_hot`, which reads the values to check them, or to find `num_classes`."""
+    if num_classes < 0:
+        refuse(torch.nn.functional.one_hot)
+    return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
 
 
 def refuse(func: Any) -> None:
