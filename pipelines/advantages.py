@@ -187,8 +187,10 @@ class RolloutBatch:
             return selected.transpose(0, 1).flatten().contiguous()
         num_sequences = self.rollout.shape[1] // self.sequence_length
         rows = selected.unflatten(1, (num_sequences, self.sequence_length)).flatten(0, 1).contiguous()
-        if self.memory_keys:  # the state before a sequence has no time dimension
+        if self.memory_keys:  # the states before and after a sequence have no time dimension
             rows.batch_size = rows.batch_size[:1]
+            if "next" in rows.keys():  # noqa: SIM118 - a TensorDict iterates over rows
+                rows["next"].batch_size = rows.batch_size
         return rows
 
 

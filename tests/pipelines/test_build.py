@@ -279,7 +279,8 @@ class TestEveryChoiceTrains:
     @pytest.mark.parametrize("memory", ["none", "gru"])
     @pytest.mark.parametrize("critic", choices("critic"))
     def test_critic(self, critic: str, memory: str) -> None:
-        cfg = small(f"critic={critic}", f"memory={memory}")
+        env_id = "Pendulum-v1" if critic == "quadratic_advantage" else "CartPole-v1"
+        cfg = small(f"env.id={env_id}", f"critic={critic}", f"memory={memory}")
         heads = [module for module in fit_two_rollouts(cfg).ppo.critic.modules() if isinstance(module, ValueHead)]
         assert [type(head) for head in heads] == [get_object(cfg.critic.head._target_)]
 

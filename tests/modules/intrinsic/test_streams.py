@@ -14,6 +14,7 @@ from torchppo.modules.features.bodies import mlp
 from torchppo.modules.intrinsic.count import CountBonus
 from torchppo.modules.intrinsic.reward_model import LossesWithRewardModels
 from torchppo.modules.intrinsic.streams import add_advantages, write_rewards
+from torchppo.modules.normalizers import no_reduce
 
 NUM_STATES, GAMMA, LMBDA, WEIGHT = 7, 0.9, 0.8, 0.5
 
@@ -63,7 +64,7 @@ def test_weighted_advantages_of_a_stream_equal_a_loop(is_episodic: bool) -> None
     model = CountBonus(spec, body=body, weight=WEIGHT, gamma=GAMMA, lmbda=LMBDA, is_episodic=is_episodic)
     rollout = make_rollout()
     before = rollout["advantage"].clone()
-    metrics = write_rewards(rollout, [model], lambda tensor: tensor)
+    metrics = write_rewards(rollout, [model], no_reduce)
     add_advantages(rollout, [model])
     with torch.no_grad():
         values = model.critic(TensorDict({"observation": torch.arange(NUM_STATES)}, NUM_STATES))["state_value_count"]
