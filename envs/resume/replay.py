@@ -46,11 +46,11 @@ class Replay(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def with_replay(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Apply `Replay`, to the actions that the environment itself receives."""
-    if not isinstance(env, EncodeSpaces):
-        return Replay(env)
-    env.env = Replay(env.env)
-    return env
+    """Apply `Replay`, unless it is applied, to the actions that the environment itself receives."""
+    if isinstance(env, EncodeSpaces):
+        env.env = with_replay(env.env)
+        return env
+    return env if isinstance(env, Replay) else Replay(env)
 
 
 def save_layers(env: gymnasium.Env[Any, Any]) -> list[Any]:

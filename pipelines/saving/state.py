@@ -17,7 +17,7 @@ from ... import __version__
 from ...envs.resume.plain_data import are_equal, load_random_state, save_random_state
 from ...envs.vector_env import vector_of
 from ...errors import CheckpointError, ConfigurationError
-from ..distributed import gathered, num_ranks, rank
+from ..distributed import gathered, num_ranks, raise_on_all_ranks, rank
 from ..step_factory import warn_once
 from .files import verify_checksum
 
@@ -148,16 +148,20 @@ def start_training(ppo: Any) -> None:
         if saved != num_ranks():  # Lightning has loaded the episodes of rank 0 on every rank
             warn_once(f"torchppo: {saved} ranks saved the checkpoint and {num_ranks()} continue, so new episodes start")
             collector.load_state_dict({**collector.state_dict(), "rollouts": {}})
-        elif rank() > 0:
-            own = resumed["ranks"][rank()]
-            collector.load_state_dict(own["collector"])
-            for name, module in modules_with_state(ppo).items():
-                module.set_extra_state(own["modules"][name])
+        else:
+            raise_on_all_ranks(lambda: load_own_state(ppo, resumed["ranks"][rank()]) if rank() > 0 else None)
     restore_random_state(ppo)
     if has_same_end(ppo) and any(one.wait_count >= one.patience for one in ppo.trainer.early_stopping_callbacks):
         ppo.trainer.should_stop = True  # `EarlyStopping` had ended the training
     if set_class := getattr(collector, "set_resume_class", None):
         set_class()
+
+
+def load_own_state(ppo: Any, state: Mapping[str, Any]) -> None:
+    """Restore what this rank has saved: the episodes of its environments, and modules with other states than rank 0."""
+    ppo.trainer.train_dataloader.load_state_dict(state["collector"])
+    for name, module in modules_with_state(ppo).items():
+        module.set_extra_state(state["modules"][name])
 
 
 def load_collector(trainer: Any) -> None:
