@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+
+from torchppo.benchmarks.learning import train_once
 
 HERE = Path(__file__).parent
 RUNS = Path("runs") / "benchmarks" / "family"
@@ -51,13 +52,9 @@ COLUMNS = ("variant", "seed", "solved", "frames", "eval_return_mean", "eval_retu
 
 
 def run(variant: str, seed: int) -> dict[str, object]:
-    run_dir = RUNS / f"{variant}-s{seed}"
-    if not (run_dir / "summary.json").exists():
-        command = ["train", *VARIANTS[variant].split(), *COMMON, f"seed={seed}", f"run_dir={run_dir}"]
-        print("torchppo", *command, flush=True)
-        subprocess.run([sys.executable, "-m", "torchppo", *command], check=True, stdout=subprocess.DEVNULL)
-    summary = json.loads((run_dir / "summary.json").read_text())
-    row = {"variant": variant, "seed": seed, "solved": summary["eval_return_mean"] >= SOLVED}
+    words = [*VARIANTS[variant].split(), *COMMON, f"seed={seed}"]
+    summary = train_once(words, RUNS / f"{variant}-s{seed}", subprocess.DEVNULL)
+    row: dict[str, object] = {"variant": variant, "seed": seed, "solved": summary["eval_return_mean"] >= SOLVED}
     row |= {key: summary[key] for key in COLUMNS[3:-1]}
     row["date"] = date.today().isoformat()
     print(row, flush=True)

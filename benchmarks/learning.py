@@ -15,6 +15,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -38,15 +39,20 @@ COLUMNS = (
 CURVE_POINTS = 100
 
 
-def run(experiment: str, seed: int, overrides: list[str], folder: Path) -> dict[str, float | str]:
-    run_dir = folder / f"{experiment}-s{seed}"
+def train_once(overrides: Sequence[str], run_dir: Path, stdout: int | None = None) -> dict[str, Any]:
+    """Train, unless the run is complete, and return its summary."""
     if not (run_dir / "summary.json").exists():
-        command = ["train", f"experiment={experiment}", f"seed={seed}", f"run_dir={run_dir}", *overrides]
+        command = ["train", *overrides, f"run_dir={run_dir}"]
         print("torchppo", *command, flush=True)
-        subprocess.run([sys.executable, "-m", "torchppo", *command], check=True)
-    summary = json.loads((run_dir / "summary.json").read_text())
+        subprocess.run([sys.executable, "-m", "torchppo", *command], check=True, stdout=stdout)
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
     if summary["exit"] not in ("completed", "stopped"):
         raise SystemExit(f"{run_dir} was interrupted; remove it to train it again")
+    return summary
+
+
+def run(experiment: str, seed: int, overrides: list[str], folder: Path) -> dict[str, float | str]:
+    summary = train_once([f"experiment={experiment}", f"seed={seed}", *overrides], folder / f"{experiment}-s{seed}")
     return {"date": date.today().isoformat(), "experiment": experiment} | {key: summary[key] for key in COLUMNS}
 
 

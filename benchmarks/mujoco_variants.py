@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import subprocess
-import sys
 from collections.abc import Mapping
 from datetime import date
 from itertools import product
@@ -22,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from torchppo.benchmarks.learning import train_once
 
 HERE = Path(__file__).parent
 RUNS = Path("runs") / "benchmarks" / "mujoco_variants"
@@ -52,13 +52,8 @@ def key(row: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def run(task: str, variant: str, seed: int) -> dict[str, Any]:
-    run_dir = RUNS / f"{task}-{variant}-s{seed}"
-    if not (run_dir / "summary.json").exists():
-        words = [*VARIANTS[variant].split(), *COMMON, f"seed={seed}", f"run_dir={run_dir}"]
-        command = [sys.executable, "-m", "torchppo", "train", f"experiment={task}", *words]
-        print(*command[2:], flush=True)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    summary = json.loads((run_dir / "summary.json").read_text())
+    words = [f"experiment={task}", *VARIANTS[variant].split(), *COMMON, f"seed={seed}"]
+    summary = train_once(words, RUNS / f"{task}-{variant}-s{seed}", subprocess.DEVNULL)
     row = {"date": date.today().isoformat(), "task": task, "variant": variant, "seed": seed}
     return row | {key: summary[key] for key in COLUMNS[4:]}
 

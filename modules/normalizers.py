@@ -29,7 +29,7 @@ class RewardTransform(Protocol):
         Args:
             reward: Rewards, `[num_envs, time, 1]`.
             is_init: Whether an episode begins with this step, bool `[num_envs, time, 1]`.
-            reduce: Passes on the tensors of all ranks, at once.
+            reduce: Calls a function with the tensors of all ranks, at once.
 
         """
 
@@ -163,7 +163,7 @@ class RewardNormalizer(nn.Module):
         Args:
             reward: Rewards, `[num_envs, time, 1]`.
             is_init: Whether an episode begins with this step, bool `[num_envs, time, 1]`.
-            reduce: Passes on the tensors of all ranks, at once.
+            reduce: Calls a function with the tensors of all ranks, at once.
 
         """
         rewards, is_first = reward.double().cpu().numpy()[..., 0].T, is_init.cpu().numpy()[..., 0].T

@@ -84,8 +84,7 @@ class MonitoredModule(LightningModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch to the device, unless it is there: TensorDict would copy the structure."""
-        leaves = batch.values(True, True) if isinstance(batch, TensorDictBase) else [torch.empty(0, device="meta")]
-        if all(leaf.device == device for leaf in leaves):
+        if isinstance(batch, TensorDictBase) and all(leaf.device == device for leaf in batch.values(True, True)):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
@@ -154,6 +153,11 @@ class MonitoredModule(LightningModule):
         check_early_stopping(self.trainer, names)
 
 
+def has_monitors(trainer: Trainer) -> bool:
+    """Return whether a callback may monitor a metric."""
+    return bool(trainer.early_stopping_callbacks or trainer.checkpoint_callbacks)
+
+
 def hyperparameters(module: Any) -> dict[str, Any]:
     """Return a module's configuration as `{"optimizer.lr": 0.001}`, or without one, the scalars of its components."""
     if module.config:
@@ -177,8 +181,3 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def set_step(trainer: Trainer, frames: int) -> None:
     """Set the x-axis of callbacks such as `LearningRateMonitor` and of `self.log`. Tested with Lightning 2.6."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = frames
-
-
-def has_monitors(trainer: Trainer) -> bool:
-    """Return whether a callback may monitor a metric."""
-    return bool(trainer.early_stopping_callbacks or trainer.checkpoint_callbacks)

@@ -15,8 +15,10 @@ from ...errors import EnvironmentFailure
 from ..spaces.encoding import encoder, identity
 from ..spaces.specs import subspaces
 
+Vector = GymnasiumVectorEnv[Any, Any, Any]
 
-def without_autoreset(vector: GymnasiumVectorEnv[Any, Any, Any]) -> GymnasiumVectorEnv[Any, Any, Any]:
+
+def without_autoreset(vector: Vector) -> Vector:
     """Return a vector environment that resets on request. The result depends on the autoreset mode of `vector`.
 
     - `DISABLED`: `vector` itself.
@@ -55,7 +57,7 @@ def has_base_in(vector: Any, package: str) -> bool:
 class ResetOnRequest(VectorWrapper):
     """Base class of wrappers that replace automatic resets by resets on request."""
 
-    def __init__(self, env: GymnasiumVectorEnv[Any, Any, Any]) -> None:
+    def __init__(self, env: Vector) -> None:
         super().__init__(env)
         self.metadata = {**env.metadata, "autoreset_mode": AutoresetMode.DISABLED}
 
@@ -154,7 +156,7 @@ class NextStepReset(ResetOnRequest):
 
     """
 
-    def __init__(self, env: GymnasiumVectorEnv[Any, Any, Any]) -> None:
+    def __init__(self, env: Vector) -> None:
         super().__init__(env)
         self.skipped: NDArray[np.bool_] = np.zeros(env.num_envs, np.bool_)
         self._ended = self.skipped
@@ -191,7 +193,7 @@ def raise_on_running_episodes(vector: Any, mask: NDArray[np.bool_], ended: NDArr
         raise EnvironmentFailure(f"{vector} cannot reset an environment whose episode has not ended; reset all of them")
 
 
-def raise_on_encoded_spaces(vector: GymnasiumVectorEnv[Any, Any, Any]) -> None:
+def raise_on_encoded_spaces(vector: Vector) -> None:
     """Raise an EnvironmentFailure if the spaces need an encoding. Only a `SlicedVectorEnv` encodes."""
     observation, action = vector.single_observation_space, vector.single_action_space
     if encoder(observation) is not identity or subspaces(action):

@@ -18,10 +18,8 @@ from ..failures import environment_failure
 from ..guards import error_filters_removed
 from ..vector.interface import SlicedVectorEnv
 from .atari import make_atari_vector
-from .autoreset import EnvPoolReset
+from .autoreset import EnvPoolReset, Vector
 from .vector import NativeVectorEnv
-
-Vector = GymnasiumVectorEnv[Any, Any, Any]
 
 
 def make_native(

@@ -7,12 +7,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ..resume.resumability import resume_class
-
-Vector = GymnasiumVectorEnv[Any, Any, Any]
+from .autoreset import Vector
 
 
 class WholeBatch(gymnasium.Env[Any, Any]):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from numpy.typing import NDArray
 
 from ...errors import ConfigurationError, EnvironmentFailure
@@ -22,11 +21,9 @@ from ..spaces.specs import ALL_ENVS, StepArrays, all_info_keys, episode_info_for
 from ..vector.episode_info import BatchInfo
 from ..vector.interface import EnvDescription, SlicedVectorEnv, init_vector_env
 from ..vector.recovery import STEP_TIMEOUT, timeout_failure
-from .autoreset import raise_on_encoded_spaces, without_autoreset
+from .autoreset import Vector, raise_on_encoded_spaces, without_autoreset
 from .resume import native_resume_class
 from .wrappers import RawEpisodeReward, vector_wrapped
-
-Vector = GymnasiumVectorEnv[Any, Any, Any]
 
 
 class NativeVectorEnv(SlicedVectorEnv):

@@ -10,8 +10,7 @@ from gymnasium import vector, wrappers
 
 from ...errors import ConfigurationError
 from ..entry_points import construction_failure, wrapper_with_tuples
-
-Vector = vector.VectorEnv[Any, Any, Any]
+from .autoreset import Vector
 
 
 class RawEpisodeReward(vector.VectorWrapper):

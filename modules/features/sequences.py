@@ -19,7 +19,7 @@ CLOSED = 1e9
 def lstm_sequence(
     cell: nn.LSTMCell, inputs: Tensor, is_init: Tensor, hidden: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Apply an LSTM to sequences with one call of PyTorch's LSTM, whatever the episodes.
+    """Apply an LSTM to sequences with one call of PyTorch's LSTM, wherever episodes begin.
 
     The call has one step more before every episode that begins after the first step. Such a step closes all gates, so
     that both states become 0, and their gradients too. Rows with fewer such steps end with steps that keep the cell

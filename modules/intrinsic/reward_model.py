@@ -80,7 +80,7 @@ class RewardModel(nn.Module, ABC):
 
         Args:
             rollout: The rollout.
-            reduce: Passes on the tensors of all ranks, at once.
+            reduce: Calls a function with the tensors of all ranks, at once.
 
         """
 

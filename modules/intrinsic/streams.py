@@ -21,7 +21,7 @@ def write_rewards(rollout: TensorDictBase, models: Collection[RewardModel], redu
     Args:
         rollout: `[num_envs, time]`.
         models: The reward models.
-        reduce: Passes on the tensors of all ranks, at once.
+        reduce: Calls a function with the tensors of all ranks, at once.
 
     """
     metrics = {}

@@ -90,7 +90,7 @@ class Exchange:
     def reduce(self, tensor: Tensor, use: Callable[[Tensor], object]) -> None:
         """Call `use` with the tensors of all ranks in the next `run`, or at once if there is only one rank."""
         if num_ranks() == 1:
-            use(tensor.unsqueeze(0))
+            reduce_at_once(tensor, use)
         else:
             self._waiting.append((tensor, use))
 
