@@ -1,11 +1,13 @@
 """For every test."""
 
 import copy
+import random
 import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra._internal import defaults_list
@@ -30,6 +32,14 @@ def _same_path() -> Iterator[None]:
     before = sys.path[:]
     yield
     sys.path[:] = before
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Seed the global generators, so that a test does not depend on the tests that ran before it in its process."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

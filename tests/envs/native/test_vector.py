@@ -104,7 +104,7 @@ class TestCartPole:
         assert play(first, actions) == play(second, actions)
 
     def test_policies_with_a_memory_work(self, make: Callable[..., VectorEnv]) -> None:
-        env = make(2)
+        env = make(2, max_episode_steps=15)
         body, memory = partial(mlp, num_cells=[8]), partial(GRU, width=6)
         actor, _ = make_actor_critic(env.observation_spec, env.full_action_spec["action"], body=body, memory=memory)
         assert next(iter(Collector(env, actor, frames_per_env=40, total_frames=80)))["next", "done"].any()
