@@ -140,8 +140,8 @@ def is_native(id: Any, vectorization: str) -> bool:  # noqa: A002
     """Return whether one vector environment steps all environments."""
     if vectorization not in ("auto", "native"):
         raise ConfigurationError(
-            f"env.vectorization={vectorization} is not valid; use auto or native; for worker processes, use auto "
-            "and set env.num_workers"
+            f"env.vectorization={vectorization} is not valid; use auto or native; with auto, env.num_workers=0 "
+            "steps in this process, and a larger number in workers"
         )
     spec = gymnasium.registry.get(id) if isinstance(id, str) else None
     return (
