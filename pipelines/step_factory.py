@@ -138,7 +138,7 @@ def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
     is_scaled = getattr(ppo.trainer.precision_plugin, "scaler", None) is not None
     eager = EagerStep(ppo, rule)
     chosen = choose(check_compile(compile), num_steps, OPTIMIZER_STEPS_TO_COMPILE)
-    # Lightning owns a loss scale. A graph would contain every step of a sequence and take minutes to compile.
+    # Only Lightning scales losses. The graph of a memory has all steps of a sequence and takes minutes to compile.
     if chosen is False or is_scaled or (compile == "auto" and is_recurrent(ppo.actor)):
         return eager
 

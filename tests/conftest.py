@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def _same_path() -> Iterator[None]:
-    """Restore `sys.path`: commands add the current folder, and a long path slows down imports, also failing ones."""
+    """Restore `sys.path`. Commands add the current folder to it, and a long path makes imports slow."""
     before = sys.path[:]
     yield
     sys.path[:] = before
@@ -44,7 +44,7 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Small networks lose most of their time to more threads, and closing an environment of TorchRL adds threads."""
+    """Use one thread. More threads make small networks slow, and closing a TorchRL environment adds threads."""
     torch.set_num_threads(1)
 
 
@@ -56,9 +56,9 @@ def graph(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def _groups_are_composed_once() -> Iterator[None]:
-    """Cache what Hydra makes of a choice of groups of `conf/`, which takes 0.15 s and which hundreds of tests repeat.
+    """Cache the configuration that Hydra composes from each choice of groups. Composing takes 0.15 s.
 
-    Hydra still applies the overrides of keys in every test, and composes configurations with a user's folder anew. Uses
+    Hydra still applies the overrides of keys in every test. Configurations with a user's folder are not cached. Uses
     private APIs of Hydra, tested with 1.3.2: the list of files, and the configuration that is merged from them.
     """
     make_list, merge = defaults_list._create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list

@@ -1,7 +1,7 @@
-"""An LSTM and a GRU over whole sequences in which episodes begin, in a few large operations.
+"""LSTM and GRU for whole sequences, which may contain the beginning of episodes.
 
-A Python loop over cells costs most of the time of an update: for 2 sequences of 128 steps and 64 units on a CPU,
-forward and backward take 30 ms, and the functions of this file 2 to 4 ms.
+A Python loop over cells takes most of the time of an update: for 2 sequences of 128 steps and 64 units on a CPU,
+forward and backward pass take 30 ms. The functions of this file take 2 to 4 ms.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 CLOSED = 1e9
-"""Input of a gate that closes it, whatever its other inputs are: sigmoid(-CLOSED) is 0, and so is its slope."""
+"""Subtracted from the input of a gate to close it: sigmoid(-CLOSED) and its derivative are 0."""
 
 
 def lstm_sequence(
     cell: nn.LSTMCell, inputs: Tensor, is_init: Tensor, hidden: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Apply an LSTM to sequences with one call of PyTorch's LSTM, wherever episodes begin.
+    """Apply an LSTM to sequences with one call of PyTorch's LSTM.
 
-    The call has one step more before every episode that begins after the first step. Such a step closes all gates, so
-    that both states become 0, and their gradients too. Rows with fewer such steps end with steps that keep the cell
-    state. Padding or packing the episodes as separate sequences is slower.
+    A step is inserted before every episode that begins after the first step. It closes all gates, so that both states
+    and their gradients become 0. Rows with fewer inserted steps are padded at the end with steps that keep the cell
+    state. It would be slower to pad or pack the episodes as separate sequences.
 
     Args:
         cell: Weights of the LSTM.
@@ -47,7 +47,7 @@ def lstm_sequence(
     if num_steps > time:
         steps = torch.arange(num_steps, device=inputs.device)
         place = (steps[:time] + shift + num_steps * torch.arange(batch, device=inputs.device).unsqueeze(1)).flatten()
-        # The first flag marks steps that are inserted or at the end, the second one steps at the end.
+        # The first flag marks inserted and padding steps, the second one only padding steps.
         flags = inputs.new_ones(batch, num_steps, 2)
         flags[..., 0].view(-1)[place] = 0.0
         flags[..., 1] = steps >= time + shift[:, -1:]
@@ -65,7 +65,7 @@ def lstm_sequence(
 
 
 def call_lstm(inputs: Tensor, states: tuple[Tensor, Tensor], weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Call the function behind `nn.LSTM`, which PyTorch does not document. Batches come first."""
+    """Call the function behind `nn.LSTM`, which PyTorch does not document. The batch is the first dimension."""
     results: tuple[Tensor, ...] = torch.lstm(inputs, states, weights, True, 1, 0.0, True, False, True)
     return results
 
@@ -91,7 +91,7 @@ def gru_sequence(cell: nn.GRUCell, inputs: Tensor, is_init: Tensor, hidden: Tens
 
 
 class GRUFunction(torch.autograd.Function):
-    """A GRU with five operations for each step, and two in the backward pass. All tensors are time first.
+    """A GRU with five operations per step, and two in the backward pass. Time is the first dimension of all tensors.
 
     Source: Cho et al. 2014, with the reset gate after the product, as in `nn.GRU`. In each step,
 
@@ -142,8 +142,8 @@ class GRUFunction(torch.autograd.Function):
     def backward(ctx: Any, grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of inputs, weight, bias and first hidden state.
 
-        The gradients of q in a step, and the part of that of the hidden state before which does not pass through q, are
-        products of the gradient s of h with `factors`. A step is one product with s, and one with W and the identity.
+        A step multiplies the gradient of its h by `factors`. The products are the gradients of q_r, q_z and q_n, and
+        the direct part of the gradient of the previous h. A product with W and the identity adds the parts of it.
         """
         *inputs, begins, outputs, gates, news, to_news = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative

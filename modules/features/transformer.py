@@ -155,7 +155,7 @@ class RelativeAttention(nn.Module):
         # The mask is float32, and so are the scores, also under autocast.
         scores = shift_rows((query + self.position_bias) * scale @ position.transpose(-1, -2)) + mask.unsqueeze(1)
         query = (query + self.content_bias) * scale
-        # For one query, to transform the query and the mean of the states is cheaper than to transform all states.
+        # For one query, transforming the query and the mean of the states is cheaper than transforming all states.
         if hidden.shape[1] == 1:
             to_key, to_value = self.key_value.weight.unflatten(0, (2, self.num_heads, -1))
             scores += (torch.einsum("bhtd,hdw->bhw", query, to_key) @ states.transpose(1, 2)).unsqueeze(2)
@@ -178,7 +178,7 @@ def shift_rows(scores: Tensor) -> Tensor:
     The other entries are 0. Source: Dai et al. 2019, appendix B.
     """
     time, length = scores.shape[-2], scores.shape[-1] - 1
-    padded = F.pad(scores, (0, time)).flatten(-2)  # a row that is one entry longer than a row of the result
+    padded = F.pad(scores, (0, time)).flatten(-2)  # these rows are one entry longer than those of the result
     return padded[..., : time * (length + time)].unflatten(-1, (time, length + time))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 NUMBER = re.compile(r"(Optional\[)?(int|float|None)( \| (int|float|None))*\]?")
-"""Annotations of arguments that strings cannot be."""
+"""Annotations of numbers, such as `int | None`. A string is never valid for such an argument."""
 
 
 class Definition(NamedTuple):

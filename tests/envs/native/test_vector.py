@@ -1,4 +1,4 @@
-"""Native vector environments return the data of a plain loop, whatever their autoreset mode."""
+"""Native vector environments return the data of a plain loop, in every autoreset mode."""
 
 from __future__ import annotations
 
