@@ -1,6 +1,7 @@
 """For every test."""
 
 import copy
+import itertools
 import random
 import signal
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.utils import seeding
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hypothesis import settings
@@ -35,11 +37,13 @@ def _same_path() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
-    """Seed the global generators, so that a test does not depend on the tests that ran before it in its process."""
+def _seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed the global generators, and environments and spaces that a test does not seed."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    make, seeds = seeding.np_random, itertools.count()
+    monkeypatch.setattr(seeding, "np_random", lambda seed=None: make(next(seeds) if seed is None else seed))
 
 
 @pytest.fixture(autouse=True)
