@@ -63,9 +63,9 @@ class GraphStep:
 
         self._step: Callable[[dict[Any, Tensor], Tensor], Tensor | None]
         if rule is None and self._num_ranks == 1:
-            self._step = TracedFunction(gradient_and_step, compile=compile)
+            self._step = TracedFunction(gradient_and_step, self.losses, compile=compile)
         else:
-            self._gradient = TracedFunction(gradient, compile=compile)
+            self._gradient = TracedFunction(gradient, self.losses, compile=compile)
             self._apply = TracedFunction(step, compile=compile)
             self._step = self._step_in_two_graphs
 
