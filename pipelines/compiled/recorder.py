@@ -6,7 +6,8 @@ Uses private APIs of PyTorch, tested with 2.13: `TorchDispatchMode`, `tree_map`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -158,6 +159,18 @@ class Attributes:
         """Undo the changes."""
         for _, attributes, name, value in self._values:
             attributes[name] = value
+
+
+@contextmanager
+def state_kept(module: nn.Module) -> Iterator[None]:
+    """Undo all changes of buffers, and of tensors and numbers that are attributes of a module."""
+    attributes, buffers = Attributes(module), [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        attributes.restore()
+        for buffer, copy in buffers:
+            buffer.copy_(copy)
 
 
 class RefuseValues(TorchFunctionMode):
