@@ -147,7 +147,7 @@ def is_native(id: Any, vectorization: str) -> bool:  # noqa: A002
         )
     if vectorization == "native" or (isinstance(id, str) and id.startswith(("ALE/", "envpool:"))):
         return True
-    spec = registration(id)
+    spec = (gymnasium.registry.get(id) if isinstance(id, str) else None) or registration(id)
     return is_vector_class(id) if spec is None else spec.entry_point is None
 
 

@@ -55,7 +55,7 @@ def written_by(node: Node) -> Iterator[Node]:
         return
     for index, argument in enumerate(schema.arguments):
         if argument.is_write:
-            value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+            value: Any = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
             yield from (
                 base_of(one) for one in (value if isinstance(value, list | tuple) else [value]) if one is not None
             )
