@@ -8,11 +8,14 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure, TorchPPOError, did_you_mean
@@ -39,6 +42,25 @@ def find_factory(id: str) -> Callable[..., Any] | None:  # noqa: A002
     factory = getattr(importlib.import_module(module), name, None)
     is_registered = separator == ":" and name in gymnasium.registry
     return factory if callable(factory) and not is_registered else None
+
+
+def registration(id: Any) -> EnvSpec | None:  # noqa: A002
+    """Return the registration of an id, after the import of its module for `module:id`; `None` if there is none."""
+    if not isinstance(id, str):
+        return None
+    module, _, name = id.rpartition(":")
+    if module and is_module(module):
+        with suppress(Exception):  # it is reported when the environment is made
+            importlib.import_module(module)
+    return gymnasium.registry.get(name)
+
+
+def is_vector_class(id: Any) -> bool:  # noqa: A002
+    """Return whether an id is a class of vector environments, or its dotted path."""
+    if isinstance(id, str):
+        with suppress(Exception):  # as above
+            id = find_factory(id)  # noqa: A001
+    return isinstance(id, type) and issubclass(id, VectorEnv)
 
 
 def is_module(name: str) -> bool:

@@ -21,6 +21,8 @@ from .entry_points import (
     construction_failure,
     find_factory,
     hint_for,
+    is_vector_class,
+    registration,
     tuple_hint,
     with_tuples,
     wrapper_with_tuples,
@@ -143,14 +145,17 @@ def is_native(id: Any, vectorization: str) -> bool:  # noqa: A002
             f"env.vectorization={vectorization} is not valid; use auto or native; with auto, env.num_workers=0 "
             "steps in this process, and a larger number in workers"
         )
-    spec = gymnasium.registry.get(id) if isinstance(id, str) else None
-    return (
-        vectorization == "native"
-        or is_atari(id)
-        or (isinstance(id, str) and id.startswith("envpool:"))
-        or (isinstance(id, type) and issubclass(id, GymnasiumVectorEnv))
-        or (spec is not None and spec.entry_point is None)
-    )
+    if vectorization == "native" or (isinstance(id, str) and id.startswith(("ALE/", "envpool:"))):
+        return True
+    spec = (gymnasium.registry.get(id) if isinstance(id, str) else None) or registration(id)
+    return is_vector_class(id) if spec is None else spec.entry_point is None
+
+
+def has_single_env(id: Any, vectorization: str) -> bool:  # noqa: A002
+    """Return whether `make_gymnasium_env` makes a single environment with the same id."""
+    if vectorization == "native" and not is_native(id, "auto"):
+        return registration(id) is not None  # a function that makes a batch makes nothing else
+    return not is_native(id, vectorization)
 
 
 def make_gymnasium_env(

@@ -73,7 +73,7 @@ class PolicyFunction:
         self.state_shapes = recurrent_state_shapes(policy)
         next_states = [("next", key) for key in self.state_shapes]
         self.output_keys = [key for key in policy.out_keys if key not in next_states]
-        self._call = make_policy_step(self._outputs, compile, num_steps)
+        self._call = make_policy_step(self._outputs, policy, compile, num_steps)
         self.refresh = getattr(self._call, "refresh", _nothing_to_refresh)
 
     @property
@@ -91,11 +91,12 @@ class PolicyFunction:
         return [*(acted[key].contiguous() for key in self.output_keys), *(state.contiguous() for state in states)]
 
 
-def make_policy_step(function: Step, compile: Compile, num_steps: float) -> Step:  # noqa: A002
+def make_policy_step(function: Step, policy: nn.Module, compile: Compile, num_steps: float) -> Step:  # noqa: A002
     """Return a policy step as a function of a dictionary of tensors.
 
     Args:
         function: from a dictionary of tensors to a list of tensors.
+        policy: the policy that it calls.
         compile: see `Compile`.
         num_steps: how often it will be called, for `compile="auto"`.
 
@@ -110,8 +111,7 @@ def make_policy_step(function: Step, compile: Compile, num_steps: float) -> Step
     def make_graph() -> Step:
         with graphs_required():
             from .compiled.graph import TracedFunction
-
-        return TracedFunction(function, compile=chosen is True, keep_casts=True)
+        return TracedFunction(function, policy, compile=chosen is True, keep_casts=True)
 
     if compile != "auto":
         return make_graph()

@@ -113,7 +113,9 @@ def _vector_entry_point(id: Any, name: str, kwargs: dict[str, Any]) -> Callable[
     def make(num_envs: int) -> Vector:
         try:
             if isinstance(factory, str):
-                vector = gymnasium.make_vec(factory, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message=".*missing AutoresetMode")  # see `without_autoreset`
+                    vector = gymnasium.make_vec(factory, num_envs, vectorization_mode="vector_entry_point", **kwargs)
                 if "max_episode_steps" in kwargs and vector.spec is not None:
                     vector.spec.max_episode_steps = kwargs["max_episode_steps"]
                 return vector

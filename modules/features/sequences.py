@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 CLOSED = 1e9
-"""Subtracted from the input of a gate to close it: sigmoid(-CLOSED) and its derivative are 0."""
+"""Subtracted from the input of a gate to close it: sigmoid(-CLOSED) and its derivative are 0. It is smaller in float16,
+where it would be infinite."""
 
 
 def lstm_sequence(
@@ -54,8 +55,9 @@ def lstm_sequence(
         padded = inputs.new_zeros(batch * num_steps, inputs.shape[-1]).index_copy(0, place, inputs.flatten(0, 1))
         inputs = torch.cat([padded.unflatten(0, (batch, num_steps)), flags], -1)
         effects = weight.new_zeros(4, cell.hidden_size, 2)  # input, forget, new value, output
-        effects[[0, 1, 3], :, 0] = -CLOSED
-        effects[1, :, 1] = 2 * CLOSED
+        closed = min(CLOSED, torch.finfo(weight.dtype).max / 4)
+        effects[[0, 1, 3], :, 0] = -closed
+        effects[1, :, 1] = 2 * closed
         weight = torch.cat([weight, effects.flatten(0, 1)], 1)
     weights = (weight, cell.weight_hh, cell.bias_ih, cell.bias_hh)
     outputs, _, last = call_lstm(inputs, (hidden, state), weights)

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 
+from ...envs.make import has_single_env
 from ...errors import EnvironmentFailure
 from ..check.advice import is_done
 from ..check.environment import examine, worst
@@ -46,7 +47,8 @@ def check(cfg: DictConfig, overrides: Sequence[str], *, as_json: bool = False) -
 
 def find_all(cfg: DictConfig) -> list[Finding]:
     """Return all findings about the environment; those about the training follow if there is no error."""
-    is_single = str(cfg.env._target_).endswith("make_env") and not str(cfg.env.get("id")).startswith("ALE/")
+    vectorization = cfg.env.get("vectorization", "auto")
+    is_single = str(cfg.env._target_).endswith("make_env") and has_single_env(cfg.env.get("id"), vectorization)
     findings: list[Finding] = []
     if is_single:
         node = single_env_config(cfg.env)

@@ -41,7 +41,7 @@ class TensorDictStep:
         self.seconds = 0.0
         self._env_device = env_device or torch.device("cpu")
         self._out_keys = [key for key in policy.out_keys if key != "_"]  # TensorDict discards the key "_"
-        step = make_policy_step(self._outputs, compile, num_steps)
+        step = make_policy_step(self._outputs, policy, compile, num_steps)
         self._graph = None if step == self._outputs else step
 
     def refresh(self) -> None:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from ...errors import GraphError
-from .graph_passes import inputs_written_by, lift_casts, run_operations
+from .graph_passes import lift_casts, run_operations
 from .inductor import CudaGraph, Kernel, compile_graph
-from .recorder import Recorder, RefuseValues
+from .recorder import Attributes, Recorder, RefuseValues
 from .torchrl_tracing import torchrl_traceable
 
 
@@ -37,23 +37,25 @@ class TracedFunction:
     Args:
         function: from tensors and dictionaries of tensors to a tensor or a sequence of tensors; called under `no_grad`.
             It must not change its arguments, or depend on the values of tensors.
+        module: module that the function calls. Its attributes must not be replaced.
         compile: whether to compile the graph.
         keep_casts: whether closed-over tensors stay the same until `refresh` is called. Casts of them to another
             precision are then computed once, not at every call.
 
     Raises:
-        GraphError: at the first call, if the function depends on the values of tensors.
+        GraphError: at the first call, if the function depends on the values of tensors, or replaces an attribute.
 
     """
 
     def __init__(
         self,
         function: Callable[..., Any],
+        module: nn.Module | None = None,
         *,
         compile: bool = True,  # noqa: A002
         keep_casts: bool = False,
     ) -> None:
-        self._function = function
+        self._function, self._module = function, module
         self._compile = compile
         self._keep_casts = keep_casts
         self._casts: list[tuple[Tensor, Tensor]] = []
@@ -106,9 +108,10 @@ class TracedFunction:
         """Call the function; return its graph, the tensors that it closes over, and its results.
 
         Without compilation, this is the first call. With compilation, its changes are undone, and the kernel runs next.
+        They are also undone if it fails, so that the function can run without a graph.
         """
         devices = [tensor.device for tensor in inputs if tensor.is_cuda][:1]
-        recorder = Recorder(inputs, keep_copies=self._compile)
+        recorder, attributes = Recorder(inputs), Attributes(self._module)
         torch.clear_autocast_cache()  # casts in the cache would not be recorded
         try:
             with torchrl_traceable(), torch.random.fork_rng(devices, enabled=self._compile), recorder, RefuseValues():
@@ -117,16 +120,18 @@ class TracedFunction:
                 results = [result] if isinstance(result, Tensor) else list(result)
                 # A graph returns new tensors, so arguments and closed-over tensors are cloned.
                 results = [one if recorder.has_computed(one) else one.clone() for one in results]
-        except GraphError:
-            raise
+            attributes.check(recorder)
+            graph = recorder.finish(results)
         except Exception as error:
-            error.add_note("This happened while tracing a graph; compile=false runs without graphs.")
+            recorder.restore()
+            attributes.restore()
+            if not isinstance(error, GraphError):
+                error.add_note("This happened while tracing a graph; compile=false runs without graphs.")
             raise
         finally:
             torch.clear_autocast_cache()  # of weights that a graph changes
-        graph = recorder.finish(results)
         if self._compile:
-            recorder.restore(inputs_written_by(graph))
+            recorder.restore()
         return graph, recorder.closed_over, results
 
 

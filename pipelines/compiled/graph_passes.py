@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,15 +45,20 @@ def lift_casts(graph: GraphModule, num_arguments: int) -> list[tuple[int, torch.
 
 def inputs_written_by(graph: GraphModule) -> set[Node]:
     """Return the inputs that a graph changes in place, directly or through a view."""
-    written: set[Node] = set()
-    for node in graph.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable:
-            continue
-        for argument, value in zip(schema.arguments, node.args, strict=False):
-            if argument.is_write:
-                written.update(map(base_of, value if isinstance(value, list | tuple) else [value]))
-    return written
+    return {node for one in graph.graph.nodes for node in written_by(one)}
+
+
+def written_by(node: Node) -> Iterator[Node]:
+    """Yield the first nodes of the chains of views that an operation changes in place."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return
+    for index, argument in enumerate(schema.arguments):
+        if argument.is_write:
+            value: Any = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+            yield from (
+                base_of(one) for one in (value if isinstance(value, list | tuple) else [value]) if one is not None
+            )
 
 
 def base_of(node: Node) -> Node:

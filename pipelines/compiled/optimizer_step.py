@@ -17,6 +17,7 @@ from ..updates.eager_step import LossWeights, StoppingRule, check_connected, che
 from ..updates.skipped import StepMetrics
 from .flat_adam import FlatAdam
 from .graph import TracedFunction
+from .recorder import state_kept
 
 HOOKS = (
     *("backward", "optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping"),
@@ -63,9 +64,9 @@ class GraphStep:
 
         self._step: Callable[[dict[Any, Tensor], Tensor], Tensor | None]
         if rule is None and self._num_ranks == 1:
-            self._step = TracedFunction(gradient_and_step, compile=compile)
+            self._step = TracedFunction(gradient_and_step, self.losses, compile=compile)
         else:
-            self._gradient = TracedFunction(gradient, compile=compile)
+            self._gradient = TracedFunction(gradient, self.losses, compile=compile)
             self._apply = TracedFunction(step, compile=compile)
             self._step = self._step_in_two_graphs
 
@@ -98,10 +99,11 @@ class GraphStep:
     def _find_names(self, batch: TensorDictBase, indices: Tensor) -> list[str]:
         """Run the losses once to find their metrics and to check that they depend on the parameters.
 
-        The random state is restored afterwards, because the losses may sample.
+        The random state and that of the losses are restored afterwards, so that the step starts from them.
         """
         parameters = [param for param in self.losses.parameters() if param.requires_grad]
-        with torch.random.fork_rng([indices.device] if indices.is_cuda else []), torch.enable_grad():
+        fork = torch.random.fork_rng([indices.device] if indices.is_cuda else [])
+        with fork, state_kept(self.losses), torch.enable_grad():
             losses = self.losses(batch[indices])
             check_losses(losses, self.rule)
             total = total_loss(losses, self.ppo.loss_weights)

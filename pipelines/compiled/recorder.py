@@ -1,23 +1,25 @@
 """Records the operations of a function of tensors while they run.
 
-Uses private APIs of PyTorch, tested with 2.13: `TorchDispatchMode`, `tree_map_only`.
+Uses private APIs of PyTorch, tested with 2.13: `TorchDispatchMode`, `tree_map`.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map
 
 from ...errors import GraphError
+from .graph_passes import written_by
 
 VALUE_READERS = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 VALUE_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -29,23 +31,24 @@ class Recorder(TorchDispatchMode):
 
     Args:
         inputs: the first inputs of the graph. Tensors that are neither inputs nor results become further inputs.
-        keep_copies: whether to keep copies of these tensors for `restore`.
 
     Raises:
-        GraphError: if an operation returns values of tensors to Python, or a tensor whose shape depends on values.
+        GraphError: if an operation returns values of tensors to Python, or a tensor whose shape depends on values, or
+            has an argument that a graph cannot contain.
 
     """
 
-    def __init__(self, inputs: Sequence[Tensor], *, keep_copies: bool) -> None:
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._graph = Graph()
         self._graph.set_codegen(CodeGen())  # inputs and outputs are lists
         self._nodes: dict[int, tuple[Tensor, Node]] = {}  # the tensors stay alive, so no other one has the same id
+        self._inputs: dict[Node, tuple[Tensor, int]] = {}  # with their addresses
         self._last_input: Node | None = None
         for tensor in inputs:
             self._add_input(tensor)
         self._num_arguments = len(inputs)
-        self._keep_copies, self._copies = keep_copies, dict[Node, tuple[Tensor, Tensor]]()
+        self._copies: dict[Node, Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -54,7 +57,14 @@ class Recorder(TorchDispatchMode):
         )
         if is_mask or (func is not torch.ops.aten.index.Tensor and VALUE_TAGS & {*getattr(func, "tags", ())}):
             refuse(func)
-        node = self._graph.call_function(func, *tree_map_only(Tensor, self._node_of, (args, kwargs)))
+        if func is torch.ops.aten.lift_fresh.default:  # of `torch.tensor`, which makes a new tensor in every call
+            func = torch.ops.aten.clone.default
+        elif func is torch.ops.aten.native_batch_norm.default and args[3] is not None:
+            func = torch.ops.aten._native_batch_norm_legit.default  # the same, but says that it changes the statistics
+        node = self._graph.call_function(func, *tree_map(self._recorded, (args, kwargs)))
+        for changed in written_by(node):
+            if changed in self._inputs and changed not in self._copies:
+                self._copies[changed] = self._inputs[changed][0].clone()
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self._nodes.setdefault(id(result), (result, node))  # an operation in place returns a known tensor
@@ -65,40 +75,102 @@ class Recorder(TorchDispatchMode):
                     self._nodes.setdefault(id(one), (one, part))
         return result
 
-    def _node_of(self, tensor: Tensor) -> Node:
-        if id(tensor) not in self._nodes:
-            node = self._add_input(tensor)
-            if self._keep_copies:
-                self._copies[node] = tensor, tensor.clone()
-        return self._nodes[id(tensor)][1]
+    def _recorded(self, argument: Any) -> Any:
+        if isinstance(argument, torch.Generator | torch.UntypedStorage):
+            raise GraphError(
+                f"a policy or objective calls an operation with a {type(argument).__name__}, which a graph does not "
+                "support; use compile=false"
+            )
+        if not isinstance(argument, Tensor):
+            return argument
+        return self._nodes[id(argument)][1] if id(argument) in self._nodes else self._add_input(argument)
 
     def _add_input(self, tensor: Tensor) -> Node:
         with self._graph.inserting_after(self._last_input):
             self._last_input = self._graph.placeholder(f"input_{len(self._nodes)}")
         self._nodes[id(tensor)] = tensor, self._last_input
+        self._inputs[self._last_input] = tensor, tensor.data_ptr()
         return self._last_input
 
     def has_computed(self, tensor: Tensor) -> bool:
         """Return whether a tensor is the result of an operation and not an input."""
-        return id(tensor) in self._nodes and self._nodes[id(tensor)][1].op != "placeholder"
+        return id(tensor) in self._nodes and self._nodes[id(tensor)][1] not in self._inputs
+
+    def has_read(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is an input."""
+        return id(tensor) in self._nodes and self._nodes[id(tensor)][1] in self._inputs
 
     @property
     def closed_over(self) -> list[Tensor]:
         """The inputs after the arguments, in the order of the graph."""
-        tensors = [tensor for tensor, node in self._nodes.values() if node.op == "placeholder"]
-        return tensors[self._num_arguments :]
+        return [tensor for tensor, _ in self._inputs.values()][self._num_arguments :]
 
     def finish(self, results: Sequence[Tensor]) -> GraphModule:
-        """Return the graph of the operations that results and changes of inputs need."""
+        """Return the graph of the operations that results and changes of inputs need.
+
+        Raises:
+            GraphError: if an input has got other memory, which the graph would not read.
+
+        """
+        if any(tensor.data_ptr() != address for tensor, address in self._inputs.values()):
+            refuse_replacement("the data of a tensor")
         self._graph.output([self._nodes[id(one)][1] for one in results])
         self._graph.eliminate_dead_code()
         return GraphModule({}, self._graph)
 
-    def restore(self, written: set[Node]) -> None:
-        """Undo the changes of closed-over tensors, the latest first because they may share memory."""
-        for node, (tensor, copy) in reversed(self._copies.items()):
-            if node in written:
-                tensor.copy_(copy)
+    def restore(self) -> None:
+        """Undo the changes of inputs, the latest first because they may share memory."""
+        for node, copy in reversed(self._copies.items()):
+            self._inputs[node][0].copy_(copy)
+
+
+class Attributes:
+    """The tensors and numbers that are attributes of a module and its submodules.
+
+    Args:
+        module: `None`: there are none.
+
+    """
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self._values = [
+            (part, attributes, name, value)
+            for part in (module.modules() if module is not None else ())
+            for attributes in (vars(part), part._buffers)
+            for name, value in attributes.items()
+            if isinstance(value, Tensor) or type(value) in (int, float)
+        ]
+
+    def check(self, recorder: Recorder) -> None:
+        """Refuse a module that has replaced an attribute while its operations were recorded.
+
+        The graph would not repeat this. A tensor that no operation has read may be replaced: it is no state.
+
+        Raises:
+            GraphError: if there is such an attribute.
+
+        """
+        for part, attributes, name, value in self._values:
+            new = attributes.get(name)
+            if new is not value and (recorder.has_read(value) if isinstance(value, Tensor) else new != value):
+                refuse_replacement(f"{type(part).__name__}.{name}")
+
+    def restore(self) -> None:
+        """Undo the changes."""
+        for _, attributes, name, value in self._values:
+            attributes[name] = value
+
+
+@contextmanager
+def state_kept(module: nn.Module) -> Iterator[None]:
+    """Undo all changes of buffers, and of tensors and numbers that are attributes of a module."""
+    attributes, buffers = Attributes(module), [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        attributes.restore()
+        for buffer, copy in buffers:
+            buffer.copy_(copy)
 
 
 class RefuseValues(TorchFunctionMode):
@@ -124,4 +196,12 @@ def refuse(func: Any) -> None:
     raise GraphError(
         f"a policy or objective depends on the values of tensors ({getattr(func, '__name__', func)}), which a graph "
         "does not support; use compile=false"
+    )
+
+
+def refuse_replacement(name: str) -> None:
+    """Raise the error for a state that is not a tensor which changes in place."""
+    raise GraphError(
+        f"a policy or objective replaces {name} when it is called, which a graph does not repeat; register a buffer "
+        "and change it in place (copy_, add_), or use compile=false"
     )

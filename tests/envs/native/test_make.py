@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from torchppo.envs import SerialVectorEnv, make_env
+from torchppo.envs.make import has_single_env
 from torchppo.envs.native.vector import NativeVectorEnv
 from torchppo.errors import ConfigurationError, EnvironmentFailure, TorchPPOError
 
@@ -26,12 +28,28 @@ def test_auto_is_native_only_without_a_single_environment(vector_id: str, counti
     kinds: dict[Any, type] = {
         "CartPole-v1": SerialVectorEnv,
         vector_id: NativeVectorEnv,
+        f"{__name__}:{vector_id}": NativeVectorEnv,
+        f"{counting_vector.__module__}.{counting_vector.__name__}": NativeVectorEnv,
         counting_vector: NativeVectorEnv,
     }
     for name, kind in kinds.items():
         env = make_env(name, 2)
         assert type(env.vector) is kind
         env.close()
+
+
+def test_single_environments_with_the_same_id_are_found(vector_id: str, counting_vector: Any) -> None:
+    for name, vectorization, has_single in [
+        ("CartPole-v1", "auto", True),
+        ("CartPole-v1", "native", True),
+        ("ALE/Pong-v5", "auto", False),
+        ("envpool:CartPole-v1", "native", False),
+        (vector_id, "native", False),
+        (counting_vector, "native", False),
+        (partial(counting_vector, mode="SameStep"), "native", False),
+        (lambda: gymnasium.make("CartPole-v1"), "auto", True),
+    ]:
+        assert has_single_env(name, vectorization) is has_single
 
 
 def test_arguments_reach_the_vector_environment(vector_id: str) -> None:

@@ -29,6 +29,11 @@ def collect(env: Any, steps: int, rollouts: int = 1) -> Any:
     return torch.cat([*Collector(env, actor, frames_per_env=steps, total_frames=total)], 1)
 
 
+def one_falls(observation: Any) -> Any:
+    """Push the first of three poles to one side until it falls, and balance the others for a while."""
+    return torch.where(torch.arange(3) == 0, 1, observation[..., 2] > 0)
+
+
 def value(observation: Any) -> Any:
     return 10.0 * observation[..., :1] + observation[..., 1:]
 
@@ -66,7 +71,8 @@ class TestCartPole:
     def test_the_data_is_that_of_single_environments_from_the_same_states(self, make: Callable[..., VectorEnv]) -> None:
         env = make(3, max_episode_steps=20)
         env.set_seed(0)
-        rollout = collect(env, 60)
+        policy = TensorDictModule(one_falls, ["observation"], ["action"])
+        (rollout,) = Collector(env, policy, frames_per_env=60, total_frames=180)
         assert rollout["next", "terminated"].any()
         assert rollout["next", "truncated"].any()
         single = gymnasium.make("CartPole-v1").unwrapped

@@ -191,6 +191,19 @@ def test_second_derivatives_equal_those_of_single_steps(name: str) -> None:
     torch.testing.assert_close(curvature(module.memory.sequence), curvature(module.memory.steps))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [LSTM, GRU])
+def test_sequences_equal_single_steps_in_every_precision(make: type[LSTM] | type[GRU], dtype: torch.dtype) -> None:
+    memory = make(NUM_INPUTS, width=4).to(dtype)
+    features, is_init = torch.randn(3, 5, NUM_INPUTS, dtype=dtype), torch.rand(3, 5, 1) < 0.5
+    context = torch.randn(3, 1, memory.state_size, dtype=dtype)
+    whole, last = memory(features, is_init, context)
+    for step, output in enumerate(whole.unbind(1)):
+        expected, context = memory(features[:, step : step + 1], is_init[:, step : step + 1], context)
+        torch.testing.assert_close(output, expected[:, 0], rtol=0.03, atol=0.03)
+    torch.testing.assert_close(last, context, rtol=0.03, atol=0.03)
+
+
 def test_lstm_starts_with_open_forget_gates() -> None:
     bias = LSTM(NUM_INPUTS, width=4).cell.bias_hh
     assert bias.tolist() == [0.0] * 4 + [1.0] * 4 + [0.0] * 8

@@ -283,6 +283,7 @@ class TestRecurrentPolicy:
     def test_whole_sequence_gives_the_probabilities_of_single_steps(self, name: str, kind: str) -> None:
         double = kind == "double-buffered"
         env = make_halves(4) if double else make_env("CartPole-v1", 4)
+        env.set_seed(0)
         torch.manual_seed(0)
         actor, _ = make_actor_critic(
             env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]), memory=MEMORIES[name]

@@ -27,6 +27,7 @@ Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
 def make_loader(total_frames: int | None = None, *, frames_in_total: int = 240) -> RolloutLoader:
     """Make a loader with `total_frames`, and `frames_in_total` of the collector."""
     env = make_env("CartPole-v1", 3)
+    env.set_seed(0)
     actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]))
     tracked = TransformedEnv(env, Compose(InitTracker()))
     collector = TorchRLCollector(tracked, actor, frames_per_batch=120, total_frames=frames_in_total, trust_policy=True)

@@ -107,6 +107,25 @@ def test_traced_losses_and_gradients_are_bitwise_those_of_autograd(objective: An
     assert num_equal == 3 * 2 * 4
 
 
+class CountingLoss(ClipPPOLoss):
+    """Counts its calls in a tensor, as a running mean would."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self.calls = self.calls + 1
+        return super().forward(tensordict)
+
+
+def test_a_graph_that_fails_leaves_the_state_of_the_losses_as_it_was(make: Make, fit: Fit) -> None:
+    ppo, collector = make(objective=CountingLoss, rollouts=1, compile="trace")
+    with pytest.raises(GraphError, match=r"CountingLoss\.calls"):
+        fit(ppo, collector)
+    assert ppo.objective.calls == 0
+
+
 class PolicyLossOnly(ClipPPOLoss):
     """Returns one loss and one metric, without the critic's loss and the KL."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 
 from torchppo.errors import GraphError
 from torchppo.pipelines.compiled.graph import TracedFunction
-from torchppo.pipelines.compiled.graph_passes import inputs_written_by
 from torchppo.pipelines.compiled.recorder import Recorder
 
 
@@ -51,14 +51,14 @@ def test_all_kinds_of_arguments_are_replayed() -> None:
 def test_changes_of_tensors_that_share_memory_are_undone() -> None:
     vector, x = torch.arange(6.0), torch.ones(3)
     start, end = vector[:4], vector[2:]
-    recorder = Recorder([x], keep_copies=True)
+    recorder = Recorder([x])
     with torch.no_grad(), recorder:
         vector.mul_(2.0)
         start[1:].add_(x)
         result = end.sub_(1.0) + 0.0
-    graph = recorder.finish([result])
+    recorder.finish([result])
     assert vector.tolist() == [0.0, 3.0, 4.0, 6.0, 7.0, 9.0]
-    recorder.restore(inputs_written_by(graph))
+    recorder.restore()
     assert vector.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 
 
@@ -70,3 +70,73 @@ def test_casts_that_autocast_has_cached_are_recorded() -> None:
         graph(x)
         layer.weight.mul_(2.0)
         assert torch.equal(graph(x), layer(x))
+
+
+def test_a_tensor_from_numbers_is_new_in_every_call() -> None:
+    def function(x: Tensor) -> Tensor:
+        total = torch.tensor([1.0, 2.0])
+        total += x
+        return total
+
+    graph = TracedFunction(function, compile=False)
+    with torch.no_grad():
+        assert [graph(torch.ones(2)).tolist() for _ in range(3)] == [[2.0, 3.0]] * 3
+
+
+def test_operations_with_hidden_arguments_are_refused() -> None:
+    generator = torch.Generator()
+    with torch.no_grad(), pytest.raises(GraphError, match="with a Generator"):
+        TracedFunction(lambda x: x + torch.rand(3, generator=generator), compile=False)(torch.ones(3))
+
+
+class RunningMean(nn.Module):
+    """Changes its state in different ways."""
+
+    def __init__(self, change: Callable[[Any, Tensor], object]) -> None:
+        super().__init__()
+        self.change = change
+        self.register_buffer("mean", torch.zeros(3))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.change(self, x)
+        return x - self.mean
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda self, x: setattr(self, "mean", self.mean * 0.5 + x), "RunningMean.mean"),
+        (lambda self, x: setattr(self.mean, "data", self.mean * 0.5 + x), "the data of a tensor"),
+        (lambda self, _: setattr(self, "calls", self.calls + 1), "RunningMean.calls"),
+    ],
+)
+def test_a_module_that_replaces_its_state_is_refused_and_unchanged(change: Any, name: str) -> None:
+    module = RunningMean(change)
+    with torch.no_grad(), pytest.raises(GraphError, match=f"replaces {name} .* or use compile=false"):
+        TracedFunction(module, module, compile=False)(torch.ones(3))
+    assert module.calls == 0
+    if name != "the data of a tensor":
+        assert module.mean.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_graph_that_cannot_be_recorded_leaves_the_state_as_it_was() -> None:
+    def change(self: Any, x: Tensor) -> None:
+        torch.add(self.mean, x, out=self.mean)
+        float(self.mean.sum())
+
+    module = RunningMean(change)
+    with torch.no_grad(), pytest.raises(GraphError, match="depends on the values"):
+        TracedFunction(module, module, compile=False)(torch.ones(3))
+    assert module.mean.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_statistics_of_batch_norm_are_known_to_change() -> None:
+    layer, x = nn.BatchNorm1d(3), torch.randn(5, 3)
+    mean, recorder = layer.running_mean, Recorder([x])
+    with torch.no_grad(), recorder:
+        layer(x)
+    assert mean is not None
+    torch.testing.assert_close(mean, 0.1 * x.mean(0))
+    recorder.restore()
+    assert mean.tolist() == [0.0, 0.0, 0.0]
