@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ...errors import EnvironmentFailure
@@ -69,15 +69,18 @@ class Canvas:
         # The codec needs even sizes.
         self._size = (width * scale + width * scale % 2, height * scale + height * scale % 2)
         self.size = (self._size[0], self._size[1] + TEXT_HEIGHT)
+        self._font = ImageFont.load_default()  # decodes the font, which takes as long as writing a line
 
     def __call__(self, image: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
-        canvas = Image.new("RGB", self.size)
-        picture = Image.fromarray(np.ascontiguousarray(image))
-        if picture.size != self._size:
-            picture = picture.resize(self._size, Image.Resampling.NEAREST)
-        canvas.paste(picture, (0, TEXT_HEIGHT))
-        ImageDraw.Draw(canvas).text((4, 3), text, fill="white")
-        return np.asarray(canvas)
+        """Return a new frame `[height, width, 3]`."""
+        line = Image.new("L", (self.size[0], TEXT_HEIGHT))
+        ImageDraw.Draw(line).text((4, 3), text, fill="white", font=self._font)
+        if image.shape[1::-1] != self._size:
+            picture = Image.fromarray(np.ascontiguousarray(image))
+            image = np.asarray(picture.resize(self._size, Image.Resampling.NEAREST))
+        frame = np.empty((self.size[1], self.size[0], 3), np.uint8)
+        frame[:TEXT_HEIGHT], frame[TEXT_HEIGHT:] = np.asarray(line)[..., None], image
+        return frame
 
 
 def newest_image(observation: Sequence[Any] | Tensor | None) -> NDArray[np.uint8]:

@@ -130,6 +130,7 @@ def record_video(
         str(path),
         canvas.size,
         fps=frames_per_second(env),
+        codec=known_codec(),
         macro_block_size=2,
         ffmpeg_log_level="error",
         ffmpeg_timeout=FFMPEG_SECONDS,
@@ -140,6 +141,13 @@ def record_video(
             writer.send(None)
         for image, text in chain([first], images):
             send(writer, canvas(image, text))
+
+
+def known_codec() -> str | None:
+    """Return the codec of the ffmpeg that imageio-ffmpeg contains; `None` tests those of another one, for 0.3 s."""
+    with signals_blocked(), time_limit(FFMPEG_SECONDS):
+        program = Path(imageio_ffmpeg.get_ffmpeg_exe())
+    return "libx264" if program.is_relative_to(Path(imageio_ffmpeg.__file__).parent) else None
 
 
 def send(writer: Any, image: NDArray[np.uint8]) -> None:

@@ -28,6 +28,7 @@ from torchppo.pipelines.run_files.video import (
     build_rendering_env,
     collect_frames,
     episode_images,
+    known_codec,
     record_video,
     try_to_record_video,
 )
@@ -76,6 +77,13 @@ def test_an_ffmpeg_that_hangs_is_killed(tests_encoders: bool, tmp_path: Path, mo
     with pytest.raises(TimeoutError, match=r"0\.5 seconds"):
         record(lambda _: np.zeros((256, 256, 3), np.uint8), tmp_path / "x.mp4", episodes=5)
     assert time.monotonic() - start < 20
+
+
+def test_only_another_ffmpeg_is_asked_for_its_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path(imageio_ffmpeg.__file__).parent / "binaries" / "ffmpeg"
+    for program, codec in ((own, "libx264"), (Path("/usr/bin/ffmpeg"), None)):
+        monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda program=program: str(program))
+        assert known_codec() == codec
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Any]]:
