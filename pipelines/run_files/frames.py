@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -58,6 +60,44 @@ def _rgb(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if array.ndim == 2:
         array = array[..., None]
     return np.repeat(array[..., :1], 3, -1) if array.shape[-1] < 3 else array[..., :3]
+
+
+class CollectFrames(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Renders after every reset and after some steps, because the next episode starts before the images are read.
+
+    Gymnasium's `RenderCollection` needs `metadata["render_modes"]`, which some environments lack.
+
+    Args:
+        env: the environment.
+        steps: number of steps after which it renders; it also renders after the last step of an episode.
+
+    Attributes:
+        starts: images after resets, one for every episode.
+        last: image after the last step; `None` if it was not rendered.
+
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], steps: int = 1) -> None:
+        super().__init__(env)
+        self.steps = steps
+        self.starts: deque[Any] = deque()
+        self.last: Any = None
+        self._num_steps = -1  # of the episode, before the first reset
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        result = self.env.reset(**kwargs)
+        if self._num_steps == 0:  # the episode had no steps
+            self.starts.pop()
+        self.starts.append(self.env.render())
+        self._num_steps = 0
+        return result
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        result = self.env.step(action)
+        self._num_steps += 1
+        is_shown = result[2] or result[3] or self._num_steps % self.steps == 0
+        self.last = self.env.render() if is_shown else None
+        return result
 
 
 class Canvas:

@@ -124,6 +124,18 @@ def test_every_episode_has_its_first_and_its_last_state(length: int) -> None:
     assert [image.max() for image, _ in images] == [255 if step == 1 else step for step in range(length + 1)] * 2
 
 
+def test_many_images_per_second_are_reduced_but_every_last_state_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(Rendering.metadata, "render_fps", 100)
+    with closing(VectorEnv(SerialVectorEnv([lambda: Rendering(lambda step: np.full((8, 8), step))]))) as env:
+        assert collect_frames(env) == 100 / 3
+        images = list(episode_images(rollout_episodes(ACTOR, env), env, 2, 100))
+    shown = [text.split("   ")[:2] for _, text in images]
+    assert shown == [[f"episode {episode}", f"step {step}"] for episode in (1, 2) for step in (0, 3, 5)]
+    assert [image.max() for image, _ in images] == [0, 3, 5] * 2
+    with closing(VectorEnv(SerialVectorEnv([lambda: Rendering(lambda step: step, "rgb_array_list")]))) as env:
+        assert collect_frames(env) == 100, "each list has the images of all steps"
+
+
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
