@@ -42,12 +42,13 @@ clean:  ## remove caches and build outputs; keep .venv and runs
 		{ echo "$(PYTHON) is not Python 3.11 or newer; try: make install PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
-# --no-build-isolation builds with the setuptools that requirements.lock pins. The link lets mypy find the package as
-# torchppo, regardless of the name of the clone's folder.
+# --no-build-isolation builds with the setuptools that requirements.lock pins. pip does not compile a package that it
+# installs with -e. The link lets mypy find the package as torchppo, regardless of the name of the clone's folder.
 .venv/.installed: requirements.lock pyproject.toml | .venv/bin/python
 	@echo "installing the pinned dependencies into .venv (once, a few minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q *.py conf envs modules pipelines
 	@mkdir -p .venv/src && ln -sfn ../.. .venv/src/torchppo
 	@touch $@
 

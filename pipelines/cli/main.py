@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import os
 import re
@@ -10,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Return the parser of all commands."""
     formatter = argparse.RawDescriptionHelpFormatter
-    top = Parser(
-        prog="torchppo",
-        description="PPO built from interchangeable TorchRL components.",
-        epilog=EXAMPLES,
-        formatter_class=formatter,
-    )
+    text = "PPO built from interchangeable TorchRL components."
+    top = Parser(prog="torchppo", description=text, epilog=EXAMPLES, formatter_class=formatter)
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     groups = options_by_group().items()
     commands = top.add_subparsers(metavar="train | check | resume | eval | verify-resume | list", required=True)
@@ -69,9 +66,7 @@ def make_parser() -> Parser:
     )
     train.add_argument("overrides", nargs="*", metavar="override")
     train.add_argument("-m", "--multirun", action="store_true", help="one run for each combination of values a,b,c")
-    train.add_argument(
-        "-cd", "--config-dir", type=Path, help="a folder with your own groups; modules may lie next to it"
-    )
+    train.add_argument("-cd", "--config-dir", type=Path, help="a folder with your own groups, next to your modules")
     train.add_argument("--cfg", action="store_true", help="print the configuration and exit")
     train.set_defaults(run=run_train, parser=train)
     check = commands.add_parser("check", help="check an environment and a policy before a training")
@@ -177,7 +172,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             print(line, flush=True)
     run_dir, folder = cfg.run_dir, Path.cwd()
     try:
-        with exit_on_signals():
+        with importing():
             from ..train import train
 
         cfg.code_dirs = [str(folder) for folder in folders]  # for an evaluation to find the user's components
@@ -197,7 +192,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     if arguments.config_dir:
         sys.path.append(str(arguments.config_dir.resolve().parent))
     cfg = compose(arguments.overrides, arguments.config_dir)
-    with exit_on_signals():
+    with importing():
         from .check_command import check
     return check(cfg, arguments.overrides, as_json=arguments.json)
 
@@ -207,14 +202,14 @@ def run_eval(arguments: argparse.Namespace) -> int:
     from .keys.foreign_names import check_eval_overrides
 
     check_eval_overrides(parse(arguments.overrides))
-    with exit_on_signals():
+    with importing():
         from .eval_command import run
     return run(arguments)
 
 
 def run_resume(arguments: argparse.Namespace) -> int:
     """Run `torchppo resume` or `torchppo verify-resume`."""
-    with exit_on_signals():
+    with importing():
         from ..resume import resume_run, verify_resume
 
     if "rollouts" not in arguments:
@@ -230,9 +225,16 @@ def run_list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def exit_on_signals() -> AbstractContextManager[None]:
-    """Let signals end the process at once. An exception could leave imports incomplete or be swallowed."""
-    return handle_signals(exit_at_once, *SIGNALS)
+@contextmanager
+def importing() -> Iterator[None]:
+    """Let signals end the process at once, because an exception could leave imports incomplete, or be swallowed."""
+    gc.disable()  # imports make a million objects and no garbage, for which Python would search for a second
+    try:
+        with handle_signals(exit_at_once, *SIGNALS):
+            yield
+    finally:
+        gc.freeze()  # excludes these objects from later searches
+        gc.enable()
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ...errors import EnvironmentFailure
@@ -60,6 +62,44 @@ def _rgb(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.repeat(array[..., :1], 3, -1) if array.shape[-1] < 3 else array[..., :3]
 
 
+class CollectFrames(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Renders after every reset and after some steps, because the next episode starts before the images are read.
+
+    Gymnasium's `RenderCollection` needs `metadata["render_modes"]`, which some environments lack.
+
+    Args:
+        env: the environment.
+        steps: number of steps after which it renders; it also renders after the last step of an episode.
+
+    Attributes:
+        starts: images after resets, one for every episode.
+        last: image after the last step; `None` if it was not rendered.
+
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], steps: int = 1) -> None:
+        super().__init__(env)
+        self.steps = steps
+        self.starts: deque[Any] = deque()
+        self.last: Any = None
+        self._num_steps = -1  # of the episode, before the first reset
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        result = self.env.reset(**kwargs)
+        if self._num_steps == 0:  # the episode had no steps
+            self.starts.pop()
+        self.starts.append(self.env.render())
+        self._num_steps = 0
+        return result
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        result = self.env.step(action)
+        self._num_steps += 1
+        is_shown = result[2] or result[3] or self._num_steps % self.steps == 0
+        self.last = self.env.render() if is_shown else None
+        return result
+
+
 class Canvas:
     """Resizes images to the size of the first one and writes a line of text above them."""
 
@@ -69,15 +109,18 @@ class Canvas:
         # The codec needs even sizes.
         self._size = (width * scale + width * scale % 2, height * scale + height * scale % 2)
         self.size = (self._size[0], self._size[1] + TEXT_HEIGHT)
+        self._font = ImageFont.load_default()  # decodes the font, which takes as long as writing a line
 
     def __call__(self, image: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
-        canvas = Image.new("RGB", self.size)
-        picture = Image.fromarray(np.ascontiguousarray(image))
-        if picture.size != self._size:
-            picture = picture.resize(self._size, Image.Resampling.NEAREST)
-        canvas.paste(picture, (0, TEXT_HEIGHT))
-        ImageDraw.Draw(canvas).text((4, 3), text, fill="white")
-        return np.asarray(canvas)
+        """Return a new frame `[height, width, 3]`."""
+        line = Image.new("L", (self.size[0], TEXT_HEIGHT))
+        ImageDraw.Draw(line).text((4, 3), text, fill="white", font=self._font)
+        if image.shape[1::-1] != self._size:
+            picture = Image.fromarray(np.ascontiguousarray(image))
+            image = np.asarray(picture.resize(self._size, Image.Resampling.NEAREST))
+        frame = np.empty((self.size[1], self.size[0], 3), np.uint8)
+        frame[:TEXT_HEIGHT], frame[TEXT_HEIGHT:] = np.asarray(line)[..., None], image
+        return frame
 
 
 def newest_image(observation: Sequence[Any] | Tensor | None) -> NDArray[np.uint8]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain
@@ -14,7 +13,6 @@ from tempfile import TemporaryFile
 from threading import Timer
 from typing import Any, cast
 
-import gymnasium
 import imageio_ffmpeg
 import numpy as np
 from hydra.utils import get_object
@@ -38,10 +36,13 @@ from ..components.instantiate import build_evaluation_env, evaluation_config
 from ..episodes import rollout_episodes
 from ..step_factory import Compile
 from ..stopping.signals import Stopped
-from .frames import Canvas, images_of, newest_image
+from .frames import Canvas, CollectFrames, images_of, newest_image
 
 MAX_SECONDS = 30.0
 """A video ends after this many seconds of recording, so that slow rendering does not delay the results."""
+
+MAX_FPS = 30.0
+"""About how many images a video has per second; more take longer to render and to encode, and show no more."""
 
 FFMPEG_SECONDS = 30.0
 """How long ffmpeg may take for one image, or to finish a video."""
@@ -118,7 +119,7 @@ def record_video(
         EnvironmentFailure: if the environment renders nothing.
 
     """
-    collect_frames(env)
+    fps = collect_frames(env)
     steps = rollout_episodes(actor, env, deterministic=deterministic, compile=compile)
     images = episode_images(steps, env, episodes, max_steps)
     first = next(images, None)
@@ -129,7 +130,8 @@ def record_video(
     writer = imageio_ffmpeg.write_frames(
         str(path),
         canvas.size,
-        fps=frames_per_second(env),
+        fps=fps,
+        codec=known_codec(),
         macro_block_size=2,
         ffmpeg_log_level="error",
         ffmpeg_timeout=FFMPEG_SECONDS,
@@ -140,6 +142,13 @@ def record_video(
             writer.send(None)
         for image, text in chain([first], images):
             send(writer, canvas(image, text))
+
+
+def known_codec() -> str | None:
+    """Return the codec of the ffmpeg that imageio-ffmpeg contains; `None` tests those of another one, for 0.3 s."""
+    with signals_blocked(), time_limit(FFMPEG_SECONDS):
+        program = Path(imageio_ffmpeg.get_ffmpeg_exe())
+    return "libx264" if program.is_relative_to(Path(imageio_ffmpeg.__file__).parent) else None
 
 
 def send(writer: Any, image: NDArray[np.uint8]) -> None:
@@ -162,42 +171,17 @@ def frames_per_second(env: EnvBase) -> float:
     return float(fps) if isinstance(fps, int | float | np.number) and fps > 0 else 30.0
 
 
-class CollectFrames(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Renders after every reset and every step, because the next episode starts before the images are read.
+def collect_frames(env: EnvBase) -> float:
+    """Wrap Gymnasium environments that render in `CollectFrames`; return the images per second of the video.
 
-    Gymnasium's `RenderCollection` needs `metadata["render_modes"]`, which some environments lack.
-
-    Attributes:
-        starts: images after resets, one for every episode.
-        last: image after the last step.
-
+    They are those of the environment, divided by a whole number so that they are about `MAX_FPS` or less.
     """
-
-    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
-        super().__init__(env)
-        self.starts: deque[Any] = deque()
-        self.last: Any = None
-        self._has_started = False
-
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        result = self.env.reset(**kwargs)
-        if self._has_started:  # the episode had no steps
-            self.starts.pop()
-        self.starts.append(self.env.render())
-        self._has_started = True
-        return result
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        result = self.env.step(action)
-        self.last, self._has_started = self.env.render(), False
-        return result
-
-
-def collect_frames(env: EnvBase) -> None:
-    """Wrap Gymnasium environments that render in `CollectFrames`."""
-    vector = vector_of(env)
-    if isinstance(vector, SerialVectorEnv) and vector.render_mode is not None:
-        vector.envs = [CollectFrames(one) for one in vector.envs]
+    vector, fps = vector_of(env), frames_per_second(env)
+    if not isinstance(vector, SerialVectorEnv) or vector.render_mode is None:
+        return fps
+    steps = max(1, round(fps / MAX_FPS)) if vector.render_mode == "rgb_array" else 1  # a list has all images
+    vector.envs = [CollectFrames(one, steps) for one in vector.envs]
+    return fps / steps
 
 
 def episode_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import subprocess
@@ -24,6 +25,7 @@ from torchppo.errors import (
     TorchPPOError,
 )
 from torchppo.pipelines.cli.eval_command import default_video
+from torchppo.pipelines.cli.main import importing
 
 CONF = Path(__file__).parents[3] / "conf"
 GROUPS = sorted({path.parent.name for path in CONF.glob("*/*.yaml")})
@@ -270,6 +272,17 @@ def test_default_video_is_in_the_run_directory_or_next_to_the_checkpoint(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert default_video(Path(checkpoint)) == tmp_path / video
+
+
+def test_imports_are_not_searched_for_garbage() -> None:
+    before = gc.get_freeze_count()
+    try:
+        with importing():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
 
 
 def test_commands_without_training_do_not_import_torch(tmp_path: Path) -> None:

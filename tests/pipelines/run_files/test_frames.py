@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from torchppo.errors import EnvironmentFailure
 from torchppo.pipelines.run_files.frames import MIN_WIDTH, TEXT_HEIGHT, Canvas, images_of, newest_image
@@ -66,3 +66,11 @@ def test_the_newest_of_stacked_images_is_shown() -> None:
     for other in (None, torch.zeros(1, 3)):
         with pytest.raises(EnvironmentFailure, match="rgb_array"):
             newest_image(other)
+
+
+def test_text_is_drawn_as_by_pillow_on_an_image() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 300, 3), np.uint8)
+    drawn = Image.new("RGB", (300, 40 + TEXT_HEIGHT))
+    drawn.paste(Image.fromarray(image), (0, TEXT_HEIGHT))
+    ImageDraw.Draw(drawn).text((4, 3), "step 7", fill="white")
+    np.testing.assert_array_equal(Canvas(image)(image, "step 7"), np.asarray(drawn))

@@ -28,6 +28,7 @@ from torchppo.pipelines.run_files.video import (
     build_rendering_env,
     collect_frames,
     episode_images,
+    known_codec,
     record_video,
     try_to_record_video,
 )
@@ -78,6 +79,13 @@ def test_an_ffmpeg_that_hangs_is_killed(tests_encoders: bool, tmp_path: Path, mo
     assert time.monotonic() - start < 20
 
 
+def test_only_another_ffmpeg_is_asked_for_its_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path(imageio_ffmpeg.__file__).parent / "binaries" / "ffmpeg"
+    for program, codec in ((own, "libx264"), (Path("/usr/bin/ffmpeg"), None)):
+        monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda program=program: str(program))
+        assert known_codec() == codec
+
+
 def read(path: Path) -> tuple[dict[str, Any], list[Any]]:
     reader = imageio_ffmpeg.read_frames(str(path))
     meta = next(reader)
@@ -114,6 +122,18 @@ def test_every_episode_has_its_first_and_its_last_state(length: int) -> None:
         [f"episode {episode}", f"step {step}", f"return {2 * step}"] for episode in (1, 2) for step in range(length + 1)
     ]
     assert [image.max() for image, _ in images] == [255 if step == 1 else step for step in range(length + 1)] * 2
+
+
+def test_many_images_per_second_are_reduced_but_every_last_state_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(Rendering.metadata, "render_fps", 100)
+    with closing(VectorEnv(SerialVectorEnv([lambda: Rendering(lambda step: np.full((8, 8), step))]))) as env:
+        assert collect_frames(env) == 100 / 3
+        images = list(episode_images(rollout_episodes(ACTOR, env), env, 2, 100))
+    shown = [text.split("   ")[:2] for _, text in images]
+    assert shown == [[f"episode {episode}", f"step {step}"] for episode in (1, 2) for step in (0, 3, 5)]
+    assert [image.max() for image, _ in images] == [0, 3, 5] * 2
+    with closing(VectorEnv(SerialVectorEnv([lambda: Rendering(lambda step: step, "rgb_array_list")]))) as env:
+        assert collect_frames(env) == 100, "each list has the images of all steps"
 
 
 @pytest.mark.parametrize(
