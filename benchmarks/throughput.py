@@ -96,7 +96,7 @@ def measure(*arguments: str) -> dict[str, float]:
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
     results: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    print(*arguments, {key: round(value, 1) for key, value in results.items()}, flush=True)
+    print(*arguments, {key: round(value, 2) for key, value in results.items()}, flush=True)
     return results
 
 
@@ -120,10 +120,13 @@ def compare(name: str, rounds: int, only: list[str] | None = None) -> dict[str, 
         if len(counts) > 1:
             raise SystemExit(f"{name}: the libraries differ in frames and optimizer steps: {counts}")
         row["bound"] = {"fps": row["environment"]["bound"]}
+        for key in libraries:
+            row[key]["cpu_fps"] = row[key]["fps"] / row[key]["cores"]
     everything = (*libraries, "environment", "bound")
     return {
         "frames_per_second": {key: spread([row[key]["fps"] for row in rows]) for key in everything},
         "ratio": {key: spread([row["ours"]["fps"] / row[key]["fps"] for row in rows]) for key in everything[1:]},
+        "cpu_ratio": {key: spread([row["ours"]["cpu_fps"] / row[key]["cpu_fps"] for row in rows]) for key in peers},
         "compile_seconds": spread([row["ours"]["compile_seconds"] for row in rows]),
         "peak_mib": {key: spread([row[key]["peak_mib"] for row in rows]) for key in libraries},
         "cores": {key: spread([row[key]["cores"] for row in rows]) for key in libraries},
