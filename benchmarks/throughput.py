@@ -1,13 +1,14 @@
-"""Measure frames per second of complete training runs against Stable-Baselines3 and TorchRL.
+"""Measure frames per second of complete training runs against other libraries.
 
     pip install 'torchppo[bench]'
     python benchmarks/throughput.py                    # all workloads
-    python benchmarks/throughput.py --only cartpole --rounds 7
+    python benchmarks/throughput.py --only cartpole --peers sb3 jax --rounds 7
     python benchmarks/throughput.py --costs            # collection, workers, number of environments, start-up
 
-All libraries use the same hyperparameters, one thread, and the same number of frames and optimizer steps. Each run is
-a separate process; a round runs each library once. The compilation time is reported separately. Writes
-throughput.json, with the date and the machine of each entry.
+All libraries use the same hyperparameters, one thread, and the same number of frames and optimizer steps. The table
+`WORKLOADS` of workloads.py names the libraries that run each workload. Each run is a separate process; a round runs
+each library once. The compilation time is reported separately. Writes throughput.json, with the date and the machine
+of each entry.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import platform
 import resource
 import statistics
@@ -29,16 +31,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from torchppo.benchmarks import workloads  # type: ignore[import-not-found, unused-ignore]
+from torchppo.benchmarks.workloads import WORKLOADS  # type: ignore[import-not-found, unused-ignore]
+
 HERE = Path(__file__).parent
-PEERS = ("sb3", "torchrl")
-MLP = ("cartpole", "halfcheetah_1", "halfcheetah_8")
-HEADLINE = (*MLP, "pong_bf16")
+HEADLINE = ("cartpole", "halfcheetah_1", "halfcheetah_8", "pong_bf16")
 """Workloads of the geometric mean."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "NPROC": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+"""Environment variables of all runs, for PyTorch and XLA."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[*MLP, "pong", "pong_bf16"], help="workloads to run")
+    parser.add_argument("--only", nargs="+", default=[*WORKLOADS], choices=WORKLOADS, help="workloads to run")
+    parser.add_argument("--peers", nargs="+", help="run only these of the other libraries, such as sb3 jax")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each measurement")
     parser.add_argument("--costs", action="store_true", help="measure the costs of single parts instead")
     parser.add_argument("--out", default="throughput.json", help="output file in the folder of this file")
@@ -55,7 +61,8 @@ def main() -> None:
         Console().print_json(json.dumps(report["costs"]))
     else:
         for name in arguments.only:
-            report["ratios"] = report.get("ratios", {}) | {name: stamp | compare(name, arguments.rounds)}
+            result = stamp | compare(name, arguments.rounds, arguments.peers)
+            report["ratios"] = report.get("ratios", {}) | {name: result}
             path.write_text(json.dumps(report, indent=1) + "\n")
         show(report["ratios"])
     path.write_text(json.dumps(report, indent=1) + "\n")
@@ -70,11 +77,9 @@ def run(library: str, name: str, *options: str) -> dict[str, float]:
 
     import torch
 
-    from torchppo.benchmarks import workloads  # type: ignore[import-not-found, unused-ignore]
-
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    work = workloads.WORKLOADS[name]
+    work = WORKLOADS[name]
     changes: dict[str, Any] = {
         key: int(value) for key, value in (option[1:].split("=") for option in options if option.startswith("@"))
     }
@@ -87,30 +92,46 @@ def run(library: str, name: str, *options: str) -> dict[str, float]:
 def measure(*arguments: str) -> dict[str, float]:
     """Run `run(*arguments)` in a new process."""
     command = [sys.executable, str(HERE / "throughput.py"), "--run", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ONE_THREAD)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
     results: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    print(*arguments, {key: round(value, 1) for key, value in results.items()}, flush=True)
+    print(*arguments, {key: round(value, 2) for key, value in results.items()}, flush=True)
     return results
 
 
-def compare(name: str, rounds: int) -> dict[str, Any]:
-    """Frames per second of one workload and, for each round, their ratios."""
-    peers = PEERS if name in MLP else ("sb3",) if name.startswith("pong") else ()  # no peer has our memories
+def compare(name: str, rounds: int, only: list[str] | None = None) -> dict[str, Any]:
+    """Frames per second of one workload and, for each round, their ratios.
+
+    Args:
+        name: the workload.
+        rounds: how often each library runs it.
+        only: the other libraries to run; `None` runs all of the workload.
+
+    """
+    peers = [peer for peer in WORKLOADS[name].peers if only is None or peer in only]
     libraries = ("ours", *peers)
-    rows = [{key: measure(key, name) for key in (*libraries, "environment")} for _ in range(rounds)]
+    loads, rows = [], []
+    for _ in range(rounds):
+        loads.append(os.getloadavg()[0])
+        rows.append({key: measure(key, name) for key in (*libraries, "environment")})
     for row in rows:
         counts = {(row[key]["frames"], row[key]["optimizer_steps"]) for key in libraries}
         if len(counts) > 1:
             raise SystemExit(f"{name}: the libraries differ in frames and optimizer steps: {counts}")
+        row["bound"] = {"fps": row["environment"]["bound"]}
+        for key in libraries:
+            row[key]["cpu_fps"] = row[key]["fps"] / row[key]["cores"]
+    everything = (*libraries, "environment", "bound")
     return {
-        "frames_per_second": {key: spread([row[key]["fps"] for row in rows]) for key in (*libraries, "environment")},
-        "ratio": {
-            key: spread([row["ours"]["fps"] / row[key]["fps"] for row in rows]) for key in (*peers, "environment")
-        },
+        "frames_per_second": {key: spread([row[key]["fps"] for row in rows]) for key in everything},
+        "ratio": {key: spread([row["ours"]["fps"] / row[key]["fps"] for row in rows]) for key in everything[1:]},
+        "cpu_ratio": {key: spread([row["ours"]["cpu_fps"] / row[key]["cpu_fps"] for row in rows]) for key in peers},
         "compile_seconds": spread([row["ours"]["compile_seconds"] for row in rows]),
         "peak_mib": {key: spread([row[key]["peak_mib"] for row in rows]) for key in libraries},
+        "cores": {key: spread([row[key]["cores"] for row in rows]) for key in libraries},
+        "gflops": spread([row["environment"]["gflops"] for row in rows]),
+        "load": spread(loads),
     }
 
 
@@ -165,8 +186,6 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def machine() -> str:
     """Name of the processor, number of available cores, and versions of PyTorch and Python."""
-    import os
-
     import torch
 
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
@@ -179,13 +198,14 @@ def machine() -> str:
 
 def show(ratios: dict[str, Any]) -> None:
     """Print a table of ratios: median (minimum to maximum)."""
+    others = dict.fromkeys(key for result in ratios.values() for key in result["ratio"])
     table = Table(title="frames per second of torchppo relative to")
-    for column in ("workload", "torchppo, frames/s", *PEERS, "environment", "compilation, s"):
+    for column in ("workload", "torchppo, frames/s", *others, "compilation, s"):
         table.add_column(column)
     for name, result in ratios.items():
         cells = [
             f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else ""
-            for ratio in (result["ratio"].get(key) for key in (*PEERS, "environment"))
+            for ratio in (result["ratio"].get(key) for key in others)
         ]
         table.add_row(
             name,

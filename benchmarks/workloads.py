@@ -1,8 +1,9 @@
-"""Workloads of `throughput.py` and the functions that run them with torchppo, Stable-Baselines3 and TorchRL."""
+"""Workloads of `throughput.py` and the functions that run them with torchppo and other libraries."""
 
 from __future__ import annotations
 
 import gc
+import statistics
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,14 @@ import torch
 
 @dataclass(frozen=True)
 class Workload:
+    """Hyperparameters of a training, equal for all libraries.
+
+    Attributes:
+        peers: names of the functions below that run it with other libraries.
+        overrides: overrides of torchppo's configuration.
+
+    """
+
     env_id: str
     num_envs: int
     frames_per_env: int
@@ -22,6 +31,8 @@ class Workload:
     normalized: bool = False
     precision: str = "32-true"
     memory: str = "none"
+    peers: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -37,13 +48,25 @@ class Workload:
         return self.epochs * self.frames // self.minibatch_size
 
 
+MLP = "sb3", "torchrl", "sbx"
 WORKLOADS = {
-    "cartpole": Workload("CartPole-v1", 8, 32, 256, 20, 60),
-    "halfcheetah_1": Workload("HalfCheetah-v5", 1, 2048, 64, 10, 4, normalized=True),
-    "halfcheetah_8": Workload("HalfCheetah-v5", 8, 2048, 2048, 10, 3, normalized=True),
-    "pong": Workload("ALE/Pong-v5", 8, 128, 256, 4, 2),
-    "pong_bf16": Workload("ALE/Pong-v5", 8, 128, 256, 4, 2, precision="bf16-mixed"),
-    "lstm": Workload("CartPole-v1", 8, 128, 256, 4, 8, memory="lstm"),
+    "cartpole": Workload("CartPole-v1", 8, 32, 256, 20, 60, peers=(*MLP, "envpool", "jax")),
+    "cartpole_1024": Workload(
+        *("CartPole-v1", 1024, 32, 4096, 4, 20),
+        peers=("sb3", "sbx", "envpool", "jax"),
+        overrides=("env.vectorization=native",),
+    ),
+    "halfcheetah_1": Workload("HalfCheetah-v5", 1, 2048, 64, 10, 4, normalized=True, peers=MLP),
+    "halfcheetah_8": Workload("HalfCheetah-v5", 8, 2048, 2048, 10, 3, normalized=True, peers=MLP),
+    "halfcheetah_8_workers": Workload(
+        *("HalfCheetah-v5", 8, 2048, 2048, 10, 3),
+        normalized=True,
+        peers=("sb3",),
+        overrides=("env.num_workers=2",),
+    ),
+    "pong": Workload("ALE/Pong-v5", 8, 128, 256, 4, 2, peers=("sb3",)),
+    "pong_bf16": Workload("ALE/Pong-v5", 8, 128, 256, 4, 2, precision="bf16-mixed", peers=("sb3",)),
+    "lstm": Workload("CartPole-v1", 8, 128, 256, 4, 8, memory="lstm", peers=("recurrent_ppo",)),
     "gru": Workload("CartPole-v1", 8, 128, 256, 4, 8, memory="gru"),
     "transformer": Workload("CartPole-v1", 8, 128, 256, 4, 8, memory="transformer"),
 }
@@ -57,14 +80,18 @@ class Clock:
 
     def __init__(self) -> None:
         self.update_ends: list[float] = []
+        self.cpu_seconds: list[float] = []
         self.start = time.perf_counter()
-        self.optimizer_steps = 0
+        self.rollouts = self.optimizer_steps = 0
 
-    def tick(self) -> None:
+    def tick(self, rollouts: int = 1) -> None:
+        """Note the end of an update, or of the last of several rollouts."""
+        self.rollouts += rollouts
         self.update_ends.append(time.perf_counter())
+        self.cpu_seconds.append(time.process_time())
 
     def results(self, work: Workload) -> dict[str, float]:
-        rollouts = len(self.update_ends) - 1
+        rollouts = self.rollouts - 1
         seconds = self.update_ends[-1] - self.update_ends[0]
         first = self.update_ends[0] - self.start
         return {
@@ -72,6 +99,7 @@ class Clock:
             "optimizer_steps": self.optimizer_steps - work.steps,
             "fps": rollouts * work.frames / seconds,
             "compile_seconds": max(0.0, first - seconds / rollouts),
+            "cores": (self.cpu_seconds[-1] - self.cpu_seconds[0]) / seconds,  # about 1 with one thread
         }
 
     def count(self, optimizer: torch.optim.Optimizer) -> None:
@@ -99,6 +127,7 @@ def configuration(work: Workload, extra: tuple[str, ...] = ()) -> Any:
         f"collector.double_buffer={work.is_atari}",
         f"compile={'auto' if work.memory != 'none' else 'true'}",
         "logger=[]",
+        *work.overrides,
         *extra,
     ]
     return compose(overrides)
@@ -133,7 +162,6 @@ def ours(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
 
 def sb3(work: Workload) -> dict[str, float]:
     from stable_baselines3 import PPO
-    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_atari_env, make_vec_env
     from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
@@ -148,6 +176,64 @@ def sb3(work: Workload) -> dict[str, float]:
         env = make_vec_env(work.env_id, work.num_envs, seed=0)
     if work.normalized:
         env = VecNormalize(env, gamma=0.99)
+    model = PPO("CnnPolicy" if work.is_atari else "MlpPolicy", env, device="cpu", **stable_options(work))
+    return learn(model, work)
+
+
+def recurrent_ppo(work: Workload) -> dict[str, float]:
+    """RecurrentPPO with the networks of `policy=lstm`: a layer and an LSTM, separate for actor and critic."""
+    from sb3_contrib import RecurrentPPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+    class Layer(BaseFeaturesExtractor):
+        def __init__(self, space: Any) -> None:
+            super().__init__(space, 64)
+            self.layer = torch.nn.Sequential(torch.nn.Linear(space.shape[0], 64), torch.nn.Tanh())
+
+        def forward(self, observation: torch.Tensor) -> Any:
+            return self.layer(observation)
+
+    networks = {
+        "features_extractor_class": Layer,
+        "share_features_extractor": False,
+        "lstm_hidden_size": 64,
+        "net_arch": [],
+        "enable_critic_lstm": True,
+    }
+    env = make_vec_env(work.env_id, work.num_envs, seed=0)
+    model = RecurrentPPO("MlpLstmPolicy", env, device="cpu", policy_kwargs=networks, **stable_options(work))
+    return learn(model, work)
+
+
+def sbx(work: Workload) -> dict[str, float]:
+    """SBX, which has the environments of Stable-Baselines3, and updates in JAX."""
+    from sbx import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+    env: VecEnv = make_vec_env(work.env_id, work.num_envs, seed=0)
+    if work.normalized:
+        env = VecNormalize(env, gamma=0.99)
+    return learn(PPO("MlpPolicy", env, **stable_options(work)), work)
+
+
+def stable_options(work: Workload) -> dict[str, Any]:
+    """Arguments of the algorithms of Stable-Baselines3, sb3-contrib and SBX."""
+    return {
+        "n_steps": work.frames_per_env,
+        "batch_size": work.minibatch_size,
+        "n_epochs": work.epochs,
+        "learning_rate": 3e-4,
+        "ent_coef": 0.0,
+        "seed": 0,
+    }
+
+
+def learn(model: Any, work: Workload) -> dict[str, float]:
+    """Train with an algorithm of Stable-Baselines3, sb3-contrib or SBX."""
+    from stable_baselines3.common.callbacks import BaseCallback
+
     clock = Clock()
 
     class Timer(BaseCallback):
@@ -158,20 +244,35 @@ def sb3(work: Workload) -> dict[str, float]:
             if self.num_timesteps:
                 clock.tick()
 
-    model = PPO(
-        "CnnPolicy" if work.is_atari else "MlpPolicy",
-        env,
-        n_steps=work.frames_per_env,
-        batch_size=work.minibatch_size,
-        n_epochs=work.epochs,
-        learning_rate=3e-4,
-        ent_coef=0.0,
-        device="cpu",
-        seed=0,
-    )
-    clock.count(model.policy.optimizer)
+    optimizer = getattr(model.policy, "optimizer", None)
+    if isinstance(optimizer, torch.optim.Optimizer):
+        clock.count(optimizer)
     model.learn((work.rollouts + 1) * work.frames, callback=Timer())
     clock.tick()
+    if not clock.optimizer_steps:  # JAX has no hook to count them
+        clock.optimizer_steps = (work.rollouts + 1) * work.steps
+    return clock.results(work)
+
+
+def envpool(work: Workload) -> dict[str, float]:
+    from .peers.envpool_loop import Loop, train
+
+    loop = Loop(work.env_id, work.num_envs, work.frames_per_env, work.minibatch_size, work.epochs)
+    clock = Clock()
+    clock.count(loop.optimizer)
+    train(loop, work.rollouts + 1, clock.tick)
+    return clock.results(work)
+
+
+def jax(work: Workload) -> dict[str, float]:
+    from .peers.jax_loop import make_train
+
+    clock = Clock()
+    train, state = make_train(work.num_envs, work.frames_per_env, work.minibatch_size, work.epochs, work.rollouts)
+    clock.tick()
+    train(state)[1].block_until_ready()
+    clock.tick(work.rollouts)
+    clock.optimizer_steps = (work.rollouts + 1) * work.steps  # of one program
     return clock.results(work)
 
 
@@ -221,10 +322,20 @@ def torchrl(work: Workload) -> dict[str, float]:
 
 
 def environment(work: Workload, seconds: float = 3.0) -> dict[str, float]:
-    """Step the environments one after the other with random actions, without a policy."""
-    from torchppo.envs import make_env
+    """Step the environments in this process with random actions, without a policy.
 
-    vector = make_env(work.env_id, work.num_envs).vector
+    Returns:
+        `fps` of the environment alone. `bound` is the frames per second if, in addition, networks cost only their
+        floating point operations at the rate of a large matrix product: one forward pass to act, and in each epoch
+        three times as many operations to learn. `gflops` is that rate.
+
+    """
+    from torchppo.pipelines.build import build_training
+
+    training = build_training(configuration(work, ("env.num_workers=0", "compile=false")), 0)
+    operations = forward_operations(training)
+    collector: Any = training.collector
+    vector = collector.env.vector
     vector.reset(seed=0)
     vector.action_space.seed(0)
     actions = [vector.action_space.sample() for _ in range(100)]
@@ -235,7 +346,32 @@ def environment(work: Workload, seconds: float = 3.0) -> dict[str, float]:
         if done.any():
             vector.reset(options={"reset_mask": done})
         steps += 1
-    return {"fps": steps * work.num_envs / (time.perf_counter() - start)}
+    fps = steps * work.num_envs / (time.perf_counter() - start)
+    rate = product_rate(torch.bfloat16 if work.precision == "bf16-mixed" else torch.float32)
+    bound = 1 / (1 / fps + operations * (1 + 3 * work.epochs) / rate)
+    return {"fps": fps, "bound": bound, "gflops": rate / 1e9}
+
+
+def forward_operations(training: Any) -> float:
+    """Floating point operations of actor and critic for one frame."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    frames = next(iter(training.collector))[:, 0]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        training.ppo.actor(frames.copy())
+        training.ppo.critic(frames.copy())
+    return float(counter.get_total_flops()) / len(frames)
+
+
+def product_rate(dtype: torch.dtype, size: int = 1024, repeats: int = 20) -> float:
+    """Floating point operations per second of a product of two square matrices."""
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - start)
+    return float(2 * size**3 / statistics.median(seconds))
 
 
 def collection(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 MAX_ROWS, MAX_WEIGHT = 3, 16_384
 """Largest products that are computed as sums. With 4 rows, both methods take 21 us for a policy of 17-64-64-6 units."""
+MAX_INPUTS = 24
+"""Inputs of the widest layer whose weight gradient is computed as its transpose."""
 
 # The rational approximation of tanh that Eigen uses: x p(x^2) / q(x^2), highest power first.
 TANH_P: tuple[float, ...] = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08)
@@ -34,10 +36,35 @@ def small_product(rows: Tensor, weight: Tensor) -> Tensor:
     return (rows.unsqueeze(1) * weight.t().unsqueeze(0)).sum(-1)
 
 
-def small_linear(bias: Tensor, rows: Tensor, weight: Tensor, **factors: Any) -> Tensor:
-    """Compute `small_product` with a bias."""
-    product = NotImplemented if factors else small_product(rows, weight)
-    return product if product is NotImplemented else product + bias
+def linear(bias: Tensor, rows: Tensor, weight: Tensor, **factors: Any) -> Tensor:
+    """Compute a product and a bias. The bias fuses with the operations that follow; PyTorch first copies it.
+
+    The results are bitwise equal. An optimizer step of HalfCheetah-v5 with M = 64 takes 7 % less time.
+    """
+    small = NotImplemented if factors else small_product(rows, weight)
+    if small is not NotImplemented:
+        return small + bias
+    if factors or rows.device.type != "cpu" or rows.dtype != torch.float32:
+        return NotImplemented
+    return ((rows @ weight).unsqueeze(0) + bias).squeeze(0)  # without the views, Inductor makes an addmm of them
+
+
+def narrow_product(left: Tensor, right: Tensor) -> Tensor:
+    """Compute the weight gradient of a layer with few inputs, left @ right, as the transpose of right^T @ left^T.
+
+    MKL takes 20 us for `[64, 256] @ [256, 4]`, and 4 us for its transpose. An optimizer step of CartPole-v1 takes 11 %
+    less time with M = 256 and with M = 4096.
+    """
+    is_supported = left.device.type == "cpu" and left.dtype == torch.float32 and left.stride(0) == 1
+    if not is_supported or right.shape[1] > MAX_INPUTS or right.shape[1] >= left.shape[0]:
+        return NotImplemented
+    return (right.t() @ left.t()).t().contiguous()  # the graph may view it
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Compute a product with `small_product` or `narrow_product`."""
+    small = small_product(left, right)
+    return narrow_product(left, right) if small is NotImplemented else small
 
 
 def fast_tanh(x: Tensor) -> Tensor:
@@ -105,8 +132,8 @@ def narrower(image: Tensor, factor: int) -> Tensor:
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.mm.default: small_product,
-    torch.ops.aten.addmm.default: small_linear,
+    torch.ops.aten.mm.default: product,
+    torch.ops.aten.addmm.default: linear,
     torch.ops.aten.tanh.default: fast_tanh,
     torch.ops.aten.clone.default: interleave_channels,
     torch.ops.aten.convolution_backward.default: widen_convolution_backward,

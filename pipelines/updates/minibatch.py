@@ -119,12 +119,11 @@ class MinibatchUpdate:
         num_rows, advantage = len(rows), rows["advantage"]
         frames = advantage.numel()
         self._check_size(frames, frames // num_rows)
-        order = torch.cat([torch.randperm(num_rows) for _ in range(num_epochs)]).to(advantage.device)
-        minibatches = order.reshape(num_epochs * frames // self.minibatch_size, -1)
-        parts = minibatches.chunk(num_epochs)
+        orders = [torch.randperm(num_rows).to(advantage.device) for _ in range(num_epochs)]
+        parts = [order.reshape(frames // self.minibatch_size, -1) for order in orders]
         if self.learner.normalize_advantage != "minibatch":
             return [Minibatches(part, None) for part in parts]
-        return [*map(Minibatches, parts, normalized(advantage[minibatches]).chunk(num_epochs))]
+        return [*map(Minibatches, parts, normalized(advantage[torch.cat(parts)]).chunk(num_epochs))]
 
     def _run_epoch(
         self, rows: TensorDictBase, metrics: list[Mapping[str, Tensor]], drawn: Minibatches | None = None

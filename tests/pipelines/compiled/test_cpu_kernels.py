@@ -12,16 +12,21 @@ from torchppo.pipelines.compiled.graph import TracedFunction
 class TestDecompositions:
     """Each test has one graph, because every graph takes two seconds to compile."""
 
-    def test_small_products_equal_those_of_linear(self) -> None:
+    def test_products_equal_those_of_linear(self) -> None:
         layer = nn.Linear(7, 5).double()
         inputs = [torch.randn(rows, 7, dtype=torch.float64) for rows in (1, MAX_ROWS, MAX_ROWS + 1)]
         bias, row, weight = torch.randn(5), torch.randn(1, 7), torch.randn(5, 7).t()
+        rows, gradient = torch.randn(40, 7), torch.randn(40, 32)
 
         def products(*inputs: torch.Tensor) -> list[torch.Tensor]:
-            return [*map(layer, inputs), torch.addmm(bias, row, weight, beta=0.5, alpha=2.0)]
+            scaled = torch.addmm(bias, row, weight, beta=0.5, alpha=2.0)
+            return [*map(layer, inputs), torch.addmm(bias, rows, weight), gradient.t() @ rows, scaled]
 
         with torch.no_grad():
-            *small, scaled = TracedFunction(products)(*inputs)
+            *small, biased, of_weight, scaled = TracedFunction(products)(*inputs)
+            assert torch.equal(biased, torch.addmm(bias, rows, weight))
+            assert of_weight.is_contiguous()
+            torch.testing.assert_close(of_weight.double(), gradient.double().t() @ rows.double(), rtol=1e-5, atol=1e-5)
             for found, x in zip(small, inputs, strict=True):
                 torch.testing.assert_close(found, layer(x), rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(scaled, 0.5 * bias + 2.0 * (row @ weight))
