@@ -35,6 +35,8 @@ class Transformer(Memory):
 
     """
 
+    compiles_sequences = True
+
     def __init__(
         self,
         num_inputs: int,

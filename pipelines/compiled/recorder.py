@@ -1,6 +1,6 @@
 """Records the operations of a function of tensors while they run.
 
-Uses private APIs of PyTorch, tested with 2.13: `TorchDispatchMode`, `tree_map_only`.
+Uses private APIs of PyTorch, tested with 2.13: `TorchDispatchMode`, `tree_map_only`, `DisableTorchFunction`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Recorder(TorchDispatchMode):
         if is_mask or (func is not torch.ops.aten.index.Tensor and VALUE_TAGS & {*getattr(func, "tags", ())}):
             refuse(func)
         node = self._graph.call_function(func, *tree_map_only(Tensor, self._node_of, (args, kwargs)))
-        result = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # an operator of ours may read the values of tensors
+            result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self._nodes.setdefault(id(result), (result, node))  # an operation in place returns a known tensor
         elif isinstance(result, list | tuple):
