@@ -25,7 +25,10 @@ def main() -> int:
 
 
 def hide_missing_mjx() -> None:
-    """Mark `mujoco.mjx` as missing if it is. To find out, TorchRL 0.14 imports all of MuJoCo, which takes 0.3 s."""
+    """Mark `mujoco.mjx` as missing if it is not installed.
+
+    Otherwise, TorchRL 0.14 imports MuJoCo to check this, which takes 0.3 s.
+    """
     spec = importlib.util.find_spec("mujoco")  # does not import it
     if spec is not None and not any(Path(path, "mjx").exists() for path in spec.submodule_search_locations or ()):
         sys.modules.setdefault("mujoco.mjx", None)  # type: ignore[arg-type] # its import raises ModuleNotFoundError

@@ -47,7 +47,7 @@ COLUMNS = (
 
 
 def key(row: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return the place of a row in the table."""
+    """Return the sort key of a row of the table."""
     return TASKS.index(row["task"]), list(VARIANTS).index(row["variant"]), int(row["seed"])
 
 
@@ -59,7 +59,7 @@ def run(task: str, variant: str, seed: int) -> dict[str, Any]:
 
 
 def print_means(rows: list[dict[str, Any]]) -> None:
-    """Print the mean of the final evaluations of each variant, and the interval that 95 % of resampled means are in."""
+    """Print the mean of the final evaluations of each variant, and the interval of 95 % of the resampled means."""
     for task, variant in product(TASKS, VARIANTS):
         found = [row for row in rows if (row["task"], row["variant"]) == (task, variant)]
         returns = [float(row["eval_return_mean"]) for row in found]

@@ -4,8 +4,8 @@
     python benchmarks/ranks.py --rounds 7 --out ranks.json
 
 Every process uses one thread, HalfCheetah-v5 with 8 environments, rollouts of 8 x 512 frames, minibatches of 512 and
-10 epochs. The first rollout, which compiles, is excluded. Only the time in which both independent trainings run
-counts. A round measures every way once. Writes ranks.json, with the date and the machine.
+10 epochs. The first rollout, which compiles, is excluded. Independent trainings are measured only while both run. A
+round measures every way once. Writes ranks.json, with the date and the machine.
 """
 
 from __future__ import annotations

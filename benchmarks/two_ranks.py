@@ -6,7 +6,7 @@
 The groups are objectives, trust regions, updates, estimators, critics, controllers of the learning rate, intrinsic
 rewards, memories and symmetries. Each training has two rollouts of different data on each rank, with eager and with
 traced steps. After it, all parameters, normalizers, coefficients and states of the optimizer must be equal on both
-ranks, and different from those at the start. Two processes train one choice after the other. Writes one row per
+ranks, and different from those at the start. The two processes train one choice after the other. Writes one row per
 training to a CSV file, and exits with 1 if two ranks differ or a training fails. Takes about 10 minutes.
 """
 
@@ -65,7 +65,7 @@ def choices(group: str) -> list[str]:
 
 
 def overrides(choice: str) -> list[str]:
-    """Return the overrides of a choice. Controllers control the learning rate, but the entropy its coefficient."""
+    """Return the overrides of a choice. `target_entropy` controls the entropy coefficient, others the learning rate."""
     group, _, name = choice.partition("=")
     key = "entropy_coeff" if name == "target_entropy" else "lr"
     word = f"controller@controller.{key}={name}" if group == "controller" else choice

@@ -58,12 +58,12 @@ def make_env(
     Args:
         id: see `make_gymnasium_env`, or a vector environment, for which other arguments are errors (see `VectorEnv`).
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
-        vectorization: `native`: one vector environment (see `make_native`); `auto`: only if there are no single ones.
+        vectorization: `native`: one vector environment (see `make_native`); `auto`: only if the id has no other form.
         num_workers: worker processes; 0: step in this process, `auto`: measure which is faster, with the same data.
         step_timeout: seconds after which a step or reset of one environment fails; without workers, only in commands.
         on_failure: `restart` recreates an environment that fails, and truncates its episode; `raise` ends the run.
         max_restarts: number of failures that are followed by a restart.
-        wrappers: applied to each environment, the first one innermost. A native one needs vector wrappers.
+        wrappers: applied to each environment, the first one innermost. With `native`, they are vector wrappers.
         info_keys: entries of `info` at the end of an episode that become metrics, besides `is_success` and `success`.
         render_mode: passed in the same way as `kwargs`. Ignored for Atari games, whose videos show the observations.
         kwargs: see `make_gymnasium_env`.
@@ -140,7 +140,7 @@ def is_native(id: Any, vectorization: str) -> bool:  # noqa: A002
     """Return whether one vector environment steps all environments."""
     if vectorization not in ("auto", "native"):
         raise ConfigurationError(
-            f"env.vectorization={vectorization} is not valid; use auto or native; without native, env.num_workers=0 "
+            f"env.vectorization={vectorization} is not valid; use auto or native; with auto, env.num_workers=0 "
             "steps in this process, and a larger number in workers"
         )
     spec = gymnasium.registry.get(id) if isinstance(id, str) else None

@@ -83,7 +83,7 @@ class MonitoredModule(LightningModule):
         return batch
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch to the device, unless it is there: TensorDict would copy the structure."""
+        """Move a batch to the device, unless it is already there; TensorDict would copy its structure."""
         if isinstance(batch, TensorDictBase) and all(leaf.device == device for leaf in batch.values(True, True)):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)

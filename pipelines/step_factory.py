@@ -139,7 +139,7 @@ def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
     eager = EagerStep(ppo, rule)
     chosen = choose(check_compile(compile), num_steps, OPTIMIZER_STEPS_TO_COMPILE)
     has_loop = not all(getattr(memory, "compiles_sequences", False) for memory in recurrent_modules(ppo.actor))
-    if chosen is False or is_scaled or (compile == "auto" and has_loop):  # Lightning owns a loss scale
+    if chosen is False or is_scaled or (compile == "auto" and has_loop):  # only Lightning scales losses
         return eager
 
     def make_graph() -> Step:

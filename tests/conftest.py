@@ -1,6 +1,7 @@
 """For every test."""
 
 import copy
+import itertools
 import random
 import signal
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.utils import seeding
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hypothesis import settings
@@ -28,23 +30,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def _same_path() -> Iterator[None]:
-    """Restore `sys.path`: commands add the current folder, and a long path slows down imports, also failing ones."""
+    """Restore `sys.path`. Commands add the current folder to it, and a long path makes imports slow."""
     before = sys.path[:]
     yield
     sys.path[:] = before
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
-    """Seed the global generators, so that a test does not depend on the tests that ran before it in its process."""
+def _seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed the global generators, and environments and spaces that a test does not seed."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    make, seeds = seeding.np_random, itertools.count()
+    monkeypatch.setattr(seeding, "np_random", lambda seed=None: make(next(seeds) if seed is None else seed))
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Small networks lose most of their time to more threads, and closing an environment of TorchRL adds threads."""
+    """Use one thread. More threads make small networks slow, and closing a TorchRL environment adds threads."""
     torch.set_num_threads(1)
 
 
@@ -56,9 +60,9 @@ def graph(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def _groups_are_composed_once() -> Iterator[None]:
-    """Cache what Hydra makes of a choice of groups of `conf/`, which takes 0.15 s and which hundreds of tests repeat.
+    """Cache the configuration that Hydra composes from each choice of groups. Composing takes 0.15 s.
 
-    Hydra still applies the overrides of keys in every test, and composes configurations with a user's folder anew. Uses
+    Hydra still applies the overrides of keys in every test. Configurations with a user's folder are not cached. Uses
     private APIs of Hydra, tested with 1.3.2: the list of files, and the configuration that is merged from them.
     """
     make_list, merge = defaults_list._create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list

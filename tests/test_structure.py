@@ -84,7 +84,7 @@ print(json.dumps(sorted(str(path.relative_to(root)) for path in paths if path.is
 sys.exit(code)
 """
 MAX_FILES_OF_A_TRAINING = 50
-"""15 of them save and restore a training, and stop it after signals and failures."""
+"""15 of these files save and restore a training, or stop it after signals and failures."""
 
 
 def test_a_cartpole_training_calls_functions_in_few_files(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Batches of environments that step themselves, such as Gymnasium's vector environments, EnvPool and ale-py."""
+"""Vector environments that step all environments with one call: those of Gymnasium, EnvPool and ale-py."""

@@ -23,8 +23,8 @@ def without_autoreset(vector: Vector) -> Vector:
 
     - `DISABLED`: `vector` itself.
     - `SAME_STEP`: a `SameStepReset`. The data is exact.
-    - `NEXT_STEP`: the data is exact for vector environments that can reset single environments on request: those of
-      Gymnasium, ale-py and EnvPool. For others, it is a `NextStepReset`.
+    - `NEXT_STEP`: the data is exact if single environments can be reset on request, as in the vector environments of
+      Gymnasium, ale-py and EnvPool. Otherwise, a `NextStepReset`.
 
     Raises:
         EnvironmentFailure: if the metadata does not contain the autoreset mode.
@@ -65,11 +65,11 @@ class ResetOnRequest(VectorWrapper):
 class CartPoleReset(ResetOnRequest):
     """Resets single environments of Gymnasium's native CartPole, whose `reset` has no mask.
 
-    Sets its attributes as its own step does. Tested with Gymnasium 1.4.
+    A reset sets the same attributes as `CartPoleVectorEnv.step`. Tested with Gymnasium 1.4.
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset all environments, or those in `options["reset_mask"]`, to states of the same random generator."""
+        """Reset all environments, or those in `options["reset_mask"]`. All states come from one random generator."""
         if options is None:
             return self.env.reset(seed=seed)
         cartpole: Any = self.env
@@ -81,7 +81,9 @@ class CartPoleReset(ResetOnRequest):
 
 
 class EnvPoolReset(ResetOnRequest):
-    """Resets single environments of an EnvPool, and makes a new one for a seed, which `reset` of EnvPool ignores.
+    """Resets single environments of an EnvPool.
+
+    A reset with a seed makes a new EnvPool, because `reset` of EnvPool ignores the seed.
 
     Args:
         env: the EnvPool.

@@ -1,4 +1,4 @@
-"""Makes batches of environments that step themselves."""
+"""Makes vector environments that step all environments with one call."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def make_native(
     on_failure: str = "raise",
     **kwargs: Any,
 ) -> SlicedVectorEnv:
-    """Make a vector environment that steps all environments itself.
+    """Make a vector environment that steps all environments with one call.
 
     Args:
         id: `ALE/<Game>-v5` (see `make_atari_vector`), `envpool:<id>`, an id whose registration has a
-            `vector_entry_point`, or a class or function, or its dotted path, that makes a vector environment.
+            `vector_entry_point`, or a class or function that makes a vector environment, or its dotted path.
         num_envs: number of environments.
         wrappers: vector wrappers, such as those of `gymnasium.wrappers.vector`, the first one innermost.
         info_keys: see `make_env`.
@@ -87,7 +87,7 @@ def _envpool(id: str, kwargs: dict[str, Any]) -> tuple[Callable[[int], Vector], 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*precision lowered by casting")
             pool = envpool.make_gymnasium(name, num_envs=num_envs, seed=seed, **kwargs)
-            _ = pool.observation_space, pool.action_space  # made at their first use, with a warning
+            _ = pool.observation_space, pool.action_space  # created at the first access, with a warning
             return pool
 
     def make_vector(num_envs: int) -> Vector:

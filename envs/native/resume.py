@@ -14,7 +14,7 @@ from .autoreset import Vector
 
 
 class WholeBatch(gymnasium.Env[Any, Any]):
-    """A vector environment as one environment without an end, whose steps also reset the episodes that have ended."""
+    """A vector environment as one environment that never ends. A step also resets environments whose episode ends."""
 
     def __init__(self, vector: Vector) -> None:
         self.vector = vector

@@ -1,4 +1,4 @@
-"""A Gymnasium vector environment that steps its environments itself, with the interface of our own ones."""
+"""A Gymnasium vector environment with the interface of our own vector environments."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class NativeVectorEnv(SlicedVectorEnv):
 
 
 def checked(name: str, values: Any, shape: tuple[int, ...] | None) -> NDArray[Any]:
-    """Return a result of a step as an array; some vector environments return arrays of JAX.
+    """Return a result of a step as an array; some vector environments return JAX arrays.
 
     Raises:
         EnvironmentFailure: if its shape is wrong.

@@ -46,7 +46,7 @@ class Replay(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def with_replay(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Apply `Replay`, unless it is applied, to the actions that the environment itself receives."""
+    """Apply `Replay` once, inside of `EncodeSpaces`, so that it records the actions that the environment receives."""
     if isinstance(env, EncodeSpaces):
         env.env = with_replay(env.env)
         return env
@@ -54,9 +54,9 @@ def with_replay(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
 
 
 def save_layers(env: gymnasium.Env[Any, Any]) -> list[Any]:
-    """Return what may outlast an episode, as far as it is plain data.
+    """Return the values that may be needed after the next reset, if they are plain data.
 
-    It consists of random generators, numbers, texts and spaces of the environment, and of the attributes of wrappers.
+    These are random generators, numbers, texts and spaces of the environment, and the attributes of wrappers.
     """
     return [
         [
@@ -93,6 +93,6 @@ def load_layers(env: gymnasium.Env[Any, Any], saved: list[Any]) -> None:
 
 
 def box2d_worlds(env: Any) -> list[Any]:
-    """Return the Box2D worlds of an environment. If one outlasts an episode, its hidden state changes the next one."""
+    """Return the Box2D worlds of an environment. A kept world has hidden state, which affects the next episode."""
     values = (value for layer in layers_of(env) for value in own_attributes(layer).values())
     return [value for value in values if type(value).__name__ == "b2World"]

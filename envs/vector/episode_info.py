@@ -58,11 +58,11 @@ class EpisodeInfo:
 class BatchInfo:
     """Writes entries of the last `info` of a vector environment to an array, where episodes end.
 
-    An entry has one value per environment. `_key` says which of them are given.
+    An entry has one value per environment. The entry `_<key>` is the mask of the environments that have a value.
 
     Args:
         keys: keys of the entries.
-        values: the array, `[num_envs, len(keys)]`. An entry that is not given becomes NaN.
+        values: the array, `[num_envs, len(keys)]`. Missing values become NaN.
 
     """
 

@@ -1,7 +1,7 @@
-"""An LSTM over whole sequences in which episodes begin, in a few large operations.
+"""An LSTM for whole sequences, which may contain the beginning of episodes.
 
-A Python loop over cells costs most of the time of an update: for 2 sequences of 128 steps and 64 units on a CPU,
-forward and backward take 30 ms, and the functions of this file 2 ms.
+A Python loop over cells takes most of the time of an update: for 2 sequences of 128 steps and 64 units on a CPU,
+forward and backward pass take 30 ms. The functions of this file take 2 ms.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch import Tensor
 from .sequence_operators import SequenceOperator
 
 CLOSED = 1e9
-"""Input of a gate that closes it, whatever its other inputs are: sigmoid(-CLOSED) is 0, and so is its slope."""
+"""Subtracted from the input of a gate to close it: sigmoid(-CLOSED) and its derivative are 0."""
 
 
 def lstm_sequence(
     inputs: Tensor, is_init: Tensor, hidden: Tensor, state: Tensor, weight: Tensor, *others: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Apply an LSTM to sequences with one call of PyTorch's LSTM, wherever episodes begin.
+    """Apply an LSTM to sequences with one call of PyTorch's LSTM.
 
-    The call has one step more before every episode that begins after the first step. Such a step closes all gates, so
-    that both states become 0, and their gradients too. Rows with fewer such steps end with steps that keep the cell
-    state. Padding or packing the episodes as separate sequences is slower.
+    A step is inserted before every episode that begins after the first step. It closes all gates, so that both states
+    and their gradients become 0. Rows with fewer inserted steps are padded at the end with steps that keep the cell
+    state. It would be slower to pad or pack the episodes as separate sequences.
 
     Args:
         inputs: `[batch, time, num_inputs]`.
@@ -56,7 +56,7 @@ def lstm(is_init: Tensor, *tensors: Tensor) -> list[Tensor]:
     if num_steps > time:
         steps = torch.arange(num_steps, device=inputs.device)
         place = (steps[:time] + shift + num_steps * torch.arange(batch, device=inputs.device).unsqueeze(1)).flatten()
-        # The first flag marks steps that are inserted or at the end, the second one steps at the end.
+        # The first flag marks inserted and padding steps, the second one only padding steps.
         flags = inputs.new_ones(batch, num_steps, 2)
         flags[..., 0].view(-1)[place] = 0.0
         flags[..., 1] = steps >= time + shift[:, -1:]
@@ -90,6 +90,6 @@ lstm_operator = SequenceOperator(
 
 
 def call_lstm(inputs: Tensor, states: tuple[Tensor, Tensor], weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Call the function behind `nn.LSTM`, which PyTorch does not document. Batches come first."""
+    """Call the function behind `nn.LSTM`, which PyTorch does not document. The batch is the first dimension."""
     results: tuple[Tensor, ...] = torch.lstm(inputs, states, weights, True, 1, 0.0, True, False, True)
     return results

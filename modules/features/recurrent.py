@@ -3,7 +3,7 @@
 A memory reads the states of the last `context_length` steps, its context. An LSTM or GRU reads a single state; a
 transformer reads the hidden states of all steps that it attends to. A single step during collection and a whole
 sequence during learning are the same call: features and a context in, features and the next context out. Learning needs
-the features only. Acting, and burning in, need the next context.
+only the features. Collection and burn-in also need the next context.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Memory(nn.Module, ABC):
         """Process a batch of sequences; a single step is a sequence of length 1.
 
         States from before an episode begins must not affect the features of that episode. The result must not depend on
-        how a sequence is cut into calls.
+        how a sequence is divided into calls.
 
         Args:
             features: Input features, `[batch, time, num_inputs]`.
@@ -90,7 +90,7 @@ class RecurrentCell(Memory):
 
     @abstractmethod
     def sequence(self, features: Tensor, is_init: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the same as `steps`, faster."""
+        """Compute the same as `steps` with fewer operations."""
 
     def steps(self, features: Tensor, is_init: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the cell step by step.

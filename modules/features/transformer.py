@@ -180,7 +180,7 @@ class RelativeAttention(nn.Module):
         # The mask is float32, and so are the scores, also under autocast.
         scores = shift_rows((query + self.position_bias) * scale @ position.transpose(-1, -2)) + mask.unsqueeze(1)
         query = (query + self.content_bias) * scale
-        # For one query, to transform the query and the mean of the states is cheaper than to transform all states.
+        # For one query, transforming the query and the mean of the states is cheaper than transforming all states.
         if time == 1:
             to_key, to_value = self.key_value.weight.unflatten(0, (2, self.num_heads, -1))
             scores += (torch.einsum("bhtd,hdw->bhw", query, to_key) @ states.transpose(1, 2)).unsqueeze(2)

@@ -1,4 +1,4 @@
-"""A critic whose error also explains the part of a return that depends on the action; experimental."""
+"""A critic of Q(s, a) with an advantage that is quadratic in the action; experimental."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class QuadraticAdvantageValue(ValueHead):
 
     V, mu and L are linear functions of the features; L is a lower triangular matrix with a positive diagonal. The error
     is (Q(s, a) - R)^2 for the action taken and its value target R. The expectation is that of the Gaussian policy at
-    collection, with mean m and standard deviations sigma: E[q(a')] = q(m) + sum_ij L_ij^2 sigma_i^2. Because of it, the
-    minimum of the error over V is the value of the policy, as for the squared error, but A explains a part of the
-    variance of the returns. Estimators use only V.
+    collection, with mean m and standard deviations sigma: E[q(a')] = q(m) + sum_ij L_ij^2 sigma_i^2. The
+    mean of A is therefore 0, so the V with the smallest error is the value of the policy, as with the squared error of
+    V. A explains a part of the variance of the returns. Estimators use only V.
 
-    Experimental: we know of no published results for PPO.
+    Experimental: we do not know of published results for PPO.
 
     Source: Gu et al. 2016, "Continuous deep Q-learning with model-based acceleration" (NAF), eq. 3 to 5. There, Q is
     learned off-policy, and V is the value of the best action mu.

@@ -33,7 +33,7 @@ class ValueHead(nn.Module, ABC):
     collected_keys: ClassVar[list[str]] = []
 
     def setup(self, action_spec: TensorSpec, head: Head) -> None:
-        """Prepare for the actions; called once, before `forward`. Most heads do not need it.
+        """Build what depends on the actions. It is called once, before `forward`; most heads do not need it.
 
         Args:
             action_spec: Batched spec of the action.

@@ -26,7 +26,7 @@ class NovelD(RND):
         observation_spec: See `RND`.
         alpha: Factor of the novelty of the current observation.
         is_episodic: See `RewardModel`. True, because the bonus starts again with every episode.
-        options: See `RND`. Visits are compared by the entries `observations`.
+        options: See `RND`. The entries `observations` also decide whether a state is new.
 
     Raises:
         ConfigurationError: If an option is out of range or an entry does not exist.

@@ -181,7 +181,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
 
 
 def permuted(tensor: Tensor, order: list[int]) -> Tensor:
-    """Permute the dimensions of a tensor, unless they are in order; a traced graph would keep the operation."""
+    """Permute the dimensions of a tensor, unless they are in order, because a traced graph keeps the operation."""
     return tensor if order == sorted(order) else tensor.permute(order)
 
 

@@ -28,8 +28,8 @@ class TracedFunction:
     compiled into one kernel, which is recorded as a CUDA graph on CUDA. Without compilation, they run one by one, and
     the results are bitwise equal to those of the function.
 
-    The operations run while they are recorded, on the real tensors. `make_fx` with fake tensors takes 0.5 s for an
-    optimizer step of two small networks, and this 0.06 s.
+    The operations run on the real tensors while they are recorded. Recording an optimizer step of two small networks
+    takes 0.06 s. `make_fx` with fake tensors takes 0.5 s.
 
     `torch.compile` checks guards, replays side effects of Python and wraps tensors at every call, which costs more than
     a small network. It also takes seconds to simulate the Python code that simply runs here.
@@ -105,7 +105,7 @@ class TracedFunction:
     ) -> tuple[GraphModule, list[Tensor], Sequence[Tensor]]:
         """Call the function; return its graph, the tensors that it closes over, and its results.
 
-        The call counts only without compilation. Otherwise the kernel runs next, from the same state.
+        Without compilation, this is the first call. With compilation, its changes are undone, and the kernel runs next.
         """
         devices = [tensor.device for tensor in inputs if tensor.is_cuda][:1]
         recorder = Recorder(inputs, keep_copies=self._compile)

@@ -1,4 +1,4 @@
-"""Transformations of a recorded graph: casts become inputs, and code that runs it."""
+"""Transformations of a recorded graph: casts become inputs, and operations become Python code."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class Recorder(TorchDispatchMode):
         return self._last_input
 
     def has_computed(self, tensor: Tensor) -> bool:
-        """Return whether a tensor is the result of an operation, and no input."""
+        """Return whether a tensor is the result of an operation and not an input."""
         return id(tensor) in self._nodes and self._nodes[id(tensor)][1].op != "placeholder"
 
     @property
@@ -121,7 +121,7 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
 
 
 def refuse(func: Any) -> None:
-    """Raise the error for a function of the values of tensors."""
+    """Raise a GraphError for a function that reads the values of tensors."""
     raise GraphError(
         f"a policy or objective depends on the values of tensors ({getattr(func, '__name__', func)}), which a graph "
         "does not support; use compile=false"

@@ -67,7 +67,7 @@ def build_torchrl_collector(
         frames_per_batch=frames_per_batch,
         total_frames=-1,  # `RolloutLoader` counts the frames of all ranks
     )
-    from ..collectors.rollout_loader import RolloutLoader  # it imports TorchRL's collectors, which takes 0.1 s
+    from ..collectors.rollout_loader import RolloutLoader  # imports TorchRL's collectors, which takes 0.1 s
 
     return RolloutLoader(collector, cfg.total_frames)
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_SHARED_BYTES = 1 << 26
-"""Largest tensor in shared memory, which has two copies per rank. The latency of larger sums does not matter."""
-_shared_sums: WeakKeyDictionary[Any, SharedSum | None] = WeakKeyDictionary()  # of the process group
+"""Largest tensor that is summed in shared memory, which has two copies of it per rank."""
+_shared_sums: WeakKeyDictionary[Any, SharedSum | None] = WeakKeyDictionary()  # by process group
 
 
 def num_ranks() -> int:
@@ -28,7 +28,7 @@ def num_ranks() -> int:
 
 
 def leave_group() -> None:
-    """Destroy the process group, whose threads may otherwise abort the process while the interpreter ends."""
+    """Destroy the process group. Otherwise, its threads may abort the process while the interpreter shuts down."""
     if num_ranks() > 1:
         gc.collect()  # DDP refers to the group
         distributed.destroy_process_group()
@@ -110,7 +110,7 @@ class Exchange:
 
 
 def _device_of_group(device: torch.device) -> torch.device:
-    """Return the device of tensors that the ranks exchange, because NCCL needs a GPU."""
+    """Return the device of tensors that the ranks exchange: NCCL needs a GPU."""
     is_nccl = distributed.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if is_nccl else device
 

@@ -1,4 +1,4 @@
-"""Sums and buffers of PyTorch's DistributedDataParallel (DDP)."""
+"""Gradients and buffers in PyTorch's DistributedDataParallel (DDP)."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class EpisodeStatistics:
         reduce(table, lambda of_ranks: self._add_of_ranks(of_ranks, ended))
 
     def _add_of_ranks(self, of_ranks: Tensor, own: list[Any]) -> None:
-        """Add the episodes of all ranks, `[num_ranks, 101, 4]`, and gather those of all ranks if they have infos."""
+        """Add the episodes of all ranks, `[num_ranks, 101, 4]`. If they have infos, gather these too."""
         num_ended, num_truncated, has_infos, _ = of_ranks[:, 0].sum(0).tolist()
         rows = of_ranks[:, 1:].flatten(0, 1)
         ended = gathered(own) if has_infos else [(*row, {}) for row in rows[~rows[:, 0].isnan()].tolist()]

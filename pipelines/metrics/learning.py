@@ -30,7 +30,7 @@ CLIP_EPSILON = 0.2
 
 
 class Comparison(NamedTuple):
-    """The new policy, and its differences from the policy at collection on the actions taken, `[*batch]` each.
+    """The new policy, and its differences from the policy at collection for the actions taken, `[*batch]` each.
 
     `outputs` are the rows with all outputs of the new policy, such as its features.
     """
@@ -173,11 +173,11 @@ def learning_metrics(
         ppo: the LightningModule.
         batch: the `RolloutBatch`, after its update.
         results: metrics of the update on this rank.
-        reduce: passes on the numbers of all ranks, at once or later.
+        reduce: passes on the metrics of all ranks, at once or later.
 
     Returns:
         The mean of every metric over the ranks, or the largest value of those whose name contains `max`. The dictionary
-        is empty until `reduce` has passed on the numbers.
+        is empty until `reduce` has passed on the metrics.
 
     """
     sample = policy_metrics(ppo, batch, results)

@@ -61,7 +61,7 @@ class ProgressLines(Callback):
 def progress_text(trainer: Trainer) -> str:
     """Return the frames per second and the newest metrics, in at most 40 characters.
 
-    The KL divergence is that after the update, or the mean over its steps for policies whose KL divergence is unknown.
+    The KL divergence is that after the update. If it is unknown, it is the mean over the steps of the update.
     """
     metrics = trainer.callback_metrics
     kl = "train/kl" if "train/kl" in metrics else "train/approx_kl"

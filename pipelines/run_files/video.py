@@ -73,7 +73,7 @@ def build_rendering_env(cfg: DictConfig, seed: int) -> EnvBase:
     node = evaluation_config(cfg).env
     options: dict[str, Any] = {"seed": seed, "num_envs": 1, "num_workers": 0}
     if "vectorization" in node:
-        options["vectorization"] = "auto"  # a single environment, if there is one, renders all states
+        options["vectorization"] = "auto"  # a single environment renders all states
     if "render_mode" in node:
         mode = node.render_mode if str(node.render_mode).startswith("rgb_array") else "rgb_array"
         return build_evaluation_env(cfg, render_mode=mode, **options)

@@ -58,7 +58,7 @@ def require_complete(path: Path | str, checkpoint: dict[str, Any]) -> None:
 def newest_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
     """Return the path and the contents of a checkpoint, or of the last one of a run directory.
 
-    If `last.ckpt` is damaged or missing, the one before is used and a message says so.
+    If `last.ckpt` is damaged or missing, print a message and use `previous.ckpt`.
 
     Raises:
         CheckpointError: if there is no valid checkpoint.

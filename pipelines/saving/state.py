@@ -158,7 +158,7 @@ def start_training(ppo: Any) -> None:
 
 
 def load_own_state(ppo: Any, state: Mapping[str, Any]) -> None:
-    """Restore what this rank has saved: the episodes of its environments, and modules with other states than rank 0."""
+    """Restore the state that differs between ranks: the episodes of environments, and the extra state of modules."""
     ppo.trainer.train_dataloader.load_state_dict(state["collector"])
     for name, module in modules_with_state(ppo).items():
         module.set_extra_state(state["modules"][name])

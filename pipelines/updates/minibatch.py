@@ -98,8 +98,8 @@ class MinibatchUpdate:
         learner = self.learner
         metrics: list[Mapping[str, Tensor]] = []
         num_epochs, drawn = max(self.epochs, self.critic_epochs), list[Minibatches]()
-        # An epoch is drawn when it starts, so that an early stop draws no further random numbers. Ranks draw all epochs
-        # together, so that one all-reduce normalizes their advantages.
+        # An epoch is drawn when it starts, so that no random numbers are drawn after an early stop. Several ranks draw
+        # all epochs at the beginning, so that one all-reduce normalizes all advantages.
         is_ahead = num_ranks() > 1 and learner.normalize_advantage == "minibatch" and not self.recompute_advantage
         for epoch in range(num_epochs):
             if not learner.set_trainable(policy=epoch < self.epochs, critic=epoch < self.critic_epochs):
@@ -115,7 +115,7 @@ class MinibatchUpdate:
         return {**results, "num_epochs": results["num_steps"] * self.minibatch_size / batch.rows["advantage"].numel()}
 
     def _draw(self, rows: TensorDictBase, num_epochs: int) -> list[Minibatches]:
-        """Draw the minibatches of epochs, and normalize their advantages over all ranks if the learner says so."""
+        """Draw the minibatches of epochs. If the learner normalizes advantages by minibatch, do it over all ranks."""
         num_rows, advantage = len(rows), rows["advantage"]
         frames = advantage.numel()
         self._check_size(frames, frames // num_rows)

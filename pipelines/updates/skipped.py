@@ -14,7 +14,7 @@ logger = logging.getLogger("torchppo")
 
 
 class StepMetrics(Mapping[str, Tensor]):
-    """The metrics of an optimizer step, scalars in one vector, which is cheaper than a tensor for each of them.
+    """The metrics of an optimizer step. One vector contains all of them, which is faster than a tensor for each metric.
 
     Attributes:
         vector: `[num_metrics]`.

@@ -1,4 +1,4 @@
-"""Components that do not work together. Their constructors or the first update would refuse them much later."""
+"""Components that do not work together. Without this check, a constructor or the first update would fail later."""
 
 from __future__ import annotations
 

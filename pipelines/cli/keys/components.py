@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ....errors import ConfigurationError, did_you_mean
 from .checks import shown
-from .signatures import UnknownName, argument_names, find, parameters_of, required_names
+from .signatures import UnknownName, argument_names, find, number_names, parameters_of, required_names
 
 HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 MAKE_ENV = "torchppo.envs.make_env"
@@ -70,6 +70,7 @@ def check_component(place: str, node: DictConfig, target: str, *, is_built_in: b
     keys = [str(key) for key in node if key not in HYDRA_KEYS]
     try:
         names = parameters_of(target, follow_kwargs=is_built_in) or imported_parameters(target)
+        numbers = number_names(target)
     except UnknownName as error:
         raise ConfigurationError(f"{place}._target_={target} cannot be imported: there is no {error}") from None
     if target == MAKE_ENV:
@@ -78,6 +79,9 @@ def check_component(place: str, node: DictConfig, target: str, *, is_built_in: b
         target = str(node.get("id"))
         keys = [key for key in keys if key not in make_env_keys()]
     check_call(place, node, target, keys)
+    for key in numbers.intersection(keys):
+        if not OmegaConf.is_missing(node, key) and isinstance(node[key], str):
+            raise ConfigurationError(f"{place}.{key}={shown(node[key])} is not a number; correct or remove it")
     if names is None:
         return
     if "frames_per_batch" in names:

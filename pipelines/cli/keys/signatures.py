@@ -5,11 +5,15 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+NUMBER = re.compile(r"(Optional\[)?(int|float|None)( \| (int|float|None))*\]?")
+"""Annotations of numbers, such as `int | None`. A string is never valid for such an argument."""
 
 
 class Definition(NamedTuple):
@@ -71,21 +75,35 @@ def constructor_parameters(found: Definition, *, follow_kwargs: bool) -> set[str
 
 def required_names(target: str) -> set[str]:
     """Return the arguments without defaults of a function, or of the `__init__` that a class itself defines."""
+    arguments = own_arguments(target)
+    if arguments is None:
+        return set()
+    positional = [*arguments.posonlyargs, *arguments.args]
+    required = positional[: len(positional) - len(arguments.defaults)]
+    required += [one for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if not default]
+    return {one.arg for one in required}
+
+
+def number_names(target: str) -> set[str]:
+    """Return the arguments that are annotated as numbers, such as `int | None`, of a function or of an `__init__`."""
+    arguments = own_arguments(target)
+    every = [*arguments.args, *arguments.kwonlyargs] if arguments else []
+    return {one.arg for one in every if one.annotation and NUMBER.fullmatch(ast.unparse(one.annotation))}
+
+
+def own_arguments(target: str) -> ast.arguments | None:
+    """Return the arguments of a function, or those after `self` of the `__init__` that a class itself defines."""
     found = find(target)
     node = found.node if found else None
+    is_class = isinstance(node, ast.ClassDef)
     if isinstance(node, ast.ClassDef):
         methods = {one.name: one for one in node.body if isinstance(one, ast.FunctionDef)}
         node = None if node.decorator_list or "__new__" in methods else methods.get("__init__")
-        num_skipped = 1
-    else:
-        num_skipped = 0
     if not isinstance(node, ast.FunctionDef) or node.decorator_list:
-        return set()
-    arguments = node.args
-    positional = [*arguments.posonlyargs, *arguments.args]
-    required = positional[num_skipped : len(positional) - len(arguments.defaults)]
-    required += [one for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if not default]
-    return {one.arg for one in required}
+        return None
+    named = {name: getattr(node.args, name) for name in ast.arguments._fields}
+    first = "posonlyargs" if node.args.posonlyargs else "args"
+    return ast.arguments(**named | {first: named[first][is_class:]})
 
 
 def argument_names(function: ast.FunctionDef, num_skipped: int = 0) -> set[str]:

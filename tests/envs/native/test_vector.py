@@ -1,4 +1,4 @@
-"""Native vector environments return the data of a plain loop, whatever their autoreset mode."""
+"""Native vector environments return the data of a plain loop, in every autoreset mode."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TestCartPole:
         return partial(make_env, "CartPole-v1", vectorization="native")
 
     def test_the_data_is_that_of_single_environments_from_the_same_states(self, make: Callable[..., VectorEnv]) -> None:
-        env = make(3, max_episode_steps=12)
+        env = make(3, max_episode_steps=20)
         env.set_seed(0)
         rollout = collect(env, 60)
         assert rollout["next", "terminated"].any()
@@ -81,7 +81,7 @@ class TestCartPole:
                 np.testing.assert_allclose(now["next", "observation"], observation, rtol=1e-4, atol=1e-6)
                 assert float(now["next", "reward"]) == reward
                 assert bool(now["next", "terminated"]) == terminated
-                assert bool(now["next", "truncated"]) == (count == 12)
+                assert bool(now["next", "truncated"]) == (count == 20)
                 single.steps_beyond_terminated = None  # type: ignore[attr-defined] # steps after the end are allowed
 
     def test_seeds_are_reproducible_and_states_differ(self, make: Callable[..., VectorEnv]) -> None:

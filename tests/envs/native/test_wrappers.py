@@ -1,4 +1,4 @@
-"""Native vector environments have vector wrappers."""
+"""Native vector environments use vector wrappers."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_class_depends_on_where_the_randomness_is(hidden: str, name: str, monkey
         ("CartPole-v1", "snapshot"),
         ("Hopper-v5", "snapshot"),
         ("LunarLander-v3", "replay"),
-        ("BipedalWalkerHardcore-v3", "inexact"),  # its Box2D world outlasts episodes; the steps of the test equal
+        ("BipedalWalkerHardcore-v3", "inexact"),  # keeps its Box2D world between episodes; the steps are equal
     ],
 )
 def test_class_of_gymnasium_environments(id_: str, name: str) -> None:

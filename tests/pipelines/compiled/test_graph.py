@@ -100,7 +100,7 @@ class TestTracedFunction:
                 torch.testing.assert_close(value, sample(mean))
 
     def test_graphs_of_modules_of_one_class_are_independent(self, compile_: bool) -> None:
-        layers = [nn.Linear(2, width) for width in range(1, 3 if compile_ else 11)]  # it compiles for seconds
+        layers = [nn.Linear(2, width) for width in range(1, 3 if compile_ else 11)]  # compilation takes seconds
         x = torch.randn(4, 2)
         with torch.no_grad():
             for layer in layers:

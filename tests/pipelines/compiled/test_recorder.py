@@ -1,4 +1,4 @@
-"""A recorder notes every operation, refuses values of tensors, and undoes changes of closed-over tensors."""
+"""A recorder records every operation, refuses values of tensors, and undoes changes of closed-over tensors."""
 
 from __future__ import annotations
 

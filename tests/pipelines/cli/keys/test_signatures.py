@@ -12,7 +12,7 @@ from hydra.utils import get_object
 
 from torchppo.pipelines.cli.config import built_in_targets
 from torchppo.pipelines.cli.keys.components import imported_parameters
-from torchppo.pipelines.cli.keys.signatures import UnknownName, parameters_of, required_names
+from torchppo.pipelines.cli.keys.signatures import UnknownName, number_names, parameters_of, required_names
 
 MODULE = """
 import os.path as paths
@@ -96,6 +96,12 @@ def test_parameters_of_a_users_package(path: str, names: set[str] | None, packag
 def test_required_arguments_of_a_users_package(path: str, names: set[str], package: str) -> None:
     """Those of a base class are unknown."""
     assert required_names(f"{package}.code.{path}") == names
+
+
+def test_arguments_that_are_numbers_are_those_with_such_an_annotation() -> None:
+    assert number_names("torchrl.envs.StepCounter") == {"max_steps"}
+    assert number_names("gymnasium.wrappers.TimeLimit") == {"max_episode_steps"}
+    assert number_names("torch.optim.Adam") == {"eps", "weight_decay"}
 
 
 def test_constructors_that_pass_keyword_arguments_on_are_followed(package: str) -> None:
