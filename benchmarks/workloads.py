@@ -125,7 +125,7 @@ def configuration(work: Workload, extra: tuple[str, ...] = ()) -> Any:
         f"trainer.precision={work.precision}",
         f"total_frames={(work.rollouts + 1) * work.frames}",
         f"collector.double_buffer={work.is_atari}",
-        f"compile={'auto' if work.memory != 'none' else 'true'}",
+        "compile=true",
         "logger=[]",
         *work.overrides,
         *extra,
@@ -136,13 +136,10 @@ def configuration(work: Workload, extra: tuple[str, ...] = ()) -> Any:
 def ours(work: Workload, extra: tuple[str, ...] = ()) -> dict[str, float]:
     from lightning import Callback
 
-    from torchppo.pipelines import step_factory
     from torchppo.pipelines.build import build_trainer, build_training
     from torchppo.pipelines.run_files.progress import silence_lightning
 
     silence_lightning()
-    if work.memory != "none":  # as in a long run, `compile=auto` compiles the policy step, but not the update
-        step_factory.POLICY_STEPS_TO_COMPILE = 0
     cfg = configuration(work, extra)
     clock = Clock()
 

@@ -17,7 +17,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError, GraphError
-from ..modules.features.extractor import is_recurrent, recurrent_state_shapes
+from ..modules.features.extractor import recurrent_modules, recurrent_state_shapes
 from .distributed import num_ranks
 from .updates.eager_step import EagerStep, StoppingRule
 
@@ -138,8 +138,8 @@ def make_optimizer_step(ppo: Any, compile: Compile) -> Step:  # noqa: A002
     is_scaled = getattr(ppo.trainer.precision_plugin, "scaler", None) is not None
     eager = EagerStep(ppo, rule)
     chosen = choose(check_compile(compile), num_steps, OPTIMIZER_STEPS_TO_COMPILE)
-    # Only Lightning scales losses. The graph of a memory has all steps of a sequence and takes minutes to compile.
-    if chosen is False or is_scaled or (compile == "auto" and is_recurrent(ppo.actor)):
+    has_loop = not all(getattr(memory, "compiles_sequences", False) for memory in recurrent_modules(ppo.actor))
+    if chosen is False or is_scaled or (compile == "auto" and has_loop):  # only Lightning scales losses
         return eager
 
     def make_graph() -> Step:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigurationError
-from .sequences import gru_sequence, lstm_sequence
 
 
 class Memory(nn.Module, ABC):
@@ -24,12 +23,14 @@ class Memory(nn.Module, ABC):
         num_features: Number of output features.
         context_length: Number of previous states that a step reads.
         state_size: Size of the state of one step.
+        compiles_sequences: Whether `compile=auto` compiles learning. A loop over steps takes minutes to compile.
 
     """
 
     num_features: int
     context_length: int
     state_size: int
+    compiles_sequences: bool = False
 
     @abstractmethod
     def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,6 +77,10 @@ class RecurrentCell(Memory):
         nn.init.zeros_(cell.bias_ih)
         nn.init.zeros_(cell.bias_hh)
 
+    @property
+    def compiles_sequences(self) -> bool:  # type: ignore[override]
+        return self.cell.weight_ih.device.type == "cpu"
+
     @abstractmethod
     def step(self, features: Tensor, state: Tensor) -> Tensor:
         """Compute the next state, which starts with the output features.
@@ -107,8 +112,9 @@ class RecurrentCell(Memory):
 
     def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the cell to every step; see `Memory.forward`."""
-        # The operations of `sequence` depend on where episodes begin, which a graph does not support.
-        in_steps = features.shape[1] == 1 or torch.compiler.is_compiling()
+        # The operations of `sequence` depend on where episodes begin. Only our own graphs support it, on the CPU.
+        in_other_graph = torch.compiler.is_dynamo_compiling() or not self.compiles_sequences
+        in_steps = features.shape[1] == 1 or (torch.compiler.is_compiling() and in_other_graph)
         # Full precision, because rounding errors accumulate over the steps.
         with torch.autocast(features.device.type, enabled=False):
             run = self.steps if in_steps else self.sequence
@@ -134,17 +140,20 @@ class LSTM(RecurrentCell):
     cell: nn.LSTMCell
 
     def __init__(self, num_inputs: int, *, width: int = 128, layer_norm: bool = False) -> None:
+        from .lstm_sequence import lstm_sequence  # it defines operators, which other policies do not need
+
         require_positive(width=width)
         super().__init__(nn.LSTMCell(num_inputs, width), 2, layer_norm)
         with torch.no_grad():
             self.cell.bias_hh[width : 2 * width] = 1.0
+        self._sequence = lstm_sequence
 
     def step(self, features: Tensor, state: Tensor) -> Tensor:
         hidden, cell = state.chunk(2, -1)
         return torch.cat(self.cell(features, (hidden, cell)), -1)
 
     def sequence(self, features: Tensor, is_init: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, cell = lstm_sequence(self.cell, features, is_init, *state.chunk(2, -1))
+        outputs, cell = self._sequence(features, is_init, *state.chunk(2, -1), *cell_weights(self.cell))
         return outputs, torch.cat([outputs[:, -1], cell], -1)
 
 
@@ -164,23 +173,23 @@ class GRU(RecurrentCell):
     cell: nn.GRUCell
 
     def __init__(self, num_inputs: int, *, width: int = 128, layer_norm: bool = False) -> None:
+        from .gru_sequence import gru_sequence
+
         require_positive(width=width)
         super().__init__(nn.GRUCell(num_inputs, width), 1, layer_norm)
+        self._sequence = gru_sequence
 
     def step(self, features: Tensor, state: Tensor) -> Tensor:
         next_state: Tensor = self.cell(features, state)
         return next_state
 
     def sequence(self, features: Tensor, is_init: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        return gru_sequence(self.cell, features, is_init, state)
+        return self._sequence(features, is_init, state, *cell_weights(self.cell))
 
 
-def context_windows(states: Tensor, context_length: int, dim: int) -> Tensor:
-    """Return every window of `context_length` consecutive states along `dim`, as a view.
-
-    Shapes: `[*, context_length + time, *, state_size] -> [*, time + 1, *, context_length, state_size]`.
-    """
-    return states.unfold(dim, context_length, 1).transpose(-1, -2)
+def cell_weights(cell: nn.LSTMCell | nn.GRUCell) -> tuple[Tensor, ...]:
+    """Return the weights and biases of the inputs and of the hidden state, in the order of PyTorch's functions."""
+    return cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
 
 
 class RecurrentModule(nn.Module, ABC):
@@ -210,6 +219,10 @@ class MemoryModule(RecurrentModule):
         self.memory = memory
         self.key = key
         self.state_shape = (memory.context_length, memory.state_size)
+
+    @property
+    def compiles_sequences(self) -> bool:
+        return self.memory.compiles_sequences
 
     def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Compute features, and the context of the step that follows.

@@ -12,6 +12,9 @@ from ...errors import ConfigurationError
 from .bodies import orthogonal_
 from .recurrent import Memory, require_positive
 
+MIN_BLOCK = 32
+"""Smallest size of the blocks of a sequence; smaller ones do not save time."""
+
 
 class Transformer(Memory):
     """A transformer over a sliding window, with relative positions.
@@ -34,6 +37,8 @@ class Transformer(Memory):
         ConfigurationError: If a size is less than 1, or `width` is odd or not a multiple of `num_heads`.
 
     """
+
+    compiles_sequences = True
 
     def __init__(
         self,
@@ -62,13 +67,9 @@ class Transformer(Memory):
 
     def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Attend to the window of every step; see `Memory.forward`."""
-        time, length = features.shape[1], self.context_length
+        length = self.context_length
         age = self.episode_ages(is_init.squeeze(-1), context[:, -1, -1])
-        # distance[i, j]: number of steps from entry j of the context and sequence to step i of the sequence.
-        distance = torch.arange(time, device=age.device).unsqueeze(1) + length
-        distance = distance - torch.arange(length + time, device=age.device)
-        is_visible = (distance >= 0) & (distance <= age.unsqueeze(-1).clamp(max=length))
-        mask = torch.where(is_visible, 0.0, -torch.inf)
+        mask = self.visibility(age)
         hidden = self.embed(features)
         layer_contexts, layer_states = context[..., :-1].chunk(len(self.layers), -1), []
         for layer, layer_context in zip(self.layers, layer_contexts, strict=True):
@@ -76,6 +77,27 @@ class Transformer(Memory):
             hidden = layer(hidden, layer_states[-1], mask)
         ages = torch.cat([context[..., -1], age], 1).unsqueeze(-1)
         return self.norm(hidden), torch.cat([states[:, -length:] for states in (*layer_states, ages)], -1)
+
+    def visibility(self, age: Tensor) -> Tensor:
+        """Return 0 where a step attends to a state, and minus infinity elsewhere.
+
+        Blocks of steps attend to their own states and the `context_length` states before them, so that the work grows
+        linearly with the length of a sequence.
+
+        Args:
+            age: The ages of the steps, `[batch, time]`; see `episode_ages`.
+
+        Returns:
+            The mask, `[batch * blocks, block, context_length + block]`.
+
+        """
+        time, length = age.shape[1], self.context_length
+        block = next(size for size in range(min(time, max(length, MIN_BLOCK)), time + 1) if time % size == 0)
+        # distance[i, j]: number of steps from state j to step i of a block.
+        steps = torch.arange(length + block, dtype=age.dtype, device=age.device)
+        distance = steps[length:].unsqueeze(1) - steps
+        is_visible = (distance >= 0) & (distance <= age.reshape(-1, block, 1).clamp(max=length))
+        return torch.where(is_visible, 0.0, -torch.inf)
 
     @staticmethod
     def episode_ages(is_init: Tensor, last_age: Tensor) -> Tensor:
@@ -110,7 +132,8 @@ class TransformerLayer(nn.Module):
         """Apply the layer to a batch of sequences; the arguments are those of `RelativeAttention.forward`."""
         norm_1, norm_2 = self.norms
         join_1, join_2 = self.joins
-        hidden = join_1(hidden, self.attention(norm_1(hidden), norm_1(states), mask))
+        states = norm_1(states)
+        hidden = join_1(hidden, self.attention(states[:, -hidden.shape[1] :], states, mask))
         return join_2(hidden, self.perceptron(norm_2(hidden)))
 
 
@@ -144,28 +167,32 @@ class RelativeAttention(nn.Module):
             hidden: Inputs of the queries, `[batch, time, width]`.
             states: Inputs of the keys and values, `[batch, context_length + time, width]`. State j is
                 `context_length` + i - j steps before query i.
-            mask: 0 where a query attends to a state, minus infinity elsewhere, `[batch, time, context_length + time]`.
+            mask: See `Transformer.visibility`, `[batch * blocks, block, context_length + block]`.
 
         Returns:
             The output of the attention, `[batch, time, width]`.
 
         """
-        query, position = self.split_heads(self.query(hidden)), self.split_heads(self.position(self.positions))
+        block, time = mask.shape[1], hidden.shape[1]
+        query = self.split_heads(self.query(hidden).reshape(-1, block, hidden.shape[2]))
+        position = self.split_heads(self.position(self.positions))
         scale = 1 / math.sqrt(query.shape[-1])
         # The mask is float32, and so are the scores, also under autocast.
         scores = shift_rows((query + self.position_bias) * scale @ position.transpose(-1, -2)) + mask.unsqueeze(1)
         query = (query + self.content_bias) * scale
         # For one query, transforming the query and the mean of the states is cheaper than transforming all states.
-        if hidden.shape[1] == 1:
+        if time == 1:
             to_key, to_value = self.key_value.weight.unflatten(0, (2, self.num_heads, -1))
             scores += (torch.einsum("bhtd,hdw->bhw", query, to_key) @ states.transpose(1, 2)).unsqueeze(2)
             means = scores.softmax(-1).squeeze(2).to(states.dtype) @ states
             mixed = torch.einsum("bhw,hdw->bhd", means, to_value).unsqueeze(2)
         else:
-            key, value = (self.split_heads(part) for part in self.key_value(states).chunk(2, -1))
+            states = self.key_value(states)
+            windows = [states[:, start : start + mask.shape[2]] for start in range(0, time, block)]
+            key, value = (self.split_heads(part) for part in torch.stack(windows, 1).flatten(0, 1).chunk(2, -1))
             scores += query @ key.transpose(-1, -2)
             mixed = scores.softmax(-1).to(value.dtype) @ value
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        return self.output(mixed.transpose(1, 2).reshape(*hidden.shape))
 
     def split_heads(self, features: Tensor) -> Tensor:
         """Shapes: `[*, time, width] -> [*, heads, time, width / heads]`."""
@@ -178,7 +205,8 @@ def shift_rows(scores: Tensor) -> Tensor:
     The other entries are 0. Source: Dai et al. 2019, appendix B.
     """
     time, length = scores.shape[-2], scores.shape[-1] - 1
-    padded = F.pad(scores, (0, time)).flatten(-2)  # these rows are one entry longer than those of the result
+    # The rows are one entry longer than those of the result. `cat`, because a graph computes `pad` for every use again.
+    padded = torch.cat([scores, scores.new_zeros(*scores.shape[:-1], time)], -1).flatten(-2)
     return padded[..., : time * (length + time)].unflatten(-1, (time, length + time))
 
 

@@ -9,8 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...modules.features.recurrent import context_windows
-
 
 class RecurrentContext:
     """The states that a recurrent policy reads: those of the previous `context_length` steps.
@@ -68,3 +66,11 @@ class RecurrentContext:
         Shapes: `[num_steps + 1, num_envs, context_length, state_size]`.
         """
         return {key: context_windows(self._states[key], length, dim=0) for key, length in self._lengths.items()}
+
+
+def context_windows(states: Tensor, context_length: int, dim: int) -> Tensor:
+    """Return every window of `context_length` consecutive states along `dim`, as a view.
+
+    Shapes: `[*, context_length + time, *, state_size] -> [*, time + 1, *, context_length, state_size]`.
+    """
+    return states.unfold(dim, context_length, 1).transpose(-1, -2)

@@ -1,6 +1,6 @@
 """Records the operations of a function of tensors while they run.
 
-Uses private APIs of PyTorch, tested with 2.13: `TorchDispatchMode`, `tree_map`.
+Uses private APIs of PyTorch, tested with 2.13: `TorchDispatchMode`, `tree_map`, `DisableTorchFunction`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Recorder(TorchDispatchMode):
         for changed in written_by(node):
             if changed in self._inputs and changed not in self._copies:
                 self._copies[changed] = self._inputs[changed][0].clone()
-        result = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # an operator of ours may read the values of tensors
+            result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self._nodes.setdefault(id(result), (result, node))  # an operation in place returns a known tensor
         elif isinstance(result, list | tuple):

@@ -19,6 +19,7 @@ from torchrl.objectives.value import GAE
 from torchppo.envs import VectorEnv, make_env
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
+from torchppo.modules.features.recurrent import Memory
 from torchppo.modules.heads.action_heads import ContinuousHead
 from torchppo.modules.heads.continuous import gaussian
 from torchppo.modules.objectives.clip import ClipPPOLoss
@@ -70,6 +71,7 @@ def make_training(
     normalize_observation: bool = False,
     shared: bool = False,
     head: ContinuousHead = gaussian,
+    memory: Callable[[int], Memory] | None = None,
     optimizer: Callable[..., Optimizer] = ADAM,
     seed: int = 0,
     **options: Any,
@@ -84,6 +86,7 @@ def make_training(
         body=body,
         shared=shared,
         head=head,
+        memory=memory,
         normalize_observation=normalize_observation,
     )
     total_frames = num_envs * frames_per_env * rollouts

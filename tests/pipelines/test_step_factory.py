@@ -14,6 +14,7 @@ from lightning import Callback, Trainer
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
+from torchrl.modules import GRUModule
 from torchrl.objectives import ClipPPOLoss as TorchRLClipPPOLoss
 
 from torchppo.errors import ConfigurationError, GraphError
@@ -220,7 +221,7 @@ class TestAuto:
             train(make, fit, "auto", {"objective": NoLoss})
         assert not warnings_in(caplog)
 
-    def test_recurrent_policies_and_few_steps_are_eager(
+    def test_loops_over_steps_and_few_steps_are_eager(
         self, make: Make, fit: Fit, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made: list[Any] = []
@@ -232,7 +233,9 @@ class TestAuto:
 
         monkeypatch.setattr("torchppo.pipelines.ppo.make_optimizer_step", recorded)
         train(make, fit, "auto", {})
-        monkeypatch.setattr(step_factory, "is_recurrent", lambda _: True)
+        monkeypatch.setattr(
+            step_factory, "recurrent_modules", lambda _: [GRUModule(3, 4, in_keys=["a", "b"], out_keys=["a", "b"])]
+        )
         train(make, fit, "auto", {})
         monkeypatch.undo()
         monkeypatch.setattr("torchppo.pipelines.ppo.make_optimizer_step", recorded)

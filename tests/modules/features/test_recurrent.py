@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from torchppo.errors import ConfigurationError
-from torchppo.modules.features.recurrent import GRU, LSTM, Memory, MemoryModule, context_windows
+from torchppo.modules.features.recurrent import GRU, LSTM, Memory, MemoryModule
 from torchppo.modules.features.transformer import Transformer
 
 Array = NDArray[np.float64]
@@ -207,14 +207,6 @@ def test_sequences_equal_single_steps_in_every_precision(make: type[LSTM] | type
 def test_lstm_starts_with_open_forget_gates() -> None:
     bias = LSTM(NUM_INPUTS, width=4).cell.bias_hh
     assert bias.tolist() == [0.0] * 4 + [1.0] * 4 + [0.0] * 8
-
-
-def test_context_windows_are_views() -> None:
-    states = torch.arange(24.0).reshape(2, 6, 2)
-    contexts = context_windows(states, 3, dim=1)
-    assert contexts.shape == (2, 4, 3, 2)
-    assert contexts.untyped_storage().data_ptr() == states.untyped_storage().data_ptr()
-    np.testing.assert_array_equal(contexts[:, 1], states[:, 1:4])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from torchppo.errors import ConfigurationError
+from torchppo.modules.features import transformer
 from torchppo.modules.features.recurrent import MemoryModule
 from torchppo.modules.features.transformer import Gate, RelativeAttention, Transformer
 
@@ -59,6 +60,19 @@ class TestWindow:
                 output, context = module(features, torch.tensor([[step == 0]]), context)
             outputs.append(output)
         assert torch.equal(*outputs) is not reaches
+
+    def test_blocks_of_a_sequence_equal_single_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(transformer, "MIN_BLOCK", 4)
+        module = make_module(2)
+        features, context = torch.randn(3, TIME, NUM_INPUTS), torch.rand(3, *module.state_shape)
+        is_init = torch.zeros(3, TIME, 1, dtype=torch.bool)
+        is_init[1, 6] = is_init[1, 8] = is_init[2, 4] = True
+        assert module.memory.visibility(torch.zeros(3, TIME)).shape == (3 * 2, 6, 5 + 6)  # type: ignore[operator]
+        whole, last = module(features, is_init, context)
+        for step in range(TIME):
+            output, context = module(features[:, step], is_init[:, step], context)
+            torch.testing.assert_close(output, whole[:, step], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(context, last, rtol=1e-5, atol=1e-5)
 
     @given(starts=st.lists(st.booleans(), min_size=1, max_size=12), last=st.integers(0, 9))
     @settings(max_examples=30)

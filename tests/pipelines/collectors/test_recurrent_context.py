@@ -16,7 +16,7 @@ from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU, LSTM
 from torchppo.modules.features.transformer import Transformer
-from torchppo.pipelines.collectors.recurrent_context import RecurrentContext
+from torchppo.pipelines.collectors.recurrent_context import RecurrentContext, context_windows
 from torchppo.pipelines.collectors.vector import VectorRollouts
 
 CPU = torch.device("cpu")
@@ -93,3 +93,11 @@ def test_states_continue_in_the_next_rollout_and_are_stored_once(name: str, shar
     states = first["actor_memory"]
     num_envs, num_steps, context_length, state_size = states.shape
     assert states.untyped_storage().nbytes() == 4 * num_envs * (num_steps + context_length) * state_size
+
+
+def test_context_windows_are_views() -> None:
+    states = torch.arange(24.0).reshape(2, 6, 2)
+    contexts = context_windows(states, 3, dim=1)
+    assert contexts.shape == (2, 4, 3, 2)
+    assert contexts.untyped_storage().data_ptr() == states.untyped_storage().data_ptr()
+    np.testing.assert_array_equal(contexts[:, 1], states[:, 1:4])

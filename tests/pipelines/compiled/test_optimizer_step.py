@@ -13,6 +13,8 @@ from tensordict import TensorDictBase
 
 from torchppo.errors import ConfigurationError, GraphError
 from torchppo.modules.controllers import Linear
+from torchppo.modules.features.recurrent import GRU, LSTM
+from torchppo.modules.features.transformer import Transformer
 from torchppo.modules.heads.continuous import tanh_gaussian
 from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.modules.objectives.espo import ESPOLoss
@@ -70,6 +72,40 @@ class TestGraphStep:
         ppo, collector = make(compile=graph, optimizer=partial(torch.optim.SGD, lr=1e-3))
         with pytest.raises(GraphError, match="SGD"):
             fit(ppo, collector)
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [partial(LSTM, width=4), partial(GRU, width=4), partial(Transformer, width=4, num_heads=2, context_length=4)],
+)
+def test_memories_take_the_same_steps_wherever_episodes_begin(
+    memory: Any, graph: Compile, make: Make, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results: dict[Compile, list[Any]] = {False: [], graph: []}
+    for choice, logged in results.items():
+        ppo, collector = make(memory=memory, compile=choice, update=MinibatchUpdate(1, 16), frames_per_env=16)
+        monkeypatch.setattr(type(ppo), "step", recording(logged))
+        fit(ppo, collector)
+        logged.append(dict(ppo.state_dict()))
+        monkeypatch.undo()
+    *metrics, weights = results[graph]
+    *expected, expected_weights = results[False]
+    if graph == "trace":
+        assert {**metrics[0], "grad_norm": 0.0} == {**expected[0], "grad_norm": 0.0}  # bitwise
+    torch.testing.assert_close(metrics, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights, expected_weights, rtol=1e-5, atol=1e-5 if graph is True else 1e-7)
+
+
+def recording(logged: list[Any]) -> Callable[..., Any]:
+    """Return `PPO.step`, which also appends the metrics of a step to a list."""
+    step = PPO.step
+
+    def recorded(*arguments: Any) -> Any:
+        result = step(*arguments)
+        logged.append({name: value.item() for name, value in result.items()})
+        return result
+
+    return recorded
 
 
 @pytest.mark.parametrize(
