@@ -47,8 +47,13 @@ class Shape(NamedTuple):
 
 SHAPES = {
     "halfcheetah": Shape(
-        *(spaces.Box(-np.inf, np.inf, (17,), np.float32), spaces.Box(-1.0, 1.0, (6,), np.float32)),
-        *(8, 2048, 2048, 10, "mlp"),
+        observation=spaces.Box(-np.inf, np.inf, (17,), np.float32),
+        action=spaces.Box(-1.0, 1.0, (6,), np.float32),
+        num_envs=8,
+        frames_per_env=2048,
+        minibatch_size=2048,
+        epochs=10,
+        policy="mlp",
     ),
     "atari": Shape(spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Discrete(6), 8, 128, 256, 4, "cnn"),
 }
@@ -120,7 +125,7 @@ def ours(name: str, mode: str, device: str, clock: Clock) -> None:
     if mode == "compiled":
         from torchppo.pipelines.compiled import graph
 
-        graph.CudaGraph = lambda kernel, *_: kernel  # type: ignore[assignment, misc] # launch from Python
+        vars(graph)["CudaGraph"] = lambda kernel, *_: kernel  # launch from Python
     shape = SHAPES[name]
     total = (WARM_UP + clock.rollouts) * shape.num_envs * shape.frames_per_env
     words = (
@@ -162,7 +167,8 @@ def main() -> None:
     parser.add_argument("--run", nargs=2, metavar=("SHAPE", "MODE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
-        print(json.dumps(run(*arguments.run, arguments.device, arguments.rollouts)))
+        name, mode = arguments.run
+        print(json.dumps(run(name, mode, arguments.device, arguments.rollouts)))
         return
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("PyTorch finds no GPU; use --device cpu for a trial")

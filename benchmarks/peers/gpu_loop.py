@@ -24,6 +24,9 @@ class Agent(nn.Module):
         self.is_discrete = isinstance(action, spaces.Discrete)
         num = int(action.n) if isinstance(action, spaces.Discrete) else action.shape[0]  # type: ignore[index]
         self.is_image = len(observation.shape) == 3
+        self.body: nn.Module = nn.Identity()
+        self.policy: nn.Module
+        self.critic: nn.Module
         if self.is_image:
             self.body = nn.Sequential(
                 *(nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU()),
@@ -32,7 +35,6 @@ class Agent(nn.Module):
             self.policy, self.critic = nn.Linear(512, num), nn.Linear(512, 1)
         else:
             size = observation.shape[0]
-            self.body = nn.Identity()
             self.policy, self.critic = self._mlp(size, num), self._mlp(size, 1)
         self.log_std = nn.Parameter(torch.zeros(num))
 
