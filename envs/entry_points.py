@@ -20,6 +20,7 @@ from gymnasium.wrappers import TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure, TorchPPOError, did_you_mean
 from .failures import environment_failure, is_raised_by_package
+from .guards import error_filters_removed
 
 OLD_ATARI_ID = re.compile(r"(?:ale_py:)?((?P<game>[A-Z][A-Za-z0-9]*?)(-ram)?(NoFrameskip|Deterministic)?-v[045])")
 EnvFactory = Callable[..., gymnasium.Env[Any, Any]]
@@ -39,7 +40,7 @@ def find_factory(id: str) -> Callable[..., Any] | None:  # noqa: A002
     module, separator, name = id.rpartition(":" if ":" in id else ".")
     if not separator or not module or not name.isidentifier() or not is_module(module):
         return None
-    factory = getattr(importlib.import_module(module), name, None)
+    factory = getattr(import_module(module), name, None)
     is_registered = separator == ":" and name in gymnasium.registry
     return factory if callable(factory) and not is_registered else None
 
@@ -51,8 +52,14 @@ def registration(id: Any) -> EnvSpec | None:  # noqa: A002
     module, _, name = id.rpartition(":")
     if module and is_module(module):
         with suppress(Exception):  # it is reported when the environment is made
-            importlib.import_module(module)
+            import_module(module)
     return gymnasium.registry.get(name)
+
+
+def import_module(name: str) -> Any:
+    """Import a module of environments."""
+    with error_filters_removed():
+        return importlib.import_module(name)
 
 
 def is_vector_class(id: Any) -> bool:  # noqa: A002

@@ -193,11 +193,11 @@ REFUSED = {  # line: a part of the message. PyTorch is not needed to refuse it.
     "trainer.devices=0": "trainer.devices=0",
     "transforms=[{_target_:os.system}]": "standard library",
     "transforms=[{_target_:os.system,command:ls}]": "standard library",
+    "transforms=[{_target_:torchrl.envs.StepCounter,max_steps:abc}]": "transforms[0].max_steps=abc",
     "transforms=[{_target_:torchrl.envs.RewardScaling,scale:1}]": "transforms[0] lacks loc",
     "+trainer.callbacks=[{_target_:lightning.pytorch.callbacks.EarlyStopping}]": "lacks monitor",
 }
 REFUSED_WHEN_BUILT = {  # line: a part of the message. A component is needed to refuse it.
-    "transforms=[{_target_:torchrl.envs.StepCounter,max_steps:abc}]": "StepCounter failed: TypeError",
     "env.wrappers=[{_target_:gymnasium.wrappers.TimeLimit,_partial_:true,max_episode_steps:-5}]": "env.wrappers[0]",
 }
 SOUND = {  # line: a key, and its value
