@@ -7,7 +7,7 @@ training raises the same errors for all environments.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +20,7 @@ from ....modules.features.image_shapes import require_image_shape
 if TYPE_CHECKING:
     import gymnasium
 
-CHECKED = ("head=", "policy.head.", "policy=", "env.render_mode=")
+CHECKED = ("head=", "policy.head.", "policy=", "env.render_mode=", "env.wrappers=")
 """Prefixes of overrides that depend on the environment."""
 IMAGE_BODIES = "torchppo.modules.features.image_bodies."
 
@@ -44,6 +44,7 @@ def check_environment(cfg: DictConfig, overrides: Sequence[str], policy: str) ->
             raise ConfigurationError(
                 f"env.render_mode={mode} is not a mode of {cfg.env.id}; use one of {', '.join(modes)}"
             )
+        check_wrappers(env, cfg.env.get("wrappers") or ())
         if cfg.transforms or cfg.env.get("wrappers"):  # they may change the spaces
             return
         for word in words:
@@ -52,6 +53,26 @@ def check_environment(cfg: DictConfig, overrides: Sequence[str], policy: str) ->
         body, space = str(OmegaConf.select(cfg, "policy.body._target_")), env.observation_space
         if body.startswith(IMAGE_BODIES) and type(space).__name__ == "Box":
             require_image_shape(space.shape or (), policy)
+
+
+def check_wrappers(env: gymnasium.Env[Any, Any], wrappers: Iterable[Any]) -> None:
+    """Raise a ConfigurationError if one of Gymnasium's wrappers refuses its arguments.
+
+    The first wrapper of another package, or that renders and may write files, and those after it are not checked.
+    """
+    from hydra.utils import get_object, instantiate
+
+    for index, node in enumerate(wrappers):
+        target = str(node.get("_target_")) if isinstance(node, DictConfig) and node.get("_partial_") else ""
+        if not target.startswith("gymnasium.wrappers.") or get_object(target).__module__.endswith(".rendering"):
+            return
+        try:
+            env = instantiate(node)(env)
+        except (TypeError, ValueError, AssertionError) as error:
+            message = f"{type(error).__name__}: {error}"
+            raise ConfigurationError(f"env.wrappers[{index}] failed for environment {env}: {message}") from None
+        except Exception:  # noqa: BLE001 - reported when the training is built
+            return
 
 
 def make(cfg: DictConfig) -> gymnasium.Env[Any, Any] | None:

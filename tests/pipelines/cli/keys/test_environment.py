@@ -13,7 +13,7 @@ from torchppo.pipelines.cli.config import compose
 from torchppo.pipelines.cli.keys.environment import has_box
 
 OWN = "env.id=my_package.MyEnv"
-CONTINUOUS = "{_target_: gymnasium.wrappers.RescaleAction, _partial_: true, min_action: -1, max_action: 1}"
+OF_ANOTHER_PACKAGE = "{_target_: torchppo.envs.wrappers.ObservationEntries, _partial_: true, indices: [0, 2]}"
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_boxes_are_found_in_any_space(space: spaces.Space[object], expected: boo
     [
         ["env=pendulum", "head=beta", "env.render_mode=rgb_array"],
         ["head=beta", OWN],
-        ["head=beta", f"env.wrappers=[{CONTINUOUS}]"],
+        ["head=beta", f"env.wrappers=[{OF_ANOTHER_PACKAGE}]"],
         ["policy=cnn", "transforms=[{_target_: torchrl.envs.UnsqueezeTransform, dim: -1}]"],
     ],
     ids=["fits", "other environment", "wrapper", "transform"],
@@ -48,9 +48,10 @@ def test_what_may_fit_is_not_refused(words: list[str], tmp_path: Path, monkeypat
 def test_refusing_does_not_import_pytorch(tmp_path: Path) -> None:
     program = (
         "import sys\n"
+        "wrapper = 'env.wrappers=[{_target_:gymnasium.wrappers.TimeLimit,_partial_:true,max_episode_steps:-5}]'\n"
         "from torchppo.pipelines.cli.main import main\n"
-        "codes = [main(['train', word]) for word in ('head=gsde', 'policy=cnn', 'env.render_mode=no')]\n"
+        "codes = [main(['train', word]) for word in ('head=gsde', 'policy=cnn', 'env.render_mode=no', wrapper)]\n"
         "print(codes, {'torch', 'lightning'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert done.stdout == "[2, 2, 2] set()\n"
+    assert done.stdout == "[2, 2, 2, 2] set()\n"
