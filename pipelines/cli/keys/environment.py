@@ -12,7 +12,7 @@ from contextlib import closing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ....errors import ConfigurationError
 from ....modules.features.image_shapes import require_image_shape
@@ -58,16 +58,22 @@ def check_environment(cfg: DictConfig, overrides: Sequence[str], policy: str) ->
 def check_wrappers(env: gymnasium.Env[Any, Any], wrappers: Iterable[Any]) -> None:
     """Raise a ConfigurationError if one of Gymnasium's wrappers refuses its arguments.
 
-    The first wrapper of another package, or that renders and may write files, and those after it are not checked.
+    The first wrapper of another package, with a list or a component as an argument, or that renders and may write
+    files, ends the check.
     """
-    from hydra.utils import get_object, instantiate
+    from hydra.utils import get_object
 
     for index, node in enumerate(wrappers):
-        target = str(node.get("_target_")) if isinstance(node, DictConfig) and node.get("_partial_") else ""
-        if not target.startswith("gymnasium.wrappers.") or get_object(target).__module__.endswith(".rendering"):
+        options: dict[str, Any] = dict(node) if isinstance(node, DictConfig) else {}
+        target = str(options.pop("_target_", ""))
+        is_simple = not any(isinstance(one, DictConfig | ListConfig) for one in options.values())
+        if not (target.startswith("gymnasium.wrappers.") and options.pop("_partial_", False) and is_simple):
+            return
+        wrapper = get_object(target)
+        if wrapper.__module__.endswith(".rendering"):
             return
         try:
-            env = instantiate(node)(env)
+            env = wrapper(env, **options)
         except (TypeError, ValueError, AssertionError) as error:
             message = f"{type(error).__name__}: {error}"
             raise ConfigurationError(f"env.wrappers[{index}] failed for environment {env}: {message}") from None
