@@ -1,11 +1,11 @@
-"""Measure training on a GPU: eagerly, compiled, compiled with CUDA graphs, and with a lean loop of its own.
+"""Measure training on a GPU: eager, compiled, compiled with CUDA graphs, and a lean loop for comparison.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --device cpu --rollouts 2    # a trial without a GPU
 
 The environments return random arrays of the shapes of HalfCheetah-v5 and Atari games and take no time, so that the
 device is measured. The lean loop is `peers/gpu_loop.py`; it has the same networks, minibatches and optimizer steps.
-Each run is a process of its own. Writes gpu.json: frames per second after the first two rollouts, and the seconds of
+Each run is a separate process. Writes gpu.json: frames per second after the first two rollouts, and the seconds of
 these rollouts.
 """
 

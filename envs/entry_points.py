@@ -46,12 +46,12 @@ def find_factory(id: str) -> Callable[..., Any] | None:  # noqa: A002
 
 
 def registration(id: Any) -> EnvSpec | None:  # noqa: A002
-    """Return the registration of an id, after the import of its module for `module:id`; `None` if there is none."""
+    """Return the registration of an id, or `None`. Imports the module of `module:id`, which may register it."""
     if not isinstance(id, str):
         return None
     module, _, name = id.rpartition(":")
     if module and is_module(module):
-        with suppress(Exception):  # it is reported when the environment is made
+        with suppress(Exception):  # the error is reported when the environment is made
             import_module(module)
     return gymnasium.registry.get(name)
 

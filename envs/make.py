@@ -145,7 +145,7 @@ def is_native(id: Any, vectorization: str) -> bool:  # noqa: A002
             f"env.vectorization={vectorization} is not valid; use auto or native; with auto, env.num_workers=0 "
             "steps in this process, and a larger number in workers"
         )
-    if vectorization == "native" or (isinstance(id, str) and id.startswith(("ALE/", "envpool:"))):
+    if vectorization == "native" or is_atari(id) or (isinstance(id, str) and id.startswith("envpool:")):
         return True
     spec = (gymnasium.registry.get(id) if isinstance(id, str) else None) or registration(id)
     return is_vector_class(id) if spec is None else spec.entry_point is None
