@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -10,10 +11,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 from weakref import WeakSet
 
 import gymnasium
+from gymnasium.envs.registration import load_env_creator
 
 from .failures import described, is_from_environment
 
@@ -72,6 +75,25 @@ def error_filters_removed() -> Iterator[None]:
             if kept != warnings.filters:
                 warnings.resetwarnings()  # also forgets the cached decisions
                 warnings.filters.extend(kept)  # type: ignore[attr-defined] # a list
+
+
+def log_mujoco_warnings(id: str) -> None:  # noqa: A002
+    """Log each warning of MuJoCo once, if the environment imports MuJoCo.
+
+    MuJoCo prints its warnings for every environment, and writes them to MUJOCO_LOG.TXT in the current directory.
+    """
+    spec = gymnasium.registry.get(id)
+    if spec is not None and isinstance(spec.entry_point, str):
+        load_env_creator(spec.entry_point)
+    if (mujoco := sys.modules.get("mujoco")) is not None:
+        mujoco.set_mju_user_warning(_log_mujoco_warning)
+
+
+@lru_cache
+def _log_mujoco_warning(message: str) -> None:
+    # Gymnasium's models use deprecated attributes, which users cannot change.
+    level = logging.DEBUG if "deprecated" in message else logging.WARNING
+    logging.getLogger("torchppo").log(level, "torchppo: MuJoCo: %s", message.strip())
 
 
 class Watchdog:

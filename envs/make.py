@@ -28,7 +28,7 @@ from .entry_points import (
     wrapper_with_tuples,
 )
 from .failures import environment_failure, is_from_environment
-from .guards import error_filters_removed
+from .guards import error_filters_removed, log_mujoco_warnings
 from .vector.interface import SlicedVectorEnv
 from .vector.num_workers import fastest_num_workers
 from .vector.recovery import MAX_RESTARTS, STEP_TIMEOUT, restarts_for
@@ -173,8 +173,7 @@ def make_gymnasium_env(
         id: a registered id, `module:id` to import the module that registers it, a class or function, or the dotted
             path of a class or function.
         wrappers: applied in order, the first one innermost.
-        kwargs: passed to `gymnasium.make`, or to the class or function. Lists become tuples where the default or the
-            annotation of the parameter is a tuple.
+        kwargs: passed to `gymnasium.make`, or to the class or function. Lists become tuples where it expects tuples.
 
     Raises:
         EnvironmentFailure: if the environment does not exist, needs a missing package or cannot be made, or if a
@@ -221,6 +220,7 @@ def _make_unwrapped(id: str | EnvFactory, name: str, kwargs: dict[str, Any]) -> 
 def _gymnasium_make(id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa: A002
     """Call `gymnasium.make` and turn its exceptions into an `EnvironmentFailure`."""
     try:
+        log_mujoco_warnings(id)
         if kwargs.get("render_mode") is None:
             return gymnasium.make(id, disable_env_checker=True, **kwargs)
         with warnings.catch_warnings():
