@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint format docs audit clean
+.PHONY: help install train test lint format docs bench audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,11 @@ format: .venv/.installed  ## format the code and apply automatic fixes
 
 docs: .venv/.docs  ## build the documentation site in site/; open site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "built site/index.html"
+
+bench: .venv/.bench  ## measure the speed against other libraries (hours); writes to benchmarks/
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/ranks.py
+	$(BIN)/python benchmarks/first_run.py
 
 audit:  ## check the pinned packages for known vulnerabilities; needs a network
 	@$(PYTHON) .ci/audit.py
@@ -55,4 +60,9 @@ clean:  ## remove caches and build outputs; keep .venv and runs
 .venv/.docs: requirements-docs.lock .venv/.installed
 	@echo "installing mkdocs into .venv (once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -r requirements-docs.lock
+	@touch $@
+
+.venv/.bench: .venv/.installed
+	@echo "installing the other libraries into .venv (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c requirements.lock -e '.[bench]'
 	@touch $@
