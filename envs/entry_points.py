@@ -65,7 +65,7 @@ def import_module(name: str) -> Any:
 def is_vector_class(id: Any) -> bool:  # noqa: A002
     """Return whether an id is a class of vector environments, or its dotted path."""
     if isinstance(id, str):
-        with suppress(Exception):  # as above
+        with suppress(Exception):  # the error is reported when the environment is made
             id = find_factory(id)  # noqa: A001
     return isinstance(id, type) and issubclass(id, VectorEnv)
 

@@ -1,7 +1,7 @@
-"""An LSTM for whole sequences, which may contain the beginning of episodes.
+"""An LSTM for whole sequences, in which episodes may begin.
 
-A Python loop over cells takes most of the time of an update: for 2 sequences of 128 steps and 64 units on a CPU,
-forward and backward pass take 30 ms. The functions of this file take 2 ms.
+For 2 sequences of 128 steps and 64 units on a CPU, the forward and backward pass takes 30 ms with a Python loop over
+cells, and 2 ms with the functions of this file.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 from .sequence_operators import SequenceOperator
 
 CLOSED = 1e9
-"""Subtracted from the input of a gate to close it: sigmoid(-CLOSED) and its derivative are 0. It is smaller in float16,
-where it would be infinite."""
+"""Subtracted from the input of a gate to close it: sigmoid(-CLOSED) and its derivative are 0. Float16 uses a smaller
+number, because this one would be infinite."""
 
 
 def lstm_sequence(

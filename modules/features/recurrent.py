@@ -112,7 +112,7 @@ class RecurrentCell(Memory):
 
     def forward(self, features: Tensor, is_init: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the cell to every step; see `Memory.forward`."""
-        # The operations of `sequence` depend on where episodes begin. Only our own graphs support it, on the CPU.
+        # The operations of `sequence` depend on where episodes begin. Only our graphs support this, and only on a CPU.
         in_other_graph = torch.compiler.is_dynamo_compiling() or not self.compiles_sequences
         in_steps = features.shape[1] == 1 or (torch.compiler.is_compiling() and in_other_graph)
         # Full precision, because rounding errors accumulate over the steps.
@@ -140,7 +140,7 @@ class LSTM(RecurrentCell):
     cell: nn.LSTMCell
 
     def __init__(self, num_inputs: int, *, width: int = 128, layer_norm: bool = False) -> None:
-        from .lstm_sequence import lstm_sequence  # it defines operators, which other policies do not need
+        from .lstm_sequence import lstm_sequence  # defines operators that other policies do not need
 
         require_positive(width=width)
         super().__init__(nn.LSTMCell(num_inputs, width), 2, layer_norm)

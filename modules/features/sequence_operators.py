@@ -1,4 +1,4 @@
-"""Functions of sequences as operators, so that a graph contains one call of each instead of its operations.
+"""Defines functions of sequences as PyTorch operators. A graph contains one call of them instead of their operations.
 
 The operations of an LSTM or GRU depend on where episodes begin, which a graph does not support.
 
@@ -16,19 +16,19 @@ from torch.utils._pytree import tree_map_only
 
 LIBRARY = torch.library.Library("torchppo", "DEF")
 OUTSIDE_GRAPHS = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
-"""Dispatch keys while this file is imported. A graph that is recorded changes those of its thread."""
+"""Dispatch keys when this file is imported. Recording a graph changes those of its thread."""
 
 
 class SequenceOperator:
-    """A function of sequences and its gradient as two operators of PyTorch, on the CPU.
+    """A function of sequences and its gradient, as two PyTorch operators for the CPU.
 
     Args:
-        name: Name of the function. That of the gradient is `<name>_backward`.
-        forward: From `is_init` and the tensors that have gradients to a list of contiguous results.
-        backward: From the gradients of the first results, `is_init`, the tensors and all results to the gradients of
-            the tensors.
-        shapes: From `is_init` and the tensors to the shapes of the results.
-        num_gradients: Number of results that have gradients.
+        name: Name of the operator. The operator of the gradient is `<name>_backward`.
+        forward: Maps `is_init` and the tensors that have gradients to a list of contiguous results.
+        backward: Maps the gradients of the results that have gradients, `is_init`, the tensors and all results to the
+            gradients of the tensors.
+        shapes: Maps `is_init` and the tensors to the shapes of the results.
+        num_gradients: Number of results that have gradients; they come first.
 
     """
 
@@ -49,7 +49,7 @@ class SequenceOperator:
         )
 
     def __call__(self, is_init: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Compute the results, whose gradients cannot be differentiated again."""
+        """Compute the results. Second derivatives are not supported."""
         results: tuple[Tensor, ...] = OperatorFunction.apply(self, is_init, *tensors)  # type: ignore[no-untyped-call]
         return results
 
@@ -60,7 +60,8 @@ def define(schema: str, function: Callable[..., list[Tensor]], shapes: Callable[
     Args:
         schema: Name and arguments.
         function: Computes the results.
-        shapes: Computes their shapes from the same arguments. Their type is that of the last argument.
+        shapes: Computes the shapes of the results from the same arguments. Their dtype and device are those of the
+            first tensor in the last argument.
 
     """
 

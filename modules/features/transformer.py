@@ -13,7 +13,7 @@ from .bodies import orthogonal_
 from .recurrent import Memory, require_positive
 
 MIN_BLOCK = 32
-"""Smallest size of the blocks of a sequence; smaller ones do not save time."""
+"""Smallest size of a block of a sequence. Smaller blocks do not save time."""
 
 
 class Transformer(Memory):
@@ -205,7 +205,7 @@ def shift_rows(scores: Tensor) -> Tensor:
     The other entries are 0. Source: Dai et al. 2019, appendix B.
     """
     time, length = scores.shape[-2], scores.shape[-1] - 1
-    # The rows are one entry longer than those of the result. `cat`, because a graph computes `pad` for every use again.
+    # The rows are one entry longer than those of the result. A compiled graph would compute `pad` again for every use.
     padded = torch.cat([scores, scores.new_zeros(*scores.shape[:-1], time)], -1).flatten(-2)
     return padded[..., : time * (length + time)].unflatten(-1, (time, length + time))
 

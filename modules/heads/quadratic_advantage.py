@@ -27,9 +27,9 @@ class QuadraticAdvantageValue(ValueHead):
 
     V, mu and L are linear functions of the features; L is a lower triangular matrix with a positive diagonal. The error
     is (Q(s, a) - R)^2 for the action taken and its value target R. The expectation is that of the Gaussian policy at
-    collection, with mean m and standard deviations sigma: E[q(a')] = q(m) + sum_ij L_ij^2 sigma_i^2. The
-    mean of A is therefore 0, so the V with the smallest error is the value of the policy, as with the squared error of
-    V. A explains a part of the variance of the returns. Estimators use only V.
+    collection, with mean m and standard deviations sigma: E[q(a')] = q(m) + sum_ij L_ij^2 sigma_i^2. The mean of A is
+    therefore 0, so the V with the smallest error is the value of the policy, as with the squared error of V. A explains
+    a part of the variance of the returns. Estimators use only V.
 
     Experimental: we do not know of published results for PPO.
 

@@ -33,7 +33,7 @@ class ValueHead(nn.Module, ABC):
     collected_keys: ClassVar[list[str]] = []
 
     def setup(self, action_spec: TensorSpec, head: Head) -> None:
-        """Build what depends on the actions. It is called once, before `forward`; most heads do not need it.
+        """Create the layers that depend on the actions. Called once, before `forward`. Most heads have no such layers.
 
         Args:
             action_spec: Batched spec of the action.
