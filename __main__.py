@@ -22,7 +22,7 @@ def main() -> int:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # the exit code is that of the first signal
         kill_children()
-    gc.freeze()  # Python would search all modules for garbage before it exits, which takes a second
+    gc.freeze()  # otherwise, the garbage collector examines all modules at exit, which takes a second
     return code
 
 

@@ -60,7 +60,7 @@ def make_env(
     Args:
         id: see `make_gymnasium_env`, or a vector environment, for which other arguments are errors (see `VectorEnv`).
         num_envs: number of environments; `None` means 1, or the number of environments in a vector environment.
-        vectorization: `native`: one vector environment (see `make_native`); `auto`: only for Atari, EnvPool and vector-only ids.
+        vectorization: `native`: see `make_native`; `auto`: native only for Atari, EnvPool and vector-only ids.
         num_workers: worker processes; 0: step in this process, `auto`: measure which is faster, with the same data.
         step_timeout: seconds after which a step or reset of one environment fails; without workers, only in commands.
         on_failure: `restart` recreates an environment that fails, and truncates its episode; `raise` ends the run.

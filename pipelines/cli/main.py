@@ -227,13 +227,13 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Let signals end the process at once, because an exception could leave imports incomplete, or be swallowed."""
-    gc.disable()  # imports make a million objects and no garbage, for which Python would search for a second
+    """Import without garbage collection. Signals end the process at once, because an import could catch an exception."""
+    gc.disable()  # imports create a million objects and no garbage; collections would take a second
     try:
         with handle_signals(exit_at_once, *SIGNALS):
             yield
     finally:
-        gc.freeze()  # excludes these objects from later searches
+        gc.freeze()  # excludes these objects from later collections
         gc.enable()
 
 

@@ -107,8 +107,8 @@ class TracedFunction:
     ) -> tuple[GraphModule, list[Tensor], Sequence[Tensor]]:
         """Call the function; return its graph, the tensors that it closes over, and its results.
 
-        Without compilation, this is the first call. With compilation, its changes are undone, and the kernel runs next.
-        They are also undone if it fails, so that the function can run without a graph.
+        Without compilation, this is the first call. With compilation, the changes that the function makes to tensors
+        are undone, and the kernel runs next. They are also undone after an error, so that the function can run eagerly.
         """
         devices = [tensor.device for tensor in inputs if tensor.is_cuda][:1]
         recorder, attributes = Recorder(inputs), Attributes(self._module)

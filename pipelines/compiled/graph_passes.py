@@ -49,7 +49,7 @@ def inputs_written_by(graph: GraphModule) -> set[Node]:
 
 
 def written_by(node: Node) -> Iterator[Node]:
-    """Yield the first nodes of the chains of views that an operation changes in place."""
+    """Yield the tensors that an operation changes in place; for a view, the tensor that it views."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return

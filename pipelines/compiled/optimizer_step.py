@@ -99,7 +99,7 @@ class GraphStep:
     def _find_names(self, batch: TensorDictBase, indices: Tensor) -> list[str]:
         """Run the losses once to find their metrics and to check that they depend on the parameters.
 
-        The random state and that of the losses are restored afterwards, so that the step starts from them.
+        The random state and the state of the losses are restored afterwards, so that this call has no effect.
         """
         parameters = [param for param in self.losses.parameters() if param.requires_grad]
         fork = torch.random.fork_rng([indices.device] if indices.is_cuda else [])

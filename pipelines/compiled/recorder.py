@@ -57,10 +57,10 @@ class Recorder(TorchDispatchMode):
         )
         if is_mask or (func is not torch.ops.aten.index.Tensor and VALUE_TAGS & {*getattr(func, "tags", ())}):
             refuse(func)
-        if func is torch.ops.aten.lift_fresh.default:  # of `torch.tensor`, which makes a new tensor in every call
+        if func is torch.ops.aten.lift_fresh.default:  # from `torch.tensor`, which makes a new tensor in every call
             func = torch.ops.aten.clone.default
         elif func is torch.ops.aten.native_batch_norm.default and args[3] is not None:
-            func = torch.ops.aten._native_batch_norm_legit.default  # the same, but says that it changes the statistics
+            func = torch.ops.aten._native_batch_norm_legit.default  # declares that it changes the statistics
         node = self._graph.call_function(func, *tree_map(self._recorded, (args, kwargs)))
         for changed in written_by(node):
             if changed in self._inputs and changed not in self._copies:
@@ -110,7 +110,7 @@ class Recorder(TorchDispatchMode):
         """Return the graph of the operations that results and changes of inputs need.
 
         Raises:
-            GraphError: if an input has got other memory, which the graph would not read.
+            GraphError: if the memory of an input was replaced, because the graph would not read the new memory.
 
         """
         if any(tensor.data_ptr() != address for tensor, address in self._inputs.values()):
@@ -120,7 +120,7 @@ class Recorder(TorchDispatchMode):
         return GraphModule({}, self._graph)
 
     def restore(self) -> None:
-        """Undo the changes of inputs, the latest first because they may share memory."""
+        """Undo the changes of inputs, the last one first, because inputs may share memory."""
         for node, copy in reversed(self._copies.items()):
             self._inputs[node][0].copy_(copy)
 
@@ -129,7 +129,7 @@ class Attributes:
     """The tensors and numbers that are attributes of a module and its submodules.
 
     Args:
-        module: `None`: there are none.
+        module: the module; `None` has no attributes.
 
     """
 
@@ -143,12 +143,12 @@ class Attributes:
         ]
 
     def check(self, recorder: Recorder) -> None:
-        """Refuse a module that has replaced an attribute while its operations were recorded.
+        """Check that no attribute was replaced while the operations were recorded.
 
-        The graph would not repeat this. A tensor that no operation has read may be replaced: it is no state.
+        A graph would not replace it again. A tensor that no operation has read is no state, so it may be replaced.
 
         Raises:
-            GraphError: if there is such an attribute.
+            GraphError: if an attribute was replaced.
 
         """
         for part, attributes, name, value in self._values:
@@ -201,7 +201,7 @@ def refuse(func: Any) -> None:
 
 
 def refuse_replacement(name: str) -> None:
-    """Raise the error for a state that is not a tensor which changes in place."""
+    """Raise a GraphError for a state that is replaced instead of changed in place."""
     raise GraphError(
         f"a policy or objective replaces {name} when it is called, which a graph does not repeat; register a buffer "
         "and change it in place (copy_, add_), or use compile=false"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_SHARED_BYTES = 1 << 26
-"""Largest tensor that is summed in shared memory, which has two copies of it per rank."""
+"""Largest tensor that is summed in shared memory, where each rank has two copies of it."""
 _shared_sums: WeakKeyDictionary[Any, SharedSum | None] = WeakKeyDictionary()  # by process group
 
 
@@ -110,7 +110,7 @@ class Exchange:
 
 
 def _device_of_group(device: torch.device) -> torch.device:
-    """Return the device of tensors that the ranks exchange: NCCL needs a GPU."""
+    """Return the device for tensors that the ranks exchange; NCCL needs a GPU."""
     is_nccl = distributed.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if is_nccl else device
 

@@ -63,13 +63,13 @@ def _rgb(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class CollectFrames(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Renders after every reset and after some steps, because the next episode starts before the images are read.
+    """Renders and keeps the images, because an environment is reset before its images are read.
 
     Gymnasium's `RenderCollection` needs `metadata["render_modes"]`, which some environments lack.
 
     Args:
         env: the environment.
-        steps: number of steps after which it renders; it also renders after the last step of an episode.
+        steps: an image is rendered every `steps` steps, and at the start and the end of an episode.
 
     Attributes:
         starts: images after resets, one for every episode.
@@ -109,7 +109,7 @@ class Canvas:
         # The codec needs even sizes.
         self._size = (width * scale + width * scale % 2, height * scale + height * scale % 2)
         self.size = (self._size[0], self._size[1] + TEXT_HEIGHT)
-        self._font = ImageFont.load_default()  # decodes the font, which takes as long as writing a line
+        self._font = ImageFont.load_default()  # loading the font takes as long as writing a line
 
     def __call__(self, image: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
         """Return a new frame `[height, width, 3]`."""

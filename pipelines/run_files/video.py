@@ -42,7 +42,7 @@ MAX_SECONDS = 30.0
 """A video ends after this many seconds of recording, so that slow rendering does not delay the results."""
 
 MAX_FPS = 30.0
-"""About how many images a video has per second; more take longer to render and to encode, and show no more."""
+"""Approximate limit of the images per second. More images take longer to render and to encode."""
 
 FFMPEG_SECONDS = 30.0
 """How long ffmpeg may take for one image, or to finish a video."""
@@ -145,7 +145,7 @@ def record_video(
 
 
 def known_codec() -> str | None:
-    """Return the codec of the ffmpeg that imageio-ffmpeg contains; `None` tests those of another one, for 0.3 s."""
+    """Return the codec of the ffmpeg in imageio-ffmpeg. With `None`, imageio-ffmpeg tests codecs, which takes 0.3 s."""
     with signals_blocked(), time_limit(FFMPEG_SECONDS):
         program = Path(imageio_ffmpeg.get_ffmpeg_exe())
     return "libx264" if program.is_relative_to(Path(imageio_ffmpeg.__file__).parent) else None
@@ -174,12 +174,12 @@ def frames_per_second(env: EnvBase) -> float:
 def collect_frames(env: EnvBase) -> float:
     """Wrap Gymnasium environments that render in `CollectFrames`; return the images per second of the video.
 
-    They are those of the environment, divided by a whole number so that they are about `MAX_FPS` or less.
+    This is the rate of the environment, divided by a whole number so that it is about `MAX_FPS` or less.
     """
     vector, fps = vector_of(env), frames_per_second(env)
     if not isinstance(vector, SerialVectorEnv) or vector.render_mode is None:
         return fps
-    steps = max(1, round(fps / MAX_FPS)) if vector.render_mode == "rgb_array" else 1  # a list has all images
+    steps = max(1, round(fps / MAX_FPS)) if vector.render_mode == "rgb_array" else 1  # lists have all images
     vector.envs = [CollectFrames(one, steps) for one in vector.envs]
     return fps / steps
 

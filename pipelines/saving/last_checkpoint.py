@@ -53,7 +53,7 @@ class LastCheckpoint:
         self._in_memory = None
 
     def late(self) -> int:
-        """Return 1 if the state in memory is due, plus 2 if the file is due, by the clock of this rank."""
+        """Return 1 if the copy in memory is due, plus 2 if the file is due, by the clock of this rank."""
         now = time.monotonic()
         is_file_late = now - self._time >= max(self._every_seconds, 100 * self._cost)
         return 2 * is_file_late + (now - self._time_in_memory >= 400 * self._cost_in_memory)

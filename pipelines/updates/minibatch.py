@@ -115,7 +115,7 @@ class MinibatchUpdate:
         return {**results, "num_epochs": results["num_steps"] * self.minibatch_size / batch.rows["advantage"].numel()}
 
     def _draw(self, rows: TensorDictBase, num_epochs: int) -> list[Minibatches]:
-        """Draw the minibatches of epochs. If the learner normalizes advantages by minibatch, do it over all ranks."""
+        """Draw the minibatches of epochs, and normalize their advantages over all ranks if the learner does so."""
         num_rows, advantage = len(rows), rows["advantage"]
         frames = advantage.numel()
         self._check_size(frames, frames // num_rows)

@@ -1,4 +1,4 @@
-"""Components that do not work together. Without this check, a constructor or the first update would fail later."""
+"""Components that do not work together. Without these checks, a constructor or the first update would fail later."""
 
 from __future__ import annotations
 

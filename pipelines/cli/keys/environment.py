@@ -58,8 +58,8 @@ def check_environment(cfg: DictConfig, overrides: Sequence[str], policy: str) ->
 def check_wrappers(env: gymnasium.Env[Any, Any], wrappers: Iterable[Any]) -> None:
     """Raise a ConfigurationError if one of Gymnasium's wrappers refuses its arguments.
 
-    The check ends at the first wrapper that is not Gymnasium's, that has a list or a component as an argument, or that
-    renders and may write files. `envs.wrappers` applies wrappers in the same way, but imports PyTorch.
+    The check ends at the first wrapper that is not from Gymnasium, that has a list or a component as an argument, or
+    that renders and may write files. It repeats a part of `make_gymnasium_env`, which imports PyTorch.
     """
     from hydra.utils import get_object
 
