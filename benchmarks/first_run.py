@@ -1,16 +1,16 @@
-"""Measure the first run: `torchppo train experiment=cartpole` against a script of Stable-Baselines3, and the start-up.
+"""Measure the first run: `torchppo train experiment=cartpole` against Stable-Baselines3, and the time to start.
 
     pip install 'torchppo[bench]'
     python benchmarks/first_run.py --rounds 5
 
-The script has the settings of the preset: at most 100,000 frames, and after every 25,000 frames an evaluation of 20
-deterministic episodes, which ends the training at a mean return of 500. The command also writes checkpoints, logs, a
-learning curve and a video; the script saves its model. Both must reach 475.
+The script has the settings of the preset: at most 100,000 frames, and an evaluation of 20 deterministic episodes after
+every 25,000 frames, which ends the training at a mean return of 500. The command also writes checkpoints, logs, a
+learning curve and a video. The script saves its model. Both must reach a return of 475.
 
-The start-up is the time until the command prints the line of its first rollout, after which the policy has learned
-once. It is compared with that of `import torch, torchrl, lightning`.
+`start_up` is the time until the command prints the line of its first rollout, which includes one update. It is compared
+with the time of `import torch, torchrl, lightning`.
 
-Every measurement is a new process with one thread; a round makes each one once. `_cpu` is processor time, also that of
+Every measurement is a new process with one thread; a round makes each one once. `_cpu` is CPU time, including that of
 child processes. Writes first_run.json, with the date, the machine and its load.
 """
 
@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 IMPORTS = [sys.executable, "-c", "import torch, torchrl, lightning; print('0 frames', flush=True)"]
 SOLVED = 475.0
 TIMES = {"wall": "", "cpu": "_cpu"}
-"""Ends of the names of wall and of processor time."""
+"""Suffixes of the names of wall time and of CPU time."""
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def run(command: list[str], folder: str, last: str | None = None) -> tuple[str, 
     """Run a process to its end, or to the first line that matches `last`.
 
     Returns:
-        The last line, and the seconds of wall and of processor time.
+        The last line, and the seconds of wall time and of CPU time.
 
     """
     before, start, line = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), ""

@@ -1,12 +1,12 @@
-"""Measure training on a GPU: eager, compiled, compiled with CUDA graphs, and a lean loop for comparison.
+"""Measure training on a GPU: eager, compiled, compiled with CUDA graphs, and with a minimal loop for comparison.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --device cpu --rollouts 2    # a trial without a GPU
 
-The environments return random arrays of the shapes of HalfCheetah-v5 and Atari games and take no time, so that the
-device is measured. The lean loop is `peers/gpu_loop.py`; it has the same networks, minibatches and optimizer steps.
-Each run is a separate process. Writes gpu.json: frames per second after the first two rollouts, and the seconds of
-these rollouts.
+The environments return random arrays with the shapes of HalfCheetah-v5 and Atari games. They take almost no time, so
+the results show the speed of the device. The minimal loop (`lean`) is `peers/gpu_loop.py`, with the same networks,
+minibatches and optimizer steps. Each run is a separate process. Writes gpu.json: frames per second after the first two
+rollouts, and the seconds of these two rollouts.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Shaped(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
 
 class Clock:
-    """Measures the rollouts after the first ones.
+    """Measures the time of the rollouts after the warm-up.
 
     Args:
         rollouts: number of rollouts to measure.
@@ -102,7 +102,7 @@ class Clock:
         self.rollouts, self.synchronize, self.times = rollouts, synchronize, [time.perf_counter()]
 
     def tick(self) -> None:
-        """Note the end of a rollout."""
+        """Record the end of a rollout."""
         self.synchronize()
         self.times.append(time.perf_counter())
 

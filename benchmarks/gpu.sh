@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests that need a GPU and measures training on it, in at most 8 minutes. Writes gpu.json to this folder.
+# Runs the tests that use a GPU and measures training on it, in at most 8 minutes. Writes gpu.json to this folder.
 #
 #     benchmarks/gpu.sh
 #     DEVICE=cpu benchmarks/gpu.sh --rollouts 2    # a trial without a GPU

@@ -38,7 +38,7 @@ OBJECTIVES = (
 )
 ENVS = ("CartPole-v1", "Pendulum-v1")
 UNSUPPORTED = dict.fromkeys(("clip trust_region=wasserstein", "clip critic=quadratic_advantage"), ("CartPole-v1",))
-"""Environments whose discrete actions a setting does not support."""
+"""Environments that a setting does not support, because their actions are discrete."""
 NUM_STEPS = 50  # 5 rollouts, 2 epochs of 5 minibatches
 SETTINGS = (
     *("env.num_envs=4", "collector.frames_per_env=40", "update.minibatch_size=32", "update.epochs=2", "logger=[]"),

@@ -6,7 +6,7 @@
     python benchmarks/throughput.py --costs            # collection, workers, number of environments, start-up
 
 All libraries use the same hyperparameters, one thread, and the same number of frames and optimizer steps. The table
-`WORKLOADS` of workloads.py names the libraries that run each workload. Each run is a separate process; a round runs
+`WORKLOADS` in workloads.py lists the libraries that run each workload. Each run is a separate process; a round runs
 each library once. The compilation time is reported separately. Writes throughput.json, with the date and the machine
 of each entry.
 """
@@ -101,12 +101,12 @@ def measure(*arguments: str) -> dict[str, float]:
 
 
 def compare(name: str, rounds: int, only: list[str] | None = None) -> dict[str, Any]:
-    """Frames per second of one workload and, for each round, their ratios.
+    """Return the frames per second of one workload, and their ratios: median, minimum and maximum over the rounds.
 
     Args:
         name: the workload.
         rounds: how often each library runs it.
-        only: the other libraries to run; `None` runs all of the workload.
+        only: the other libraries to run; `None` runs all libraries of the workload.
 
     """
     peers = [peer for peer in WORKLOADS[name].peers if only is None or peer in only]

@@ -17,7 +17,7 @@ class Workload:
     """Hyperparameters of a training, equal for all libraries.
 
     Attributes:
-        peers: names of the functions below that run it with other libraries.
+        peers: names of the functions of this file that run it with other libraries.
         overrides: overrides of torchppo's configuration.
 
     """
@@ -85,7 +85,7 @@ class Clock:
         self.rollouts = self.optimizer_steps = 0
 
     def tick(self, rollouts: int = 1) -> None:
-        """Note the end of an update, or of the last of several rollouts."""
+        """Record the end of the last of these rollouts and its update."""
         self.rollouts += rollouts
         self.update_ends.append(time.perf_counter())
         self.cpu_seconds.append(time.process_time())
@@ -204,7 +204,7 @@ def recurrent_ppo(work: Workload) -> dict[str, float]:
 
 
 def sbx(work: Workload) -> dict[str, float]:
-    """SBX, which has the environments of Stable-Baselines3, and updates in JAX."""
+    """SBX: the environments of Stable-Baselines3, and updates in JAX."""
     from sbx import PPO
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -269,7 +269,7 @@ def jax(work: Workload) -> dict[str, float]:
     clock.tick()
     train(state)[1].block_until_ready()
     clock.tick(work.rollouts)
-    clock.optimizer_steps = (work.rollouts + 1) * work.steps  # of one program
+    clock.optimizer_steps = (work.rollouts + 1) * work.steps  # all in one program
     return clock.results(work)
 
 
@@ -322,9 +322,10 @@ def environment(work: Workload, seconds: float = 3.0) -> dict[str, float]:
     """Step the environments in this process with random actions, without a policy.
 
     Returns:
-        `fps` of the environment alone. `bound` is the frames per second if, in addition, networks cost only their
-        floating point operations at the rate of a large matrix product: one forward pass to act, and in each epoch
-        three times as many operations to learn. `gflops` is that rate.
+        `fps`, the frames per second of the environment alone; `gflops`, the rate of a large matrix product; and
+        `bound`, the frames per second of a training that takes only the time of the environment and of the floating
+        point operations of the networks at this rate. A frame needs one forward pass to act, and three times as many
+        operations in each epoch to learn.
 
     """
     from torchppo.pipelines.build import build_training

@@ -1,9 +1,9 @@
-"""A lean PPO loop: EnvPool, `torch.compile`, one thread, in the style of CleanRL and LeanRL.
+"""A minimal PPO loop with EnvPool, `torch.compile` and one thread, in the style of CleanRL and LeanRL.
 
     python benchmarks/peers/envpool_loop.py    # trains on CartPole-v1 and prints the mean training return
 
 Policy step, GAE, loss and optimizer step are compiled. As in CleanRL, truncated episodes are not bootstrapped, and the
-steps in which EnvPool resets an environment are learned from.
+steps in which EnvPool resets an environment are part of the training data.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Loop:
         self.optimizer.step()
 
     def rollouts(self) -> Iterator[None]:
-        """Train on one rollout after the other."""
+        """Collect rollouts and train on each of them, without end."""
         observation, _ = self.envs.reset()
         shape = self.num_steps, self.num_envs
         observations = np.empty((*shape, *observation.shape[1:]), np.float32)

@@ -1,4 +1,4 @@
-"""A lean PPO loop for one GPU, in the manner of LeanRL: compiled functions, each recorded as a CUDA graph."""
+"""A minimal PPO loop for one GPU, in the style of LeanRL: compiled functions, each recorded as a CUDA graph."""
 
 from __future__ import annotations
 

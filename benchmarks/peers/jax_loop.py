@@ -12,8 +12,8 @@ import time
 from functools import partial
 from typing import Any, NamedTuple
 
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"  # XLA reads both when it starts
-os.environ["NPROC"] = "1"  # threads of its pool
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"  # XLA reads both variables when it starts
+os.environ["NPROC"] = "1"  # size of its thread pool
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ class Transition(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that changes from one rollout to the next; `physics` is `[num_envs, 4]`."""
+    """The state of the training between rollouts; `physics` is `[num_envs, 4]`."""
 
     params: Params
     optimizer: Any
@@ -116,7 +116,7 @@ def loss(params: Params, rows: tuple[Transition, Array, Array]) -> Array:
 
 
 def learn(state: State, _: Any, *, num_steps: int, minibatch_size: int, epochs: int) -> tuple[State, Array]:
-    """Collect a rollout and learn from it. Return the mean return of the last episodes."""
+    """Collect a rollout and learn from it. Return the mean return of the last episode of each environment."""
     state, rollout = jax.lax.scan(act, state, None, num_steps)
     advantage = gae(rollout, policy(state.params, state.physics)[1])
     target = advantage + rollout.value

@@ -227,7 +227,7 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import without garbage collection. Signals end the process at once, because an import could catch an exception."""
+    """Disable garbage collection. Signals end the process at once, because an import could catch an exception."""
     gc.disable()  # imports create a million objects and no garbage; collections would take a second
     try:
         with handle_signals(exit_at_once, *SIGNALS):
