@@ -1,4 +1,4 @@
-"""The operators of graphs compute what the functions compute that an eager step calls."""
+"""The operators of graphs compute the same as the functions that eager steps call."""
 
 from __future__ import annotations
 
