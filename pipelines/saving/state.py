@@ -155,6 +155,7 @@ def start_training(ppo: Any) -> None:
         ppo.trainer.should_stop = True  # `EarlyStopping` had ended the training
     if set_class := getattr(collector, "set_resume_class", None):
         set_class()
+    ppo._resumed = None
 
 
 def load_own_state(ppo: Any, state: Mapping[str, Any]) -> None:
