@@ -89,32 +89,7 @@ class Shaped(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return self._observations[index], self._rewards[index], self._none, self._steps >= 1000, {}
 
 
-class Clock:
-    """Measures the time of the rollouts after the warm-up.
-
-    Args:
-        rollouts: number of rollouts to measure.
-        synchronize: waits for the device.
-
-    """
-
-    def __init__(self, rollouts: int, synchronize: Callable[[], None]) -> None:
-        self.rollouts, self.synchronize, self.times = rollouts, synchronize, [time.perf_counter()]
-
-    def tick(self) -> None:
-        """Record the end of a rollout."""
-        self.synchronize()
-        self.times.append(time.perf_counter())
-
-    def results(self, shape: Shape) -> dict[str, float]:
-        frames = self.rollouts * shape.num_envs * shape.frames_per_env
-        return {
-            "frames_per_second": frames / (self.times[-1] - self.times[WARM_UP]),
-            "warm_up_seconds": self.times[WARM_UP] - self.times[0],
-        }
-
-
-def ours(name: str, mode: str, device: str, clock: Clock) -> None:
+def ours(name: str, mode: str, device: str, rollouts: int, tick: Callable[[], None]) -> None:
     from lightning import Callback
 
     from torchppo.pipelines.build import build_trainer, build_training
@@ -127,7 +102,7 @@ def ours(name: str, mode: str, device: str, clock: Clock) -> None:
 
         vars(graph)["CudaGraph"] = lambda kernel, *_: kernel  # launch from Python
     shape = SHAPES[name]
-    total = (WARM_UP + clock.rollouts) * shape.num_envs * shape.frames_per_env
+    total = rollouts * shape.num_envs * shape.frames_per_env
     words = (
         *("env.id=torchppo.benchmarks.gpu.Shaped", f"+env.shape={name}", "env.vectorization=native"),
         *(f"env.num_envs={shape.num_envs}", f"collector.frames_per_env={shape.frames_per_env}"),
@@ -138,7 +113,7 @@ def ours(name: str, mode: str, device: str, clock: Clock) -> None:
 
     class Timer(Callback):
         def on_train_batch_end(self, *_: Any) -> None:
-            clock.tick()
+            tick()
 
     cfg = compose([*words])
     trainer = build_trainer(cfg, [Timer()])
@@ -150,14 +125,23 @@ def run(name: str, mode: str, device: str, rollouts: int) -> dict[str, float]:
     """Run one mode in this process."""
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
-    clock = Clock(rollouts, torch.cuda.synchronize if device == "cuda" else lambda: None)
+    shape, times = SHAPES[name], [time.perf_counter()]
+
+    def tick() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter())
+
     if mode == "lean":
         from torchppo.benchmarks.peers.gpu_loop import train
 
-        train(SHAPES[name], Shaped(SHAPES[name].num_envs, name), device, WARM_UP + rollouts, clock.tick)
+        train(shape, Shaped(shape.num_envs, name), device, WARM_UP + rollouts, tick)
     else:
-        ours(name, mode, device, clock)
-    return clock.results(SHAPES[name])
+        ours(name, mode, device, WARM_UP + rollouts, tick)
+    return {
+        "frames_per_second": rollouts * shape.num_envs * shape.frames_per_env / (times[-1] - times[WARM_UP]),
+        "warm_up_seconds": times[WARM_UP] - times[0],
+    }
 
 
 def main() -> None:

@@ -36,8 +36,6 @@ from .updates.eager_step import LossWeights, check_options, clip_gradients
 from .updates.skipped import SkippedSteps
 from .updates.update import Update
 
-CRITIC_LOSSES = ("loss_critic", "loss_value")  # of PPO losses, and of TorchRL's ReinforceLoss
-
 
 class PPO(MonitoredModule):
     """Proximal policy optimization. One Lightning batch is one rollout; optimization is manual.
@@ -107,7 +105,7 @@ class PPO(MonitoredModule):
         self.seconds = {"estimate": 0.0, "update": 0.0}
         self.grad_norm = torch.zeros(())  # of the last step; set by `on_before_optimizer_step`
         self.skipped = SkippedSteps(max_skipped_steps)
-        self.loss_weights = LossWeights({*CRITIC_LOSSES, *(f"loss_{name}" for name in self.reward_models)})
+        self.loss_weights = LossWeights(f"loss_{name}" for name in self.reward_models)
         self.coefficients = Coefficients(controllers or {}, objective)
         self.after_step: list[Callable[[], None]] = [*getattr(objective, "after_step", ())]
         self._step: Any = None
@@ -172,7 +170,8 @@ class PPO(MonitoredModule):
         if not is_same:
             self.coefficients.move(self.frames / self.total_frames, {}, self.optimizer)
         start_training(self)
-        self._has_frozen_objects, self._resumed, self._published_at = False, None, time.perf_counter()
+        self._has_frozen_objects = False
+        self._published_at = time.perf_counter()
 
     def training_step(self, rollout: TensorDictBase) -> None:
         """Learn from one rollout `[num_envs, time]`."""
@@ -189,11 +188,12 @@ class PPO(MonitoredModule):
         num_frames = rollout.numel() * num_ranks()
         self.frames, self.num_rollouts = self.frames + num_frames, self.num_rollouts + 1
         self.skipped.count(self.frames, is_last=self.frames + num_frames > self.total_frames)
-        results |= self.coefficients.kl(batch) if self.num_rollouts > self.value_pretraining else {}
+        trains_policy = self.num_rollouts > self.value_pretraining
+        results |= self.coefficients.kl(batch) if trains_policy else {}
         results = learning_metrics(self, batch, results, self.exchange.reduce)
         self._update_statistics(batch)
         self.exchange.run()
-        measured = self.coefficients.measured(results) if self.num_rollouts > self.value_pretraining else {}
+        measured = self.coefficients.measured(results) if trains_policy else {}
         self.coefficients.move(self.frames / self.total_frames, measured, self.optimizer)
         metrics |= {f"train/{METRIC_NAMES.get(name, name)}": value for name, value in results.items()}
         self.seconds["estimate"] += estimated - start

@@ -13,7 +13,6 @@ from tensordict import NestedKey
 from torch import Tensor
 
 from ...envs import ALL_ENVS, leaf_arrays
-from .rollout_buffer import FinalObservations, as_tensors
 
 
 class DeviceObservations:
@@ -33,7 +32,7 @@ class DeviceObservations:
         self._host = torch.zeros(*shape[:2], num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._device = torch.empty(self._host.shape, dtype=torch.uint8, device=device)
         self.array: NDArray[Any] = self._host.numpy().reshape(-1).view(dtype).reshape(shape)
-        self._leaves = {key: self._on_device(tensor) for key, tensor in as_tensors(leaf_arrays(self.array)).items()}
+        self._leaves = {key: self._on_device(torch.from_numpy(leaf)) for key, leaf in leaf_arrays(self.array).items()}
 
     def _on_device(self, leaf: Tensor) -> Tensor:
         """Return the view of the device's bytes with the same offset and strides as `leaf` in the host's."""
@@ -49,11 +48,11 @@ class DeviceObservations:
         """Return the observations that the policy has read, on the device."""
         return {key: tensor[:-1] for key, tensor in self._leaves.items()}
 
-    def next_observations(self, final: Sequence[FinalObservations]) -> dict[NestedKey, Tensor]:
-        """Return the next observations on the device; copies those of the last step and the final ones."""
+    def next_observations(self, final: Sequence[tuple[int, NDArray[np.intp], NDArray[Any]]]) -> dict[NestedKey, Tensor]:
+        """Return the next observations on the device; copies those of the last step and the `FinalObservations`."""
         self.read(-1)
         next_obs = {key: tensor[1:].clone() if final else tensor[1:] for key, tensor in self._leaves.items()}
         for step, envs, observation in final:
-            for key, last in as_tensors(leaf_arrays(observation)).items():
-                next_obs[key][step, torch.from_numpy(envs)] = last.to(next_obs[key].device)
+            for key, last in leaf_arrays(observation).items():
+                next_obs[key][step, torch.from_numpy(envs)] = torch.from_numpy(last).to(next_obs[key].device)
         return next_obs

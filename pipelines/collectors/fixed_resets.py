@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
+from ...envs.resume.plain_data import are_equal, load_random_state, save_random_state
 from ..distributed import num_ranks, rank
 
 
@@ -69,3 +73,36 @@ class FixedResets:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._every_frames, self._frames, self._seed = state["every_frames"], state["frames"], state["seed"]
         self._started_at = None
+
+
+def follows_seed(env: EnvBase, max_seconds: float = 10.0) -> bool | None:
+    """Return whether a seed determines the episodes of an environment, whatever happened in it before.
+
+    It is reset and stepped with random actions, twice. The global random generators stay as they are. If this fails or
+    takes too long, the result is `None`.
+    """
+    before, end = save_random_state(), time.monotonic() + max_seconds
+    results: list[list[Any]] = []
+    try:
+        with suppress(Exception):  # the training reports what an environment raises
+            for _ in range(2):
+                load_random_state(before)
+                torch.manual_seed(0)
+                env.set_seed(0)
+                results.append(random_steps(env, end))
+    finally:
+        load_random_state(before)
+    return are_equal(*results) if len(results) == 2 else None
+
+
+def random_steps(env: EnvBase, end: float) -> list[Any]:
+    """Return the data of the first steps after a reset. Raise a TimeoutError after `end`."""
+    current, found = env.reset(), []
+    for _ in range(100):
+        if time.monotonic() > end:
+            raise TimeoutError
+        step, current = env.step_and_maybe_reset(env.rand_action(current))
+        for data in (step["next"], current):
+            items = sorted(data.items(include_nested=True, leaves_only=True), key=lambda item: str(item[0]))
+            found += [value.cpu().numpy().copy() for _, value in items if isinstance(value, torch.Tensor)]
+    return found

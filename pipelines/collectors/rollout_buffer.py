@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
 from ...envs import ALL_ENVS, StepArrays, leaf_arrays
-
-if TYPE_CHECKING:
-    from .device_buffer import DeviceObservations
+from .device_buffer import DeviceObservations
 
 
 class FinalObservations(NamedTuple):
@@ -133,11 +131,11 @@ class HostObservations:
 
     def read(self, step: int, env_slice: slice = ALL_ENVS) -> dict[NestedKey, Tensor]:
         """Return the observations of a step, `[envs, ...]`; call it once per step, after they are in `array`."""
-        return as_tensors(leaf_arrays(self.array[step, env_slice]))
+        return as_tensors(self.array[step, env_slice])
 
     def observations(self) -> dict[NestedKey, Tensor]:
         """Return the observations that the policy has read, `[time - 1, num_envs, ...]`."""
-        return as_tensors(leaf_arrays(self.array[:-1]))
+        return as_tensors(self.array[:-1])
 
     def next_observations(self, final: Sequence[FinalObservations]) -> dict[NestedKey, Tensor]:
         """Return the observations after every step, final ones included, `[time - 1, num_envs, ...]`.
@@ -147,7 +145,7 @@ class HostObservations:
         next_obs = self.array[1:].copy() if final else self.array[1:]
         for step, envs, observation in final:
             next_obs[step, envs] = observation
-        return as_tensors(leaf_arrays(next_obs))
+        return as_tensors(next_obs)
 
 
 def observation_storage(
@@ -156,14 +154,12 @@ def observation_storage(
     """Return storage for a policy on `device`."""
     if device.type == "cpu":
         return HostObservations(shape, dtype)
-    from .device_buffer import DeviceObservations
-
     return DeviceObservations(shape, dtype, device)
 
 
-def as_tensors(arrays: Mapping[NestedKey, NDArray[Any]]) -> dict[NestedKey, Tensor]:
-    """Return tensors that share the memory of the arrays."""
-    return {key: torch.from_numpy(array) for key, array in arrays.items()}
+def as_tensors(array: NDArray[Any]) -> dict[NestedKey, Tensor]:
+    """Return observations as tensors that share the memory of the array."""
+    return {key: torch.from_numpy(leaf) for key, leaf in leaf_arrays(array).items()}
 
 
 class EpisodeCounters:

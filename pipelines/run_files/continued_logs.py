@@ -12,8 +12,8 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from ..saving.fits import raise_on_misfit
 from ..saving.plain_checkpoints import load_checkpoint
+from ..saving.state import raise_on_misfit
 
 LOGGED_AT_START = ("hp_metric", "_hparams_")
 """Entries of TensorBoard that Lightning writes again when a run continues."""

@@ -1,22 +1,21 @@
-"""What a training continues from, in addition to weights and optimizer: counters, random numbers and episodes."""
+"""What a training continues from besides weights and optimizer, and whether a checkpoint fits the training."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Trainer
 from omegaconf import DictConfig
 from torch import nn
-from torchrl.envs import EnvBase
 
 from ... import __version__
-from ...envs.resume.plain_data import are_equal, load_random_state, save_random_state
+from ...envs.resume.plain_data import load_random_state, save_random_state
 from ...envs.vector_env import vector_of
 from ...errors import CheckpointError, ConfigurationError
+from ..collectors.fixed_resets import follows_seed
 from ..distributed import gathered, num_ranks, raise_on_all_ranks, rank
 from ..step_factory import warn_once
 from .files import verify_checksum
@@ -111,8 +110,6 @@ def load_training_state(ppo: Any, checkpoint: Mapping[str, Any]) -> None:
     if missing := needed - checkpoint.get("torchppo", {}).keys():
         raise CheckpointError(f"the checkpoint has no {min(missing)}; use one of this version of torchppo")
     if ppo._trainer is not None and ppo.trainer.ckpt_path is not None:
-        from .fits import collector_of, raise_on_misfit
-
         path = Path(ppo.trainer.ckpt_path)
         if path.is_file():
             verify_checksum(path, path.read_bytes())
@@ -123,6 +120,44 @@ def load_training_state(ppo: Any, checkpoint: Mapping[str, Any]) -> None:
     ppo.update.load_state_dict(state["update"])
     ppo.coefficients.load_state_dict(state["coefficients"])
     ppo.episodes.load_state_dict(state)
+
+
+def raise_on_misfit(ppo: Any, collector: Any, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Compare versions, environment, spaces and weights with those of a training. Other versions are a warning.
+
+    Raises:
+        CheckpointError: if the checkpoint does not fit.
+
+    """
+    state = checkpoint["torchppo"]
+    if state["versions"] != versions():
+        texts = [", ".join(map(" ".join, found.items())) for found in (state["versions"], versions())]
+        warn_once(
+            f"torchppo: {path} was saved with {texts[0]}, and this is {texts[1]}; results may differ from one run"
+        )
+    saved, own = state["environment"], environment_of(collector)
+    for name, kind in (("id", "environment"), ("spaces", "spaces")):
+        if name in saved and name in own and saved[name] != own[name]:
+            raise CheckpointError(
+                f"{path} does not fit the {kind}: it has {saved[name]}, not {own[name]}; continue with the environment "
+                "of the training, or load only the weights with torchppo.load_policy"
+            )
+    shapes = [
+        {name: tuple(value.shape) for name, value in weights.items() if isinstance(value, torch.Tensor)}
+        for weights in (checkpoint["state_dict"], ppo.state_dict())
+    ]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        pair = [one.get(name, "nothing") for one in shapes]
+        if pair[0] != pair[1] and not name.endswith("_extra_state"):
+            raise CheckpointError(
+                f"{path} does not fit the components: {name} has the shape {pair[0]}, not {pair[1]}; build them as in "
+                "the training"
+            )
+
+
+def collector_of(trainer: Trainer) -> Any:
+    """Return the collector before Lightning has set it up. Tested with Lightning 2.6."""
+    return trainer.fit_loop._data_source.instance
 
 
 def has_same_end(ppo: Any) -> bool:
@@ -155,6 +190,7 @@ def start_training(ppo: Any) -> None:
         ppo.trainer.should_stop = True  # `EarlyStopping` had ended the training
     if set_class := getattr(collector, "set_resume_class", None):
         set_class()
+    ppo._resumed = None
 
 
 def load_own_state(ppo: Any, state: Mapping[str, Any]) -> None:
@@ -211,36 +247,3 @@ def describe_resume(collector: Any, name: str | None, found: str | None, cfg: Di
             f"to false, {hint}"
         )
     return RESUME_TEXTS[name]
-
-
-def follows_seed(env: EnvBase, max_seconds: float = 10.0) -> bool | None:
-    """Return whether a seed determines the episodes of an environment, whatever happened in it before.
-
-    It is reset and stepped with random actions, twice. The global random generators stay as they are. If this fails or
-    takes too long, the result is `None`.
-    """
-    before, end = save_random_state(), time.monotonic() + max_seconds
-    results: list[list[Any]] = []
-    try:
-        with suppress(Exception):  # the training reports what an environment raises
-            for _ in range(2):
-                load_random_state(before)
-                torch.manual_seed(0)
-                env.set_seed(0)
-                results.append(random_steps(env, end))
-    finally:
-        load_random_state(before)
-    return are_equal(*results) if len(results) == 2 else None
-
-
-def random_steps(env: EnvBase, end: float) -> list[Any]:
-    """Return the data of the first steps after a reset. Raise a TimeoutError after `end`."""
-    current, found = env.reset(), []
-    for _ in range(100):
-        if time.monotonic() > end:
-            raise TimeoutError
-        step, current = env.step_and_maybe_reset(env.rand_action(current))
-        for data in (step["next"], current):
-            items = sorted(data.items(include_nested=True, leaves_only=True), key=lambda item: str(item[0]))
-            found += [value.cpu().numpy().copy() for _, value in items if isinstance(value, torch.Tensor)]
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
@@ -19,21 +19,23 @@ from .skipped import StepMetrics
 
 logger = logging.getLogger("torchppo")
 
+CRITIC_LOSSES = ("loss_critic", "loss_value")  # of PPO losses, and of TorchRL's ReinforceLoss
+
 
 class LossWeights(nn.Module):
     """Weights of the policy losses and the critic losses. A weight is 0 while its network is frozen.
 
     Args:
-        critic_losses: names of the critic losses. All other losses are policy losses.
+        others: names of critic losses besides `CRITIC_LOSSES`. All other losses are policy losses.
 
     """
 
     policy: Tensor
     critic: Tensor
 
-    def __init__(self, critic_losses: Collection[str]) -> None:
+    def __init__(self, others: Iterable[str] = ()) -> None:
         super().__init__()
-        self.critic_losses = critic_losses
+        self.critic_losses = {*CRITIC_LOSSES, *others}
         self.register_buffer("policy", torch.ones(()), persistent=False)
         self.register_buffer("critic", torch.ones(()), persistent=False)
 

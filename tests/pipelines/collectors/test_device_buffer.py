@@ -16,8 +16,8 @@ from torchppo.envs import make_env
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.pipelines.collectors import rollout_buffer
-from torchppo.pipelines.collectors.device_buffer import DeviceObservations, FinalObservations
-from torchppo.pipelines.collectors.rollout_buffer import HostObservations, observation_storage
+from torchppo.pipelines.collectors.device_buffer import DeviceObservations
+from torchppo.pipelines.collectors.rollout_buffer import FinalObservations, HostObservations, observation_storage
 from torchppo.pipelines.collectors.vector import VectorRollouts
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase, RewardScaling, TransformedEnv
 
 from torchppo import Collector, batched, make_actor_critic, make_env, mlp
 from torchppo.envs.resume.plain_data import are_equal
-from torchppo.pipelines.saving.state import follows_seed
+from torchppo.pipelines.collectors.fixed_resets import follows_seed
 
 
 class Stream(gymnasium.Env[Any, Any]):

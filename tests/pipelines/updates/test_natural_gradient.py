@@ -55,7 +55,7 @@ class Learner:
     def __init__(self, objective: Any) -> None:
         self.objective = objective
         self.normalize_advantage = "rollout"
-        self.loss_weights = LossWeights(("loss_critic",))
+        self.loss_weights = LossWeights()
         self.skipped = SkippedSteps(20)
         self.after_step: list[Callable[[], None]] = []
         self.trained: list[tuple[float, float]] = []

@@ -38,7 +38,7 @@ class Learner:
     def __init__(self, objective: Any) -> None:
         self.objective = objective
         self.normalize_advantage = "rollout"
-        self.loss_weights = LossWeights(("loss_critic",))
+        self.loss_weights = LossWeights()
         self.skipped = SkippedSteps(20)
         self.after_step: list[Callable[[], None]] = []
 
