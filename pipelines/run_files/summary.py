@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,17 @@ def evaluation_figures(evaluation: Any) -> Summary:
 def write_summary(summary: Summary, path: Path) -> None:
     """Write a summary as JSON; values that are not finite become null."""
     path.write_text(json.dumps(null_if_not_finite(summary), indent=2, allow_nan=False) + "\n")
+
+
+def write_at_once(summary: Summary, run_dir: Path) -> None:
+    """Write the summary of a process that ends at once, and how to continue. The main thread may block `print`."""
+    write_summary(summary, run_dir / "summary.json")
+    os.write(1, f"{how_to_continue(run_dir)}\n".encode())
+
+
+def how_to_continue(run_dir: Path) -> str:
+    """Return the last line of a run that is not finished."""
+    return f"to continue: torchppo resume {short_path(run_dir)}"
 
 
 def read_summary(run_dir: Path) -> Summary:
