@@ -1,4 +1,4 @@
-"""Checks that a checkpoint exists. Importing this file does not import PyTorch."""
+"""Checks that checkpoints and runs exist. Importing this file does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -15,3 +15,9 @@ def require_checkpoint(path: Path) -> None:
     if files := sorted(folder.glob("*.ckpt"), key=lambda file: (file.name != "best.ckpt", file.name)):
         raise CheckpointError(f"{path} is a folder; use one of its checkpoints: {', '.join(map(str, files))}")
     raise CheckpointError(f"{path} is not a file; checkpoints are runs/<name>/<run>/checkpoints/*.ckpt")
+
+
+def require_run(path: Path) -> None:
+    """Raise a CheckpointError if there is neither a directory nor a file."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; pass a run directory or a checkpoint")
