@@ -138,7 +138,7 @@ def print_summary(summary: Summary) -> None:
         "none"
         if summary["eval_return_mean"] is None
         else f"{summary['eval_return_mean']:.1f} +- {summary['eval_return_std'] or 0.0:.1f} "
-        f"over {summary['eval_episodes']} episodes"
+        f"over {summary['eval_episodes']} episode{'s' if summary['eval_episodes'] > 1 else ''}"
         + (f", {summary['eval_episodes_cut']} cut" if summary["eval_episodes_cut"] else ""),
     )
     if summary["health"]:
