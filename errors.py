@@ -58,11 +58,12 @@ def did_you_mean(name: str, candidates: Iterable[str], cutoff: float = 0.5) -> s
 
     Args:
         name: what the user wrote.
-        candidates: valid names.
+        candidates: valid names; a key that starts with an underscore is not suggested.
         cutoff: minimum similarity between 0 and 1 (1 means equal).
 
     """
-    matches = get_close_matches(name, list(candidates), n=1, cutoff=cutoff)
+    public = [candidate for candidate in candidates if not candidate.rpartition(".")[2].startswith("_")]
+    matches = get_close_matches(name, public, n=1, cutoff=cutoff)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 

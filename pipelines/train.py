@@ -32,11 +32,13 @@ from .run_files.progress import ProgressBar, ProgressLines, Stopwatch, silence_l
 from .run_files.summary import (
     FINISHED,
     Summary,
+    how_to_continue,
     make_summary,
     plot_learning_curve,
     print_files,
     print_summary,
     short_path,
+    write_at_once,
     write_summary,
 )
 from .run_files.video import try_to_record_video
@@ -109,7 +111,7 @@ def run(cfg: DictConfig, overrides: list[str], checkpoint: Path | None, stop: St
             return summary_of(end) | {"frames": evaluation.last_checkpoint.frames}
 
         if trainer.is_global_zero:
-            stop.before_exit = lambda number: write_summary(save_at_once(exit_name(number)), path)
+            stop.before_exit = lambda number: write_at_once(save_at_once(exit_name(number)), run_dir)
         fit(trainer, training, checkpoint, stop)
         if evaluator:
             evaluator.close()  # before the environment of the video is made
@@ -245,4 +247,4 @@ def write_results(cfg: DictConfig, training: Training, summary: Summary) -> None
         files |= {"video": video} if video else {}
     print_files(files)
     if summary["exit"] not in FINISHED:
-        print(f"to continue: torchppo resume {short_path(run_dir)}")
+        print(how_to_continue(run_dir))

@@ -24,3 +24,7 @@ def test_pickling_keeps_type_and_message() -> None:
 )
 def test_did_you_mean_suggests_only_similar_names(name: str, text: str) -> None:
     assert did_you_mean(name, ["seed", "total_frames"]) == text
+
+
+def test_did_you_mean_does_not_suggest_private_keys() -> None:
+    assert did_you_mean("env.target", ["env._target_"]) == ""

@@ -225,10 +225,11 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     for word in overrides:
         try:
             named = OverridesParser.create().parse_override(word).key_or_group
-        except HydraException:
-            named = ""
+            problem = "it has no key"
+        except HydraException as error:
+            named, problem = "", str(error)
         if not named:
-            raise ConfigurationError(f"{word!r} is not an override; write key=value or group=choice")
+            raise ConfigurationError(f"{word!r} is not an override ({problem}); write key=value or group=choice")
     return list(OverridesParser.create().parse_overrides(list(overrides)))
 
 

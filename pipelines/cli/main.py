@@ -9,8 +9,7 @@ import os
 import re
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from omegaconf import OmegaConf
 
 from ... import __version__
 from ...errors import TorchPPOError, did_you_mean, fail
-from ..stopping.signals import SIGNALS, Stopped, exit_at_once, exit_code
+from ..stopping.signals import SIGNALS, Stopped, exit_at_once, exit_code, handle_signals
 from .config import compose, is_first_rank, parse
 from .help import EVAL_EXAMPLES, EXAMPLES, TRUST_HELP
 from .keys.checks import options_by_group
@@ -199,9 +198,11 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 def run_eval(arguments: argparse.Namespace) -> int:
     """Run `torchppo eval`."""
+    from ..saving.existing import require_checkpoint
     from .keys.foreign_names import check_eval_overrides
 
     check_eval_overrides(parse(arguments.overrides))
+    require_checkpoint(arguments.checkpoint)
     with importing():
         from .eval_command import run
     return run(arguments)
@@ -209,6 +210,10 @@ def run_eval(arguments: argparse.Namespace) -> int:
 
 def run_resume(arguments: argparse.Namespace) -> int:
     """Run `torchppo resume` or `torchppo verify-resume`."""
+    from ..saving.existing import require_run
+
+    if "rollouts" not in arguments:
+        require_run(arguments.run_dir)
     with importing():
         from ..resume import resume_run, verify_resume
 
@@ -235,16 +240,3 @@ def importing() -> Iterator[None]:
     finally:
         gc.freeze()  # excludes these objects from later collections
         gc.enable()
-
-
-@contextmanager
-def handle_signals(handler: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
-    """Set a handler for some signals and restore the previous ones at the end. In other threads, do nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        numbers = ()
-    before = [signal.signal(number, handler) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, previous in zip(numbers, before, strict=True):
-            signal.signal(number, previous)

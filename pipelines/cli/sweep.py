@@ -15,10 +15,9 @@ from typing import Any
 from hydra.core.override_parser.types import Glob
 
 from ...errors import ConfigurationError, fail
-from ..stopping.signals import REQUEUE, SIGNALS, exit_code
+from ..stopping.signals import REQUEUE, SIGNALS, exit_code, handle_signals
 from .config import compose, one_line_errors, parse
 from .keys.checks import options_by_group
-from .main import handle_signals
 from .run_dir import SWEPT
 
 SIGNALLED = 128

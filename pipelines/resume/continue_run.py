@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ...errors import CheckpointError, ConfigurationError
 from ..run_files.summary import FINISHED, read_summary
+from ..saving.existing import require_run
 from ..saving.plain_checkpoints import newest_checkpoint, require_complete
 from ..saving.trusted import is_inside, trusted_config
 from ..train import train
@@ -37,8 +38,7 @@ def resume_run(path: Path, overrides: Sequence[str] = (), trust: Sequence[str] =
         ConfigurationError: if an override is not a larger `total_frames`.
 
     """
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; pass a run directory or a checkpoint")
+    require_run(path)
     checkpoint, content = newest_checkpoint(path.absolute())
     require_complete(checkpoint, content)
     state = content["torchppo"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 import warnings
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+from tqdm import tqdm
 
 
 class ProgressBar(Callback):
@@ -102,7 +104,8 @@ class Stopwatch(Callback):
 
 
 def silence_lightning() -> None:
-    """Silence messages of Lightning that users cannot act on."""
+    """Silence messages of Lightning and of its progress bar that users cannot act on."""
+    tqdm.set_lock(threading.RLock())  # its own lock is a semaphore, reported as leaked if the process ends at once
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware, tips
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # by the lock
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,17 @@ def write_summary(summary: Summary, path: Path) -> None:
     path.write_text(json.dumps(null_if_not_finite(summary), indent=2, allow_nan=False) + "\n")
 
 
+def write_at_once(summary: Summary, run_dir: Path) -> None:
+    """Write the summary of a process that ends at once, and how to continue. The main thread may block `print`."""
+    write_summary(summary, run_dir / "summary.json")
+    os.write(1, f"{how_to_continue(run_dir)}\n".encode())
+
+
+def how_to_continue(run_dir: Path) -> str:
+    """Return the last line of a run that is not finished."""
+    return f"to continue: torchppo resume {short_path(run_dir)}"
+
+
 def read_summary(run_dir: Path) -> Summary:
     """Return the contents of `summary.json` in the directory of a run; empty if there is none."""
     try:
@@ -126,7 +138,7 @@ def print_summary(summary: Summary) -> None:
         "none"
         if summary["eval_return_mean"] is None
         else f"{summary['eval_return_mean']:.1f} +- {summary['eval_return_std'] or 0.0:.1f} "
-        f"over {summary['eval_episodes']} episodes"
+        f"over {summary['eval_episodes']} episode{'s' if summary['eval_episodes'] > 1 else ''}"
         + (f", {summary['eval_episodes_cut']} cut" if summary["eval_episodes_cut"] else ""),
     )
     if summary["health"]:

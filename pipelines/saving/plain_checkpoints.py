@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ...errors import CheckpointError
+from .existing import require_checkpoint
 from .files import PREVIOUS, verify_checksum
 
 
@@ -24,8 +25,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: if the file is missing, damaged, or not a checkpoint of torchppo.
 
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a file; checkpoints are runs/<name>/<run>/checkpoints/*.ckpt")
+    require_checkpoint(path)
     content = io.BytesIO(path.read_bytes())
     verify_checksum(path, content.getvalue())
     try:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, the end of a job, the request to save and be started again, and a closed terminal (`nohup` ignores it)."""
@@ -43,3 +47,16 @@ def exit_name(number: int) -> str:
 def exit_at_once(number: int, _: object = None) -> None:
     """Handle a signal before there is anything to save. An exception could leave imports incomplete."""
     os._exit(exit_code(number))
+
+
+@contextmanager
+def handle_signals(handler: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
+    """Set a handler for some signals and restore the previous ones at the end. In other threads, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, previous in zip(numbers, before, strict=True):
+            signal.signal(number, previous)

@@ -163,7 +163,13 @@ class StopOnSignal(Callback):
                         self._tell_others(first)
                     elif is_direct and (number != first or time.monotonic() - start > REPEAT_SECONDS):
                         break
-        self._end(first)
+        if time.monotonic() - start <= self._seconds:
+            reason = "a second signal arrived"
+        elif self._seconds == SAVE_SECONDS:
+            reason = f"the results were not saved within {SAVE_SECONDS:g} s"
+        else:
+            reason = f"the rollout did not end within {ROLLOUT_SECONDS:g} s"
+        self._end(first, reason)
 
     def _tell_others(self, number: int) -> None:
         """Tell the other ranks to stop, even if they do not finish their rollouts."""
@@ -173,14 +179,15 @@ class StopOnSignal(Callback):
         elif self._store is not None:
             self._store.write_signal(number)
 
-    def _end(self, number: int) -> None:
+    def _end(self, number: int, reason: str) -> None:
         """End this process and its children. Other ranks end after rank 0, which ends those that it has launched."""
         end = time.monotonic() + SAVE_SECONDS
         if self._store is not None and rank() > 0:
             self._store.wait_until_saved(SAVE_SECONDS)
         while os.getppid() == self._launcher and time.monotonic() < end:
             time.sleep(0.05)
-        os.write(2, b"\ntorchppo: stopping at once; the last checkpoint is the state before the last rollout\n")
+        state = "the last checkpoint is the state before the last rollout"
+        os.write(2, f"\ntorchppo: stopping at once, because {reason}; {state}\n".encode())
         with suppress(Exception):
             self.before_exit(number)
         if self._store is not None and rank() == 0:

@@ -810,6 +810,36 @@ class TestSignals:
         checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
         assert checkpoint["torchppo"]["frames"] == figures["frames"] > 0
 
+    def test_during_a_compilation_that_does_not_end_in_time_tells_how_to_continue(self, tmp_path: Path) -> None:
+        words = [*TINY, "compile=true", "logger=csv", "run_dir=run"]
+        process = subprocess.Popen(
+            [sys.executable, "-c", IMPATIENT, "train", *words],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert any(line == "compiling\n" for line in process.stdout)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (130, "to continue: torchppo resume run\n"), err
+        assert "resource_tracker" not in err
+        assert summary(tmp_path / "run")["exit"] == "SIGINT"
+        assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+IMPATIENT = """
+import sys
+from torchppo.pipelines.cli.main import main
+from torchppo.pipelines.stopping import stop_on_signal
+
+stop_on_signal.ROLLOUT_SECONDS = 0.5
+sys.exit(main())
+"""
+
 
 @pytest.fixture(autouse=True)
 def restore_handlers() -> Iterator[None]:

@@ -103,6 +103,10 @@ MISTAKES = [  # command, and two texts of its error message
     ("train -m seed=0,1 run_dir=here", "run_dir=here", "here/s${seed}"),
 ]
 
+MISSING = (
+    "import sys; from torchppo.pipelines.cli.main import main; code = main(); sys.exit(code + ('torch' in sys.modules))"
+)
+"""A program that ends with another code if it has imported PyTorch."""
 
 RunCommand = Callable[[str], Any]
 
@@ -302,3 +306,9 @@ def test_commands_without_training_do_not_import_torch(tmp_path: Path) -> None:
     lines = process.stderr.splitlines()
     assert [line.split()[0] for line in lines] == ["torchppo:"] * 3 + ["set()"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [("eval", "no.ckpt"), ("resume", "no_run")])
+def test_a_missing_file_is_refused_before_pytorch_is_imported(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", MISSING, *words], cwd=tmp_path, check=False, capture_output=True)
+    assert done.returncode == CheckpointError.exit_code, done.stderr
