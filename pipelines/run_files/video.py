@@ -27,6 +27,7 @@ from torchrl.envs.batched_envs import BatchedEnvBase
 from torchrl.envs.gym_like import GymLikeEnv
 
 from ...envs import SerialVectorEnv
+from ...envs.entry_points import accepts
 from ...envs.guards import time_limit
 from ...envs.vector.forked_call import signals_blocked
 from ...envs.vector_env import vector_of
@@ -222,5 +223,6 @@ def views(env: EnvBase, step: TensorDictBase, is_first: bool, is_over: bool) -> 
     while isinstance(env, TransformedEnv | BatchedEnvBase):
         env = env.base_env if isinstance(env, TransformedEnv) else env._envs[0]
     if not callable(getattr(env, "render", None)):
-        raise EnvironmentFailure(f"{type(env).__name__} has no pixels and no render(); add +env.from_pixels=true")
+        hint = "add +env.from_pixels=true" if accepts(type(env).__init__, "from_pixels") else "set eval.video=false"
+        raise EnvironmentFailure(f"{type(env).__name__} has no pixels and no render(); {hint}")
     return None, None if is_over else env.render()  # the environment has been reset
