@@ -31,7 +31,7 @@ from ...envs.entry_points import accepts
 from ...envs.guards import time_limit
 from ...envs.vector.forked_call import signals_blocked
 from ...envs.vector_env import vector_of
-from ...errors import EnvironmentFailure
+from ...errors import EnvironmentFailure, TorchPPOError
 from ..build import evaluation_compile
 from ..components.instantiate import build_evaluation_env, evaluation_config
 from ..episodes import rollout_episodes
@@ -65,7 +65,8 @@ def try_to_record_video(
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - rendering may raise anything, and the run is complete
         path.unlink(missing_ok=True)
-        Console(stderr=True, soft_wrap=True).print(f"no video: {type(error).__name__}: {error}", markup=False)
+        reason = error if isinstance(error, TorchPPOError) else f"{type(error).__name__}: {error}"
+        Console(stderr=True, soft_wrap=True).print(f"no video: {reason}", markup=False)
         return None
     return path
 

@@ -203,6 +203,15 @@ class TestTorchRL:
         assert ("+env.from_pixels=true" in str(caught.value)) is accepts_pixels
 
 
+def test_our_own_errors_are_shown_without_their_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    env = {"_target_": "torchppo.envs.make_env", "id": "CartPol-v1", "render_mode": None}
+    cfg = OmegaConf.create({"env": env, "transforms": [], "eval": {"env": {}}, "compile": False})
+    assert try_to_record_video(cfg, ACTOR, tmp_path / "one.mp4", 0, episodes=1) is None
+    err = capsys.readouterr().err
+    assert "CartPol-v1" in err
+    assert EnvironmentFailure.__name__ not in err
+
+
 def test_atari_games_show_their_observations(tmp_path: Path) -> None:
     pytest.importorskip("ale_py.vector_env")
     env = {"_target_": "torchppo.envs.make_env", "id": "ALE/Pong-v5", "num_envs": 2, "num_workers": 0}
