@@ -12,6 +12,9 @@ from ..errors import ConfigurationError, EnvironmentFailure, TorchPPOError, did_
 
 OLD_ATARI_ID = re.compile(r"(?:ale_py:)?((?P<game>[A-Z][A-Za-z0-9]*?)(-ram)?(NoFrameskip|Deterministic)?-v[045])")
 WRONG_ARGUMENT = r"unexpected keyword argument|missing \d+ required"
+MAX_IDS = 10
+GYMNASIUM_HINT = r" Did you mean: | Environment registration via importing"
+"""Beginnings of the hints of Gymnasium that `hint_for` replaces."""
 
 
 def gymnasium_failure(id: str, error: Exception, hint: str = "") -> TorchPPOError:  # noqa: A002
@@ -28,7 +31,8 @@ def gymnasium_failure(id: str, error: Exception, hint: str = "") -> TorchPPOErro
     if has_wrong_argument(error):
         return argument_error(repr(id), error)
     hint = hint_for(id, error) or hint
-    return EnvironmentFailure(f"environment {id!r} cannot be made: {str(error).rstrip('.')}{hint}")
+    text = re.split(GYMNASIUM_HINT, str(error))[0].rstrip(".")
+    return EnvironmentFailure(f"environment {id!r} cannot be made: {text}{hint}")
 
 
 def has_wrong_argument(error: Exception) -> bool:
@@ -49,14 +53,32 @@ def hint_for(id: str, error: Exception) -> str:  # noqa: A002
     """Return a hint to append to the message of an error of `gymnasium.make`."""
     if atari := _atari_hint(id, error):
         return atari
-    hint = ""
-    if isinstance(error, gymnasium.error.UnregisteredEnv):
-        hint = did_you_mean(id, gymnasium.registry)
-    if isinstance(error, gymnasium.error.NameNotFound) and ":" not in id:
+    module, _, name = id.rpartition(":")
+    if isinstance(error, ModuleNotFoundError) and module == "minigrid":
+        return "; pip install 'torchppo[minigrid]'"
+    package = module.partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and module and str(error).startswith(f"No module named {package!r}"):
+        return f"; run in the folder of {module}, install it, or set PYTHONPATH"
+    if isinstance(error, gymnasium.error.UnregisteredEnv) and module:
+        return _registered_hint(module, name)
+    hint = did_you_mean(id, gymnasium.registry) if isinstance(error, gymnasium.error.UnregisteredEnv) else ""
+    if isinstance(error, gymnasium.error.NameNotFound):
         hint += f"; if your module registers it, use env.id=module:{id}; for a class, use env.id=module.Class"
-    if isinstance(error, ModuleNotFoundError) and id.startswith("minigrid:"):
-        hint = "; pip install 'torchppo[minigrid]'"
     return hint
+
+
+def _registered_hint(module: str, name: str) -> str:
+    """Return the id most similar to `name` whose class or function is in a module, or else the first ten ids."""
+    ids = []
+    for id, spec in gymnasium.registry.items():  # noqa: A001
+        entry_point = spec.entry_point or spec.vector_entry_point
+        place = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
+        if re.match(rf"{re.escape(module)}\b", place):
+            ids.append(id)
+    if not ids:
+        return f"; {module} registers no environment of its own: call gymnasium.register in it"
+    others = f"; {module} has {', '.join(sorted(ids)[:MAX_IDS])}{', ...' if len(ids) > MAX_IDS else ''}"
+    return did_you_mean(name, ids, cutoff=0.7) or others
 
 
 def _atari_hint(id: str, error: Exception) -> str:  # noqa: A002
