@@ -1,4 +1,4 @@
-"""Resolves ids to classes and functions, converts keyword arguments, and explains why an environment fails."""
+"""Resolves ids to classes and functions, and converts keyword arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import typing
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -18,15 +17,14 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import TimeLimit
 
-from ..errors import ConfigurationError, EnvironmentFailure, TorchPPOError, did_you_mean
+from ..errors import ConfigurationError, EnvironmentFailure, TorchPPOError
 from .failures import environment_failure, is_raised_by_package
 from .guards import error_filters_removed
+from .make_failures import argument_error
 
-OLD_ATARI_ID = re.compile(r"(?:ale_py:)?((?P<game>[A-Z][A-Za-z0-9]*?)(-ram)?(NoFrameskip|Deterministic)?-v[045])")
 EnvFactory = Callable[..., gymnasium.Env[Any, Any]]
 """A class of Gymnasium environments, or a function that returns one."""
 
-WRONG_ARGUMENT = r"unexpected keyword argument|missing \d+ required"
 TUPLE_HINT = "; to pass a tuple instead of a list, write {_target_: builtins.tuple, _args_: [[64,64]]}"
 
 
@@ -172,7 +170,7 @@ def check_arguments(factory: EnvFactory, name: str, kwargs: dict[str, Any]) -> N
     try:
         inspect.signature(factory).bind(**kwargs)
     except TypeError as error:
-        raise ConfigurationError(f"environment {name}: {error}; correct the keys of env") from error
+        raise argument_error(name, error) from error
     except ValueError:  # written in C
         return
 
@@ -202,37 +200,3 @@ def tuple_hint(error: Exception, kwargs: dict[str, Any]) -> str:
     """Return how to write a tuple if a list in the arguments may have caused the error, or an empty string."""
     mentions_list = isinstance(error, TypeError | AssertionError) or "tuple" in str(error) or "list" in str(error)
     return TUPLE_HINT if mentions_list and contains_list(kwargs) else ""
-
-
-def hint_for(id: str, error: Exception) -> str:  # noqa: A002
-    """Return a hint to append to the message of an error of `gymnasium.make`."""
-    if atari := _atari_hint(id, error):
-        return atari
-    hint = ""
-    if isinstance(error, gymnasium.error.UnregisteredEnv):
-        hint = did_you_mean(id, gymnasium.registry)
-    if isinstance(error, gymnasium.error.NameNotFound) and ":" not in id:
-        hint += f"; if your module registers it, use env.id=module:{id}; for a class, use env.id=module.Class"
-    if isinstance(error, ModuleNotFoundError) and id.startswith("minigrid:"):
-        hint = "; pip install 'torchppo[minigrid]'"
-    return hint
-
-
-def _atari_hint(id: str, error: Exception) -> str:  # noqa: A002
-    """Explain the ids of OpenAI Gym, such as `PongNoFrameskip-v4`, which ale-py registers when it is imported."""
-    match = OLD_ATARI_ID.fullmatch(id)
-    if match is None or not isinstance(error, gymnasium.error.UnregisteredEnv | ModuleNotFoundError):
-        return ""
-    new = f"ALE/{match['game']}-v5"
-    package = importlib.util.find_spec("ale_py")
-    if package is None:
-        has_suffix = "NoFrameskip" in id or "Deterministic" in id
-        return f"; Atari games need pip install 'torchppo[atari]' and env.id={new}" if has_suffix else ""
-    # Check the file of the game, because importing ale-py would register the old ids.
-    file = re.sub(r"(?<!^)(?=[A-Z])", "_", match["game"]).lower() + ".bin"
-    if not any(Path(folder, "roms", file).exists() for folder in package.submodule_search_locations or ()):
-        return ""
-    return (
-        f"; this is an old Atari id: use env=atari env.id={new}, which skips, stacks and resizes frames like "
-        f"the usual wrappers, or env.id=ale_py:{match[1]} for the plain game"
-    )

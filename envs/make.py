@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -15,12 +14,10 @@ from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from ..errors import ConfigurationError, EnvironmentFailure
 from .entry_points import (
-    WRONG_ARGUMENT,
     EnvFactory,
     call_factory,
     construction_failure,
     find_factory,
-    hint_for,
     is_vector_class,
     registration,
     tuple_hint,
@@ -29,6 +26,7 @@ from .entry_points import (
 )
 from .failures import environment_failure, is_from_environment
 from .guards import error_filters_removed, log_mujoco_warnings
+from .make_failures import gymnasium_failure
 from .vector.interface import SlicedVectorEnv
 from .vector.num_workers import fastest_num_workers
 from .vector.recovery import MAX_RESTARTS, STEP_TIMEOUT, restarts_for
@@ -226,12 +224,8 @@ def _gymnasium_make(id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*in the possible render_modes")  # see `check_render_mode`
             return gymnasium.make(id, disable_env_checker=True, **kwargs)
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise EnvironmentFailure(f"environment {id!r} needs a package that is missing: {error}") from error
     except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
-        hint = hint_for(id, error) or tuple_hint(error, kwargs)
-        kind = ConfigurationError if re.search(WRONG_ARGUMENT, str(error)) else EnvironmentFailure
-        raise kind(f"environment {id!r} cannot be made: {str(error).rstrip('.')}{hint}") from error
+        raise gymnasium_failure(id, error, tuple_hint(error, kwargs)) from error
     except BaseException as error:
         if not is_from_environment(error):
             raise

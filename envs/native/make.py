@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,9 +12,10 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 
 from ...errors import ConfigurationError, EnvironmentFailure, TorchPPOError, did_you_mean
-from ..entry_points import WRONG_ARGUMENT, check_arguments, construction_failure, find_factory, hint_for, with_tuples
+from ..entry_points import check_arguments, construction_failure, find_factory, with_tuples
 from ..failures import environment_failure
 from ..guards import error_filters_removed
+from ..make_failures import gymnasium_failure, has_wrong_argument
 from ..vector.interface import SlicedVectorEnv
 from .atari import make_atari_vector
 from .autoreset import EnvPoolReset, Vector
@@ -136,10 +136,6 @@ def _failure(name: str, error: Exception) -> TorchPPOError:
     message = f"environment {name!r} cannot be made"
     if "doesn't have a vector entry point" in str(error):
         return ConfigurationError(f"env.vectorization=native: {name} has no vector environment; set it to auto")
-    if isinstance(error, gymnasium.error.DependencyNotInstalled | ModuleNotFoundError):
-        return EnvironmentFailure(f"environment {name!r} needs a package that is missing: {error}")
-    if isinstance(error, gymnasium.error.Error):
-        return EnvironmentFailure(f"{message}: {str(error).rstrip('.')}{hint_for(name, error)}")
-    if isinstance(error, TypeError) and re.search(WRONG_ARGUMENT, str(error)):
-        return ConfigurationError(f"{message}: {error}; correct the keys of env")
+    if isinstance(error, gymnasium.error.Error | ModuleNotFoundError) or has_wrong_argument(error):
+        return gymnasium_failure(name, error)
     return construction_failure(message, error)

@@ -27,10 +27,11 @@ from torchrl.envs.batched_envs import BatchedEnvBase
 from torchrl.envs.gym_like import GymLikeEnv
 
 from ...envs import SerialVectorEnv
+from ...envs.entry_points import accepts
 from ...envs.guards import time_limit
 from ...envs.vector.forked_call import signals_blocked
 from ...envs.vector_env import vector_of
-from ...errors import EnvironmentFailure
+from ...errors import EnvironmentFailure, TorchPPOError
 from ..build import evaluation_compile
 from ..components.instantiate import build_evaluation_env, evaluation_config
 from ..episodes import rollout_episodes
@@ -64,7 +65,8 @@ def try_to_record_video(
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - rendering may raise anything, and the run is complete
         path.unlink(missing_ok=True)
-        Console(stderr=True, soft_wrap=True).print(f"no video: {type(error).__name__}: {error}", markup=False)
+        reason = error if isinstance(error, TorchPPOError) else f"{type(error).__name__}: {error}"
+        Console(stderr=True, soft_wrap=True).print(f"no video: {reason}", markup=False)
         return None
     return path
 
@@ -222,5 +224,6 @@ def views(env: EnvBase, step: TensorDictBase, is_first: bool, is_over: bool) -> 
     while isinstance(env, TransformedEnv | BatchedEnvBase):
         env = env.base_env if isinstance(env, TransformedEnv) else env._envs[0]
     if not callable(getattr(env, "render", None)):
-        raise EnvironmentFailure(f"{type(env).__name__} has no pixels and no render(); add +env.from_pixels=true")
+        hint = "add +env.from_pixels=true" if accepts(type(env).__init__, "from_pixels") else "set eval.video=false"
+        raise EnvironmentFailure(f"{type(env).__name__} has no pixels and no render(); {hint}")
     return None, None if is_over else env.render()  # the environment has been reset

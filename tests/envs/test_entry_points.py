@@ -9,7 +9,7 @@ import gymnasium
 import pytest
 
 from torchppo.envs import make_env
-from torchppo.envs.entry_points import find_factory, hint_for, with_tuples
+from torchppo.envs.entry_points import find_factory, with_tuples
 from torchppo.errors import EnvironmentFailure
 
 MODULE = """
@@ -92,15 +92,3 @@ class TestTuples:
             assert with_tuples("Derived-v0", {**lists, "other": [2]}) == {**expected, "other": (2,)}
         finally:
             del gymnasium.registry["Derived-v0"]
-
-
-@pytest.mark.parametrize("name", ["PongNoFrameskip-v4", "Pong-v4", "Pong-v0", "SpaceInvadersDeterministic-v4"])
-def test_old_atari_ids_name_the_new_one(name: str) -> None:
-    game = "Pong" if name.startswith("Pong") else "SpaceInvaders"
-    hint = hint_for(name, gymnasium.error.NameNotFound())
-    assert f"env.id=ALE/{game}-v5" in hint
-    assert f"env.id=ale_py:{name}" in hint
-
-
-def test_ids_that_only_look_like_atari_games_are_not_explained_as_such() -> None:
-    assert "Atari" not in hint_for("CartPol-v0", gymnasium.error.NameNotFound())

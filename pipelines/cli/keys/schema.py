@@ -72,7 +72,7 @@ FIELDS: dict[str, Field] = {
     "eval.env": GROUP,
     "eval.video": FLAG,
     "env.num_envs": COUNT._replace(maximum=10**6),
-    "env.vectorization": Field(choices=("auto", "native")),
+    "env.vectorization": Field((str,), pattern=("auto|native", "auto or native (for workers, set env.num_workers)")),
     "env.num_workers": NATURAL._replace(choices=("auto",)),
     "env.step_timeout": POSITIVE,
     "env.on_failure": Field(choices=("raise", "restart")),

@@ -101,7 +101,7 @@ REFUSED = {  # line: a part of the message. PyTorch is not needed to refuse it.
     "collector.frames_per_env=null": "collector.frames_per_env=null",
     "collector.double_buffer=yes": "collector.double_buffer=yes",
     "collector.double_buffer=true": "Atari games",
-    "env.vectorization=serial": "auto or native",
+    "env.vectorization=serial": "env.num_workers",
     "eval.every_frames=0": "eval.every_frames=0",
     "eval.every_frames=-1": "eval.every_frames=-1",
     "eval.every_frames=abc": "eval.every_frames=abc",

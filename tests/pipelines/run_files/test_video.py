@@ -17,7 +17,7 @@ from gymnasium import spaces
 from omegaconf import OmegaConf
 from tensordict.nn import TensorDictModule
 from torch import nn
-from torchrl.envs import GymEnv, SerialEnv
+from torchrl.envs import GymEnv, PendulumEnv, SerialEnv
 
 from torchppo.envs import SerialVectorEnv, VectorEnv, batched
 from torchppo.errors import EnvironmentFailure
@@ -189,6 +189,27 @@ class TestTorchRL:
         err = capsys.readouterr().err
         assert err.startswith("no video: ")
         assert err.count("\n") == 1
+
+    @pytest.mark.parametrize("accepts_pixels", [True, False])
+    def test_pixels_are_suggested_only_to_classes_that_accept_them(self, accepts_pixels: bool) -> None:
+        class WithPixels(PendulumEnv):  # type: ignore[misc]
+            def __init__(self, from_pixels: bool = False) -> None:
+                super().__init__()
+
+        env = batched(WithPixels() if accepts_pixels else PendulumEnv())
+        steps = rollout_episodes(TensorDictModule(lambda th: th[..., None], ["th"], ["action"]), env)
+        with closing(env), pytest.raises(EnvironmentFailure) as caught:
+            list(episode_images(steps, env, 1, 1))
+        assert ("+env.from_pixels=true" in str(caught.value)) is accepts_pixels
+
+
+def test_our_own_errors_are_shown_without_their_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    env = {"_target_": "torchppo.envs.make_env", "id": "CartPol-v1", "render_mode": None}
+    cfg = OmegaConf.create({"env": env, "transforms": [], "eval": {"env": {}}, "compile": False})
+    assert try_to_record_video(cfg, ACTOR, tmp_path / "one.mp4", 0, episodes=1) is None
+    err = capsys.readouterr().err
+    assert "CartPol-v1" in err
+    assert EnvironmentFailure.__name__ not in err
 
 
 def test_atari_games_show_their_observations(tmp_path: Path) -> None:
