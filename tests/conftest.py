@@ -15,6 +15,7 @@ from gymnasium.utils import seeding
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hypothesis import settings
+from torchrl.envs import exploration_type
 
 settings.register_profile("torchppo", derandomize=True, deadline=None)  # the same examples, however slow the machine
 settings.load_profile("torchppo")
@@ -44,6 +45,14 @@ def _seed(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     make, seeds = seeding.np_random, itertools.count()
     monkeypatch.setattr(seeding, "np_random", lambda seed=None: make(next(seeds) if seed is None else seed))
+
+
+@pytest.fixture(autouse=True)
+def _same_modes() -> Iterator[None]:
+    """Fail a test that leaves a mode of PyTorch or TorchRL changed."""
+    before = torch.is_grad_enabled(), exploration_type()
+    yield
+    assert (torch.is_grad_enabled(), exploration_type()) == before
 
 
 @pytest.fixture(autouse=True)

@@ -122,8 +122,17 @@ def record_video(
 
     """
     fps = collect_frames(env)
-    steps = rollout_episodes(actor, env, deterministic=deterministic, compile=compile)
-    images = episode_images(steps, env, episodes, max_steps)
+    with closing(rollout_episodes(actor, env, deterministic=deterministic, compile=compile)) as steps:
+        write_video(episode_images(steps, env, episodes, max_steps), path, fps)
+
+
+def write_video(images: Iterator[tuple[NDArray[np.uint8], str]], path: Path, fps: float) -> None:
+    """Write images, each with its line of text, as an mp4.
+
+    Raises:
+        EnvironmentFailure: if there are no images.
+
+    """
     first = next(images, None)
     if first is None:
         raise EnvironmentFailure("the environment renders nothing; return an image from render()")

@@ -167,8 +167,12 @@ class TestEpisodes:
     ) -> None:
         actor, env = make_actor_and_env()
         env.vector.envs[1].reward = float("nan")
-        with pytest.raises(EnvironmentFailure, match="reward of environment 1 is nan at step 0"):
+        before = exploration_type()
+        with pytest.raises(EnvironmentFailure, match="reward of environment 1 is nan at step 0") as caught:
             evaluate(actor, env, 3)
+        assert caught.tb is not None  # keeps the frames of the evaluation alive
+        assert exploration_type() == before
+        assert torch.is_grad_enabled()
 
     @pytest.mark.parametrize("episodes", [0, -1])
     def test_must_be_at_least_one(self, episodes: int, make_actor_and_env: Callable[..., ActorAndEnv]) -> None:

@@ -198,7 +198,7 @@ class TestTorchRL:
 
         env = batched(WithPixels() if accepts_pixels else PendulumEnv())
         steps = rollout_episodes(TensorDictModule(lambda th: th[..., None], ["th"], ["action"]), env)
-        with closing(env), pytest.raises(EnvironmentFailure) as caught:
+        with closing(env), closing(steps), pytest.raises(EnvironmentFailure) as caught:
             list(episode_images(steps, env, 1, 1))
         assert ("+env.from_pixels=true" in str(caught.value)) is accepts_pixels
 
