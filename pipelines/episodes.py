@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Generator, Mapping
-from contextlib import closing
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,20 +102,19 @@ def evaluate(
     infos: dict[str, Any] = {}
     num_envs, limit = env.batch_size.numel(), max_steps or default_max_steps(env)
     missing = np.bincount(np.arange(episodes) % num_envs, minlength=num_envs)
-    with closing(rollout_episodes(actor, env, deterministic=deterministic, compile=compile)) as rollout:
-        for index, step in enumerate(rollout):
-            require_finite(step.unsqueeze(1), name="evaluation", first_step=index)
-            done, rewards, lengths = (step["next", key].reshape(-1) for key in ("done", "episode_reward", "step_count"))
-            is_over = (done | (lengths >= limit)) & (lengths > 0)  # 0: a skipped step
-            for env_index in is_over.nonzero().flatten().tolist():
-                if missing[env_index] > 0:
-                    is_cut = not done[env_index].item()
-                    missing[env_index] = 0 if is_cut else missing[env_index] - 1
-                    ended.append((rewards[env_index].item(), int(lengths[env_index]), is_cut))
-                    if "episode_info" in step["next"].keys():  # noqa: SIM118
-                        add_infos(infos, ended_infos(step["next"], [env_index]))
-            if not missing.any():
-                break
+    for index, step in enumerate(rollout_episodes(actor, env, deterministic=deterministic, compile=compile)):
+        require_finite(step.unsqueeze(1), name="evaluation", first_step=index)
+        done, rewards, lengths = (step["next", key].reshape(-1) for key in ("done", "episode_reward", "step_count"))
+        is_over = (done | (lengths >= limit)) & (lengths > 0)  # 0: a skipped step
+        for env_index in is_over.nonzero().flatten().tolist():
+            if missing[env_index] > 0:
+                is_cut = not done[env_index].item()
+                missing[env_index] = 0 if is_cut else missing[env_index] - 1
+                ended.append((rewards[env_index].item(), int(lengths[env_index]), is_cut))
+                if "episode_info" in step["next"].keys():  # noqa: SIM118
+                    add_infos(infos, ended_infos(step["next"], [env_index]))
+        if not missing.any():
+            break
     returns, steps_taken, cuts = map(list, zip(*ended, strict=True))
     if any(cuts):
         logger.warning(CUT_MESSAGE, sum(cuts), len(ended), max(steps_taken))
@@ -138,7 +136,7 @@ def rollout_episodes(
 ) -> Generator[TensorDictBase, None, None]:
     """Step a policy endlessly; yield TensorDicts `[num_envs]` with their `next`.
 
-    Close the generator after the last step. It restores the modes of the policy and of PyTorch.
+    Closing the generator restores the modes of the policy and of PyTorch.
     """
     actor = without_critic(actor)
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
