@@ -4,8 +4,9 @@
     python benchmarks/mujoco_variants.py clip spo --tasks hopper --seeds 0 1
 
 Every run has 1,000,000 frames and ends with an evaluation of 20 episodes with deterministic actions. Completed runs
-under runs/benchmarks/mujoco_variants/ are reused. Writes mujoco_variants.csv, one line for each run, to the folder of
-this file, and prints the mean over the seeds with a 95 % bootstrap interval. Lines of other runs are kept.
+under runs/benchmarks/mujoco_variants/ are reused. Writes to the folder of this file: mujoco_variants.csv (one line for
+each run), mujoco_variants_curves.csv and mujoco_variants.png. Lines of other runs are kept. Prints the mean over the
+seeds with a 95 % bootstrap interval.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from __future__ import annotations
 import argparse
 import csv
 import subprocess
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from torchppo.benchmarks.learning import train_once
+from torchppo.pipelines.run_files.summary import finish_plot, plot_mean, read_curve
 
 HERE = Path(__file__).parent
 RUNS = Path("runs") / "benchmarks" / "mujoco_variants"
@@ -44,18 +48,56 @@ COLUMNS = (
     *("date", "task", "variant", "seed"),
     *("frames", "eval_return_mean", "eval_return_std", "train_return_mean", "wall_seconds"),
 )
+CURVE_COLUMNS = ("task", "variant", "seed", "frames", "return")
+CURVE_POINTS = 25
 
 
 def key(row: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return the sort key of a row of the table."""
+    """Return the sort key of a run."""
     return TASKS.index(row["task"]), list(VARIANTS).index(row["variant"]), int(row["seed"])
 
 
-def run(task: str, variant: str, seed: int) -> dict[str, Any]:
+def run(task: str, variant: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the result and the learning curve of a run."""
     words = [f"experiment={task}", *VARIANTS[variant].split(), *COMMON, f"seed={seed}"]
-    summary = train_once(words, RUNS / f"{task}-{variant}-s{seed}", subprocess.DEVNULL)
-    row = {"date": date.today().isoformat(), "task": task, "variant": variant, "seed": seed}
-    return row | {key: summary[key] for key in COLUMNS[4:]}
+    folder = RUNS / f"{task}-{variant}-s{seed}"
+    summary = train_once(words, folder, subprocess.DEVNULL)
+    name = {"task": task, "variant": variant, "seed": seed}
+    frames, returns = read_curve(folder / "metrics.csv", "rollout/ep_rew_mean")
+    points = [*zip(frames, returns, strict=True)]
+    chosen = [*points[:: max(1, len(points) // CURVE_POINTS)], points[-1]]
+    curve = [name | {"frames": int(frame), "return": round(value, 1)} for frame, value in chosen]
+    return {"date": date.today().isoformat()} | name | {key: summary[key] for key in COLUMNS[4:]}, curve
+
+
+def merged(path: Path, columns: Sequence[str], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Replace the lines of the same runs in a file, and return all lines."""
+    old = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    new = {key(row) for row in rows}
+    table = sorted([*(row for row in old if key(row) not in new), *rows], key=key)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    return table
+
+
+def plot(curves: list[dict[str, Any]], path: Path) -> None:
+    """Plot the mean training return of each variant over its seeds."""
+    figure = Figure(figsize=(5 * len(TASKS), 5.5), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
+        for variant in VARIANTS:
+            series: dict[str, list[tuple[float, float]]] = defaultdict(list)
+            for row in curves:
+                if (row["task"], row["variant"]) == (task, variant):
+                    series[str(row["seed"])].append((float(row["frames"]), float(row["return"])))
+            if series:
+                arrays = [np.array(one) for one in series.values()]
+                frames = arrays[0][:, 0]
+                means = np.mean([np.interp(frames, one[:, 0], one[:, 1]) for one in arrays], axis=0)
+                plot_mean(axes, frames.tolist(), means.tolist(), [], label=f"{variant}, {len(series)} seeds")
+        finish_plot(axes, f"experiment={task}", "training return")
+    figure.savefig(path, dpi=100)
 
 
 def print_means(rows: list[dict[str, Any]]) -> None:
@@ -75,15 +117,11 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
     arguments = parser.parse_args()
-    path = HERE / "mujoco_variants.csv"
-    rows: list[dict[str, Any]] = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
     for seed, task, variant in product(arguments.seeds, arguments.tasks, arguments.variants):
-        new = run(task, variant, seed)
-        rows = [row for row in rows if key(row) != key(new)] + [new]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(sorted(rows, key=key))
+        row, curve = run(task, variant, seed)
+        rows = merged(HERE / "mujoco_variants.csv", COLUMNS, [row])
+        curves = merged(HERE / "mujoco_variants_curves.csv", CURVE_COLUMNS, curve)
+    plot(curves, HERE / "mujoco_variants.png")
     print_means(rows)
 
 
