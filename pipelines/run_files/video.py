@@ -53,11 +53,12 @@ def try_to_record_video(
     cfg: DictConfig, actor: Any, path: Path, seed: int, *, episodes: int, deterministic: bool = True
 ) -> Path | None:
     """Record a video. If that fails, print one line: training also works on a machine without graphics."""
+    console = Console(stderr=True, soft_wrap=True)
     if "DISPLAY" not in os.environ:  # render without a screen
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         os.environ.setdefault("MUJOCO_GL", "egl")
     try:
-        with isolate_rng(), closing(build_rendering_env(cfg, seed)) as env:
+        with console.status("recording a video"), isolate_rng(), closing(build_rendering_env(cfg, seed)) as env:
             options: dict[str, Any] = {"deterministic": deterministic, "compile": evaluation_compile(cfg)}
             record_video(actor, env, path, episodes=episodes, **options)
     except Stopped:
@@ -66,7 +67,7 @@ def try_to_record_video(
     except (Exception, SystemExit) as error:  # noqa: BLE001 - rendering may raise anything, and the run is complete
         path.unlink(missing_ok=True)
         reason = error if isinstance(error, TorchPPOError) else f"{type(error).__name__}: {error}"
-        Console(stderr=True, soft_wrap=True).print(f"no video: {reason}", markup=False)
+        console.print(f"no video: {reason}", markup=False)
         return None
     return path
 

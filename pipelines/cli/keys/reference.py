@@ -94,17 +94,22 @@ def describe(field: Field) -> str:
     if field.is_component:
         names[dict] = "a group of keys with a _target_"
     if field.items:
-        names[list] = f"a list of {describe(field.items)}{', not empty' if field.is_filled else ''}"
+        names[list] = f"{'a non-empty list' if field.is_filled else 'a list'} (each item is {describe(field.items)})"
     words = [names[kind] + (limits if kind in (int, float) else "") for kind in field.types]
     words += [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in field.choices]
-    words += ["null"] if field.nullable else []
+    words = [*dict.fromkeys(words), *(["null"] if field.nullable else [])]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def limits_of(field: Field) -> str:
     """Return the range of a number in words, such as ` between 0 and 1`."""
     if field.minimum is not None and field.maximum is not None:
-        return f" between {field.minimum:g} and {field.maximum:g}"
+        return f" between {readable(field.minimum)} and {readable(field.maximum)}"
     limits = {"of at least": field.minimum, "above": field.above, "below": field.below, "up to": field.maximum}
-    words = [f"{name} {limit:g}" for name, limit in limits.items() if limit is not None]
+    words = [f"{name} {readable(limit)}" for name, limit in limits.items() if limit is not None]
     return f" {' and '.join(words)}" if words else ""
+
+
+def readable(limit: float) -> str:
+    """Return a limit as a reader writes it: `100,000` and `1e15`."""
+    return f"{limit:,}" if isinstance(limit, int) and limit < 1e9 else f"{limit:g}".replace("e+", "e")

@@ -189,7 +189,7 @@ REFUSED = {  # line: a part of the message. PyTorch is not needed to refuse it.
     "policy=cnn env.id=gymnasium.envs.classic_control.CartPoleEnv": "policy=cnn needs a single image",
     "env.render_mode=bogus": "human, rgb_array",
     "collector.frames_per_env=1e9": "collector.frames_per_env=1000000000",
-    "policy.body.num_cells=[]": "not empty",
+    "policy.body.num_cells=[]": "non-empty",
     "trainer.devices=0": "trainer.devices=0",
     "transforms=[{_target_:os.system}]": "standard library",
     "transforms=[{_target_:os.system,command:ls}]": "standard library",

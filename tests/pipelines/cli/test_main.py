@@ -73,7 +73,7 @@ MISTAKES = [  # command, and two texts of its error message
     ("train eval.env.gravity=1", "'eval.env.gravity'", "+eval.env.gravity="),
     ("train policy.body=null", "policy.body=null", "group of keys"),
     ("train policy.memory={}", "policy.memory={}", "_target_"),
-    ("train total_frames=1e30", "total_frames=1", "1e+15"),
+    ("train total_frames=1e30", "total_frames=1", "1e15"),
     ("train update.sequence_length=8", "update.sequence_length", "memory=none"),
     ("train update.epochs=1 update.recompute_advantage=true", "update.recompute_advantage", "update.epochs=1"),
     ("train cartpole", "'cartpole'", "key=value"),
