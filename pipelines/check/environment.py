@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from ...envs.resume.plain_data import are_equal, layers_of
 from ...envs.resume.resumability import resume_class
 from ...envs.wrappers import random_action
 from .data import check_action_space, check_observation_scale, check_observations, check_reward_scale
-from .findings import Finding, error, note, ok
+from .findings import Finding, error, note, ok, worst
 
 MAX_STEPS, MAX_SECONDS = 2_000, 2.0
 MAX_CALL_SECONDS = 60.0
@@ -27,6 +27,7 @@ NUM_COMPARED = 30
 """Steps that are repeated to compare them."""
 SLOW = 500
 """Steps per second below which worker processes help."""
+TOPICS = ("reset", "step", "spaces", "episodes", "observations", "rewards", "actions")
 STEP_VALUES = ("observation", "reward", "terminated", "truncated", "info")
 
 
@@ -74,7 +75,11 @@ def examine(env_fn: Callable[[], gymnasium.Env[Any, Any]]) -> list[Finding]:
         if not any(one.level == "error" for one in spaces):
             findings += check_observation_scale(env.observation_space, trace.observations)
         findings += [*check_reward_scale(trace.rewards), *check_action_space(env.action_space)]
-        findings += [*check_repetition(env), check_speed(trace)]
+        findings += check_repetition(env)
+        if worst(findings) != "error":
+            healthy = [topic for topic in TOPICS if topic not in {one.topic for one in findings}]
+            findings.append(ok(", ".join(healthy), f"no problem in {len(trace.rewards):,} steps"))
+        findings.append(check_speed(trace))
     except StepError as problem:
         return [error("steps", str(problem))]
     finally:
@@ -198,7 +203,7 @@ def check_ends(env: gymnasium.Env[Any, Any], trace: Trace) -> list[Finding]:
     limit, steps = step_limit(env), len(trace.rewards)
     if not trace.lengths and limit is None:
         return [
-            note("episodes", f"none ended in {steps} steps, and there is no time limit", "+env.max_episode_steps=1000")
+            note("episodes", f"none ended in {steps:,} steps, and there is no time limit", "+env.max_episode_steps=1000")
         ]
     longest = max((length for length, _, _ in trace.lengths), default=0)
     at_limit = [terminated and not truncated for length, terminated, truncated in trace.lengths if length == longest]
@@ -234,7 +239,7 @@ def check_repetition(env: gymnasium.Env[Any, Any]) -> list[Finding]:
     ):
         text = "all resets without a seed begin alike, but resets with seeds differ; seed only if seed is not None"
         findings.append(note("seeding", text))
-    return findings
+    return findings or [ok("seeding, determinism", f"{NUM_COMPARED} steps repeat with the same seed and actions")]
 
 
 def check_speed(trace: Trace) -> Finding:
@@ -242,9 +247,3 @@ def check_speed(trace: Trace) -> Finding:
     speed = len(trace.rewards) / max(trace.seconds, 1e-9)
     text = f"{speed:,.0f} steps per second of one environment"
     return note("speed", text, "env.num_workers=auto") if speed < SLOW else ok("speed", text)
-
-
-def worst(findings: Iterable[Finding]) -> str:
-    """Return the level of the worst finding."""
-    levels = {finding.level for finding in findings}
-    return next(level for level in ("error", "note", "ok") if level in levels or level == "ok")

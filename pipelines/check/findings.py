@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 
@@ -35,3 +36,9 @@ def note(topic: str, message: str, override: str = "") -> Finding:
 
 def ok(topic: str, message: str) -> Finding:
     return Finding("ok", topic, message)
+
+
+def worst(findings: Iterable[Finding]) -> str:
+    """Return the level of the worst finding."""
+    levels = {finding.level for finding in findings}
+    return next(level for level in ("error", "note", "ok") if level in levels or level == "ok")

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from ...envs.make import has_single_env
 from ...errors import EnvironmentFailure
 from ..check.advice import is_done
-from ..check.environment import examine, worst
-from ..check.findings import Finding, error
+from ..check.environment import examine
+from ..check.findings import Finding, error, worst
 from ..check.training import check_training
 from ..components.instantiate import call, single_env_config
 from .eval_command import stdout_to_stderr

@@ -14,8 +14,8 @@ from gymnasium.wrappers import TimeLimit
 
 from torchppo.pipelines.check import environment
 from torchppo.pipelines.check.data import check_action_space
-from torchppo.pipelines.check.environment import examine, worst
-from torchppo.pipelines.check.findings import Finding
+from torchppo.pipelines.check.environment import examine
+from torchppo.pipelines.check.findings import Finding, worst
 
 
 class Healthy(gymnasium.Env[Any, Any]):
@@ -268,10 +268,13 @@ def test_healthy_environments_have_no_problems(id: str) -> None:  # noqa: A002
     assert problems(lambda: gymnasium.make(id, disable_env_checker=True)) == []  # type: ignore[arg-type]
 
 
-def test_speed_and_resume_class_are_shown() -> None:
+def test_every_topic_without_a_problem_is_shown() -> None:
     findings = examine(Healthy)
-    assert [finding.topic for finding in findings] == ["speed", "resume"]
+    shown = [topic for finding in findings for topic in finding.topic.split(", ")]
+    passed = ["reset", "step", "spaces", "episodes", "observations", "rewards", "actions"]
+    assert shown == ["seeding", "determinism", *passed, "speed", "resume"]
     assert "snapshot" in findings[-1].message
+    assert "rewards" not in ", ".join(finding.topic for finding in examine(LargeRewards) if finding.level == "ok")
 
 
 def test_a_time_limit_makes_episodes_end() -> None:
