@@ -202,9 +202,8 @@ def check_ends(env: gymnasium.Env[Any, Any], trace: Trace) -> list[Finding]:
     """Check that episodes end, and that a time limit truncates instead of terminating."""
     limit, steps = step_limit(env), len(trace.rewards)
     if not trace.lengths and limit is None:
-        return [
-            note("episodes", f"none ended in {steps:,} steps, and there is no time limit", "+env.max_episode_steps=1000")
-        ]
+        text = f"none ended in {steps:,} steps, and there is no time limit"
+        return [note("episodes", text, "+env.max_episode_steps=1000")]
     longest = max((length for length, _, _ in trace.lengths), default=0)
     at_limit = [terminated and not truncated for length, terminated, truncated in trace.lengths if length == longest]
     is_frequent = len(at_limit) == len(trace.lengths) or (longest >= 20 and len(at_limit) >= len(trace.lengths) / 5)
