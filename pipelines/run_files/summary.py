@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from ... import __version__
 from ..metrics.episode_statistics import mean_infos
+from ..stopping.signals import write_or_skip
 
 Summary = dict[str, Any]
 FINISHED = ("completed", "stopped")
@@ -89,9 +89,9 @@ def write_summary(summary: Summary, path: Path) -> None:
 
 
 def write_at_once(summary: Summary, run_dir: Path) -> None:
-    """Write the summary of a process that ends at once, and how to continue. The main thread may block `print`."""
+    """Write the summary of a process that ends at once, and how to continue."""
     write_summary(summary, run_dir / "summary.json")
-    os.write(1, f"{how_to_continue(run_dir)}\n".encode())
+    write_or_skip(1, f"{how_to_continue(run_dir)}\n")
 
 
 def how_to_continue(run_dir: Path) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
@@ -47,6 +49,30 @@ def exit_name(number: int) -> str:
 def exit_at_once(number: int, _: object = None) -> None:
     """Handle a signal before there is anything to save. An exception could leave imports incomplete."""
     os._exit(exit_code(number))
+
+
+def write_or_skip(fd: int, text: str) -> None:
+    """Write a message to stdout (1) or stderr (2), unless nobody reads it: a pipe may be full, or a terminal closed.
+
+    `print` is not safe in a handler of signals, which may have interrupted it, and the main thread may block it.
+    """
+    with suppress(OSError):
+        if select.select([], [fd], [], 0)[1]:
+            os.write(fd, text.encode())
+
+
+def discard_closed_output() -> None:
+    """Discard the output from now on if its terminal, or the process that reads its pipe, has ended.
+
+    Ctrl-C ends `torchppo train 2>&1 | tee log` together with `tee`. A later `print` would fail.
+    """
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        for fd in (1, 2):
+            poll.register(fd, 0)  # errors only
+        for fd, _ in poll.poll(0):
+            with Path(os.devnull).open("w") as null:
+                os.dup2(null.fileno(), fd)
 
 
 @contextmanager

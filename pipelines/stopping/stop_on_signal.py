@@ -16,7 +16,7 @@ from lightning import Callback, Trainer
 from ..distributed import num_ranks, rank
 from .processes import kill_children
 from .rank_store import RankStore
-from .signals import SIGNALS, Stopped, exit_code
+from .signals import SIGNALS, Stopped, discard_closed_output, exit_code, write_or_skip
 
 T = TypeVar("T")
 
@@ -106,6 +106,7 @@ class StopOnSignal(Callback):
         """Stop all ranks after the same rollout."""
         number = self.received or 0 if num_ranks() == 1 else int(max(pl_module.exchange.of_ranks["signal"]))
         if number:
+            discard_closed_output()
             self.received, self._seconds, trainer.should_stop = number, SAVE_SECONDS, True
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -136,10 +137,11 @@ class StopOnSignal(Callback):
             self.watch()
             if self._pipe is not None:
                 os.write(self._pipe[1], bytes([number]))
-        if rank() == 0:  # `print` is not safe here, because the signal may have interrupted it
-            when = b"" if self._raises else b" after this rollout"
-            again = b"press Ctrl-C again" if self.received == signal.SIGINT else b"send another signal"
-            os.write(2, b"\ntorchppo: stopping%b; %b to stop at once\n" % (when, again))
+        discard_closed_output()
+        if rank() == 0:
+            when = "" if self._raises else " after this rollout"
+            again = "press Ctrl-C again" if self.received == signal.SIGINT else "send another signal"
+            write_or_skip(2, f"\ntorchppo: stopping{when}; {again} to stop at once\n")
         if self._raises:
             raise Stopped(self.received)
 
@@ -187,7 +189,7 @@ class StopOnSignal(Callback):
         while os.getppid() == self._launcher and time.monotonic() < end:
             time.sleep(0.05)
         state = "the last checkpoint is the state before the last rollout"
-        os.write(2, f"\ntorchppo: stopping at once, because {reason}; {state}\n".encode())
+        write_or_skip(2, f"\ntorchppo: stopping at once, because {reason}; {state}\n")
         with suppress(Exception):
             self.before_exit(number)
         if self._store is not None and rank() == 0:
