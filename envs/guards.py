@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import signal
 import sys
@@ -77,23 +78,26 @@ def error_filters_removed() -> Iterator[None]:
                 warnings.filters.extend(kept)  # type: ignore[attr-defined] # a list
 
 
-def log_mujoco_warnings(id: str) -> None:  # noqa: A002
-    """Log each warning of MuJoCo once, if the environment imports MuJoCo.
+def log_mujoco_warnings(id: str = "") -> None:  # noqa: A002
+    """Log each warning of MuJoCo once, if MuJoCo is imported, also by the class or function of `id`.
 
     MuJoCo prints its warnings for every environment, and writes them to MUJOCO_LOG.TXT in the current directory.
     """
-    spec = gymnasium.registry.get(id)
+    module, _, name = id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    spec = gymnasium.registry.get(name)
     if spec is not None and isinstance(spec.entry_point, str):
         load_env_creator(spec.entry_point)
     if (mujoco := sys.modules.get("mujoco")) is not None:
-        mujoco.set_mju_user_warning(_log_mujoco_warning)
+        mujoco.set_mju_user_warning(lambda message: _log_mujoco_warning(message.partition(" Time = ")[0].strip()))
 
 
 @lru_cache
 def _log_mujoco_warning(message: str) -> None:
     # Gymnasium's models use deprecated attributes, which users cannot change.
     level = logging.DEBUG if "deprecated" in message else logging.WARNING
-    logging.getLogger("torchppo").log(level, "torchppo: MuJoCo: %s", message.strip())
+    logging.getLogger("torchppo").log(level, "torchppo: MuJoCo: %s", message)
 
 
 class Watchdog:

@@ -182,6 +182,7 @@ def make_gymnasium_env(
     name = repr(id) if isinstance(id, str) else getattr(id, "__qualname__", repr(id))
     with error_filters_removed():
         env = _make_unwrapped(id, name, kwargs)
+    log_mujoco_warnings()  # the constructor may have imported MuJoCo
     check_render_mode(env, name, kwargs.get("render_mode"))
     env = _without_order_enforcing(env)
     if wrappers:
@@ -212,6 +213,7 @@ def _make_unwrapped(id: str | EnvFactory, name: str, kwargs: dict[str, Any]) -> 
             kwargs = with_tuples(factory, kwargs)
     except Exception as error:  # noqa: BLE001 - a module that is imported may raise anything
         raise environment_failure(f"environment {name} cannot be made", error) from None
+    log_mujoco_warnings()
     return _gymnasium_make(factory, **kwargs) if isinstance(factory, str) else call_factory(factory, name, kwargs)
 
 
