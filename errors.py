@@ -58,13 +58,17 @@ def did_you_mean(name: str, candidates: Iterable[str], cutoff: float = 0.5) -> s
 
     Args:
         name: what the user wrote.
-        candidates: valid names; a key that starts with an underscore is not suggested.
+        candidates: valid names; keys that start with an underscore are suggested only for a key that does, too.
         cutoff: minimum similarity between 0 and 1 (1 means equal).
 
     """
-    public = [candidate for candidate in candidates if not candidate.rpartition(".")[2].startswith("_")]
-    matches = get_close_matches(name, public, n=1, cutoff=cutoff)
+    allowed = [candidate for candidate in candidates if _is_private(name) or not _is_private(candidate)]
+    matches = get_close_matches(name, allowed, n=1, cutoff=cutoff)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def _is_private(key: str) -> bool:
+    return key.rpartition(".")[2].startswith("_")
 
 
 def fail(message: str, code: int) -> int:

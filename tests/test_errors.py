@@ -26,5 +26,6 @@ def test_did_you_mean_suggests_only_similar_names(name: str, text: str) -> None:
     assert did_you_mean(name, ["seed", "total_frames"]) == text
 
 
-def test_did_you_mean_does_not_suggest_private_keys() -> None:
+def test_did_you_mean_suggests_private_keys_only_for_private_keys() -> None:
     assert did_you_mean("env.target", ["env._target_"]) == ""
+    assert did_you_mean("env._targt_", ["env._target_"]) == " (did you mean 'env._target_'?)"
