@@ -72,7 +72,7 @@ def _registered_hint(module: str, name: str) -> str:
     ids = []
     for id, spec in gymnasium.registry.items():  # noqa: A001
         entry_point = spec.entry_point or spec.vector_entry_point
-        place = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
+        place = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", None) or ""
         if re.match(rf"{re.escape(module)}\b", place):
             ids.append(id)
     if not ids:

@@ -21,6 +21,12 @@ class Env(gymnasium.Env):
 gymnasium.register("Reach-v0", entry_point=Env)
 gymnasium.register("Push-v0", entry_point="two_envs:Env")
 """
+OTHERS = """
+import gymnasium
+def make(): ...
+make.__module__ = None
+gymnasium.register("Lift-v0", entry_point=make)
+"""
 
 
 class NoRenderMode(gymnasium.Env[Any, Any]):
@@ -43,11 +49,13 @@ def test_an_environment_without_a_render_mode_is_told_how_to_go_on(
 def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "two_envs.py").write_text(TWO_ENVS)
     (tmp_path / "no_envs.py").write_text("")
+    (tmp_path / "others.py").write_text(OTHERS)
     monkeypatch.syspath_prepend(tmp_path)
     yield
-    for name in ("Reach-v0", "Push-v0"):
+    for name in ("Reach-v0", "Push-v0", "Lift-v0"):
         gymnasium.registry.pop(name, None)
-    sys.modules.pop("two_envs", None)
+    for name in ("two_envs", "others"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.usefixtures("_module")
@@ -57,6 +65,7 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("CartPol-v1", ["CartPole-v1"]),
         ("two_envs:Foo-v0", ["Reach-v0", "Push-v0"]),
         ("two_envs:Reech-v0", ["Reach-v0"]),
+        ("others:Foo-v0", ["others", "gymnasium.register"]),
         ("no_envs:Foo-v0", ["no_envs", "gymnasium.register"]),
         ("no_such_module:Foo-v0", ["No module named 'no_such_module'", "PYTHONPATH"]),
         ("no_such_module.part:Foo-v0", ["No module named 'no_such_module'", "PYTHONPATH"]),
