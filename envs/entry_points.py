@@ -55,9 +55,17 @@ def registration(id: Any) -> EnvSpec | None:  # noqa: A002
 
 
 def import_module(name: str) -> Any:
-    """Import a module of environments."""
-    with error_filters_removed():
-        return importlib.import_module(name)
+    """Import a module of environments.
+
+    Raises:
+        ImportError: also if the module is a program that ends.
+
+    """
+    try:
+        with error_filters_removed():
+            return importlib.import_module(name)
+    except SystemExit as error:
+        raise ImportError(f"{name} ends when it is imported; end it under `if __name__ == '__main__'`") from error
 
 
 def is_vector_class(id: Any) -> bool:  # noqa: A002

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torchrl.envs import Compose, EnvBase, TransformedEnv, VecNorm, VecNormV2
 
 from ...envs import VectorEnv, batched, check_transforms
-from ...envs.failures import environment_failure, is_raised_by_package
+from ...envs.failures import described, environment_failure, is_raised_by_package
 from ...envs.make import BATCH_ARGUMENTS, make_gymnasium_env
 from ...errors import ConfigurationError, EnvironmentFailure, TorchPPOError
 
@@ -214,8 +214,8 @@ def check_targets(node: Any, arguments: dict[str, Any]) -> None:
     try:
         target = get_object(node._target_)
         parameters = signature(target)
-    except ImportError as error:
-        raise ConfigurationError(f"_target_={node._target_} cannot be imported; fix it ({error})") from error
+    except (ImportError, SystemExit) as error:  # a module may be a program that ends
+        raise ConfigurationError(f"_target_={node._target_} cannot be imported; fix it ({described(error)})") from error
     except (TypeError, ValueError):  # the target has no signature
         return
     is_partial = node.get("_partial_", False) and not arguments

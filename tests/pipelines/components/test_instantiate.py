@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from torchppo.pipelines.components.instantiate import build_env, build_evaluation_env, evaluation_config
+from torchppo.errors import ConfigurationError
+from torchppo.pipelines.components.instantiate import build_env, build_evaluation_env, build_node, evaluation_config
 from torchppo.pipelines.components.torchrl_collectors import with_recurrent_states
 
 
@@ -65,3 +67,10 @@ def test_transforms_and_torchrls_collectors_receive_success() -> None:
     cfg.transforms = [{"_target_": "torchrl.envs.RewardScaling", "loc": 0.0, "scale": 1.0}]
     with closing(build_env(cfg, seed=0)) as env:
         assert {*env.observation_spec["episode_info"].keys()} == {"is_success", "success"}
+
+
+def test_a_target_in_a_module_that_ends_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ends_python.py").write_text("import sys\nsys.exit(0)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"ends_python\.Name cannot be imported.*SystemExit"):
+        build_node(OmegaConf.create({"_target_": "ends_python.Name"}))
