@@ -183,7 +183,7 @@ def check_arguments(factory: EnvFactory, name: str, kwargs: dict[str, Any]) -> N
         return
 
 
-def construction_failure(message: str, error: Exception, hint: str = "") -> TorchPPOError:
+def construction_failure(message: str, error: BaseException, hint: str = "") -> TorchPPOError:
     """Return the error for an exception of a constructor.
 
     It is a ConfigurationError without a traceback if an installed package has refused a value.
@@ -204,7 +204,7 @@ def accepts(factory: EnvFactory, name: str) -> bool:
     return True
 
 
-def tuple_hint(error: Exception, kwargs: dict[str, Any]) -> str:
+def tuple_hint(error: BaseException, kwargs: dict[str, Any]) -> str:
     """Return how to write a tuple if a list in the arguments may have caused the error, or an empty string."""
     mentions_list = isinstance(error, TypeError | AssertionError) or "tuple" in str(error) or "list" in str(error)
     return TUPLE_HINT if mentions_list and contains_list(kwargs) else ""

@@ -12,7 +12,7 @@ import gymnasium
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
-from ..errors import ConfigurationError, EnvironmentFailure
+from ..errors import ConfigurationError, EnvironmentFailure, TorchPPOError
 from .entry_points import (
     EnvFactory,
     call_factory,
@@ -26,7 +26,7 @@ from .entry_points import (
 )
 from .failures import environment_failure, is_from_environment
 from .guards import error_filters_removed, log_mujoco_warnings
-from .make_failures import gymnasium_failure
+from .make_failures import gymnasium_failure, has_wrong_argument, original
 from .vector.interface import SlicedVectorEnv
 from .vector.num_workers import fastest_num_workers
 from .vector.recovery import MAX_RESTARTS, STEP_TIMEOUT, restarts_for
@@ -226,15 +226,18 @@ def _gymnasium_make(id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:  # noqa:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*in the possible render_modes")  # see `check_render_mode`
             return gymnasium.make(id, disable_env_checker=True, **kwargs)
-    except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
-        raise gymnasium_failure(id, error, tuple_hint(error, kwargs)) from error
     except BaseException as error:
         if not is_from_environment(error):
             raise
-        message = f"environment {id!r} cannot be made"
-        if not isinstance(error, Exception):
-            raise environment_failure(message, error) from None
-        raise construction_failure(message, error, tuple_hint(error, kwargs)) from None
+        raise _failure(id, original(error), kwargs) from error
+
+
+def _failure(id: str, error: BaseException, kwargs: dict[str, Any]) -> TorchPPOError:  # noqa: A002
+    """Return the error for an exception of `gymnasium.make`."""
+    hint = tuple_hint(error, kwargs)
+    if isinstance(error, gymnasium.error.Error | ModuleNotFoundError) or has_wrong_argument(error):
+        return gymnasium_failure(id, error, hint)
+    return construction_failure(f"environment {id!r} cannot be made", error, hint)
 
 
 def _without_order_enforcing(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:

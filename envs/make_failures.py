@@ -9,15 +9,16 @@ from pathlib import Path
 import gymnasium
 
 from ..errors import ConfigurationError, EnvironmentFailure, TorchPPOError, did_you_mean
+from .failures import is_raised_by_package
 
 OLD_ATARI_ID = re.compile(r"(?:ale_py:)?((?P<game>[A-Z][A-Za-z0-9]*?)(-ram)?(NoFrameskip|Deterministic)?-v[045])")
-WRONG_ARGUMENT = r"unexpected keyword argument|missing \d+ required"
+MISSING_ARGUMENT = r"missing \d+ required"
 MAX_IDS = 10
 GYMNASIUM_HINT = r" Did you mean: | Environment registration via importing"
 """Beginnings of the hints of Gymnasium that `hint_for` replaces."""
 
 
-def gymnasium_failure(id: str, error: Exception, hint: str = "") -> TorchPPOError:  # noqa: A002
+def gymnasium_failure(id: str, error: BaseException, hint: str = "") -> TorchPPOError:  # noqa: A002
     """Return the error for an exception of `gymnasium.make` or `gymnasium.make_vec`.
 
     Args:
@@ -35,21 +36,31 @@ def gymnasium_failure(id: str, error: Exception, hint: str = "") -> TorchPPOErro
     return EnvironmentFailure(f"environment {id!r} cannot be made: {text}{hint}")
 
 
-def has_wrong_argument(error: Exception) -> bool:
-    """Return whether a class or function was called with an argument that it does not accept, or without another."""
-    return isinstance(error, TypeError) and re.search(WRONG_ARGUMENT, str(error)) is not None
+def original(error: BaseException) -> BaseException:
+    """Return the exception of a constructor, which `gymnasium.make` raises again with another message."""
+    cause = error.__cause__
+    return error if cause is None or not str(error).startswith(f"{cause} was raised from") else cause
 
 
-def argument_error(name: str, error: Exception) -> ConfigurationError:
+def has_wrong_argument(error: BaseException) -> bool:
+    """Return whether an environment was made with an argument that it does not accept, or without a required one.
+
+    A call in the user's own code that omits an argument is not meant.
+    """
+    is_missing = re.search(MISSING_ARGUMENT, str(error)) and is_raised_by_package(error)
+    return isinstance(error, TypeError) and (bool(is_missing) or "unexpected keyword argument" in str(error))
+
+
+def argument_error(name: str, error: BaseException) -> ConfigurationError:
     """Return the error for arguments that a class or function does not accept, or lacks."""
-    text = str(error).partition(" was raised from")[0]  # the rest is from `gymnasium.make`
+    text = str(error)
     if text.endswith("unexpected keyword argument 'render_mode'"):
         hint = "add it and render(), or set eval.video=false and env.render_mode=null"
         return ConfigurationError(f"environment {name} has no parameter render_mode; {hint}")
     return ConfigurationError(f"environment {name}: {text}; correct the keys of env")
 
 
-def hint_for(id: str, error: Exception) -> str:  # noqa: A002
+def hint_for(id: str, error: BaseException) -> str:  # noqa: A002
     """Return a hint to append to the message of an error of `gymnasium.make`."""
     if atari := _atari_hint(id, error):
         return atari
@@ -81,7 +92,7 @@ def _registered_hint(module: str, name: str) -> str:
     return did_you_mean(name, ids, cutoff=0.7) or others
 
 
-def _atari_hint(id: str, error: Exception) -> str:  # noqa: A002
+def _atari_hint(id: str, error: BaseException) -> str:  # noqa: A002
     """Explain the ids of OpenAI Gym, such as `PongNoFrameskip-v4`, which ale-py registers when it is imported."""
     match = OLD_ATARI_ID.fullmatch(id)
     if match is None or not isinstance(error, gymnasium.error.UnregisteredEnv | ModuleNotFoundError):

@@ -80,6 +80,20 @@ def test_an_unknown_id_has_one_way_out(name: str, found: list[str]) -> None:
     assert "importing a module failed" not in message
 
 
+def test_a_mistake_in_a_constructor_has_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Mistaken(NoRenderMode):
+        def __init__(self) -> None:
+            NoRenderMode.close()  # type: ignore[call-arg]
+
+    spec = gymnasium.envs.registration.EnvSpec("Mistaken-v0", entry_point=Mistaken)  # type: ignore[arg-type]
+    monkeypatch.setitem(gymnasium.registry, "Mistaken-v0", spec)
+    with pytest.raises(EnvironmentFailure, match="missing 1 required positional argument"):
+        make_env("Mistaken-v0", 1)
+    assert "NoRenderMode.close()  #" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["PongNoFrameskip-v4", "Pong-v4", "Pong-v0", "SpaceInvadersDeterministic-v4"])
 def test_old_atari_ids_name_the_new_one(name: str) -> None:
     game = "Pong" if name.startswith("Pong") else "SpaceInvaders"
