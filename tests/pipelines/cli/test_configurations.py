@@ -93,6 +93,7 @@ REFUSED = {  # line: a part of the message. PyTorch is not needed to refuse it.
     "env.id=null": "env.id=null",
     "env.id=42": "env.id=42",
     "env.id=../../etc/passwd": "env.id=../../etc/passwd",
+    "optimizer._target_=torch.optim.SGD": "choose torch.optim.SGD with a YAML file",
     "+env.foo=1": "env.foo is not an argument of CartPole-v1",
     "env.wrappers=[abc]": "env.wrappers=[abc]",
     "+env.max_episode_steps=0": "env.max_episode_steps=0",
