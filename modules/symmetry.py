@@ -110,6 +110,10 @@ class SymmetricObjective(nn.Module):
         """Return the mirrored inputs of the networks and the mirrored action."""
         data = TensorDict({**{key: tensordict[key] for key in self._inputs}, "action": action}, tensordict.batch_size)
         mirrored = self.symmetry.mirror(data.copy())
+        if not isinstance(mirrored, TensorDictBase):
+            raise ConfigurationError(
+                f"ppo.symmetry.mirror returns {type(mirrored).__name__}, not a TensorDict; end it with return data"
+            )
         for key in ("action", *self._inputs):
             if mirrored[key].shape != data[key].shape:
                 raise ConfigurationError(

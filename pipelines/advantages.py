@@ -151,6 +151,7 @@ class RolloutBatch:
             next_values[is_final] = self.critic(next_data.select(*self.critic.in_keys)[is_final])["state_value"]
         rollout["state_value"], next_data["state_value"] = values, next_values
         self.estimator(rollout)
+        check_estimates(rollout, self.estimator)
         if self.critic_estimator is not None:
             rollout["value_target"] = self.critic_estimator(rollout.copy())["value_target"]
         if self.reward_models:
@@ -208,6 +209,19 @@ def compare_with_collection(actor: Any, rows: TensorDictBase) -> Comparison:
             "update=minibatch"
         )
     return compared
+
+
+def check_estimates(rollout: TensorDictBase, estimator: Any) -> None:
+    """Raise a ConfigurationError if an estimator has not written an advantage and a target for every value."""
+    name, shape = type(estimator).__name__, rollout["state_value"].shape
+    for key in ("advantage", "value_target"):
+        if key not in rollout.keys():  # noqa: SIM118 - a TensorDict iterates over rows
+            raise ConfigurationError(f"estimator {name} wrote no {key}; write it to the TensorDict that it receives")
+        if rollout[key].shape != shape:
+            raise ConfigurationError(
+                f"estimator {name} wrote {key} with the shape {tuple(rollout[key].shape)}; write it with that of "
+                f"state_value, {tuple(shape)}"
+            )
 
 
 def require_entries(rollout: TensorDictBase, *keys: NestedKey) -> TensorDictBase:

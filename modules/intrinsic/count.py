@@ -87,11 +87,11 @@ def discrete_sizes(spec: TensorSpec, num_batch: int) -> list[int]:
     else:
         raise ConfigurationError(
             f"intrinsic=count needs a Discrete or MultiDiscrete observation, not {type(spec).__name__}; use "
-            "intrinsic=none"
+            "intrinsic=rnd"
         )
     if math.prod(sizes) > MAX_STATES:
         raise ConfigurationError(
             f"intrinsic=count needs at most {MAX_STATES} different observations, not {math.prod(sizes)}; use "
-            "intrinsic=none"
+            "intrinsic=rnd"
         )
     return sizes

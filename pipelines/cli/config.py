@@ -45,8 +45,8 @@ from .keys.schema import ARGUMENTS, FIELDS
 from .run_dir import create_unique, default_run_dir
 
 MakeConfig = Callable[[], DictConfig]
-CHANGES = {"eval.env": "env", "critic.optimizer": "optimizer"}
-"""Groups of keys that replace keys of a component."""
+CHANGES = re.compile(r"(?:eval\.(?=env)|(?:critic|intrinsic\.[^.]+)\.(?=optimizer))(\w+\..+)")
+"""Keys that replace those of another component, such as `optimizer.lr`."""
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve: bool = False) -> DictConfig:
@@ -139,9 +139,9 @@ def check_schema(cfg: DictConfig, make_default: MakeConfig, own_groups: Collecti
     targets, free, unknown = built_in_targets(), set(), []
     for key, value, target in values_of(OmegaConf.to_container(cfg, resolve=True)):
         name = re.sub(r"^controller\.[^.]+", "controller.*", key)
-        if target in (*CHANGES,) and key != target:  # keys that replace those of another component
-            name = f"{CHANGES[target]}{key.removeprefix(target)}"
-            target = OmegaConf.select(cfg, f"{CHANGES[target]}._target_")  # noqa: PLW2901
+        if changed := CHANGES.match(key):
+            name = changed[1]
+            target = OmegaConf.select(cfg, f"{name.partition('.')[0]}._target_")  # noqa: PLW2901
         field = FIELDS.get(name) or ARGUMENTS.get(name)
         if key.split(".")[0] in own_groups:
             continue

@@ -86,11 +86,15 @@ class Coefficients:
         """Set every coefficient to the value of its controller; see `Controller` for the arguments."""
         progress = min(progress, 1.0)  # the first rollout may have more frames than the training
         for name, controller in self._controllers.items():
-            if name == "lr":
-                set_lr(optimizer, controller(progress, metrics, optimizer.param_groups[0]["lr"]))
+            buffer = None if name == "lr" else getattr(self._objective, name)
+            old = optimizer.param_groups[0]["lr"] if buffer is None else buffer.item()
+            value = controller(progress, metrics, old)
+            if value is None:
+                raise ConfigurationError(f"controller.{name}: {type(controller).__name__} returned None, not a number")
+            if buffer is None:
+                set_lr(optimizer, value)
             else:
-                buffer = getattr(self._objective, name)
-                buffer.fill_(controller(progress, metrics, buffer.item()))
+                buffer.fill_(value)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the controllers' states and values. The optimizer saves the learning rate."""

@@ -172,11 +172,18 @@ def scalars(losses: TensorDictBase) -> dict[str, Tensor]:
     return {name: value.mean() if value.dim() else value for name, value in values.items()}
 
 
-def check_losses(losses: TensorDictBase, rule: StoppingRule | None) -> None:
+def check_losses(losses: Any, rule: StoppingRule | None) -> None:
     """Raise a ConfigurationError if an objective lacks a loss, or the metric that early stopping reads."""
+    if not isinstance(losses, TensorDictBase | Mapping):
+        raise ConfigurationError(
+            f"the objective returned {type(losses).__name__}; return a TensorDict of losses (loss_...) and metrics"
+        )
     if not any(name.startswith("loss_") for name in losses.keys()):  # noqa: SIM118
         names = ", ".join(losses.keys())
         raise ConfigurationError(f"the objective returned no loss_* entry, only {names}; name its losses loss_...")
+    for name, loss in losses.items():
+        if name.startswith("loss_") and loss.numel() != 1:
+            raise ConfigurationError(f"{name} of the objective has the shape {tuple(loss.shape)}; return its mean")
     if rule is not None and rule.metric not in losses.keys():  # noqa: SIM118
         raise ConfigurationError(
             f"update.target_kl needs an objective that returns {rule.metric}; set update.target_kl=null"

@@ -10,7 +10,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 
-from torchppo.pipelines.advantages import RolloutBatch
+from torchppo.errors import ConfigurationError
+from torchppo.pipelines.advantages import RolloutBatch, check_estimates
 from torchppo.pipelines.build import Training, build_training
 from torchppo.pipelines.cli.config import compose
 
@@ -209,3 +210,16 @@ class TestRows:
         before = batch._frames_before_sequences(["x"], 2)
         assert before["x"].squeeze(-1).tolist() == [[1, 2], [7, 8]]
         assert before["memory"].flatten().tolist() == [10, 70]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"advantage": torch.zeros(2, 6, 1)}, "object wrote no value_target"),
+        ({"advantage": torch.zeros(2, 6)}, r"advantage with the shape \(2, 6\).*\(2, 6, 1\)"),
+    ],
+    ids=["missing", "shape"],
+)
+def test_an_incomplete_estimate_is_refused(written: dict[str, torch.Tensor], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        check_estimates(TensorDict({"state_value": torch.zeros(2, 6, 1), **written}, [2, 6]), object())

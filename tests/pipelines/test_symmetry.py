@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -123,6 +123,9 @@ def test_what_cannot_be_mirrored_is_refused(make: Make) -> None:
     _, rows = minibatch(make)
     with pytest.raises(ConfigurationError, match="shape of action"):
         objective(rows)
+    nothing = Symmetry(cast(Any, lambda _: None))
+    with pytest.raises(ConfigurationError, match=r"ppo\.symmetry\.mirror returns NoneType"):
+        SymmetricObjective(ClipPPOLoss(actor, critic), nothing)(rows)
 
 
 def test_a_function_of_the_user_is_selected_from_the_command_line() -> None:

@@ -106,7 +106,12 @@ def wrong_value(key: str, value: Any, field: Field, default: Any) -> Configurati
     """Return the error for a value that a key does not accept."""
     if isinstance(value, dict) and field.is_component:
         return ConfigurationError(f"{key}={shown(value)} has no _target_; choose a component, or remove its keys")
-    return ConfigurationError(f"{key}={shown(value)} must be {describe(field)}{default_text(default)}")
+    instead = default_text(default)
+    if field.is_component and isinstance(value, str) and "." in value:
+        instead = f"; write {key}._target_={value}"
+    elif field.is_component and key.startswith("controller."):
+        instead = f"; write controller@{key}={shown(value)}"
+    return ConfigurationError(f"{key}={shown(value)} must be {describe(field)}{instead}")
 
 
 def shown(value: Any) -> str:

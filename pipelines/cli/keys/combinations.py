@@ -25,6 +25,11 @@ REFUSED: tuple[tuple[str, dict[str, tuple[Any, ...]]], ...] = (
         {"trust_region._target_": TRUST_REGIONS, "policy.head._target_": ("torchppo.modules.heads.continuous.beta",)},
     ),
     (
+        "trust_region does not work with ppo.symmetry.augment=true, because the distribution at collection is not "
+        "mirrored; set it to false, with ppo.symmetry.mirror_coeff above 0, or use trust_region=none",
+        {"trust_region._target_": TRUST_REGIONS, "ppo.symmetry.augment": (True,)},
+    ),
+    (
         "update=natural_gradient needs separate networks for policy and critic, because training the critic must not "
         "change the policy; set policy.shared=false",
         {"update._target_": (NATURAL_GRADIENT,), "policy._target_": (BUILT_IN_POLICY,), "policy.shared": (True,)},

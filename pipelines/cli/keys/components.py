@@ -6,7 +6,7 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -23,7 +23,7 @@ REMAINING = ("lmbda", "vectorized", "value_network")
 """Keys of `estimator=gae` that remain in the configuration if only `estimator._target_` is changed."""
 
 
-def check_components(cfg: DictConfig, chosen: Iterable[str], built_in: Collection[str]) -> None:
+def check_components(cfg: DictConfig, chosen: Collection[str], built_in: Collection[str]) -> None:
     """Raise a ConfigurationError if a component that the command line changes lacks a key, or does not exist.
 
     Targets whose parameters are unknown are checked when they are built.
@@ -49,7 +49,7 @@ def check_components(cfg: DictConfig, chosen: Iterable[str], built_in: Collectio
                 raise ConfigurationError(
                     f"{place}._target_={shown(target)} is not the dotted path of a class or function; correct it"
                 )
-            check_component(place, node, target, is_built_in=target in built_in)
+            check_component(place, node, target, chosen, is_built_in=target in built_in)
 
 
 def nodes(value: Any, place: str) -> Iterator[tuple[str, DictConfig]]:
@@ -65,8 +65,11 @@ def nodes(value: Any, place: str) -> Iterator[tuple[str, DictConfig]]:
                 yield from nodes(value[name], f"{place}.{name!s}")
 
 
-def check_component(place: str, node: DictConfig, target: str, *, is_built_in: bool) -> None:
-    """Raise a ConfigurationError if a target does not exist, or a key of its node is not one of its parameters."""
+def check_component(place: str, node: DictConfig, target: str, chosen: Collection[str], *, is_built_in: bool) -> None:
+    """Raise a ConfigurationError if a target does not exist, or a key of its node is not one of its parameters.
+
+    The message differs if the key is not `chosen`, but is left from the choice whose target is replaced.
+    """
     keys = [str(key) for key in node if key not in HYDRA_KEYS]
     try:
         names = parameters_of(target, follow_kwargs=is_built_in) or imported_parameters(target)
@@ -89,7 +92,9 @@ def check_component(place: str, node: DictConfig, target: str, *, is_built_in: b
     for key in keys:
         if key not in names and not (place == "estimator" and key in REMAINING):
             hint = str(did_you_mean(key, names))
-            raise ConfigurationError(f"{place}.{key} is not an argument of {target}{hint}; correct or remove it")
+            is_left = f"{place}._target_" in chosen and f"{place}.{key}" not in chosen
+            instead = f"choose {target} with a YAML file (--config-dir)" if is_left else "correct or remove it"
+            raise ConfigurationError(f"{place}.{key} is not an argument of {target}{hint}; {instead}")
 
 
 def check_call(place: str, node: DictConfig, target: str, keys: Collection[str]) -> None:

@@ -37,6 +37,9 @@ def check_choices(groups: Iterable[Override], options: Options, defaults: DictCo
             raise ConfigurationError(f"{key} is used in several places; write {'=..., '.join(map(str, places))}=...")
         if override.is_delete():
             continue
+        written = override.get_key_element()
+        if override.is_add() and written.lstrip("+") in defaults:
+            raise ConfigurationError(f"{written}: there is a choice already; write {written.lstrip('+')}=... without +")
         if value is None:
             no_choice = "logger=[] for no logger, or " if group == "logger" else ""
             raise ConfigurationError(f"{key}=null is not a choice; use {no_choice}one of {', '.join(names)}")
@@ -48,7 +51,7 @@ def check_choices(groups: Iterable[Override], options: Options, defaults: DictCo
                 raise ConfigurationError(f"env={name} is not a choice; write env.id={name}")
             if str(name) not in names:
                 raise ConfigurationError(
-                    f"unknown choice {key}={name}{did_you_mean(str(name), names)}; use one of {', '.join(names)}"
+                    f"unknown choice {written}={name}{did_you_mean(str(name), names)}; use one of {', '.join(names)}"
                 )
 
 
@@ -68,7 +71,7 @@ def check_keys(overrides: Iterable[Override], cfg: DictConfig, known: list[str])
             place = ".".join(key.split(".")[:2])
             owners = [re.sub("^controller=", f"controller@{place}=", owner) for owner in owners]
             raise ConfigurationError(f"{key} belongs to {' or '.join(owners)}; choose it, or add +{key}=...")
-        raise unknown_key(key, known, override.value(), cfg)
+        raise unknown_key(key, [*existing, *known], override.value(), cfg)
 
 
 def check_unknown_keys(keys: Iterable[str], cfg: DictConfig, known: list[str]) -> None:

@@ -59,7 +59,7 @@ def test_counts_are_in_the_state_dict() -> None:
 
 @pytest.mark.parametrize("spec", [Unbounded((2, 3)), OneHot(3, (2, 3)), Categorical(20_000_000, (2,))])
 def test_rejects_observations_that_cannot_be_counted(spec: TensorSpec) -> None:
-    with pytest.raises(ConfigurationError, match="intrinsic=none"):
+    with pytest.raises(ConfigurationError, match="intrinsic=rnd"):
         make_bonus(spec)
 
 
@@ -71,5 +71,5 @@ def test_rejects_options_out_of_range(options: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("spec", [Binary(4, (2, 4)), Categorical(3, (2, 2))])
 def test_rejects_several_values_without_their_own_sizes(spec: TensorSpec) -> None:
-    with pytest.raises(ConfigurationError, match="intrinsic=none"):
+    with pytest.raises(ConfigurationError, match="intrinsic=rnd"):
         make_bonus(spec)

@@ -25,6 +25,7 @@ BASE = (
 """Overrides before those of every line."""
 LONG = "a" * 300
 
+MIRROR = "env=pendulum symmetry=mirror ppo.symmetry.mirror._target_=copy.copy"
 REFUSED = {  # line: a part of the message. PyTorch is not needed to refuse it.
     "seed=abc": "seed=abc",
     "seed=[1]": "seed=[1]",
@@ -52,6 +53,17 @@ REFUSED = {  # line: a part of the message. PyTorch is not needed to refuse it.
     "estimator.gamma=nan": "estimator.gamma=nan",
     "estimator.gamma=null": "estimator.gamma=null",
     "estimator.lmbda=abc": "estimator.lmbda=abc",
+    f"{MIRROR} trust_region=kl": "trust_region does not work with ppo.symmetry.augment=true",
+    "intrinsic=rnd +intrinsic.rnd.optimizer.lr=-1": "intrinsic.rnd.optimizer.lr=-1 must be",
+    "trust_region=kl trust_region.meanbound=1": "did you mean 'trust_region.mean_bound'?",
+    "update=natural_gradient update.dampingg=1": "did you mean 'update.damping'?",
+    "controller@controller.lr=linear controller.lr.fina=1": "did you mean 'controller.lr.final'?",
+    "critic=hl_gauss critic.v_min=-1": "write critic.head.v_min=-1",
+    "reward=clipped reward.limit=2": "write ppo.reward_normalizer.limit=2",
+    "controller.lr=linear": "; write controller@controller.lr=linear",
+    "ppo.symmetry=my_robot.mirror": "; write ppo.symmetry._target_=my_robot.mirror",
+    "+controller@controller.clip_epsilon=linear": "without +",
+    "controller@controller.lr=foo": "unknown choice controller@controller.lr=foo",
     "critic.epochs=-1": "critic.epochs=-1",
     "critic.epochs=abc": "critic.epochs=abc",
     "critic.lmbda=abc": "critic.lmbda=abc",
@@ -81,6 +93,7 @@ REFUSED = {  # line: a part of the message. PyTorch is not needed to refuse it.
     "env.id=null": "env.id=null",
     "env.id=42": "env.id=42",
     "env.id=../../etc/passwd": "env.id=../../etc/passwd",
+    "optimizer._target_=torch.optim.SGD": "choose torch.optim.SGD with a YAML file",
     "+env.foo=1": "env.foo is not an argument of CartPole-v1",
     "env.wrappers=[abc]": "env.wrappers=[abc]",
     "+env.max_episode_steps=0": "env.max_episode_steps=0",

@@ -46,7 +46,7 @@ MISTAKES = [  # command, and two texts of its error message
     ("train policy=mpl", "policy=mpl", "'mlp'"),
     ("train experiment=halfchetah", "experiment=halfchetah", "'halfcheetah'"),
     ("train logger=[csv,tensorbord]", "logger=tensorbord", "'tensorboard'"),
-    ("train controller@controller.lr=linaer", "controller=linaer", "'linear'"),
+    ("train controller@controller.lr=linaer", "controller@controller.lr=linaer", "'linear'"),
     ("train controller=linear", "controller", "controller@controller.lr"),
     ("train optimizer.lrr=1", "'optimizer.lrr'", "'optimizer.lr'"),
     ("train objective.clip_epsilom=0.1", "'objective.clip_epsilom'", "'objective.clip_epsilon'"),

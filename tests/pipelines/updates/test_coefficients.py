@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -48,6 +48,15 @@ def test_a_buffer_and_the_learning_rates_move_and_groups_keep_their_ratio() -> N
     coefficients.move(0.5, {"kl": 1.0}, optimizer)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 2.0]
     assert objective.clip_epsilon.item() == 2.0
+
+
+def test_a_controller_without_a_value_is_named() -> None:
+    class Nothing(Controller):
+        def __call__(self, progress: float, metrics: Mapping[str, float], value: float) -> Any: ...
+
+    for name in ("lr", "clip_epsilon"):
+        with pytest.raises(ConfigurationError, match=rf"controller\.{name}: Nothing returned None"):
+            Coefficients({name: Nothing()}, Objective()).move(0.5, {}, make_optimizer(1.0))
 
 
 def test_only_metrics_that_a_controller_reads_are_measured() -> None:

@@ -1,4 +1,4 @@
-"""The losses of the first step must depend on the policy."""
+"""The losses of the first step must be named scalars that depend on the policy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
+from tensordict import TensorDict
 from torch import nn
 from torchrl.data import Categorical, Composite, Unbounded
 
@@ -15,7 +17,7 @@ from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import LSTM
 from torchppo.modules.objectives.clip import ClipPPOLoss
-from torchppo.pipelines.updates.eager_step import check_connected
+from torchppo.pipelines.updates.eager_step import check_connected, check_losses
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "separate": {},
@@ -55,3 +57,22 @@ class TestCheckConnected:
         last = list(objective.critic_network.parameters())[-1]
         check_connected(objective, gradients(objective, lambda param: param is not last))
         assert "do not depend on 1 of" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        (torch.zeros(()), "returned Tensor; return a TensorDict"),
+        (None, "returned NoneType; return a TensorDict"),
+        (TensorDict({"objective": torch.zeros(())}), "no loss_"),
+        (TensorDict({"loss_objective": torch.zeros(3)}), r"loss_objective .* shape \(3,\); return its mean"),
+    ],
+    ids=["tensor", "nothing", "no loss", "loss per sample"],
+)
+def test_an_objective_without_scalar_losses_is_refused(losses: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        check_losses(losses, None)
+
+
+def test_metrics_may_have_several_elements() -> None:
+    check_losses(TensorDict({"loss_objective": torch.zeros(()), "metric": torch.zeros(3)}), None)
