@@ -7,6 +7,8 @@ import sys
 
 import torchppo
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 policy = torchppo.load_policy(sys.argv[1], trust=sys.argv[2:])
 env = policy.make_gymnasium_env()  # with the id, keyword arguments and wrappers of the training environment
 observation, _ = env.reset(seed=0)

@@ -31,8 +31,8 @@ RANGES = {
 }
 """Usual ranges by key, from the section "Critical hyperparameters" of the specification (see docs/configuration.md).
 The range of `ppo.max_grad_norm` is ours; the specification uses 0.5."""
-ONE_EPOCH = ("A2CLoss", "ReinforceLoss", "PhasicUpdate")
-"""Classes of objectives and updates that usually pass once over a rollout."""
+WITHOUT_RATIO = ("A2CLoss", "ReinforceLoss")
+"""Objectives without a probability ratio. Only the first pass over a rollout follows the policy gradient."""
 OF_CRITIC = ("optimizer.lr", "update.epochs", "update.minibatch_size")
 """Keys that apply only to the critic with a natural gradient."""
 
@@ -44,16 +44,24 @@ def notes(cfg: DictConfig, overrides: Iterable[str]) -> list[str]:
     lines = [note(key, OmegaConf.select(cfg, key), RANGES[key]) for key in noted]
     if "ppo.normalize_advantage" in keys and cfg.ppo.normalize_advantage is None:
         lines.append("ppo.normalize_advantage=null; advantages are usually normalized, or updates are unstable")
+    name, epochs = class_name(cfg, "objective"), OmegaConf.select(cfg, "update.epochs")
+    if {"objective", "update.epochs"} & {*keys} and name in WITHOUT_RATIO and isinstance(epochs, int) and epochs > 1:
+        lines.append(f"update.epochs={epochs} with {name}, which has no ratio; use update.epochs=1")
     return [line for line in lines if line]
+
+
+def class_name(cfg: DictConfig, group: str) -> str:
+    """Return the name of the class of a component."""
+    return str(OmegaConf.select(cfg, f"{group}._target_")).rpartition(".")[2]
 
 
 def is_excepted(cfg: DictConfig, key: str) -> bool:
     """Return whether the range of a key does not apply to this configuration."""
-    classes = [str(OmegaConf.select(cfg, f"{group}._target_")).rpartition(".")[2] for group in ("objective", "update")]
+    classes = {class_name(cfg, group) for group in ("objective", "update")}
     if "NaturalGradientUpdate" in classes and key in OF_CRITIC:
         return True
     if key == "update.epochs":
-        return bool(OmegaConf.select(cfg, key) == 1 and set(classes) & set(ONE_EPOCH))
+        return bool(classes & {*WITHOUT_RATIO} or (OmegaConf.select(cfg, key) == 1 and "PhasicUpdate" in classes))
     return key == "update.minibatch_size" and has_four_minibatches(cfg)
 
 

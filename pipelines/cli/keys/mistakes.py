@@ -70,7 +70,7 @@ def check_keys(overrides: Iterable[Override], cfg: DictConfig, known: list[str])
         if owners := [one.choice for one in reference() if one.key == name and one.choice]:
             place = ".".join(key.split(".")[:2])
             owners = [re.sub("^controller=", f"controller@{place}=", owner) for owner in owners]
-            raise ConfigurationError(f"{key} belongs to {' or '.join(owners)}; choose it, or add +{key}=...")
+            raise ConfigurationError(f"{key} belongs to {' or '.join(owners)}; choose it, or remove this key")
         raise unknown_key(key, [*existing, *known], override.value(), cfg)
 
 

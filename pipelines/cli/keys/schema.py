@@ -104,7 +104,7 @@ FIELDS: dict[str, Field] = {
     "estimator.vectorized": FLAG,
     "estimator.rho_thresh": LIMIT,
     "estimator.c_thresh": LIMIT,
-    "policy.head.log_std": NUMBER,
+    "policy.head.log_std": Field((float,), minimum=-20, maximum=10),
     "policy.head.state_dependent": FLAG,
     "policy.head.fixed_std": FLAG,
     "policy.head.min_std": NULLABLE_POSITIVE,

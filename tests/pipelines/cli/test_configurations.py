@@ -202,6 +202,7 @@ REFUSED = {  # line: a part of the message. PyTorch is not needed to refuse it.
     "policy=cnn env.id=gymnasium.envs.classic_control.CartPoleEnv": "policy=cnn needs a single image",
     "env.render_mode=bogus": "human, rgb_array",
     "collector.frames_per_env=1e9": "collector.frames_per_env=1000000000",
+    "policy.head.log_std=-100": "between -20 and 10",
     "policy.body.num_cells=[]": "non-empty",
     "trainer.devices=0": "trainer.devices=0",
     "transforms=[{_target_:os.system}]": "standard library",

@@ -44,9 +44,12 @@ def test_usual_settings_of_other_objectives_and_updates_are_not_noted(overrides:
     assert len(notes(cfg, ["estimator.lmbda=0"])) == 1
 
 
-def test_many_epochs_of_policy_gradients_are_noted() -> None:
-    overrides = ["objective=a2c", "update.epochs=20"]
-    assert len(notes(compose(overrides), overrides)) == 1
+@pytest.mark.parametrize("words", [["objective=a2c"], ["objective=reinforce", "update.epochs=20"]])
+def test_several_epochs_of_policy_gradients_are_noted(words: list[str]) -> None:
+    overrides = [*words, "estimator=monte_carlo"]
+    (line,) = notes(compose(overrides), overrides)
+    assert line.startswith("update.epochs=")
+    assert "use update.epochs=1" in line
 
 
 @pytest.mark.parametrize(("size", "num_notes"), [(3072, 0), (4096, 1), (16, 1)])
