@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
+from torchrl.envs import EnvBase
 
 from ..errors import ConfigurationError
 from .actor_critic import value_heads
@@ -48,6 +49,45 @@ class Symmetry:
         self.mirror = mirror
         self.augment = augment
         self.mirror_coeff = mirror_coeff
+
+    def mirrored(self, data: TensorDictBase) -> TensorDictBase:
+        """Return the mirrored entries of `data`, `[batch]`.
+
+        Raises:
+            ConfigurationError: If the function returns no TensorDict, or an entry with another shape.
+
+        """
+        mirrored = self.mirror(data.copy())
+        if not isinstance(mirrored, TensorDictBase):
+            raise ConfigurationError(
+                f"ppo.symmetry.mirror returns {type(mirrored).__name__}, not a TensorDict; end it with return data"
+            )
+        for key in data.keys(include_nested=True, leaves_only=True):
+            if mirrored[key].shape != data[key].shape:
+                raise ConfigurationError(
+                    f"ppo.symmetry.mirror changes the shape of {key} from {tuple(data[key].shape)} to "
+                    f"{tuple(mirrored[key].shape)}; return it with the same shape"
+                )
+        return mirrored
+
+    def check(self, data: TensorDictBase) -> None:
+        """Raise a ConfigurationError if the function is not its own inverse, or writes other entries.
+
+        Args:
+            data: Observations and an action with any values, `[batch]`.
+
+        """
+        keys = {*data.keys(include_nested=True, leaves_only=True)}
+        mirrored = self.mirrored(data)
+        if others := {*mirrored.keys(include_nested=True, leaves_only=True)} - keys:
+            names = ", ".join(sorted(map(str, keys)))
+            raise ConfigurationError(f"ppo.symmetry.mirror writes {others.pop()}; it may write {names}")
+        twice = self.mirrored(mirrored)
+        for key in keys:
+            if not torch.allclose(twice[key].double(), data[key].double(), rtol=1e-4, atol=1e-5, equal_nan=True):
+                raise ConfigurationError(
+                    f"ppo.symmetry.mirror is not its own inverse: applied twice, it changes {key}; correct it"
+                )
 
 
 class SymmetricObjective(nn.Module):
@@ -109,15 +149,20 @@ class SymmetricObjective(nn.Module):
     def _mirrored(self, tensordict: TensorDictBase, action: Tensor) -> TensorDictBase:
         """Return the mirrored inputs of the networks and the mirrored action."""
         data = TensorDict({**{key: tensordict[key] for key in self._inputs}, "action": action}, tensordict.batch_size)
-        mirrored = self.symmetry.mirror(data.copy())
-        if not isinstance(mirrored, TensorDictBase):
-            raise ConfigurationError(
-                f"ppo.symmetry.mirror returns {type(mirrored).__name__}, not a TensorDict; end it with return data"
-            )
-        for key in ("action", *self._inputs):
-            if mirrored[key].shape != data[key].shape:
-                raise ConfigurationError(
-                    f"ppo.symmetry.mirror changes the shape of {key} from {tuple(data[key].shape)} to "
-                    f"{tuple(mirrored[key].shape)}; return it with the same shape"
-                )
-        return mirrored.select("action", *self._inputs)
+        return self.symmetry.mirrored(data).select("action", *self._inputs)
+
+
+def check_symmetry(symmetry: Symmetry | None, keys: Iterable[NestedKey], env: EnvBase) -> None:
+    """Check a symmetry with random observations and actions of an environment. The random state does not change.
+
+    Args:
+        symmetry: The symmetry; `None` is not checked.
+        keys: Entries of the observation that the networks read.
+        env: The environment.
+
+    """
+    if symmetry is None:
+        return
+    with torch.random.fork_rng([]):
+        observations, action = env.observation_spec.rand(), env.full_action_spec["action"].rand()
+    symmetry.check(observations.select(*keys, strict=False).set("action", action))

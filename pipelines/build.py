@@ -26,6 +26,7 @@ from ..modules.heads.action_heads import has_continuous_head
 from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
 from ..modules.normalizers import ObservationNormalizer
 from ..modules.objectives.ppo_loss import PPOLoss
+from ..modules.symmetry import check_symmetry
 from .collectors.rollouts import check_memory, length_of_rollout
 from .components.instantiate import (
     HYDRA_KEYS,
@@ -74,6 +75,7 @@ def build_training(cfg: DictConfig, rank: int, overrides: Iterable[str] = (), *,
     try:
         ppo = build_ppo(cfg, env)
         check_effects(overrides, env, ppo)
+        check_symmetry(ppo.symmetry, [*ppo.actor.in_keys, *ppo.critic.in_keys], env)
         collector = build_collector(cfg, env, ppo, rank, num_ranks)
     except BaseException:  # also a signal
         env.close()  # ends its worker processes
@@ -230,9 +232,8 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
         raise ConfigurationError(
             f"trainer.strategy={options.strategy} starts ranks as copies of this process; use trainer.strategy=ddp"
         )
-    for key in ("max_epochs", "max_steps", "limit_train_batches"):
-        if getattr(trainer, key) == 0:
-            raise ConfigurationError(f"trainer.{key}=0 allows no rollout; remove it")
+    if zero := [key for key in ("max_epochs", "max_steps", "limit_train_batches") if getattr(trainer, key) == 0]:
+        raise ConfigurationError(f"trainer.{zero[0]}=0 allows no rollout; remove it")
     if trainer.world_size > 1:
         from .components.loopback import listen_on_loopback
 

@@ -128,6 +128,21 @@ def test_what_cannot_be_mirrored_is_refused(make: Make) -> None:
         SymmetricObjective(ClipPPOLoss(actor, critic), nothing)(rows)
 
 
+def shifted(data: TensorDictBase) -> TensorDictBase:
+    return data.set("observation", data["observation"] + 1)
+
+
+def misspelled(data: TensorDictBase) -> TensorDictBase:
+    return data.set("obs", -data["observation"])
+
+
+@pytest.mark.parametrize(("function", "word"), [(shifted, "own inverse"), (misspelled, "writes obs")])
+def test_a_function_that_is_no_symmetry_is_refused(function: Callable[..., Any], word: str) -> None:
+    overrides = ["symmetry=mirror", f"ppo.symmetry.mirror._target_={__name__}.{function.__name__}"]
+    with pytest.raises(ConfigurationError, match=word):
+        build_training(compose([*overrides, "logger=[]", "run_dir=unused"]), 0)
+
+
 def test_a_function_of_the_user_is_selected_from_the_command_line() -> None:
     name = f"{__name__}.mirror_cartpole"
     overrides = ["symmetry=mirror", f"ppo.symmetry.mirror._target_={name}", "ppo.symmetry.mirror_coeff=0"]
