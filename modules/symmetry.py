@@ -112,7 +112,7 @@ class SymmetricObjective(nn.Module):
         mirrored = self.symmetry.mirror(data.copy())
         if not isinstance(mirrored, TensorDictBase):
             raise ConfigurationError(
-                f"ppo.symmetry.mirror returns {type(mirrored).__name__}, not a TensorDict; end it with return data"
+                f"ppo.symmetry.mirror returns {type(mirrored).__name__}, not a TensorDict; return the mirrored data"
             )
         for key in ("action", *self._inputs):
             if mirrored[key].shape != data[key].shape:
