@@ -37,7 +37,7 @@ def gymnasium_failure(id: str, error: BaseException, hint: str = "") -> TorchPPO
 
 
 def original(error: BaseException) -> BaseException:
-    """Return the exception of the constructor, if `gymnasium.make` has raised it again with another message."""
+    """Return the exception of the constructor if `gymnasium.make` has added to its message, else the error itself."""
     cause = error.__cause__
     return error if cause is None or not str(error).startswith(f"{cause} was raised from") else cause
 

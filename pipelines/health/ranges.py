@@ -38,7 +38,7 @@ OF_CRITIC = ("optimizer.lr", "update.epochs", "update.minibatch_size")
 
 
 def notes(cfg: DictConfig, overrides: Iterable[str]) -> list[str]:
-    """Return a line for every overridden key whose value is outside of its range."""
+    """Return a line for every overridden key with an unusual value, and for several epochs without a ratio."""
     keys = [word.lstrip("+").partition("=")[0] for word in overrides]
     noted = [key for key in keys if key in RANGES and not is_excepted(cfg, key)]
     lines = [note(key, OmegaConf.select(cfg, key), RANGES[key]) for key in noted]
