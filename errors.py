@@ -58,7 +58,7 @@ def did_you_mean(name: str, candidates: Iterable[str], cutoff: float = 0.5) -> s
 
     Args:
         name: what the user wrote.
-        candidates: valid names; keys that start with an underscore are suggested only for a key that does, too.
+        candidates: valid names. Names that start with an underscore are suggested only if `name` starts with one.
         cutoff: minimum similarity between 0 and 1 (1 means equal).
 
     """

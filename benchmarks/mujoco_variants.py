@@ -4,9 +4,9 @@
     python benchmarks/mujoco_variants.py clip spo --tasks hopper --seeds 0 1
 
 Every run has 1,000,000 frames and ends with an evaluation of 20 episodes with deterministic actions. Completed runs
-under runs/benchmarks/mujoco_variants/ are reused. Writes to the folder of this file: mujoco_variants.csv (one line for
-each run), mujoco_variants_curves.csv and mujoco_variants.png. Lines of other runs are kept. Prints the mean over the
-seeds with a 95 % bootstrap interval.
+under runs/benchmarks/mujoco_variants/ are reused. The script writes mujoco_variants.csv (one line for each run),
+mujoco_variants_curves.csv and mujoco_variants.png to its folder, and keeps the lines of other runs. It prints the mean
+over the seeds with a 95 % bootstrap interval.
 """
 
 from __future__ import annotations

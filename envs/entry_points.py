@@ -58,14 +58,14 @@ def import_module(name: str) -> Any:
     """Import a module of environments.
 
     Raises:
-        ImportError: also if the module is a program that ends.
+        ImportError: if the module cannot be imported, or exits while it is imported.
 
     """
     try:
         with error_filters_removed():
             return importlib.import_module(name)
     except SystemExit as error:
-        raise ImportError(f"{name} ends when it is imported; end it under `if __name__ == '__main__'`") from error
+        raise ImportError(f"{name} exits when it is imported; exit only under `if __name__ == '__main__'`") from error
 
 
 def is_vector_class(id: Any) -> bool:  # noqa: A002

@@ -79,9 +79,14 @@ def error_filters_removed() -> Iterator[None]:
 
 
 def log_mujoco_warnings(id: str = "") -> None:  # noqa: A002
-    """Log each warning of MuJoCo once, if MuJoCo is imported, also by the class or function of `id`.
+    """Log each warning of MuJoCo once, if MuJoCo has been imported.
 
-    MuJoCo prints its warnings for every environment, and writes them to MUJOCO_LOG.TXT in the current directory.
+    Without this function, MuJoCo prints its warnings for every environment, and writes them to MUJOCO_LOG.TXT in the
+    current directory.
+
+    Args:
+        id: a registered id. Its module and its entry point are imported first, because they may import MuJoCo.
+
     """
     module, _, name = id.rpartition(":")
     if module:

@@ -37,7 +37,7 @@ def gymnasium_failure(id: str, error: BaseException, hint: str = "") -> TorchPPO
 
 
 def original(error: BaseException) -> BaseException:
-    """Return the exception of a constructor, which `gymnasium.make` raises again with another message."""
+    """Return the exception of the constructor if `gymnasium.make` has added to its message, else the error itself."""
     cause = error.__cause__
     return error if cause is None or not str(error).startswith(f"{cause} was raised from") else cause
 
@@ -45,7 +45,7 @@ def original(error: BaseException) -> BaseException:
 def has_wrong_argument(error: BaseException) -> bool:
     """Return whether an environment was made with an argument that it does not accept, or without a required one.
 
-    A call in the user's own code that omits an argument is not meant.
+    A missing argument of a call in the user's own code does not count.
     """
     is_missing = re.search(MISSING_ARGUMENT, str(error)) and is_raised_by_package(error)
     return isinstance(error, TypeError) and (bool(is_missing) or "unexpected keyword argument" in str(error))

@@ -60,7 +60,7 @@ class Symmetry:
         mirrored = self.mirror(data.copy())
         if not isinstance(mirrored, TensorDictBase):
             raise ConfigurationError(
-                f"ppo.symmetry.mirror returns {type(mirrored).__name__}, not a TensorDict; end it with return data"
+                f"ppo.symmetry.mirror returns {type(mirrored).__name__}, not a TensorDict; return the mirrored data"
             )
         for key in data.keys(include_nested=True, leaves_only=True):
             if mirrored[key].shape != data[key].shape:

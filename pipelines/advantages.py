@@ -212,7 +212,7 @@ def compare_with_collection(actor: Any, rows: TensorDictBase) -> Comparison:
 
 
 def check_estimates(rollout: TensorDictBase, estimator: Any) -> None:
-    """Raise a ConfigurationError if an estimator has not written an advantage and a target for every value."""
+    """Raise a ConfigurationError unless an estimator has written an advantage and a value target for every value."""
     name, shape = type(estimator).__name__, rollout["state_value"].shape
     for key in ("advantage", "value_target"):
         if key not in rollout.keys():  # noqa: SIM118 - a TensorDict iterates over rows

@@ -46,7 +46,7 @@ from .run_dir import create_unique, default_run_dir
 
 MakeConfig = Callable[[], DictConfig]
 CHANGES = re.compile(r"(?:eval\.(?=env)|(?:critic|intrinsic\.[^.]+)\.(?=optimizer))(\w+\..+)")
-"""Keys that replace those of another component, such as `optimizer.lr`."""
+"""Keys that replace a key of another component: `critic.optimizer.lr` replaces `optimizer.lr`."""
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None, *, reserve: bool = False) -> DictConfig:

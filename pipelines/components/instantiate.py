@@ -214,7 +214,7 @@ def check_targets(node: Any, arguments: dict[str, Any]) -> None:
     try:
         target = get_object(node._target_)
         parameters = signature(target)
-    except (ImportError, SystemExit) as error:  # a module may be a program that ends
+    except (ImportError, SystemExit) as error:  # a module may exit while it is imported
         raise ConfigurationError(f"_target_={node._target_} cannot be imported; fix it ({described(error)})") from error
     except (TypeError, ValueError):  # the target has no signature
         return

@@ -32,13 +32,13 @@ RANGES = {
 """Usual ranges by key, from the section "Critical hyperparameters" of the specification (see docs/configuration.md).
 The range of `ppo.max_grad_norm` is ours; the specification uses 0.5."""
 WITHOUT_RATIO = ("A2CLoss", "ReinforceLoss")
-"""Objectives without a probability ratio. Only the first pass over a rollout follows the policy gradient."""
+"""Objectives without a probability ratio. Only the first epoch of a rollout follows the policy gradient."""
 OF_CRITIC = ("optimizer.lr", "update.epochs", "update.minibatch_size")
 """Keys that apply only to the critic with a natural gradient."""
 
 
 def notes(cfg: DictConfig, overrides: Iterable[str]) -> list[str]:
-    """Return a line for every overridden key whose value is outside of its range."""
+    """Return a line for every overridden key with an unusual value, and for several epochs without a ratio."""
     keys = [word.lstrip("+").partition("=")[0] for word in overrides]
     noted = [key for key in keys if key in RANGES and not is_excepted(cfg, key)]
     lines = [note(key, OmegaConf.select(cfg, key), RANGES[key]) for key in noted]
@@ -46,7 +46,8 @@ def notes(cfg: DictConfig, overrides: Iterable[str]) -> list[str]:
         lines.append("ppo.normalize_advantage=null; advantages are usually normalized, or updates are unstable")
     name, epochs = class_name(cfg, "objective"), OmegaConf.select(cfg, "update.epochs")
     if {"objective", "update.epochs"} & {*keys} and name in WITHOUT_RATIO and isinstance(epochs, int) and epochs > 1:
-        lines.append(f"update.epochs={epochs} with {name}, which has no ratio; use update.epochs=1")
+        reason = f"{name} has no probability ratio, so only the first epoch follows the policy gradient"
+        lines.append(f"update.epochs={epochs}; {reason}; use update.epochs=1")
     return [line for line in lines if line]
 
 

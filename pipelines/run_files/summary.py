@@ -89,7 +89,7 @@ def write_summary(summary: Summary, path: Path) -> None:
 
 
 def write_at_once(summary: Summary, run_dir: Path) -> None:
-    """Write the summary of a process that ends at once, and how to continue."""
+    """Write the summary of a process that ends at once, and print how to continue."""
     write_summary(summary, run_dir / "summary.json")
     write_or_skip(1, f"{how_to_continue(run_dir)}\n")
 

@@ -52,9 +52,9 @@ def exit_at_once(number: int, _: object = None) -> None:
 
 
 def write_or_skip(fd: int, text: str) -> None:
-    """Write a message to stdout (1) or stderr (2), unless nobody reads it: a pipe may be full, or a terminal closed.
+    """Write a message to stdout (1) or stderr (2). Skip it if the pipe is full, or if the output is closed.
 
-    `print` is not safe in a handler of signals, which may have interrupted it, and the main thread may block it.
+    `print` is not safe here: the signal may have interrupted another `print`, or the main thread may block it.
     """
     with suppress(OSError):
         if select.select([], [fd], [], 0)[1]:
@@ -62,7 +62,7 @@ def write_or_skip(fd: int, text: str) -> None:
 
 
 def discard_closed_output() -> None:
-    """Discard the output from now on if its terminal, or the process that reads its pipe, has ended.
+    """Discard all further output if the terminal is closed, or if the process that reads the pipe has ended.
 
     Ctrl-C ends `torchppo train 2>&1 | tee log` together with `tee`. A later `print` would fail.
     """

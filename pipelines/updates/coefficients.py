@@ -90,7 +90,8 @@ class Coefficients:
             old = optimizer.param_groups[0]["lr"] if buffer is None else buffer.item()
             value = controller(progress, metrics, old)
             if value is None:
-                raise ConfigurationError(f"controller.{name}: {type(controller).__name__} returned None, not a number")
+                kind = type(controller).__name__
+                raise ConfigurationError(f"controller.{name}: {kind} returned None; return a number")
             if buffer is None:
                 set_lr(optimizer, value)
             else:

@@ -62,7 +62,7 @@ class TestIds:
     @pytest.mark.parametrize("name", ["ends.Env", "ends:Env", "ends:Env-v0"])
     def test_a_module_that_ends_python_is_refused(self, name: str, tmp_path: Path) -> None:
         (tmp_path / "ends.py").write_text("import sys\nsys.exit(0)")
-        with pytest.raises(EnvironmentFailure, match=f"{name}.*ends when it is imported|SystemExit"):
+        with pytest.raises(EnvironmentFailure, match=f"{name}.*exits when it is imported|SystemExit"):
             make_env(name, 1)
 
     def test_a_list_in_a_dictionary_that_has_to_be_a_tuple_is_explained(self) -> None:

@@ -26,7 +26,7 @@ REFUSED: tuple[tuple[str, dict[str, tuple[Any, ...]]], ...] = (
     ),
     (
         "trust_region does not work with ppo.symmetry.augment=true, because the distribution at collection is not "
-        "mirrored; set it to false, with ppo.symmetry.mirror_coeff above 0, or use trust_region=none",
+        "mirrored; use trust_region=none, or ppo.symmetry.augment=false with ppo.symmetry.mirror_coeff above 0",
         {"trust_region._target_": TRUST_REGIONS, "ppo.symmetry.augment": (True,)},
     ),
     (

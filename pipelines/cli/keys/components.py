@@ -68,7 +68,7 @@ def nodes(value: Any, place: str) -> Iterator[tuple[str, DictConfig]]:
 def check_component(place: str, node: DictConfig, target: str, chosen: Collection[str], *, is_built_in: bool) -> None:
     """Raise a ConfigurationError if a target does not exist, or a key of its node is not one of its parameters.
 
-    The message differs if the key is not `chosen`, but is left from the choice whose target is replaced.
+    Keys that are not in `chosen` remain from the choice whose target is replaced. Their message has another way out.
     """
     keys = [str(key) for key in node if key not in HYDRA_KEYS]
     try:

@@ -39,7 +39,7 @@ def check_choices(groups: Iterable[Override], options: Options, defaults: DictCo
             continue
         written = override.get_key_element()
         if override.is_add() and written.lstrip("+") in defaults:
-            raise ConfigurationError(f"{written}: there is a choice already; write {written.lstrip('+')}=... without +")
+            raise ConfigurationError(f"{written} already has a choice; write {written.lstrip('+')}=... without +")
         if value is None:
             no_choice = "logger=[] for no logger, or " if group == "logger" else ""
             raise ConfigurationError(f"{key}=null is not a choice; use {no_choice}one of {', '.join(names)}")

@@ -111,5 +111,5 @@ def limits_of(field: Field) -> str:
 
 
 def readable(limit: float) -> str:
-    """Return a limit as a reader writes it: `100,000` and `1e15`."""
+    """Return a limit in a readable form, such as `100,000` or `1e15`."""
     return f"{limit:,}" if isinstance(limit, int) and limit < 1e9 else f"{limit:g}".replace("e+", "e")
