@@ -152,17 +152,15 @@ class SymmetricObjective(nn.Module):
         return self.symmetry.mirrored(data).select("action", *self._inputs)
 
 
-def check_symmetry(symmetry: Symmetry | None, keys: Iterable[NestedKey], env: EnvBase) -> None:
+def check_symmetry(symmetry: Symmetry, keys: Iterable[NestedKey], env: EnvBase) -> None:
     """Check a symmetry with random observations and actions of an environment. The random state does not change.
 
     Args:
-        symmetry: The symmetry; `None` is not checked.
+        symmetry: The symmetry.
         keys: Entries of the observation that the networks read.
         env: The environment.
 
     """
-    if symmetry is None:
-        return
     with torch.random.fork_rng([]):
         observations, action = env.observation_spec.rand(), env.full_action_spec["action"].rand()
     symmetry.check(observations.select(*keys, strict=False).set("action", action))

@@ -75,7 +75,8 @@ def build_training(cfg: DictConfig, rank: int, overrides: Iterable[str] = (), *,
     try:
         ppo = build_ppo(cfg, env)
         check_effects(overrides, env, ppo)
-        check_symmetry(ppo.symmetry, [*ppo.actor.in_keys, *ppo.critic.in_keys], env)
+        if ppo.symmetry is not None:
+            check_symmetry(ppo.symmetry, [*ppo.actor.in_keys, *ppo.critic.in_keys], env)
         collector = build_collector(cfg, env, ppo, rank, num_ranks)
     except BaseException:  # also a signal
         env.close()  # ends its worker processes
@@ -146,9 +147,8 @@ def build_objective(node: DictConfig, actor: Any, critic: Any) -> Any:
     names = parameter_names(node)
     for key in node:
         if key not in names and key not in HYDRA_KEYS and isinstance(get_object(node._target_), type):
-            hint = did_you_mean(str(key), names)
             raise ConfigurationError(
-                f"objective.{key!s} is not an option of {node._target_}{hint}; rename or remove it"
+                f"objective.{key!s} is not an option of {node._target_}{did_you_mean(str(key), names)}; correct it"
             )
     functional = {"functional": False} if "functional" in names and "functional" not in node else {}
     objective = call(node, actor_network=actor, critic_network=critic, **functional)

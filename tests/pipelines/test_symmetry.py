@@ -121,7 +121,7 @@ def test_what_cannot_be_mirrored_is_refused(make: Make) -> None:
     actor, critic = make_actor_critic(*specs, body=mlp, head=gaussian)
     objective = SymmetricObjective(ClipPPOLoss(actor, critic), Symmetry(lambda data: data[..., None]))
     _, rows = minibatch(make)
-    with pytest.raises(ConfigurationError, match="shape of action"):
+    with pytest.raises(ConfigurationError, match="shape of observation"):
         objective(rows)
     nothing = Symmetry(cast(Any, lambda _: None))
     with pytest.raises(ConfigurationError, match=r"ppo\.symmetry\.mirror returns NoneType"):
