@@ -57,7 +57,8 @@ def check_choices(groups: Iterable[Override], options: Options, defaults: DictCo
 
 def check_keys(overrides: Iterable[Override], cfg: DictConfig, known: list[str]) -> None:
     """Raise a ConfigurationError for a key that the chosen components do not have."""
-    existing = set(keys_of(cfg))
+    existing, overrides = set(keys_of(cfg)), list(overrides)
+    overridden = {override.key_or_group for override in overrides}
     for override in overrides:
         key = override.key_or_group
         if override.is_delete() and key in existing and OmegaConf.select(cfg, key) is None:
@@ -70,7 +71,9 @@ def check_keys(overrides: Iterable[Override], cfg: DictConfig, known: list[str])
         if owners := [one.choice for one in reference() if one.key == name and one.choice]:
             place = ".".join(key.split(".")[:2])
             owners = [re.sub("^controller=", f"controller@{place}=", owner) for owner in owners]
-            raise ConfigurationError(f"{key} belongs to {' or '.join(owners)}; choose it, or remove this key")
+            has_own_target = f"{key.partition('.')[0]}._target_" in overridden
+            instead = f"add +{key}=..." if has_own_target else "remove this key"
+            raise ConfigurationError(f"{key} belongs to {' or '.join(owners)}; choose it, or {instead}")
         raise unknown_key(key, [*existing, *known], override.value(), cfg)
 
 

@@ -90,7 +90,7 @@ MISTAKES = [  # command, and two texts of its error message
     ("train optimizer=3", "optimizer=3", "adam"),
     ("train seed=0,1", "seed", "-m"),
     ("train experiment=null", "experiment=null", "cartpole"),
-    ("train policy=cnn ~policy.body.num_cells", "policy.body.num_cells", "+policy.body.num_cells"),
+    ("train policy=cnn ~policy.body.num_cells", "policy.body.num_cells", "policy=mlp"),
     ("train ~run_dir", "~run_dir", ""),
     ("train seed=${nothing}", "seed", "nothing"),
     ("train env=gymnasium", "env.id", "env.id=..."),
