@@ -83,10 +83,11 @@ def merged(path: Path, columns: Sequence[str], rows: list[dict[str, Any]]) -> li
 
 
 def plot(curves: list[dict[str, Any]], path: Path) -> None:
-    """Plot the mean training return of each variant over its seeds."""
+    """Plot the mean training return of each variant. The legend lists the number of seeds."""
     figure = Figure(figsize=(5 * len(TASKS), 5.5), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
-        for variant in VARIANTS:
+        for color, variant in enumerate(VARIANTS):
+            axes.set_prop_cycle(color=[f"C{color}"])  # the same in every plot
             series: dict[str, list[tuple[float, float]]] = defaultdict(list)
             for row in curves:
                 if (row["task"], row["variant"]) == (task, variant):
@@ -95,7 +96,7 @@ def plot(curves: list[dict[str, Any]], path: Path) -> None:
                 arrays = [np.array(one) for one in series.values()]
                 frames = arrays[0][:, 0]
                 means = np.mean([np.interp(frames, one[:, 0], one[:, 1]) for one in arrays], axis=0)
-                plot_mean(axes, frames.tolist(), means.tolist(), [], label=f"{variant}, {len(series)} seeds")
+                plot_mean(axes, frames.tolist(), means.tolist(), [], label=f"{variant} ({len(series)})")
         finish_plot(axes, f"experiment={task}", "training return")
     figure.savefig(path, dpi=100)
 
