@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from torchppo.benchmarks.learning import train_once
@@ -86,8 +87,8 @@ def plot(curves: list[dict[str, Any]], path: Path) -> None:
     """Plot the mean training return of each variant. The legend lists the number of seeds."""
     figure = Figure(figsize=(5 * len(TASKS), 5.5), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
-        for color, variant in enumerate(VARIANTS):
-            axes.set_prop_cycle(color=[f"C{color}"])  # the same in every plot
+        for color, variant in zip(colormaps["tab10"].colors, VARIANTS, strict=False):  # type: ignore[attr-defined]
+            axes.set_prop_cycle(color=[color])  # the same in every plot
             series: dict[str, list[tuple[float, float]]] = defaultdict(list)
             for row in curves:
                 if (row["task"], row["variant"]) == (task, variant):
