@@ -11,13 +11,13 @@ for each run, to the folder of this file. Lines of other variants and seeds are 
 from __future__ import annotations
 
 import argparse
-import csv
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 
-from torchppo.benchmarks.learning import train_once
+from torchppo.benchmarks.learning import merge_rows, train_once
 
 HERE = Path(__file__).parent
 RUNS = Path("runs") / "benchmarks" / "family"
@@ -61,22 +61,18 @@ def run(variant: str, seed: int) -> dict[str, object]:
     return row
 
 
+def key(row: Mapping[str, object]) -> tuple[int, int]:
+    """Return the sort key of a run."""
+    return list(VARIANTS).index(str(row["variant"])), int(str(row["seed"]))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="*", default=list(VARIANTS), help=f"from {', '.join(VARIANTS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()
     rows = [run(variant, seed) for variant in arguments.variants for seed in arguments.seeds]
-    path = HERE / "family.csv"
-    new = {(str(row["variant"]), str(row["seed"])) for row in rows}
-    old = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    kept = [row for row in old if (row["variant"], row["seed"]) not in new]
-    order = list(VARIANTS)
-    table = sorted([*kept, *rows], key=lambda row: (order.index(str(row["variant"])), int(str(row["seed"]))))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    merge_rows(HERE / "family.csv", COLUMNS, rows, key)
     return int(not all(row["solved"] for row in rows))
 
 

@@ -15,7 +15,7 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -86,6 +86,20 @@ def plot_seeds(axes: Any, rows: list[tuple[int, float, float]], name: str = "") 
 def write(path: Path, header: list[str], rows: list[list[object]]) -> None:
     with path.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def merge_rows(
+    path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]], key: Callable[[dict[str, Any]], Any]
+) -> list[dict[str, Any]]:
+    """Replace the lines of a CSV file that have the keys of `rows`, keep the others, and return all lines, sorted."""
+    old = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    new = {key(row) for row in rows}
+    table = sorted([*(row for row in old if key(row) not in new), *rows], key=key)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    return table
 
 
 def main() -> None:

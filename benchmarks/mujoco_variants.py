@@ -12,10 +12,9 @@ over the seeds with a 95 % bootstrap interval.
 from __future__ import annotations
 
 import argparse
-import csv
 import subprocess
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from torchppo.benchmarks.learning import train_once
+from torchppo.benchmarks.learning import merge_rows, train_once
 from torchppo.pipelines.run_files.summary import finish_plot, plot_mean, read_curve
 
 HERE = Path(__file__).parent
@@ -71,18 +70,6 @@ def run(task: str, variant: str, seed: int) -> tuple[dict[str, Any], list[dict[s
     return {"date": date.today().isoformat()} | name | {key: summary[key] for key in COLUMNS[4:]}, curve
 
 
-def merged(path: Path, columns: Sequence[str], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Replace the lines of the same runs in a file, and return all lines."""
-    old = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    new = {key(row) for row in rows}
-    table = sorted([*(row for row in old if key(row) not in new), *rows], key=key)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-    return table
-
-
 def plot(curves: list[dict[str, Any]], path: Path) -> None:
     """Plot the mean training return of each variant. The legend lists the number of seeds."""
     figure = Figure(figsize=(5 * len(TASKS), 5.5), layout="constrained")
@@ -121,8 +108,8 @@ def main() -> None:
     arguments = parser.parse_args()
     for seed, task, variant in product(arguments.seeds, arguments.tasks, arguments.variants):
         row, curve = run(task, variant, seed)
-        rows = merged(HERE / "mujoco_variants.csv", COLUMNS, [row])
-        curves = merged(HERE / "mujoco_variants_curves.csv", CURVE_COLUMNS, curve)
+        rows = merge_rows(HERE / "mujoco_variants.csv", COLUMNS, [row], key)
+        curves = merge_rows(HERE / "mujoco_variants_curves.csv", CURVE_COLUMNS, curve, key)
     plot(curves, HERE / "mujoco_variants.png")
     print_means(rows)
 
