@@ -28,6 +28,7 @@ NUM_COMPARED = 30
 SLOW = 500
 """Steps per second below which worker processes help."""
 TOPICS = ("reset", "step", "spaces", "episodes", "observations", "rewards", "actions")
+"""Topics that every environment without errors is checked for."""
 STEP_VALUES = ("observation", "reward", "terminated", "truncated", "info")
 
 

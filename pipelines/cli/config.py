@@ -45,7 +45,7 @@ from .keys.schema import ARGUMENTS, FIELDS
 from .run_dir import create_unique, default_run_dir
 
 MakeConfig = Callable[[], DictConfig]
-CHANGES = re.compile(r"(?:eval\.(?=env)|(?:critic|intrinsic\.[^.]+)\.(?=optimizer))(\w+\..+)")
+CHANGES = re.compile(r"eval\.(env\..+)|(?:critic|intrinsic\.[^.]+)\.(optimizer\..+)")
 """Keys that replace a key of another component: `critic.optimizer.lr` replaces `optimizer.lr`."""
 
 
@@ -140,7 +140,7 @@ def check_schema(cfg: DictConfig, make_default: MakeConfig, own_groups: Collecti
     for key, value, target in values_of(OmegaConf.to_container(cfg, resolve=True)):
         name = re.sub(r"^controller\.[^.]+", "controller.*", key)
         if changed := CHANGES.match(key):
-            name = changed[1]
+            name = changed[1] or changed[2]
             target = OmegaConf.select(cfg, f"{name.partition('.')[0]}._target_")  # noqa: PLW2901
         field = FIELDS.get(name) or ARGUMENTS.get(name)
         if key.split(".")[0] in own_groups:

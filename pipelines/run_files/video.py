@@ -186,7 +186,7 @@ def frames_per_second(env: EnvBase) -> float:
 def collect_frames(env: EnvBase) -> float:
     """Wrap Gymnasium environments that render in `CollectFrames`; return the images per second of the video.
 
-    This is the rate of the environment, divided by a whole number so that it is about `MAX_FPS` or less.
+    If the environment has more than `MAX_FPS`, its rate is divided by a whole number, to a rate near `MAX_FPS`.
     """
     vector, fps = vector_of(env), frames_per_second(env)
     if not isinstance(vector, SerialVectorEnv) or vector.render_mode is None:
