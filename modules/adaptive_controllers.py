@@ -86,6 +86,8 @@ class KLAdaptive(KLController):
 
     """
 
+    coefficients: ClassVar[tuple[str, ...]] = ("lr",)
+
     def __init__(
         self, target_kl: float = 0.01, *, factor: float = 1.5, minimum: float = 1e-5, maximum: float = 1e-2
     ) -> None:
@@ -119,6 +121,8 @@ class AdaptiveBeta(KLController):
         ConfigurationError: If an argument is out of range.
 
     """
+
+    coefficients: ClassVar[tuple[str, ...]] = ("beta",)
 
     def __init__(
         self,
@@ -164,6 +168,7 @@ class TargetEntropy(AdaptiveController):
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("entropy",)
+    coefficients: ClassVar[tuple[str, ...]] = ("entropy_coeff",)
 
     def __init__(
         self, target_entropy: float = 0.5, *, rate: float = 0.1, minimum: float = 1e-5, maximum: float = 1.0

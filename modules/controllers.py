@@ -16,10 +16,12 @@ class Controller(ABC):
     Attributes:
         metrics: Names of the metrics that the controller reads: `kl`, the mean KL(old || new) after the update, or a
             metric of the objective, such as `entropy`.
+        coefficients: Names of the coefficients that it can control. Empty: any coefficient.
 
     """
 
     metrics: ClassVar[tuple[str, ...]] = ()
+    coefficients: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def __call__(self, progress: float, metrics: Mapping[str, float], value: float) -> float:

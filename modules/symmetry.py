@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
@@ -54,7 +54,8 @@ class Symmetry:
         """Return the mirrored entries of `data`, `[batch]`.
 
         Raises:
-            ConfigurationError: If the function returns no TensorDict, or an entry with another shape.
+            ConfigurationError: If the function returns no TensorDict, or lacks an entry or returns it with another
+                shape.
 
         """
         mirrored = self.mirror(data.copy())
@@ -63,6 +64,8 @@ class Symmetry:
                 f"ppo.symmetry.mirror returns {type(mirrored).__name__}, not a TensorDict; return the mirrored data"
             )
         for key in data.keys(include_nested=True, leaves_only=True):
+            if key not in mirrored.keys(include_nested=True):
+                raise ConfigurationError(f"ppo.symmetry.mirror returns no {key}; return all entries of its argument")
             if mirrored[key].shape != data[key].shape:
                 raise ConfigurationError(
                     f"ppo.symmetry.mirror changes the shape of {key} from {tuple(data[key].shape)} to "
@@ -100,6 +103,9 @@ class SymmetricObjective(nn.Module):
         objective: The objective.
         symmetry: The symmetry.
 
+    Attributes:
+        inputs: Entries that the policy and the critic read.
+
     Raises:
         ConfigurationError: If the policy has a memory, its action is not the sample of its distribution, or the critic
             needs the distribution at collection.
@@ -122,8 +128,8 @@ class SymmetricObjective(nn.Module):
                 "ppo.symmetry.augment=true does not work with critic=quadratic_advantage, because the distribution at "
                 "collection is not mirrored; set it to false, or use critic=mse"
             )
-        self._inputs = list(dict.fromkeys([*actor.in_keys, *critic.in_keys]))
-        self._dist_params = [key for key in actor.dist_params_keys if key not in self._inputs]
+        self.inputs = list(dict.fromkeys([*actor.in_keys, *critic.in_keys]))
+        self._dist_params = [key for key in actor.dist_params_keys if key not in self.inputs]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return the losses and metrics of the objective, and `loss_mirror` if it has a weight."""
@@ -139,28 +145,25 @@ class SymmetricObjective(nn.Module):
 
     def _mirror_loss(self, tensordict: TensorDictBase, mirrored: TensorDictBase) -> Tensor:
         actor = self.objective.actor_network
-        action = actor.get_dist(tensordict.select(*self._inputs)).deterministic_sample
+        action = actor.get_dist(tensordict.select(*self.inputs)).deterministic_sample
         if not action.is_floating_point():
             raise ConfigurationError("ppo.symmetry.mirror_coeff needs continuous actions; set it to 0")
         target = self._mirrored(tensordict, action)["action"].detach()
-        found = actor.get_dist(mirrored.select(*self._inputs)).deterministic_sample
+        found = actor.get_dist(mirrored.select(*self.inputs)).deterministic_sample
         return (found - target).square().mean()
 
     def _mirrored(self, tensordict: TensorDictBase, action: Tensor) -> TensorDictBase:
         """Return the mirrored inputs of the networks and the mirrored action."""
-        data = TensorDict({**{key: tensordict[key] for key in self._inputs}, "action": action}, tensordict.batch_size)
-        return self.symmetry.mirrored(data).select("action", *self._inputs)
+        data = TensorDict({**{key: tensordict[key] for key in self.inputs}, "action": action}, tensordict.batch_size)
+        return self.symmetry.mirrored(data).select("action", *self.inputs)
 
 
-def check_symmetry(symmetry: Symmetry, keys: Iterable[NestedKey], env: EnvBase) -> None:
-    """Check a symmetry with random observations and actions of an environment. The random state does not change.
+def check_symmetry(symmetry: Symmetry, objective: Any, env: EnvBase) -> None:
+    """Check that a symmetry works with an objective, and with random observations and actions of an environment.
 
-    Args:
-        symmetry: The symmetry.
-        keys: Entries of the observation that the networks read.
-        env: The environment.
-
+    The random state does not change.
     """
+    inputs = SymmetricObjective(objective, symmetry).inputs
     with torch.random.fork_rng([]):
         observations, action = env.observation_spec.rand(), env.full_action_spec["action"].rand()
-    symmetry.check(observations.select(*keys, strict=False).set("action", action))
+    symmetry.check(observations.select(*inputs, strict=False).set("action", action))

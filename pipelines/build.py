@@ -76,7 +76,7 @@ def build_training(cfg: DictConfig, rank: int, overrides: Iterable[str] = (), *,
         ppo = build_ppo(cfg, env)
         check_effects(overrides, env, ppo)
         if ppo.symmetry is not None:
-            check_symmetry(ppo.symmetry, [*ppo.actor.in_keys, *ppo.critic.in_keys], env)
+            check_symmetry(ppo.symmetry, ppo.objective, env)
         collector = build_collector(cfg, env, ppo, rank, num_ranks)
     except BaseException:  # also a signal
         env.close()  # ends its worker processes

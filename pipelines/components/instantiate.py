@@ -20,14 +20,11 @@ from ...envs.make import BATCH_ARGUMENTS, make_gymnasium_env
 from ...errors import ConfigurationError, EnvironmentFailure, TorchPPOError
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # `call` reports its errors in one line
-MAX_ENVS = 20
-"""Maximum number of environments that an evaluation steps at once, unless `eval.env.num_envs` is set."""
+MAX_ENVS = 20  # that an evaluation steps at once, unless `eval.env.num_envs` is set
 WHOLE_GAMES = dict.fromkeys(("episodic_life", "terminal_on_life_loss", "reward_clipping", "clip_reward"), False)
 """Values of the options of Atari environments and wrappers in evaluations."""
-LIFE_WRAPPERS = ("EpisodicLifeEnv", "EpisodicLife")
-"""Names of wrappers that end an episode when a life is lost. Evaluations omit them."""
-TRAINING_TRANSFORMS = (".RandomTruncationTransform",)
-"""Names of TorchRL transforms that are only for training. Evaluations omit them."""
+LIFE_WRAPPERS = ("EpisodicLifeEnv", "EpisodicLife")  # end an episode when a life is lost; not for evaluations
+TRAINING_TRANSFORMS = (".RandomTruncationTransform",)  # of TorchRL; not for evaluations
 HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 
@@ -70,13 +67,9 @@ def make_environment(node: DictConfig, changes: dict[str, Any]) -> EnvBase:
 
 
 def check_same_spaces(env: EnvBase, training_env: EnvBase, place: str) -> None:
-    """Raise a ConfigurationError if the observations or actions of an environment differ from those of the training.
+    """Raise a ConfigurationError if an environment has other observations or actions than one of the training.
 
-    Args:
-        env: the environment of an evaluation.
-        training_env: an environment of the training.
-        place: where the environment of the evaluation comes from, such as `eval.env`.
-
+    `place` is where the environment comes from, such as `eval.env`.
     """
     ours, theirs = describe_spaces(env), describe_spaces(training_env)
     if ours != theirs:
@@ -170,7 +163,7 @@ def call(node: DictConfig, **arguments: Any) -> Any:
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         problem = f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
-        raise ConfigurationError(f"{node._target_} failed: {problem}; change its keys") from error
+        raise ConfigurationError(f"{name_of(node)} failed: {problem}; change its keys") from error
 
 
 def build_node(node: DictConfig, **arguments: Any) -> Any:
@@ -190,13 +183,20 @@ def build_node(node: DictConfig, **arguments: Any) -> Any:
             if isinstance(cause, ModuleNotFoundError) and package in node._target_.lower():
                 raise ConfigurationError(f"{node._target_} needs pip install 'torchppo[{package}]'") from error
         if cause is error or isinstance(cause, ImportError) or is_wrong_key:
-            raise ConfigurationError(f"{node._target_}: {error}; fix its keys") from error
+            raise ConfigurationError(f"{name_of(node)}: {cause}; fix its keys") from error
         raise cause from None
 
 
 def require_target(node: Any) -> None:
     if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
-        raise ConfigurationError(f"{node!r} has no _target_; choose a component with group=choice")
+        raise ConfigurationError(f"{name_of(node)} has no _target_; choose a component with group=choice")
+
+
+def name_of(node: Any) -> str:
+    """Return the key (from a private method of OmegaConf 2.3) and the target of a node: `objective (my.Loss)`."""
+    key = getattr(node, "_get_full_key", lambda _: "")("")
+    target = node.get("_target_") if isinstance(node, DictConfig) else node
+    return f"{key} ({target})" if key and target else str(key or target)
 
 
 def check_targets(node: Any, arguments: dict[str, Any]) -> None:
@@ -223,7 +223,7 @@ def check_targets(node: Any, arguments: dict[str, Any]) -> None:
         bind = parameters.bind_partial if is_partial else parameters.bind
         bind(*node.get("_args_", []), **{**dict.fromkeys(map(str, keys)), **arguments})
     except TypeError as error:
-        raise ConfigurationError(f"{node._target_}: {error}; fix its keys") from error
+        raise ConfigurationError(f"{name_of(node)}: {error}; fix its keys") from error
 
 
 def call_with_accepted(node: DictConfig, **offered: Any) -> Any:

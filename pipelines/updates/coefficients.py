@@ -25,7 +25,8 @@ class Coefficients:
             `controllers`, if it exists, applies to coefficients that `controllers` does not name.
 
     Raises:
-        ConfigurationError: if the objective has no such buffer, or a controller is not a `Controller`.
+        ConfigurationError: if the objective has no such buffer, or a controller is not a `Controller` or does not work
+            for its coefficient.
 
     """
 
@@ -39,6 +40,11 @@ class Coefficients:
                 raise ConfigurationError(
                     f"controller.{name}={controller!r} is not a Controller object; pass one of "
                     "torchppo.modules.controllers, such as Linear(), or of your own subclass of Controller"
+                )
+            if controller.coefficients and name not in controller.coefficients:
+                raise ConfigurationError(
+                    f"controller.{name}={type(controller).__name__} does not work for {name}, only for "
+                    f"{', '.join(controller.coefficients)}; use another controller, such as Linear"
                 )
             if name != "lr" and not isinstance(getattr(objective, name, None), Tensor):
                 names = ["lr", *(buffer for buffer, _ in objective.named_buffers(recurse=False))]

@@ -136,10 +136,22 @@ def misspelled(data: TensorDictBase) -> TensorDictBase:
     return data.set("obs", -data["observation"])
 
 
-@pytest.mark.parametrize(("function", "word"), [(shifted, "own inverse"), (misspelled, "writes obs")])
+def forgotten(data: TensorDictBase) -> TensorDictBase:
+    return data.select("observation")
+
+
+@pytest.mark.parametrize(
+    ("function", "word"), [(shifted, "own inverse"), (misspelled, "writes obs"), (forgotten, "returns no action")]
+)
 def test_a_function_that_is_no_symmetry_is_refused(function: Callable[..., Any], word: str) -> None:
     overrides = ["symmetry=mirror", f"ppo.symmetry.mirror._target_={__name__}.{function.__name__}"]
     with pytest.raises(ConfigurationError, match=word):
+        build_training(compose([*overrides, "logger=[]", "run_dir=unused"]), 0)
+
+
+def test_a_policy_that_cannot_be_mirrored_is_refused_before_the_training() -> None:
+    overrides = ["symmetry=mirror", f"ppo.symmetry.mirror._target_={__name__}.mirror_cartpole", "policy=gru"]
+    with pytest.raises(ConfigurationError, match="memory"):
         build_training(compose([*overrides, "logger=[]", "run_dir=unused"]), 0)
 
 

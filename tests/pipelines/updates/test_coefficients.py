@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from torchppo.errors import ConfigurationError
+from torchppo.modules.adaptive_controllers import KLAdaptive, TargetEntropy
 from torchppo.modules.controllers import Controller, Linear
 from torchppo.pipelines.advantages import RolloutBatch
 from torchppo.pipelines.updates.coefficients import Coefficients
@@ -102,8 +103,11 @@ def test_controllers_of_the_objective_apply_unless_they_are_replaced() -> None:
     assert objective.clip_epsilon.item() == 0.25
 
 
-@pytest.mark.parametrize(("name", "controller"), [("clip_epsilonn", Linear()), ("lr", float)])
-def test_rejects_an_unknown_coefficient_or_a_plain_function(name: str, controller: Controller) -> None:
+@pytest.mark.parametrize(
+    ("name", "controller"),
+    [("clip_epsilonn", Linear()), ("lr", float), ("lr", TargetEntropy()), ("clip_epsilon", KLAdaptive())],
+)
+def test_rejects_unknown_coefficients_functions_and_controllers_of_others(name: str, controller: Controller) -> None:
     with pytest.raises(ConfigurationError, match=rf"controller\.{name}"):
         Coefficients({name: controller}, Objective())
 
