@@ -15,13 +15,15 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from torchppo.pipelines.run_files.summary import finish_plot, plot_mean, read_curve
@@ -81,6 +83,36 @@ def plot_seeds(axes: Any, rows: list[tuple[int, float, float]], name: str = "") 
     bounds = list(zip(returns.min(0).tolist(), returns.max(0).tolist(), strict=True)) if len(seeds) > 1 else []
     label = f"{name}, mean and range of {len(seeds)} seeds".removeprefix(", ")
     plot_mean(axes, frames.tolist(), returns.mean(0).tolist(), bounds, label=label)
+
+
+def thinned_curve(run_dir: Path, num_points: int, name: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return about `num_points` points of a run's training return, as rows with `name`, `frames` and `return`."""
+    points = [*zip(*read_curve(run_dir / "metrics.csv", "rollout/ep_rew_mean"), strict=True)]
+    chosen = [*points[:: max(1, len(points) // num_points)], points[-1]]
+    return [name | {"frames": int(frame), "return": round(value, 1)} for frame, value in chosen]
+
+
+def plot_variants(axes: Any, rows: list[dict[str, Any]], variants: Collection[str]) -> None:
+    """Plot the mean training return of each variant. The legend lists the number of seeds.
+
+    Args:
+        axes: axes of a figure.
+        rows: points with `variant`, `seed`, `frames` and `return`.
+        variants: the variants in the order of their colors, which do not depend on `rows`.
+
+    """
+    colors: Any = colormaps["tab10" if len(variants) <= 10 else "tab20"]
+    for color, variant in zip(colors.colors, variants, strict=False):
+        series: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for row in rows:
+            if row["variant"] == variant:
+                series[str(row["seed"])].append((float(row["frames"]), float(row["return"])))
+        if series:
+            arrays = [np.array(one) for one in series.values()]
+            frames = max(arrays, key=lambda one: float(one[-1, 0]))[:, 0]
+            means = np.mean([np.interp(frames, one[:, 0], one[:, 1]) for one in arrays], axis=0)
+            axes.set_prop_cycle(color=[color])
+            plot_mean(axes, frames.tolist(), means.tolist(), [], label=f"{variant} ({len(series)})")
 
 
 def write(path: Path, header: list[str], rows: list[list[object]]) -> None:

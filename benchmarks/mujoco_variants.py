@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-from collections import defaultdict
 from collections.abc import Mapping
 from datetime import date
 from itertools import product
@@ -21,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from torchppo.benchmarks.learning import merge_rows, train_once
-from torchppo.pipelines.run_files.summary import finish_plot, plot_mean, read_curve
+from torchppo.benchmarks.learning import merge_rows, plot_variants, thinned_curve, train_once
+from torchppo.pipelines.run_files.summary import finish_plot
 
 HERE = Path(__file__).parent
 RUNS = Path("runs") / "benchmarks" / "mujoco_variants"
@@ -63,28 +61,15 @@ def run(task: str, variant: str, seed: int) -> tuple[dict[str, Any], list[dict[s
     folder = RUNS / f"{task}-{variant}-s{seed}"
     summary = train_once(words, folder, subprocess.DEVNULL)
     name = {"task": task, "variant": variant, "seed": seed}
-    frames, returns = read_curve(folder / "metrics.csv", "rollout/ep_rew_mean")
-    points = [*zip(frames, returns, strict=True)]
-    chosen = [*points[:: max(1, len(points) // CURVE_POINTS)], points[-1]]
-    curve = [name | {"frames": int(frame), "return": round(value, 1)} for frame, value in chosen]
+    curve = thinned_curve(folder, CURVE_POINTS, name)
     return {"date": date.today().isoformat()} | name | {key: summary[key] for key in COLUMNS[4:]}, curve
 
 
 def plot(curves: list[dict[str, Any]], path: Path) -> None:
-    """Plot the mean training return of each variant. The legend lists the number of seeds."""
+    """Plot the mean training return of each variant."""
     figure = Figure(figsize=(5 * len(TASKS), 5.5), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
-        for color, variant in zip(colormaps["tab10"].colors, VARIANTS, strict=False):  # type: ignore[attr-defined]
-            axes.set_prop_cycle(color=[color])  # the same in every plot
-            series: dict[str, list[tuple[float, float]]] = defaultdict(list)
-            for row in curves:
-                if (row["task"], row["variant"]) == (task, variant):
-                    series[str(row["seed"])].append((float(row["frames"]), float(row["return"])))
-            if series:
-                arrays = [np.array(one) for one in series.values()]
-                frames = arrays[0][:, 0]
-                means = np.mean([np.interp(frames, one[:, 0], one[:, 1]) for one in arrays], axis=0)
-                plot_mean(axes, frames.tolist(), means.tolist(), [], label=f"{variant} ({len(series)})")
+        plot_variants(axes, [row for row in curves if row["task"] == task], VARIANTS)
         finish_plot(axes, f"experiment={task}", "training return")
     figure.savefig(path, dpi=100)
 
