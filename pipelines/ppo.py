@@ -187,7 +187,7 @@ class PPO(MonitoredModule):
         results = {**self.coefficients.values(self.optimizer), **critic_metrics(batch), **self.update(batch)}
         num_frames = rollout.numel() * num_ranks()
         self.frames, self.num_rollouts = self.frames + num_frames, self.num_rollouts + 1
-        self.skipped.count(self.frames, is_last=self.frames + num_frames > self.total_frames)
+        self.skipped.count(rollout, self.frames, is_last=self.frames + num_frames > self.total_frames)
         trains_policy = self.num_rollouts > self.value_pretraining
         results |= self.coefficients.kl(batch) if trains_policy else {}
         results = learning_metrics(self, batch, results, self.exchange.reduce)

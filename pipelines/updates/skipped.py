@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from ...errors import ConfigurationError, NumericalError
@@ -60,10 +61,11 @@ class SkippedSteps:
         """Add the metrics of a step."""
         self._steps.append(metrics)
 
-    def count(self, frames: int, *, is_last: bool) -> None:
+    def count(self, rollout: TensorDictBase, frames: int, *, is_last: bool) -> None:
         """Count the steps that were added since the last call, and print a line if some of them were skipped.
 
         Args:
+            rollout: the rollout of these steps with its advantages, to find the cause.
             frames: frames of the training so far.
             is_last: whether the training ends, where at least one step must not be skipped.
 
@@ -86,9 +88,17 @@ class SkippedSteps:
             if self._in_a_row > limit:
                 raise NumericalError(
                     f"{self._in_a_row} optimizer steps in a row were not finite ({reason}; ppo.max_skipped_steps="
-                    f"{self._limit}) after {frames} frames; lower optimizer.lr or scale rewards"
+                    f"{self._limit}) after {frames} frames; {advice(rollout)}"
                 )
         logger.warning("torchppo: %d of %d optimizer steps were skipped (%s)", self.number, len(steps), reason)
+
+
+def advice(rollout: TensorDictBase) -> str:
+    """Return what to change if steps with a rollout are not finite."""
+    is_finite = {key: bool(rollout[key].isfinite().all()) for key in ("state_value", "advantage", "value_target")}
+    if is_finite["state_value"] and not all(is_finite.values()):
+        return "the estimator returns advantages or targets that are not finite; correct it"
+    return "lower optimizer.lr or scale rewards"
 
 
 def vector_of(metrics: Mapping[str, Tensor]) -> Tensor:

@@ -253,7 +253,7 @@ class TestStep:
         metrics, learner = trained(NaturalGradientUpdate(minibatch_size=64), ClipPPOLoss(actor, critic), rows)
         assert all(torch.equal(*pair) for pair in zip(before, actor.parameters(), strict=True))
         assert (metrics["kl"], metrics["step_fraction"]) == (0.0, 0.0)
-        learner.skipped.count(64, is_last=False)
+        learner.skipped.count(rows, 64, is_last=False)
         assert learner.skipped.number == (advantage != 0)
 
     def test_step_is_undone_if_no_length_is_accepted(self) -> None:

@@ -125,7 +125,7 @@ class TestAuxiliaryPhase:
         metrics, update = phase(objective, rows)
         assert all(torch.equal(*pair) for pair in zip(before, objective.parameters(), strict=True))
         assert not any(name.startswith("auxiliary") for name in metrics)
-        update.learner.skipped.count(32, is_last=False)
+        update.learner.skipped.count(rows, 32, is_last=False)
         assert update.learner.skipped.number == 6
 
 
