@@ -52,7 +52,7 @@ def action_of(data: Any, env: int, step: int) -> NDArray[Any] | None:
 
 def seed_of(vector: Any, env: int) -> int | None:
     """Return the last seed of an environment, or `None` if it is unknown."""
-    seeds = getattr(vector, "last_seeds", None)
+    seeds = None if vector is None else vector.last_seeds
     return None if seeds is None or seeds[env] is None or seeds[env] < 0 else int(seeds[env])
 
 
