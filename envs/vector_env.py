@@ -74,8 +74,9 @@ class VectorEnv(EnvBase):
 
     @property
     def skipped(self) -> NDArray[np.bool_] | None:
-        """Whether the last step of each environment was skipped; `None` without skipped steps (see `NextStepReset`)."""
-        return getattr(self.vector, "skipped", None)
+        """Whether the last step of each environment was skipped (see `SlicedVectorEnv`)."""
+        skipped: NDArray[np.bool_] | None = self.vector.skipped
+        return skipped
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every environment or its wrappers and return the results."""

@@ -57,7 +57,10 @@ class ObservationEntries(gymnasium.ObservationWrapper[Any, Any, Any]):
         space = env.observation_space
         self._indices = np.array(list(indices), np.intp)
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-            raise ConfigurationError(f"ObservationEntries needs a one-dimensional Box observation, not {space}")
+            raise ConfigurationError(
+                f"ObservationEntries needs a one-dimensional Box observation, not {space}; apply "
+                "gymnasium.wrappers.FlattenObservation first"
+            )
         is_in_range = (self._indices >= 0) & (self._indices < space.shape[0])
         if not len(self._indices) or not is_in_range.all():
             raise ConfigurationError(
@@ -82,7 +85,7 @@ class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
         super().__init__(env)
         space = env.observation_space
         if not isinstance(space, spaces.Box) or len(space.shape) != 3:
-            raise ConfigurationError(f"ChannelsFirst needs a Box [height, width, channels], not {space}")
+            raise ConfigurationError(f"ChannelsFirst needs a Box [height, width, channels], not {space}; remove it")
         low, high = self.observation(space.low), self.observation(space.high)
         self.observation_space = spaces.Box(low, high, dtype=space.dtype.type)
 
@@ -114,7 +117,9 @@ class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
             case spaces.MultiDiscrete(nvec=nvec):
                 self._size = int(nvec.sum())
             case _:
-                raise ConfigurationError(f"ActionMask needs Discrete or MultiDiscrete actions, not {env.action_space}")
+                raise ConfigurationError(
+                    f"ActionMask needs Discrete or MultiDiscrete actions, not {env.action_space}; remove action_mask"
+                )
         self._method = mask_method(env)
         self.observation_space = spaces.Dict(
             observation=env.observation_space, action_mask=spaces.MultiBinary(self._size)

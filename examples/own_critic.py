@@ -9,18 +9,14 @@ weights returns above the value more than returns below it.
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
 
 from torch import Tensor
 
 from torchppo.modules.heads.value_heads import ValueHead, last_layer
-from torchppo.modules.normalizers import Reduce, no_reduce
 from torchppo.pipelines.cli.main import main
 
 
 class ExpectileValue(ValueHead):
-    out_keys: ClassVar[list[str]] = ["state_value"]
-
     def __init__(self, width: int, *, expectile: float) -> None:
         super().__init__()
         self.expectile = expectile
@@ -35,9 +31,6 @@ class ExpectileValue(ValueHead):
     ) -> Tensor:
         difference = target - predicted["state_value"]
         return (self.expectile - (difference < 0).float()).abs() * difference.square()
-
-    def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
-        """Do nothing: this head has no running statistics."""
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ..errors import CheckpointError, ConfigurationError, did_you_mean
 from .build import build_ppo
 from .components.instantiate import build_env, build_evaluation_env, check_same_spaces
 from .ppo import PPO
-from .saving.plain_checkpoints import load_checkpoint, require_complete
+from .saving.plain_checkpoints import load_checkpoint
 from .saving.trusted import trusted_config
 
 CODE_HINT = "use the version of the code that wrote it"
@@ -49,7 +49,6 @@ def restore(
 
     """
     checkpoint = load_checkpoint(Path(path))
-    require_complete(path, checkpoint)
     config = checkpoint["torchppo"]["config"]
     if not config:
         raise CheckpointError(
@@ -109,7 +108,6 @@ def load_module(
     if trust:
         raise ConfigurationError(f"trust={trust} has no effect with components; remove it")
     checkpoint = load_checkpoint(Path(path))
-    require_complete(path, checkpoint)
     ppo = make(**components)
     load_weights(ppo, checkpoint["state_dict"], f"{path} does not fit the components", BUILD_HINT)
     ppo.on_load_checkpoint(checkpoint)

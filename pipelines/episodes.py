@@ -65,8 +65,7 @@ class Evaluation(NamedTuple):
     @property
     def metrics(self) -> dict[str, float]:
         own = {"mean_reward": self.mean, "std_reward": self.std, "mean_ep_len": float(np.mean(self.lengths))}
-        metrics = {f"eval/{name}": value for name, value in own.items()}
-        return metrics | (mean_infos("eval", self.infos) if self.infos else {})
+        return {f"eval/{name}": value for name, value in own.items()} | mean_infos("eval", self.infos)
 
 
 def evaluate(

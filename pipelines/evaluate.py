@@ -19,8 +19,7 @@ from .checkpoint import restore
 from .components.instantiate import evaluation_config
 from .distributed import on_rank_zero
 from .episodes import Evaluation, evaluate
-from .metrics.episode_statistics import mean_infos
-from .run_files.summary import Summary
+from .run_files.summary import Summary, evaluation_figures
 from .run_files.video import try_to_record_video
 
 
@@ -69,19 +68,8 @@ def evaluate_checkpoint(
     if video:
         video = try_to_record_video(cfg, ppo.actor, video, seed, episodes=video_episodes, deterministic=deterministic)
     files = {"checkpoint": str(path), "video": str(video) if video else None}
-    return {"env": env_name(evaluation_config(cfg)), **files, **figures(result)}
-
-
-def figures(result: Evaluation) -> Summary:
-    """Return the results of an evaluation with their names in JSON."""
-    return {
-        "eval_return_mean": result.mean,
-        "eval_return_std": result.std,
-        "eval_length_mean": sum(result.lengths) / len(result.lengths),
-        "eval_episodes": len(result.returns),
-        "eval_episodes_cut": result.num_cut,
-        **mean_infos("eval", result.infos, "_"),
-    }
+    length = {"eval_length_mean": sum(result.lengths) / len(result.lengths)}
+    return {"env": env_name(evaluation_config(cfg)), **files, **length, **evaluation_figures(result)}
 
 
 class EvaluationEpisodes:

@@ -17,7 +17,6 @@ from rich.console import Console
 from torchrl.envs import EnvBase
 
 from ..envs.guards import Watchdog
-from ..envs.vector.interface import SlicedVectorEnv
 from ..envs.vector_env import vector_of
 from ..errors import ConfigurationError, EnvironmentFailure
 from .build import EVALUATION_RANK, Training, build_trainer, build_training, env_name, evaluation_compile
@@ -203,11 +202,12 @@ class Evaluator:
         """Return the class of the environments (see `SlicedVectorEnv`); `None` if those of training may differ."""
         if evaluation_config(self._cfg).env != self._cfg.env:
             return None
-        found = own_resume_class(cast(EnvBase, self._env))
-        if steps := getattr(vector := vector_of(cast(EnvBase, self._env)), "own_steps", None):
+        env = cast(EnvBase, self._env)
+        found, vector = own_resume_class(env), vector_of(env)
+        if vector is not None and vector.own_steps:
             from .check.advice import print_advice
 
-            print_advice(vector, steps, self._cfg)
+            print_advice(vector, vector.own_steps, self._cfg)
         return found
 
     def __call__(self, actor: Any) -> Evaluation | None:
@@ -228,7 +228,7 @@ class Evaluator:
 def own_resume_class(env: EnvBase) -> str | None:
     """Return the class of environments after a test before their first reset; `None` without one."""
     vector = vector_of(env)
-    return vector.own_resume_class() if isinstance(vector, SlicedVectorEnv) else None
+    return None if vector is None else vector.own_resume_class()
 
 
 def write_results(cfg: DictConfig, training: Training, summary: Summary) -> None:

@@ -80,7 +80,6 @@ class NativeVectorEnv(SlicedVectorEnv):
 
     @property
     def skipped(self) -> NDArray[np.bool_] | None:
-        """Whether the last step of each environment was skipped; `None` without skipped steps (see `NextStepReset`)."""
         return getattr(self._resets, "skipped", None)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -163,7 +163,7 @@ def take_steps(env: Replay, info: dict[str, Any], num_steps: int, end: float, re
     for _ in range(num_steps):
         if time.monotonic() > end:
             raise TimeoutError
-        action = random_action(space, info) if "action_mask" in info else space.sample()
+        action = random_action(space, info)
         observation, reward, terminated, truncated, info = env.step(action)
         results.append(copy.deepcopy((observation, reward, terminated, truncated)))
         if terminated or truncated:

@@ -30,6 +30,7 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
         own_steps: what some steps of `own_resume_class` returned, if the environment or a wrapper is the user's own.
         resume_class: how episodes continue after a restart, one of `resume.resumability.RESUME_CLASSES`.
         last_seeds: the last seed of each environment.
+        has_left_space: whether an observation outside of its space was reported.
         num_restarts: number of failures after which each environment was recreated, `[num_envs]`. The step of the
             failure is truncated: it has the last observation and the reward 0. `None`: failures are raised.
 
@@ -43,6 +44,11 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
     last_seeds: Any = None
     has_left_space = False
     num_restarts: NDArray[np.int64] | None = None
+
+    @property
+    def skipped(self) -> NDArray[np.bool_] | None:
+        """Whether the last step of each environment was skipped; `None` without skipped steps (see `NextStepReset`)."""
+        return None
 
     def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> str:
         """Set and return `resume_class`. Without a name, test new environments. Call this before the first reset."""

@@ -75,8 +75,7 @@ def simba(shape: torch.Size, width: int = 128, num_blocks: int = 2) -> nn.Module
         ConfigurationError: If an argument is less than 1.
 
     """
-    require_widths("width", [width])
-    require_widths("num_blocks", [num_blocks])
+    require_positive("policy.body", width=width, num_blocks=num_blocks)
     flatten = nn.Flatten(-len(shape)) if len(shape) > 1 else nn.Identity()
     embedding = orthogonal_(nn.Linear(math.prod(shape), width), 1.0)
     blocks = [PreNormBlock(width) for _ in range(num_blocks)]
@@ -133,6 +132,13 @@ def require_widths(name: str, widths: Sequence[int]) -> None:
         raise ConfigurationError(
             f"policy.body.{name}={list(widths)} must list at least one width, each an integer of at least 1"
         )
+
+
+def require_positive(group: str, **sizes: int) -> None:
+    """Raise ConfigurationError if a size is less than 1; `group` is the key of the component that has the sizes."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigurationError(f"{group}.{name}={size} must be at least 1")
 
 
 def to_float(observation: Tensor) -> Tensor:

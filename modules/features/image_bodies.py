@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchrl.modules import ConvNet
 
-from ...errors import ConfigurationError
-from .bodies import orthogonal_, require_widths, to_float
+from .bodies import orthogonal_, require_positive, require_widths, to_float
 from .image_shapes import require_image_shape
 from .images import ToChannelsFirst
 
@@ -31,7 +30,7 @@ def nature_cnn(shape: torch.Size, num_features: int = 512, layer_norm: bool = Fa
 
     """
     first, *size = require_image_shape(shape, "cnn")
-    require_positive_width("num_features", num_features)
+    require_positive("policy.body", num_features=num_features)
     channels = [32, 64, 64]
     convolutions = ConvNet(
         in_features=first,
@@ -70,7 +69,7 @@ def impala_resnet(
     """
     first, *size = require_image_shape(shape, "resnet")
     require_widths("channels", channels)
-    require_positive_width("num_features", num_features)
+    require_positive("policy.body", num_features=num_features)
     stages: list[nn.Module] = []
     for in_channels, out_channels in zip((first, *channels), channels, strict=False):
         stages += [
@@ -139,8 +138,3 @@ class ResidualBlock(nn.Module):
         """Shapes: `[batch, channels, height, width]`, for input and output."""
         residual: Tensor = self.network(image)
         return image + residual
-
-
-def require_positive_width(name: str, width: int) -> None:
-    if width < 1:
-        raise ConfigurationError(f"policy.body.{name}={width} must be at least 1")

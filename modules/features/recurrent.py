@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigurationError
+from .bodies import require_positive
 
 
 class Memory(nn.Module, ABC):
@@ -142,7 +142,7 @@ class LSTM(RecurrentCell):
     def __init__(self, num_inputs: int, *, width: int = 128, layer_norm: bool = False) -> None:
         from .lstm_sequence import lstm_sequence  # defines operators that other policies do not need
 
-        require_positive(width=width)
+        require_positive("policy.memory", width=width)
         super().__init__(nn.LSTMCell(num_inputs, width), 2, layer_norm)
         with torch.no_grad():
             self.cell.bias_hh[width : 2 * width] = 1.0
@@ -175,7 +175,7 @@ class GRU(RecurrentCell):
     def __init__(self, num_inputs: int, *, width: int = 128, layer_norm: bool = False) -> None:
         from .gru_sequence import gru_sequence
 
-        require_positive(width=width)
+        require_positive("policy.memory", width=width)
         super().__init__(nn.GRUCell(num_inputs, width), 1, layer_norm)
         self._sequence = gru_sequence
 
@@ -241,10 +241,3 @@ class MemoryModule(RecurrentModule):
             return self.memory(features, is_init, context)
         features, next_context = self.memory(features.unsqueeze(1), is_init.unsqueeze(1), context)
         return features.squeeze(1), next_context
-
-
-def require_positive(**sizes: int) -> None:
-    """Raise ConfigurationError if a size is less than 1."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ConfigurationError(f"policy.memory.{name}={size} must be at least 1")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ...errors import ConfigurationError
-from .bodies import orthogonal_
-from .recurrent import Memory, require_positive
+from .bodies import orthogonal_, require_positive
+from .recurrent import Memory
 
 MIN_BLOCK = 32
 """Smallest size of a block of a sequence. Smaller blocks do not save time."""
@@ -51,7 +51,7 @@ class Transformer(Memory):
         gated: bool = True,
     ) -> None:
         super().__init__()
-        require_positive(width=width, num_layers=num_layers, context_length=context_length)
+        require_positive("policy.memory", width=width, num_layers=num_layers, context_length=context_length)
         if num_heads < 1 or width % num_heads or width % 2:
             raise ConfigurationError(
                 f"policy.memory.width={width} must be even and a multiple of policy.memory.num_heads={num_heads}"

@@ -109,9 +109,6 @@ class CategoricalValue(ValueHead):
         check_shapes(predicted["state_value"], target)
         return -(self.histogram(target) * predicted["value_logits"].log_softmax(-1)).sum(-1, keepdim=True)
 
-    def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
-        """Do nothing: this head has no statistics."""
-
 
 class AdaptiveCategoricalValue(CategoricalValue):
     """A `CategoricalValue` whose bins span `num_stds` standard deviations on both sides of the mean target.

@@ -14,7 +14,6 @@ from torchrl.modules import IndependentNormal
 
 from ...errors import ConfigurationError
 from ..features.bodies import FullPrecision, orthogonal_
-from ..normalizers import Reduce, no_reduce
 from .action_heads import Head
 from .networks import GAIN, ScaleParameters
 from .value_heads import ValueHead, check_shapes, last_layer
@@ -95,9 +94,6 @@ class QuadraticAdvantageValue(ValueHead):
         spread = (factor * predicted["scale"].unsqueeze(-1)).square().sum((-2, -1)).unsqueeze(-1)
         advantage = -0.5 * (quadratic_form(predicted["action"] - best, factor) - mean_form - spread)
         return (predicted["state_value"] + advantage - target).square()
-
-    def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
-        """Do nothing: this head has no statistics."""
 
 
 class Factor(nn.Module):

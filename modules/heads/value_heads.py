@@ -22,13 +22,13 @@ class ValueHead(nn.Module, ABC):
     """Base class of value heads, which are built from the number of features.
 
     Attributes:
-        out_keys: Keys of the outputs of `forward`; the first is `state_value`.
+        out_keys: Keys of the outputs of `forward`; the first is `state_value`, and most heads have no other.
         supports_clipping: Whether `error` supports `clip_value`.
         collected_keys: Entries of a minibatch that `error` also reads, with their values at collection.
 
     """
 
-    out_keys: ClassVar[list[str]]
+    out_keys: ClassVar[list[str]] = ["state_value"]
     supports_clipping: ClassVar[bool] = True
     collected_keys: ClassVar[list[str]] = []
 
@@ -65,15 +65,15 @@ class ValueHead(nn.Module, ABC):
 
         """
 
-    @abstractmethod
     def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
-        """Update statistics with the value targets of a rollout; called once, after the last optimizer step."""
+        """Update statistics with the value targets of a rollout. Most heads have no statistics.
+
+        Called once per rollout, after the last optimizer step.
+        """
 
 
 class SquaredErrorValue(ValueHead):
     """Predicts the mean return by minimizing the squared error."""
-
-    out_keys: ClassVar[list[str]] = ["state_value"]
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -89,9 +89,6 @@ class SquaredErrorValue(ValueHead):
     ) -> Tensor:
         return squared_error(predicted["state_value"], target, old_value, clip_value)
 
-    def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
-        """Do nothing: this head has no statistics."""
-
 
 class HuberValue(ValueHead):
     """Predicts the return with the Huber loss, so that outliers have a bounded gradient.
@@ -106,8 +103,6 @@ class HuberValue(ValueHead):
         ConfigurationError: If `delta` is not positive.
 
     """
-
-    out_keys: ClassVar[list[str]] = ["state_value"]
 
     def __init__(self, width: int, delta: float = 1.0) -> None:
         super().__init__()
@@ -131,9 +126,6 @@ class HuberValue(ValueHead):
     ) -> Tensor:
         return clipped_error(self.loss, predicted["state_value"], target, old_value, clip_value)
 
-    def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
-        """Do nothing: this head has no statistics."""
-
 
 class PopArtValue(ValueHead):
     """Predicts values on a normalized scale, and keeps its outputs unchanged when the statistics change (PopArt).
@@ -148,8 +140,6 @@ class PopArtValue(ValueHead):
         ConfigurationError: If `beta` is outside [0, 1).
 
     """
-
-    out_keys: ClassVar[list[str]] = ["state_value"]
 
     mean: Tensor
     std: Tensor

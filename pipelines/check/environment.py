@@ -100,7 +100,7 @@ def check_interface(env: gymnasium.Env[Any, Any]) -> list[Finding]:
         return [error("reset", f"it {problem}")]
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         return [error("reset", f"it returned {describe(result)}; return (observation, info), where info is a dict")]
-    action = random_action(base.action_space, result[1]) if "action_mask" in result[1] else base.action_space.sample()
+    action = random_action(base.action_space, result[1])
     try:
         step = call(lambda: base.step(action))
     except StepError as problem:
@@ -169,7 +169,7 @@ def play(env: gymnasium.Env[Any, Any], seed: int, num_steps: int, seconds: float
         observation, info = env.reset(seed=seed)
         results.append((copy.deepcopy(observation), None, None, None))
         for _ in range(num_steps):
-            action = random_action(space, info) if "action_mask" in info else space.sample()
+            action = random_action(space, info)
             before = time.perf_counter()
             observation, reward, terminated, truncated, info = env.step(action)
             duration += time.perf_counter() - before

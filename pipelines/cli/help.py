@@ -1,4 +1,4 @@
-"""Examples and notes of the command line."""
+"""Examples and help texts of the command line."""
 
 EXAMPLES = """\
 examples:
@@ -13,11 +13,6 @@ examples:
 
 Use env= or env.id= to choose only the environment, and experiment= for an environment with tuned settings.
 """
-NOTES = {
-    "env": "  (only the environment; use experiment= for tuned settings)",
-    "experiment": "  (an environment with tuned settings)",
-}
-"""Notes that `torchppo list` prints after the names of groups."""
 EVAL_EXAMPLES = """\
 examples:
   torchppo eval runs/cartpole/<run>/checkpoints/best.ckpt --episodes 100 --stochastic

@@ -36,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # keeps a log file up to date
-    if "trust" not in arguments or arguments.overrides:
-        sys.path.append(str(Path.cwd()))  # for the user's own components and environments, as `python -m` does
+    sys.path += map(str, code_folders(arguments))
     try:
         return int(arguments.run(arguments))
     except TorchPPOError as error:
@@ -146,6 +145,16 @@ class Parser(argparse.ArgumentParser):
         return override_for(word, list(sys.argv[1:] if args is None else args), FIELDS)
 
 
+def code_folders(arguments: argparse.Namespace) -> list[Path]:
+    """Return the folders of the user's own components: the current one, as `python -m` does, and that of the groups.
+
+    A command that reads a checkpoint uses the current folder only for environments that its overrides name.
+    """
+    folders = [Path.cwd()] if "trust" not in arguments or arguments.overrides else []
+    config_dir = getattr(arguments, "config_dir", None)
+    return [*folders, config_dir.resolve().parent] if config_dir else folders
+
+
 def run_train(arguments: argparse.Namespace) -> int:
     """Run `torchppo train`."""
     if arguments.multirun:
@@ -156,10 +165,6 @@ def run_train(arguments: argparse.Namespace) -> int:
         from .sweep import run_sweep
 
         return run_sweep(arguments.overrides, arguments.config_dir, print_config=arguments.cfg)
-    folders = [Path.cwd()]
-    if arguments.config_dir:
-        folders.append(arguments.config_dir.resolve().parent)
-        sys.path.append(str(folders[-1]))
     cfg = compose(arguments.overrides, arguments.config_dir, reserve=not arguments.cfg)
     if arguments.cfg:
         print(OmegaConf.to_yaml(cfg), end="")
@@ -174,7 +179,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         with importing():
             from ..train import train
 
-        cfg.code_dirs = [str(folder) for folder in folders]  # for an evaluation to find the user's components
+        cfg.code_dirs = [*map(str, code_folders(arguments))]  # for an evaluation to find the user's components
         if not Path(cfg.run_dir, "config.yaml").exists():
             return train(cfg, arguments.overrides)
         from ..resume import train_again
@@ -188,8 +193,6 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Run `torchppo check`."""
-    if arguments.config_dir:
-        sys.path.append(str(arguments.config_dir.resolve().parent))
     cfg = compose(arguments.overrides, arguments.config_dir)
     with importing():
         from .check_command import check

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from omegaconf import DictConfig
 
 from ..health.ranges import notes
-
-CONF = Path(__file__).parents[2] / "conf"
+from .keys.reference import CONF
 
 
 def hints(overrides: Sequence[str], cfg: DictConfig) -> list[str]:

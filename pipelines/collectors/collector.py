@@ -87,7 +87,7 @@ class SizedRollouts(ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the number of frames, so that the next iteration collects only the remaining frames."""
         self._frames = int(state_dict["frames"])
-        self._seconds = float(state_dict.get("seconds", 0.0))
+        self._seconds = float(state_dict["seconds"])
         self._is_resumed = True
 
 
@@ -220,7 +220,7 @@ class Collector(SizedRollouts):
         """Continue the collection of `state_dict`, with environments that were made in the same way."""
         super().load_state_dict(state_dict)
         self.env.set_seed(int(np.random.SeedSequence([self._frames, rank()]).generate_state(1)[0]))  # if episodes start
-        rollouts = state_dict.get("rollouts", {})
+        rollouts = state_dict["rollouts"]
         if rollouts.get("resume_class") == "reset" and self.resume_class != "reset":
             self.reset_every(rollouts["every_frames"])
         if load := getattr(self._rollouts, "load_state_dict", None):

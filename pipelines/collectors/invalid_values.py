@@ -33,7 +33,10 @@ def raise_for(key: NestedKey, values: Tensor, name: str, first_step: int, data: 
     text = f"{path_of(key)} of environment {env} is {bad[~bad.isfinite()][0].item()}"
     action = None if data is None else action_of(data, env, step)
     if action is not None and action.dtype.kind == "f" and not np.isfinite(action).all():
-        raise NumericalError(f"the policy's action in environment {env} is {action} at step {step} of the {name}")
+        raise NumericalError(
+            f"the policy's action in environment {env} is {action} at step {step} of the {name}; lower optimizer.lr or "
+            "scale rewards"
+        )
     if step + first_step < 0:
         text += f" at the start of the {name}"
     elif action is None:
@@ -52,7 +55,7 @@ def action_of(data: Any, env: int, step: int) -> NDArray[Any] | None:
 
 def seed_of(vector: Any, env: int) -> int | None:
     """Return the last seed of an environment, or `None` if it is unknown."""
-    seeds = getattr(vector, "last_seeds", None)
+    seeds = None if vector is None else vector.last_seeds
     return None if seeds is None or seeds[env] is None or seeds[env] < 0 else int(seeds[env])
 
 

@@ -220,8 +220,8 @@ def require_finite(
         raise_if_not_finite(key, data["next"][key], *place)
         raise_if_not_finite(key, data[key], name, first_step - 1, None, vector)
     raise_if_not_finite("reward", data["next", "reward"], *place)
-    space = getattr(vector, "single_observation_space", None)
-    if isinstance(space, Box) and space.dtype.kind == "f" and not getattr(vector, "has_left_space", True):
+    space = None if vector is None else vector.single_observation_space
+    if isinstance(space, Box) and space.dtype.kind == "f" and not vector.has_left_space:
         observed, bounds = data["next", "observation"], (space.low, space.high)
         low, high = (torch.as_tensor(bound, dtype=observed.dtype, device=observed.device) for bound in bounds)
         if (observed.amin((0, 1)) < low).any() or (observed.amax((0, 1)) > high).any():

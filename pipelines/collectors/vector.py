@@ -56,7 +56,7 @@ class VectorRollouts:
         self._groups = env.double_buffer_groups() if double_buffer else [ALL_ENVS]
         self._action_indices = {key: i for i, key in enumerate(self.policy.output_keys) if is_action(key)}
         self._may_skip = env.skipped is not None
-        self._may_fail = getattr(env.vector, "num_restarts", None) is not None
+        self._may_fail = env.vector.num_restarts is not None
         self._observation: NDArray[Any] | None = None  # `None`: the next rollout begins with a reset
         self._context: RecurrentContext | None = None
         self._last_states: Mapping[str, Tensor] | None = None
@@ -142,11 +142,11 @@ class VectorRollouts:
     @property
     def resume_class(self) -> str:
         """How episodes continue after a restart (see `SlicedVectorEnv`)."""
-        return getattr(self.env.vector, "resume_class", "inexact")
+        return str(self.env.vector.resume_class)
 
     def set_resume_class(self, name: str | None = None) -> None:
         """Set `resume_class` once, before the first reset. Without a name, test new environments."""
-        if self._observation is None and not self._has_resume_class and hasattr(self.env.vector, "set_resume_class"):
+        if self._observation is None and not self._has_resume_class:
             self.env.vector.set_resume_class(name)
         self._has_resume_class = True
 
@@ -210,8 +210,8 @@ def failed_steps(collector: Any) -> dict[str, float]:
 
     Empty if failures are raised.
     """
-    env = getattr(collector, "env", None)
-    counts = getattr(vector_of(env), "num_restarts", None) if env is not None else None
+    vector = vector_of(getattr(collector, "env", None))
+    counts = None if vector is None else vector.num_restarts
     return {} if counts is None else {"rollout/failed_steps": float(counts.sum())}
 
 

@@ -84,7 +84,9 @@ class SharedSum:
                 for rank in [rank for rank in late if self._processes[rank] in ended]:
                     raise TorchPPOError(f"rank {rank} has ended before the others; see its messages")
                 if late and now - start > TIMEOUT_SECONDS:
-                    raise TorchPPOError(f"rank {late[0]} has not answered for {TIMEOUT_SECONDS:.0f} seconds")
+                    raise TorchPPOError(
+                        f"rank {late[0]} has not answered for {TIMEOUT_SECONDS:.0f} seconds; see its messages"
+                    )
 
     def close(self) -> None:
         """Close the file descriptors. The memory is freed with the last tensor that refers to it."""

@@ -136,7 +136,7 @@ class EpisodeStatistics:
             "rollout/ep_rew_std": torch.tensor(rewards, dtype=torch.float64).std(correction=0).item(),
             "rollout/ep_len_mean": sum(lengths) / len(lengths),
             **self._truncated,  # of the episodes that ended in the last rollout
-            **(mean_infos("rollout", self.infos) if self.infos else {}),
+            **mean_infos("rollout", self.infos),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ...errors import CheckpointError, ConfigurationError
 from ..run_files.summary import FINISHED, read_summary
 from ..saving.existing import require_run
-from ..saving.plain_checkpoints import newest_checkpoint, require_complete
+from ..saving.plain_checkpoints import newest_checkpoint
 from ..saving.trusted import is_inside, trusted_config
 from ..train import train
 
@@ -40,7 +40,6 @@ def resume_run(path: Path, overrides: Sequence[str] = (), trust: Sequence[str] =
     """
     require_run(path)
     checkpoint, content = newest_checkpoint(path.absolute())
-    require_complete(checkpoint, content)
     state = content["torchppo"]
     if not state["config"]:
         raise CheckpointError(

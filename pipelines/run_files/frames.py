@@ -18,6 +18,7 @@ from ...errors import EnvironmentFailure
 MIN_WIDTH = 240
 """Minimum width of a frame. Narrower frames are enlarged by a whole number, so that the text fits."""
 TEXT_HEIGHT = 18
+RENDER_HINT = "return an image [height, width, 3] from render()"
 
 
 def images_of(rendered: Any) -> list[NDArray[np.uint8]]:
@@ -38,7 +39,7 @@ def images_of(rendered: Any) -> list[NDArray[np.uint8]]:
     array = rendered.detach().cpu().numpy() if isinstance(rendered, Tensor) else np.asarray(rendered)
     if array.dtype.kind not in "buif" or array.size == 0 or array.ndim not in (2, 3, 4):
         text = f"{type(rendered).__name__} {array.dtype} {array.shape}"
-        raise EnvironmentFailure(f"the environment renders {text}, not an image [height, width, 3]")
+        raise EnvironmentFailure(f"the environment renders {text}; {RENDER_HINT}")
     if array.ndim == 4:  # a sequence of images
         return [image for one in array for image in images_of(one)]
     return [_rgb(_as_uint8(array))]
@@ -55,7 +56,7 @@ def _rgb(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Convert `[height, width]`, or an image with 1 to 4 channels (last or first), to `[height, width, 3]`."""
     if array.ndim == 3 and array.shape[-1] not in (1, 2, 3, 4):
         if array.shape[0] not in (1, 2, 3, 4):
-            raise EnvironmentFailure(f"the environment renders an array {array.shape}, not an image [height, width, 3]")
+            raise EnvironmentFailure(f"the environment renders an array {array.shape}; {RENDER_HINT}")
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 2:
         array = array[..., None]

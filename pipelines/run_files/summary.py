@@ -63,7 +63,7 @@ def make_summary(
         "environment_frames_per_second": ppo.frames / environment if environment else None,
         "train_return_mean": sum(returns) / len(returns) if returns else None,
         "train_episodes": ppo.episodes.num_episodes,
-        **(mean_infos("train", ppo.episodes.infos, "_") if ppo.episodes.infos else {}),
+        **mean_infos("train", ppo.episodes.infos, "_"),
         **evaluation_figures(evaluation),
         "time": {**shares, "other": 1 - sum(shares.get(name, 0.0) for name in ("collect", "estimate", "update"))},
         **health.summary,
@@ -73,13 +73,13 @@ def make_summary(
 
 
 def evaluation_figures(evaluation: Any) -> Summary:
-    """Return the numbers of the last `Evaluation`. Without an evaluation, the returns are `None`."""
+    """Return the numbers of an `Evaluation`. Without an evaluation, the returns are `None`."""
     return {
         "eval_return_mean": evaluation.mean if evaluation else None,
         "eval_return_std": evaluation.std if evaluation else None,
         "eval_episodes": len(evaluation.returns) if evaluation else 0,
         "eval_episodes_cut": evaluation.num_cut if evaluation else 0,
-        **(mean_infos("eval", evaluation.infos, "_") if evaluation and evaluation.infos else {}),
+        **(mean_infos("eval", evaluation.infos, "_") if evaluation else {}),
     }
 
 

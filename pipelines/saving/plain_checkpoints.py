@@ -17,12 +17,19 @@ from ...errors import CheckpointError
 from .existing import require_checkpoint
 from .files import PREVIOUS, verify_checksum
 
+ENTRIES: dict[str, type] = {
+    **dict.fromkeys(("config", "versions", "environment", "seconds", "update", "coefficients", "metrics"), dict),
+    **dict.fromkeys(("frames", "num_rollouts", "num_episodes"), int),
+    **{"resume_class": str, "ranks": list, "episodes": list, "episode_infos": dict},
+}
+"""Entries of `checkpoint["torchppo"]` that are read, and their types; see `state.training_state`."""
+
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return the contents of a checkpoint. Reading it does not run code from the file.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, or not a checkpoint of torchppo.
+        CheckpointError: if the file is missing, damaged, or not a complete checkpoint of torchppo.
 
     """
     require_checkpoint(path)
@@ -41,16 +48,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or "torchppo" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint of torchppo; use one that torchppo train has written")
+    require_complete(path, checkpoint)
     return checkpoint
 
 
-def require_complete(path: Path | str, checkpoint: dict[str, Any]) -> None:
+def require_complete(path: Path, checkpoint: dict[str, Any]) -> None:
     """Raise a CheckpointError if an entry that will be read is missing or of another type."""
     state = checkpoint.get("torchppo")
-    types: dict[str, type] = dict.fromkeys(("config", "seconds", "update", "coefficients", "episode_infos"), dict)
-    types |= {"frames": int, "num_rollouts": int, "num_episodes": int, "episodes": list, "ranks": list}
-    types["resume_class"] = str
-    is_state = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in types.items())
+    is_state = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in ENTRIES.items())
     if not (is_state and isinstance(checkpoint.get("state_dict"), dict)):
         raise CheckpointError(f"{path} is not a complete checkpoint; use one that torchppo train has written")
 

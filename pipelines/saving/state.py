@@ -106,9 +106,6 @@ def load_training_state(ppo: Any, checkpoint: Mapping[str, Any]) -> None:
         CheckpointError: if the file that the Trainer reads is damaged, or does not fit. Nothing has changed then.
 
     """
-    needed = {"environment", "ranks", "update", "coefficients", "seconds", "metrics"}
-    if missing := needed - checkpoint.get("torchppo", {}).keys():
-        raise CheckpointError(f"the checkpoint has no {min(missing)}; use one of this version of torchppo")
     if ppo._trainer is not None and ppo.trainer.ckpt_path is not None:
         path = Path(ppo.trainer.ckpt_path)
         if path.is_file():

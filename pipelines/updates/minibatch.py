@@ -125,16 +125,13 @@ class MinibatchUpdate:
             return [Minibatches(part, None) for part in parts]
         return [*map(Minibatches, parts, normalized(advantage[torch.cat(parts)]).chunk(num_epochs))]
 
-    def _run_epoch(
-        self, rows: TensorDictBase, metrics: list[Mapping[str, Tensor]], drawn: Minibatches | None = None
-    ) -> bool:
+    def _run_epoch(self, rows: TensorDictBase, metrics: list[Mapping[str, Tensor]], minibatches: Minibatches) -> bool:
         """Append the metrics of every step; return whether the next epoch may start."""
-        minibatches, normal = drawn or self._draw(rows, 1)[0]
-        if normal is not None:
+        if minibatches.advantage is not None:
             advantage = torch.empty_like(rows["advantage"])
-            advantage[minibatches] = normal
+            advantage[minibatches.indices] = minibatches.advantage
             rows = rows.copy().set("advantage", advantage)
-        for indices in minibatches.unbind():
+        for indices in minibatches.indices.unbind():
             result = self.learner.step(rows, indices)
             if result is None:
                 return False

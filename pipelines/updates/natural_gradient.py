@@ -119,7 +119,7 @@ class NaturalGradientUpdate(MinibatchUpdate):
         learner.set_trainable(policy=False, critic=True)
         metrics: list[Mapping[str, Tensor]] = []
         for _ in range(self.epochs):
-            self._run_epoch(batch.rows, metrics)
+            self._run_epoch(batch.rows, metrics, *self._draw(batch.rows, 1))
         learner.set_trainable(policy=True, critic=True)
         of_critic = means(metrics)
         if results:  # the policy has changed before the first step of the critic

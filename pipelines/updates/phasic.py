@@ -16,7 +16,7 @@ from ..distributed import averaged, gathered, num_ranks, rank
 from .eager_step import total_loss
 from .minibatch import MinibatchUpdate, means
 from .param_groups import submodules
-from .policy_surrogate import flat
+from .policy_surrogate import flat, split_like
 from .update import Learner
 
 
@@ -150,9 +150,8 @@ class PhasicUpdate(MinibatchUpdate):
         metrics = {"grad_norm": gradient.norm(), "auxiliary_value": error.detach(), "auxiliary_kl": kl.detach()}
         self.learner.skipped.add(metrics)
         if metrics["grad_norm"].isfinite():
-            parts = gradient.split([param.numel() for param in self._params])
-            for param, part in zip(self._params, parts, strict=True):
-                param.grad = part.view_as(param)
+            for param, part in zip(self._params, split_like(gradient, self._params), strict=True):
+                param.grad = part
             self._optimizer.step()
             for param in self._params:
                 param.grad = None

@@ -64,9 +64,8 @@ class PolicySurrogate:
     @torch.no_grad()
     def set_parameters(self, vector: Tensor) -> None:
         """Change all parameters in place, because optimizers and graphs refer to them."""
-        parts = vector.split([param.numel() for param in self._params])
-        for param, part in zip(self._params, parts, strict=True):
-            param.copy_(part.view_as(param))
+        for param, part in zip(self._params, split_like(vector, self._params), strict=True):
+            param.copy_(part)
 
     def _loss(self) -> Tensor:
         return total_loss(self._learner.objective(self._rows), self._learner.loss_weights)
@@ -78,6 +77,12 @@ class PolicySurrogate:
 def flat(tensors: Sequence[Tensor]) -> Tensor:
     """Concatenate tensors to one vector."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def split_like(vector: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Split a vector into tensors of the shapes of others; the inverse of `flat`."""
+    parts = vector.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 @contextmanager

@@ -461,10 +461,6 @@ class TestNestedSpaces:
         assert any(isinstance(m, nn.Linear) and m.out_features == 7 for m in networks.actor.modules())
         assert networks.critic(data)["state_value"].shape == (NUM_ENVS, 1)
 
-    def test_rejects_an_encoder_of_an_unknown_entry(self) -> None:
-        with pytest.raises(ConfigurationError, match=r"policy\.encoders\.lidar .* camera"):
-            self.build(encoders={"lidar": mlp})
-
 
 class TestImagesUnderTheDefaultBody:
     @pytest.mark.parametrize("shape", [(40, 40, 3), (4, 40, 40), (40, 40), (2, 40, 40, 3), (8, 8, 19)])

@@ -159,16 +159,6 @@ class TestTraining:
         fit(ppo, make("Pendulum-v1", num_envs=4, frames_per_env=8)[1])
         assert ppo.frames == ppo.total_frames
 
-    def test_episodes_are_counted_in_the_order_of_time(self, make: Make, fit: Fit) -> None:
-        ppo, collector = make(num_envs=3, frames_per_env=40, rollouts=1)
-        (rollout,) = collector
-        next_data = rollout["next"]
-        ends = [(step, env) for step in range(40) for env in range(3) if next_data["done"][env, step]]
-        ppo.episodes.update(rollout)
-        lengths = [length for _, length in ppo.episodes.episodes]
-        assert lengths == [next_data["step_count"][env, step] for step, env in ends]
-        assert len({env for _, env in ends[:3]}) > 1
-
     def test_frames_and_optimizer_steps_are_counted(self, make: Make, fit: Fit) -> None:
         ppo, collector = make(num_envs=2, frames_per_env=16, rollouts=3)
         fit(ppo, collector)

@@ -121,5 +121,5 @@ class TestSimba:
 
     @pytest.mark.parametrize("options", [{"width": 0}, {"num_blocks": 0}])
     def test_rejects_sizes_below_1(self, options: dict[str, int]) -> None:
-        with pytest.raises(ConfigurationError, match=rf"policy\.body\.{next(iter(options))}=\[0\]"):
+        with pytest.raises(ConfigurationError, match=rf"policy\.body\.{next(iter(options))}=0 must be at least 1"):
             simba(torch.Size([3]), **options)

@@ -255,12 +255,13 @@ class TestTrain:
         (cfg,) = run_command("train env=ours --config-dir mine").trained
         assert (cfg.env.id, cfg.env.num_envs) == ("Acrobot-v1", 8)
 
+    @pytest.mark.parametrize("command", ["train", "list"])
     def test_modules_are_found_in_the_working_directory_and_next_to_config_dir(
-        self, run_command: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, command: str, run_command: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sys, "path", [*sys.path])
         (tmp_path / "robots" / "conf").mkdir(parents=True)
-        assert run_command("train --config-dir robots/conf").code == 0
+        assert run_command(f"{command} --config-dir robots/conf").code == 0
         assert sys.path[-2:] == [str(Path.cwd()), str((tmp_path / "robots").resolve())]
 
 

@@ -88,6 +88,15 @@ class TestRunSweep:
         run_command(f"train -m seed=0,1 --config-dir {tmp_path}")
         assert [words >= {"--config-dir", str(tmp_path)} for words in runs.overrides()] == [True, True]
 
+    def test_finds_components_in_modules_next_to_config_dir(
+        self, run_command: RunCommand, fake_runs: Callable[[str], Runs], tmp_path: Path
+    ) -> None:
+        fake_runs("exit 0")
+        (tmp_path / "robots" / "conf").mkdir(parents=True)
+        (tmp_path / "robots" / "robot_parts.py").write_text("def loss(**options): ...\n")
+        words = "train -m seed=0,1 objective._target_=robot_parts.loss --config-dir robots/conf"
+        assert run_command(words).code == 0
+
     def test_continues_after_a_failing_run_and_returns_its_exit_code(
         self, run_command: RunCommand, fake_runs: Callable[[str], Runs]
     ) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torchppo.errors import CheckpointError
 from torchppo.pipelines.saving.files import add_checksum, protect_rows, verify_checksum
 from torchppo.pipelines.saving.last_checkpoint import LastCheckpoint
-from torchppo.pipelines.saving.plain_checkpoints import load_checkpoint, newest_checkpoint
+from torchppo.pipelines.saving.plain_checkpoints import ENTRIES, load_checkpoint, newest_checkpoint
 
 
 class SavingTrainer:
@@ -30,7 +30,8 @@ class SavingTrainer:
 
     def save_checkpoint(self, path: Path) -> None:
         self.num_saves += 1
-        torch.save({"torchppo": {"number": self.num_saves}, "weights": torch.arange(100)}, path)
+        state = {name: kind() for name, kind in ENTRIES.items()} | {"frames": self.num_saves}
+        torch.save({"torchppo": state, "state_dict": {"weights": torch.arange(100)}}, path)
 
 
 def make_file(path: Path) -> Path:
@@ -69,7 +70,7 @@ def test_a_file_that_is_cut_off_is_refused_or_has_the_same_content(tmp_path: Pat
             loaded = load_checkpoint(path)
         except CheckpointError:
             continue
-        assert torch.equal(loaded["weights"], torch.arange(100))
+        assert torch.equal(loaded["state_dict"]["weights"], torch.arange(100))
 
 
 def test_the_last_two_checkpoints_are_kept_and_the_newest_valid_one_is_found(
@@ -80,9 +81,9 @@ def test_the_last_two_checkpoints_are_kept_and_the_newest_valid_one_is_found(
     for frames in range(3):
         saver.save(trainer, frames)
     assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "previous.ckpt"}
-    assert newest_checkpoint(tmp_path / "last.ckpt")[1]["torchppo"]["number"] == 3
+    assert newest_checkpoint(tmp_path / "last.ckpt")[1]["torchppo"]["frames"] == 3
     (tmp_path / "last.ckpt").write_bytes(b"damaged")
-    assert newest_checkpoint(tmp_path / "last.ckpt")[1]["torchppo"]["number"] == 2
+    assert newest_checkpoint(tmp_path / "last.ckpt")[1]["torchppo"]["frames"] == 2
     assert "previous.ckpt" in capsys.readouterr().err
     (tmp_path / "previous.ckpt").unlink()
     with pytest.raises(CheckpointError):
@@ -108,14 +109,14 @@ def test_a_valid_checkpoint_remains_after_every_call_of_a_save(monkeypatch: pyte
 
             return counting
 
-        before = newest_checkpoint(tmp_path / "last.ckpt")[1]["torchppo"]["number"]
+        before = newest_checkpoint(tmp_path / "last.ckpt")[1]["torchppo"]["frames"]
         with monkeypatch.context() as patch:
             for name in ("replace", "link", "unlink", "fsync", "open"):
                 patch.setattr(os, name, counted(getattr(os, name)))
             try:
                 saver.save(trainer, 2)
             except KeyboardInterrupt:
-                assert newest_checkpoint(tmp_path / "last.ckpt")[1]["torchppo"]["number"] in (before, trainer.num_saves)
+                assert newest_checkpoint(tmp_path / "last.ckpt")[1]["torchppo"]["frames"] in (before, trainer.num_saves)
                 continue
         break
     assert number > 5
