@@ -17,7 +17,7 @@ from ..saving.plain_checkpoints import newest_checkpoint
 from ..saving.trusted import is_inside, trusted_config
 from ..train import train
 
-NOT_COMPARED = ("run_dir", "resume", "code_dirs")
+CHANGEABLE_KEYS = ("run_dir", "resume", "code_dirs")
 """Keys that may differ when a run continues."""
 
 
@@ -98,7 +98,7 @@ def differing_keys(stored: Any, new: Any, prefix: str = "") -> Iterator[str]:
     """Yield the keys whose values differ in two configurations, with both values."""
     for key in {**stored, **new}:
         name = f"{prefix}{key}"
-        before, after = (None, None) if name in NOT_COMPARED else (stored.get(key), new.get(key))
+        before, after = (None, None) if name in CHANGEABLE_KEYS else (stored.get(key), new.get(key))
         if isinstance(before, dict) and isinstance(after, dict):
             yield from differing_keys(before, after, f"{name}.")
         elif before != after:

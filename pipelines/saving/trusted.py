@@ -34,7 +34,7 @@ BROAD = {"gymnasium", "hydra", "lightning", "numpy", "omegaconf", "tensordict", 
 """Packages of which a user should trust single names, as of the standard library."""
 
 
-class Finding(NamedTuple):
+class Refusal(NamedTuple):
     """A value that needs the trust of the user, and the package or name to trust."""
 
     text: str
@@ -58,7 +58,7 @@ def trusted_config(path: Path | str, config: Any, trust: Iterable[str] = ()) -> 
     names = tuple([trust] if isinstance(trust, str) else trust)
     if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in GROUPS):
         raise CheckpointError(f"{path} has no complete configuration; use a file that torchppo train has written")
-    found = list(dict.fromkeys(_Check(str(path), config, names).findings()))
+    found = list(dict.fromkeys(_Check(str(path), config, names).refusals()))
     if found:
         flags = list(dict.fromkeys(one.trust for one in found))
         texts = [one.text for one in found[:4]] + ([f"{len(found) - 4} others"] if found[4:] else [])
@@ -116,7 +116,7 @@ class _Check:
         code_dirs = config.get("code_dirs")
         self._folders = [str(Path.cwd()), *map(str, code_dirs if isinstance(code_dirs, list) else ())]
 
-    def findings(self) -> Iterator[Finding]:
+    def refusals(self) -> Iterator[Refusal]:
         for name, value in self._config.items():
             self._require_plain(name, "")
             yield from self._walk(value, str(name), "", None, 0)
@@ -125,8 +125,8 @@ class _Check:
             found = self._walk({**self._config["env"], **changes}, "eval.env", "", None, 1)
             yield from (one for one in found if one.text not in known)
 
-    def _walk(self, value: Any, key: str, name: str, target: str | None, depth: int) -> Iterator[Finding]:
-        """Yield the findings of a value.
+    def _walk(self, value: Any, key: str, name: str, target: str | None, depth: int) -> Iterator[Refusal]:
+        """Yield the refusals of a value.
 
         Args:
             value: the value.
@@ -145,7 +145,7 @@ class _Check:
                 self._require_plain(child_name, key)
                 child_key = f"{key}.{child_name}"
                 if target is not None and child_name in UNSAFE_KEYS and child is not None:
-                    yield self._finding(child_key, child, target)
+                    yield self._refusal(child_key, child, target)
                 yield from self._text(str(child_name), child_key, "", target)
                 yield from self._walk(child, child_key, str(child_name), target, depth + 1)
         elif isinstance(value, list | tuple):
@@ -168,32 +168,32 @@ class _Check:
                 "checkpoint are not resolved; use a file of torchppo train"
             )
 
-    def _target(self, target: str, node: Mapping[Any, Any], key: str) -> Iterator[Finding]:
+    def _target(self, target: str, node: Mapping[Any, Any], key: str) -> Iterator[Refusal]:
         if self._trusts(target):
             return
         if target not in shipped().targets | LISTED_TARGETS:
-            yield self._finding(f"{key}._target_", target, package_of(target))
+            yield self._refusal(f"{key}._target_", target, package_of(target))
         elif place := PATH_OF_LOGGER.get(target):
             is_placed = isinstance(node.get(place), str) and is_inside(node[place], self._run_dir)
             if not is_placed or node.get("_args_"):
-                yield self._finding(f"{key}.{place}", node.get(place), target)
+                yield self._refusal(f"{key}.{place}", node.get(place), target)
             for name in UNSAFE_KEYS_OF_LOGGERS & node.keys():
-                yield self._finding(f"{key}.{name}", node[name], target)
+                yield self._refusal(f"{key}.{name}", node[name], target)
 
-    def _text(self, text: str, key: str, name: str, target: str | None) -> Iterator[Finding]:
-        """Yield the findings of a text: the id of an environment, a path, or the name of code."""
+    def _text(self, text: str, key: str, name: str, target: str | None) -> Iterator[Refusal]:
+        """Yield the refusals of a text: the id of an environment, a path, or the name of code."""
         if name == "_target_" or not (target or name in IDS):
             return
         if name in IDS and not (target or "").startswith("lightning."):
             if not self._allows_id(text):
-                yield self._finding(key, text, package_of(text))
+                yield self._refusal(key, text, package_of(text))
         elif PATH_NAME.fullmatch(name) or PATH.fullmatch(text):
             if not is_inside(text, self._run_dir):
-                yield self._finding(key, text, str(target))
+                yield self._refusal(key, text, str(target))
         elif CODE.fullmatch(text) and target not in PATH_OF_LOGGER and text not in shipped().texts:
             is_known = text in LISTED_TARGETS or text in gymnasium.registry or self._trusts(text)
             if not is_known and is_importable(re.split(r"[.:]", text)[0], self._folders):
-                yield self._finding(key, text, package_of(text))
+                yield self._refusal(key, text, package_of(text))
 
     def _allows_id(self, text: str) -> bool:
         """Return whether the id of an environment imports nothing, or only what is shipped or trusted."""
@@ -208,8 +208,8 @@ class _Check:
     def _trusts(self, text: str) -> bool:
         return any(text == one or text.startswith((f"{one}.", f"{one}:")) for one in self._trust if one)
 
-    def _finding(self, key: str, value: Any, trust: str) -> Finding:
-        return Finding(printable(f"{key}={value}"), printable(trust))
+    def _refusal(self, key: str, value: Any, trust: str) -> Refusal:
+        return Refusal(printable(f"{key}={value}"), printable(trust))
 
 
 def package_of(text: str) -> str:

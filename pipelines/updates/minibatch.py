@@ -13,7 +13,7 @@ from torchrl.modules import set_recurrent_mode
 from ...errors import ConfigurationError
 from ..advantages import RolloutBatch
 from ..distributed import normalized, num_ranks
-from .skipped import vector_of
+from .skipped import stacked_metrics
 from .update import Learner
 
 
@@ -190,7 +190,7 @@ def means(metrics: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     if not metrics:
         return {"num_steps": 0.0}
     names = list(metrics[0])
-    table = torch.stack([vector_of(step) for step in metrics])
+    table = torch.stack([stacked_metrics(step) for step in metrics])
     if "grad_norm" in names:
         table = table[table[:, names.index("grad_norm")].isfinite()]
     if not len(table):

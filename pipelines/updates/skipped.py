@@ -101,6 +101,6 @@ def advice(rollout: TensorDictBase) -> str:
     return "lower optimizer.lr or scale rewards"
 
 
-def vector_of(metrics: Mapping[str, Tensor]) -> Tensor:
+def stacked_metrics(metrics: Mapping[str, Tensor]) -> Tensor:
     """Return the metrics of a step as one vector, in their order."""
     return metrics.vector if isinstance(metrics, StepMetrics) else torch.stack([*metrics.values()])

@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDict
 
 from torchppo.errors import NumericalError
-from torchppo.pipelines.updates.skipped import SkippedSteps, StepMetrics, vector_of
+from torchppo.pipelines.updates.skipped import SkippedSteps, StepMetrics, stacked_metrics
 
 
 def test_metrics_of_a_step_are_a_mapping_of_scalars() -> None:
@@ -21,8 +21,8 @@ def test_metrics_of_a_step_are_a_mapping_of_scalars() -> None:
 
 def test_a_dictionary_of_metrics_becomes_the_same_vector() -> None:
     metrics = StepMetrics(["loss", "grad_norm"], torch.tensor([3.0, 4.0]))
-    assert vector_of(metrics) is metrics.vector
-    assert vector_of(dict(metrics)).tolist() == [3.0, 4.0]
+    assert stacked_metrics(metrics) is metrics.vector
+    assert stacked_metrics(dict(metrics)).tolist() == [3.0, 4.0]
 
 
 @pytest.mark.parametrize(
