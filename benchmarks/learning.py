@@ -95,6 +95,8 @@ def thinned_curve(run_dir: Path, num_points: int, name: dict[str, Any]) -> list[
 def plot_variants(axes: Any, rows: list[dict[str, Any]], variants: Collection[str]) -> None:
     """Plot the mean training return of each variant. The legend lists the number of seeds.
 
+    A run that ends before the others keeps its last return.
+
     Args:
         axes: axes of a figure.
         rows: points with `variant`, `seed`, `frames` and `return`.
