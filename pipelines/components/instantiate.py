@@ -12,12 +12,13 @@ import numpy as np
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torchrl.envs import Compose, EnvBase, TransformedEnv, VecNorm, VecNormV2
+from torchrl.envs import EnvBase
 
-from ...envs import VectorEnv, batched, check_transforms
+from ...envs import VectorEnv, batched
 from ...envs.failures import described, environment_failure, is_raised_by_package
 from ...envs.make import BATCH_ARGUMENTS, make_gymnasium_env
 from ...errors import ConfigurationError, EnvironmentFailure, TorchPPOError
+from .transforms import check_kinds, with_transforms
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # `call` reports its errors in one line
 MAX_ENVS = 20  # that an evaluation steps at once, unless `eval.env.num_envs` is set
@@ -31,21 +32,14 @@ HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 def build_env(cfg: DictConfig, *, seed: int, **changes: Any) -> EnvBase:
     """Build the batched environment with its transforms. `changes` replace existing keys of `cfg.env`."""
     transforms = [call(transform) for transform in cfg.transforms]
-    for place, transform in enumerate(transforms):
-        if isinstance(transform, VecNorm | VecNormV2):
-            raise ConfigurationError(
-                f"transforms[{place}]={type(transform).__name__} keeps statistics that evaluations and checkpoints "
-                "do not receive; use policy.normalize_observation=true or reward=normalized"
-            )
     env = make_environment(cfg.env, {key: value for key, value in changes.items() if key in cfg.env})
+    if transforms or cfg.env.get("wrappers"):
+        check_kinds(transforms, cfg.env.get("wrappers") or ())
     if not isinstance(env, VectorEnv):
         env.set_seed(seed)  # a Jumanji environment with pixels must have a seed before its specs are read
         env = batched(env)
     if transforms:
-        if isinstance(env, VectorEnv):
-            env.list_all_info_keys()
-        env = TransformedEnv(env, Compose(*transforms), auto_unwrap=True)
-        check_transforms(env)
+        env = with_transforms(env, transforms)
     env.set_seed(seed)
     return env
 
@@ -193,10 +187,11 @@ def require_target(node: Any) -> None:
 
 
 def name_of(node: Any) -> str:
-    """Return the key (from a private method of OmegaConf 2.3) and the target of a node: `objective (my.Loss)`."""
-    key = getattr(node, "_get_full_key", lambda _: "")("")
+    """Return the key (from private methods of OmegaConf 2.3) and the target of a node: `objective (my.Loss)`."""
+    parent = getattr(node, "_get_parent", lambda: None)()
+    key = "" if parent is None else parent._get_full_key(node._key())  # `transforms[0]`; of the node: `transforms0`
     target = node.get("_target_") if isinstance(node, DictConfig) else node
-    return f"{key} ({target})" if key and target else str(key or target)
+    return f"{key} ({target})" if key and target else str(key or target or node)
 
 
 def check_targets(node: Any, arguments: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ....errors import ConfigurationError
-from .combinations import BUILT_IN_POLICY, REFUSED, SET
+from .combinations import BUILT_IN_POLICY, DEFAULT_CRITIC, REFUSED, SET
 from .fields import Field
 from .reference import CONF, TYPE_NAMES, describe
 from .schema import FIELDS
@@ -168,9 +168,15 @@ def check_empty_groups(overrides: Iterable[Override], cfg: DictConfig) -> None:
 
 
 def check_user_files(cfg: DictConfig, overridden: Collection[str]) -> None:
-    """Raise a ConfigurationError if an experiment in a user's file has no effect."""
+    """Raise a ConfigurationError if an experiment in a user's file has no effect, or a policy ignores the critic."""
     if "experiment" in cfg and not any(key.split(".")[0] == "experiment" for key in overridden):
         raise ConfigurationError("the file in experiment/ changes nothing; begin it with '# @package _global_'")
+    policy, head = OmegaConf.select(cfg, "policy._target_"), OmegaConf.select(cfg, "critic.head._target_")
+    if policy == BUILT_IN_POLICY and "critic" not in cfg.policy and head not in (None, DEFAULT_CRITIC):
+        raise ConfigurationError(
+            f"critic.head._target_={head} has no effect, because the policy has no key critic; add "
+            "'critic: ${critic.head}' to the YAML file of the policy"
+        )
 
 
 def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:

@@ -8,6 +8,7 @@ SET = object()
 """Stands for any value except `null`."""
 
 BUILT_IN_POLICY = "torchppo.modules.actor_critic.make_actor_critic"
+DEFAULT_CRITIC = "torchppo.modules.heads.value_heads.SquaredErrorValue"
 NATURAL_GRADIENT = "torchppo.pipelines.updates.natural_gradient.NaturalGradientUpdate"
 MINIBATCHES = (
     "torchppo.pipelines.updates.minibatch.MinibatchUpdate",

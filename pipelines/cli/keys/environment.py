@@ -69,7 +69,12 @@ def check_wrappers(env: gymnasium.Env[Any, Any], wrappers: Iterable[Any]) -> Non
         is_simple = not any(isinstance(one, DictConfig | ListConfig) for one in options.values())
         if not (target.startswith("gymnasium.wrappers.") and options.pop("_partial_", False) and is_simple):
             return
-        wrapper = get_object(target)
+        try:
+            wrapper = get_object(target)
+        except ImportError:
+            raise ConfigurationError(
+                f"env.wrappers[{index}]._target_={target} cannot be imported; correct it"
+            ) from None
         if wrapper.__module__.endswith(".rendering"):
             return
         try:

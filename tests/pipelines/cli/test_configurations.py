@@ -192,6 +192,7 @@ REFUSED = {  # line: a part of the message. PyTorch is not needed to refuse it.
     "controller.lr.final=0": "controller@controller.lr=",
     "transforms=[{_target_:torchrl.envs.NoSuch}]": "there is no torchrl.envs.NoSuch",
     "env.wrappers=[{_target_:gymnasium.wrappers.TimeLimit,_partial_:true,foo:5}]": "env.wrappers[0].foo",
+    "env.wrappers=[{_target_:gymnasium.wrappers.NoSuch,_partial_:true}]": "NoSuch cannot be imported",
     "env.render_mode=1": "env.render_mode=1",
     f"seed={LONG}": "...",
     "policy=cnn": "policy=cnn needs a single image",

@@ -70,3 +70,16 @@ def test_components_that_do_not_work_together_are_refused(overrides: str, key: s
 @pytest.mark.parametrize("overrides", ["update=natural_gradient objective=espo", "objective=a2c", "trust_region=kl"])
 def test_similar_combinations_are_accepted(overrides: str) -> None:
     compose([*overrides.split(), "run_dir=unused"])
+
+
+def test_a_critic_that_the_file_of_the_policy_does_not_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "policy").mkdir()
+    file = tmp_path / "policy" / "ours.yaml"
+    text = "_target_: torchppo.modules.actor_critic.make_actor_critic\nbody: {_target_: my.body, _partial_: true}\n"
+    file.write_text(text)
+    words = ["policy=ours", "run_dir=unused"]
+    compose(words, config_dir=tmp_path)
+    with pytest.raises(ConfigurationError, match=r"has no effect.* add 'critic: "):
+        compose([*words, "critic=hl_gauss"], config_dir=tmp_path)
+    file.write_text(text + "critic: ${critic.head}\n")
+    compose([*words, "critic=hl_gauss"], config_dir=tmp_path)
