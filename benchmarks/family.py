@@ -71,7 +71,7 @@ GROUPS = {
         "popart": "experiment=cartpole critic=popart",
     },
 }
-"""Overrides of `torchppo train` for each variant. A new component needs a line here."""
+"""Overrides of `torchppo train` for each variant of each group. A new component needs a line here."""
 VARIANTS = {name: words for group in GROUPS.values() for name, words in group.items()}
 COLUMNS = ("variant", "seed", "solved", "frames", "eval_return_mean", "eval_return_std", "wall_seconds", "date")
 CURVE_COLUMNS = ("variant", "seed", "frames", "return")

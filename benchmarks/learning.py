@@ -88,7 +88,7 @@ def plot_seeds(axes: Any, rows: list[tuple[int, float, float]], name: str = "") 
 def thinned_curve(run_dir: Path, num_points: int, name: dict[str, Any]) -> list[dict[str, Any]]:
     """Return about `num_points` points of a run's training return, as rows with `name`, `frames` and `return`."""
     points = [*zip(*read_curve(run_dir / "metrics.csv", "rollout/ep_rew_mean"), strict=True)]
-    chosen = [*points[:: max(1, len(points) // num_points)], points[-1]]
+    chosen = [*points[: -1 : max(1, len(points) // num_points)], points[-1]]
     return [name | {"frames": int(frame), "return": round(value, 1)} for frame, value in chosen]
 
 

@@ -85,7 +85,9 @@ class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
         super().__init__(env)
         space = env.observation_space
         if not isinstance(space, spaces.Box) or len(space.shape) != 3:
-            raise ConfigurationError(f"ChannelsFirst needs a Box [height, width, channels], not {space}; remove it")
+            raise ConfigurationError(
+                f"ChannelsFirst needs a Box [height, width, channels], not {space}; remove the wrapper"
+            )
         low, high = self.observation(space.low), self.observation(space.high)
         self.observation_space = spaces.Box(low, high, dtype=space.dtype.type)
 
@@ -118,7 +120,7 @@ class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
                 self._size = int(nvec.sum())
             case _:
                 raise ConfigurationError(
-                    f"ActionMask needs Discrete or MultiDiscrete actions, not {env.action_space}; remove action_mask"
+                    f"ActionMask needs Discrete or MultiDiscrete actions, not {env.action_space}; remove the mask"
                 )
         self._method = mask_method(env)
         self.observation_space = spaces.Dict(

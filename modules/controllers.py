@@ -16,7 +16,7 @@ class Controller(ABC):
     Attributes:
         metrics: Names of the metrics that the controller reads: `kl`, the mean KL(old || new) after the update, or a
             metric of the objective, such as `entropy`.
-        coefficients: Names of the coefficients that it can control. Empty: any coefficient.
+        coefficients: Names of the coefficients that the controller works for. If empty, it works for any.
 
     """
 

@@ -54,7 +54,7 @@ class Symmetry:
         """Return the mirrored entries of `data`, `[batch]`.
 
         Raises:
-            ConfigurationError: If the function returns no TensorDict, or lacks an entry or returns it with another
+            ConfigurationError: If the function does not return a TensorDict, or an entry is missing or has another
                 shape.
 
         """

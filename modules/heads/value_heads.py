@@ -22,7 +22,7 @@ class ValueHead(nn.Module, ABC):
     """Base class of value heads, which are built from the number of features.
 
     Attributes:
-        out_keys: Keys of the outputs of `forward`; the first is `state_value`, and most heads have no other.
+        out_keys: Keys of the outputs of `forward`. The first is `state_value`, the only one of most heads.
         supports_clipping: Whether `error` supports `clip_value`.
         collected_keys: Entries of a minibatch that `error` also reads, with their values at collection.
 
@@ -66,9 +66,9 @@ class ValueHead(nn.Module, ABC):
         """
 
     def update(self, value_target: Tensor, reduce: Reduce = no_reduce) -> None:
-        """Update statistics with the value targets of a rollout. Most heads have no statistics.
+        """Update statistics with the value targets of a rollout. Most heads have none and do nothing.
 
-        Called once per rollout, after the last optimizer step.
+        This is called once per rollout, after the last optimizer step.
         """
 
 

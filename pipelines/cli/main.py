@@ -146,9 +146,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def code_folders(arguments: argparse.Namespace) -> list[Path]:
-    """Return the folders of the user's own components: the current one, as `python -m` does, and that of the groups.
+    """Return the folders of the user's modules: the current folder, and the one that contains `--config-dir`.
 
-    A command that reads a checkpoint uses the current folder only for environments that its overrides name.
+    A command that reads a checkpoint uses the current folder only if it has overrides, which may name environments.
     """
     folders = [Path.cwd()] if "trust" not in arguments or arguments.overrides else []
     config_dir = getattr(arguments, "config_dir", None)

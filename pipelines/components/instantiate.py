@@ -21,11 +21,11 @@ from ...errors import ConfigurationError, EnvironmentFailure, TorchPPOError
 from .transforms import check_kinds, with_transforms
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # `call` reports its errors in one line
-MAX_ENVS = 20  # that an evaluation steps at once, unless `eval.env.num_envs` is set
+MAX_ENVS = 20  # largest number that an evaluation steps at once, unless `eval.env.num_envs` is set
 WHOLE_GAMES = dict.fromkeys(("episodic_life", "terminal_on_life_loss", "reward_clipping", "clip_reward"), False)
 """Values of the options of Atari environments and wrappers in evaluations."""
-LIFE_WRAPPERS = ("EpisodicLifeEnv", "EpisodicLife")  # end an episode when a life is lost; not for evaluations
-TRAINING_TRANSFORMS = (".RandomTruncationTransform",)  # of TorchRL; not for evaluations
+LIFE_WRAPPERS = ("EpisodicLifeEnv", "EpisodicLife")  # end an episode when a life is lost; evaluations omit them
+TRAINING_TRANSFORMS = (".RandomTruncationTransform",)  # of TorchRL; evaluations omit them
 HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 
@@ -61,7 +61,7 @@ def make_environment(node: DictConfig, changes: dict[str, Any]) -> EnvBase:
 
 
 def check_same_spaces(env: EnvBase, training_env: EnvBase, place: str) -> None:
-    """Raise a ConfigurationError if an environment has other observations or actions than one of the training.
+    """Raise a ConfigurationError if the observations or actions of an environment differ from those of the training.
 
     `place` is where the environment comes from, such as `eval.env`.
     """
@@ -187,7 +187,7 @@ def require_target(node: Any) -> None:
 
 
 def name_of(node: Any) -> str:
-    """Return the key (from private methods of OmegaConf 2.3) and the target of a node: `objective (my.Loss)`."""
+    """Return the key (read with private methods of OmegaConf 2.3) and the target: `objective (my.Loss)`."""
     parent = getattr(node, "_get_parent", lambda: None)()
     key = "" if parent is None else parent._get_full_key(node._key())  # `transforms[0]`; of the node: `transforms0`
     target = node.get("_target_") if isinstance(node, DictConfig) else node

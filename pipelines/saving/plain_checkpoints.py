@@ -7,6 +7,7 @@ import pickle
 import sys
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def require_complete(path: Path, checkpoint: dict[str, Any]) -> None:
+def require_complete(path: Path | str, checkpoint: Mapping[str, Any]) -> None:
     """Raise a CheckpointError if an entry that will be read is missing or of another type."""
     state = checkpoint.get("torchppo")
     is_state = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in ENTRIES.items())

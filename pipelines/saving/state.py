@@ -19,6 +19,7 @@ from ..collectors.fixed_resets import follows_seed
 from ..distributed import gathered, num_ranks, raise_on_all_ranks, rank
 from ..step_factory import warn_once
 from .files import verify_checksum
+from .plain_checkpoints import require_complete
 
 RESUME_TEXTS = {
     "snapshot": "a restart continues exactly (snapshot: the state of the environments is saved)",
@@ -103,9 +104,11 @@ def load_training_state(ppo: Any, checkpoint: Mapping[str, Any]) -> None:
     """Restore counters and statistics; `start_training` restores the rest.
 
     Raises:
-        CheckpointError: if the file that the Trainer reads is damaged, or does not fit. Nothing has changed then.
+        CheckpointError: if the file that the Trainer reads is damaged, not complete, or does not fit. Nothing has
+            changed then.
 
     """
+    require_complete("the checkpoint", checkpoint)  # a user's own CheckpointIO may have read it
     if ppo._trainer is not None and ppo.trainer.ckpt_path is not None:
         path = Path(ppo.trainer.ckpt_path)
         if path.is_file():

@@ -65,7 +65,7 @@ class SkippedSteps:
         """Count the steps that were added since the last call, and print a line if some of them were skipped.
 
         Args:
-            rollout: the rollout of these steps with its advantages, to find the cause.
+            rollout: the rollout of these steps with its advantages; the error names the cause that it shows.
             frames: frames of the training so far.
             is_last: whether the training ends, where at least one step must not be skipped.
 
@@ -94,10 +94,10 @@ class SkippedSteps:
 
 
 def advice(rollout: TensorDictBase) -> str:
-    """Return what to change if steps with a rollout are not finite."""
+    """Return what to change if optimizer steps on a rollout are not finite."""
     is_finite = {key: bool(rollout[key].isfinite().all()) for key in ("state_value", "advantage", "value_target")}
     if is_finite["state_value"] and not all(is_finite.values()):
-        return "the estimator returns advantages or targets that are not finite; correct it"
+        return "the estimator returns advantages or targets that are not finite; correct it or scale rewards"
     return "lower optimizer.lr or scale rewards"
 
 

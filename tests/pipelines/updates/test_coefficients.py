@@ -107,7 +107,7 @@ def test_controllers_of_the_objective_apply_unless_they_are_replaced() -> None:
     ("name", "controller"),
     [("clip_epsilonn", Linear()), ("lr", float), ("lr", TargetEntropy()), ("clip_epsilon", KLAdaptive())],
 )
-def test_rejects_unknown_coefficients_functions_and_controllers_of_others(name: str, controller: Controller) -> None:
+def test_rejects_unknown_coefficients_functions_and_unsuitable_controllers(name: str, controller: Controller) -> None:
     with pytest.raises(ConfigurationError, match=rf"controller\.{name}"):
         Coefficients({name: controller}, Objective())
 
