@@ -122,8 +122,6 @@ class AdaptiveBeta(KLController):
 
     """
 
-    coefficients: ClassVar[tuple[str, ...]] = ("beta",)
-
     def __init__(
         self,
         dtarg: float = 0.01,
