@@ -88,7 +88,7 @@ def walk(node: yaml.MappingNode, prefix: str, lines: list[str]) -> Iterator[tupl
 
 
 def describe(field: Field) -> str:
-    """Return the values of a key in words, such as `a whole number of at least 1 or null`."""
+    """Return the values of a key in words, such as `a number above 0, inf or null`."""
     limits = limits_of(field)
     names = TYPE_NAMES | ({str: field.pattern[1]} if field.pattern else {})
     if field.is_component:
@@ -97,7 +97,7 @@ def describe(field: Field) -> str:
         names[list] = f"{'a non-empty list' if field.is_filled else 'a list'} (each item is {describe(field.items)})"
     words = [names[kind] + (limits if kind in (int, float) else "") for kind in field.types]
     words += [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in field.choices]
-    words = [*dict.fromkeys(words), *(["null"] if field.nullable else [])]
+    words = [*dict.fromkeys(words), *(["inf"] if field.infinite else []), *(["null"] if field.nullable else [])]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 

@@ -35,6 +35,7 @@ def test_the_reference_shows_default_values_and_choice() -> None:
     [
         (Field((float,), minimum=0, maximum=1, nullable=True), "a number between 0 and 1 or null"),
         (Field((float,), above=0, maximum=1), "a number above 0 and up to 1"),
+        (Field((float,), above=0, infinite=True, nullable=True), "a number above 0, inf or null"),
         (NATURAL._replace(choices=("auto",)), "a whole number of at least 0 or auto"),
         (Field(choices=(True, "auto"), nullable=True), "true, auto or null"),
     ],
