@@ -87,7 +87,7 @@ def _registered_hint(module: str, name: str) -> str:
         if re.match(rf"{re.escape(module)}\b", place):
             ids.append(id)
     if not ids:
-        return f"; {module} registers none of its own environments; call gymnasium.register in it"
+        return f"; {module} does not register its environments; call gymnasium.register in it"
     others = f"; {module} has {', '.join(sorted(ids)[:MAX_IDS])}{', ...' if len(ids) > MAX_IDS else ''}"
     return did_you_mean(name, ids, cutoff=0.7) or others
 

@@ -177,7 +177,7 @@ def build_node(node: DictConfig, **arguments: Any) -> Any:
             if isinstance(cause, ModuleNotFoundError) and package in node._target_.lower():
                 raise ConfigurationError(f"{node._target_} needs pip install 'torchppo[{package}]'") from error
         if cause is error or isinstance(cause, ImportError) or is_wrong_key:
-            raise ConfigurationError(f"{name_of(node)}: {cause}; fix its keys") from error
+            raise ConfigurationError(f"{name_of(node)}: {error}; fix its keys") from error
         raise cause from None
 
 
@@ -189,7 +189,8 @@ def require_target(node: Any) -> None:
 def name_of(node: Any) -> str:
     """Return the key (read with private methods of OmegaConf 2.3) and the target: `objective (my.Loss)`."""
     parent = getattr(node, "_get_parent", lambda: None)()
-    key = "" if parent is None else parent._get_full_key(node._key())  # `transforms[0]`; of the node: `transforms0`
+    # The parent returns `transforms[0]`. The node itself would return `transforms0`.
+    key = "" if parent is None else parent._get_full_key(node._key())
     target = node.get("_target_") if isinstance(node, DictConfig) else node
     return f"{key} ({target})" if key and target else str(key or target or node)
 
