@@ -59,6 +59,7 @@ class VectorEnv(EnvBase):
         self._seed: int | None = None
         self._episode_reward = np.zeros(self.num_envs)
         self._step_count = np.zeros(self.num_envs, np.int64)
+        self._has_ended = np.zeros(self.num_envs, np.bool_)
 
     @property
     def info_keys(self) -> tuple[str, ...]:
@@ -190,9 +191,15 @@ class VectorEnv(EnvBase):
         mask = None if mask is None else mask.squeeze(-1).numpy()
         self._episode_reward[... if mask is None else mask] = 0.0
         self._step_count[... if mask is None else mask] = 0
+        self._has_ended[... if mask is None else mask] = False
         return self._as_tensordict(leaf_arrays(self.reset_arrays(mask)), np.zeros(self.num_envs, np.bool_))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        if self._has_ended.any() and "_step" not in tensordict:  # TorchRL replaces the steps outside the mask `_step`
+            raise ConfigurationError(
+                f"environment {self._has_ended.argmax()} received an action after the end of its episode; reset it "
+                "before, and replace transforms that repeat actions (FrameSkipTransform) by wrappers in env.wrappers"
+            )
         if self._has_nested_actions:
             self.send({key: tensordict[key].numpy() for key in self.action_keys})
         else:
@@ -209,6 +216,7 @@ class VectorEnv(EnvBase):
             "truncated": truncated,
             "done": terminated | truncated,
         }
+        self._has_ended |= arrays["done"]
         return self._as_tensordict(arrays, arrays["done"])
 
     def _episode_info(self, done: NDArray[np.bool_]) -> dict[NestedKey, NDArray[Any]]:

@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torchrl.data import Unbounded
+from torchrl.envs import TensorDictPrimer
 
 from .bodies import require_positive
 
@@ -203,6 +205,10 @@ class RecurrentModule(nn.Module, ABC):
 
     key: str
     state_shape: tuple[int, int]
+
+    def make_tensordict_primer(self) -> TensorDictPrimer:
+        """Return the transform that writes the first state, as `torchrl.modules.LSTMModule` does."""
+        return TensorDictPrimer({self.key: Unbounded(self.state_shape)}, expand_specs=True)
 
 
 class MemoryModule(RecurrentModule):

@@ -3,41 +3,47 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torchrl.data import Unbounded
+from torch import nn
 from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, TransformedEnv
 
 from ...envs import VectorEnv
 from ...errors import ConfigurationError
-from ...modules.features.extractor import recurrent_state_shapes
+from ...modules.features.recurrent import RecurrentModule
 from .instantiate import build_env, call, parameter_names, seed_for_rank
 
 if TYPE_CHECKING:
     from ..collectors.rollout_loader import RolloutLoader
 
 
-def with_recurrent_states(env: EnvBase, shapes: Mapping[str, tuple[int, int]]) -> EnvBase:
-    """Add transforms that write `is_init` and the initial recurrent states of a policy, which are 0.
+def with_recurrent_states(env: EnvBase, primers: Iterable[TensorDictPrimer]) -> EnvBase:
+    """Add transforms that write `is_init` and the initial recurrent states of a policy.
 
     Args:
         env: a batched environment.
-        shapes: `(context_length, state_size)` of every recurrent state, by key.
+        primers: the result of `state_primers`.
 
     """
-    states = {key: Unbounded((*env.batch_size, *shape)) for key, shape in shapes.items()}
     if isinstance(env, VectorEnv):
         env.list_all_info_keys()
-    primers = [TensorDictPrimer(primers=states, expand_specs=False)] if states else []
     return TransformedEnv(env, Compose(InitTracker(), *primers))
 
 
+def state_primers(policy: nn.Module) -> list[TensorDictPrimer]:
+    """Return the transforms that write the initial recurrent states of torchppo's modules in a policy.
+
+    The user adds those of TorchRL's LSTMModule and GRUModule.
+    """
+    return [module.make_tensordict_primer() for module in policy.modules() if isinstance(module, RecurrentModule)]
+
+
 def build_worker_env(
-    cfg: DictConfig, shapes: Mapping[str, tuple[int, int]], *, seed: int, changes: dict[str, Any]
+    cfg: DictConfig, primers: Iterable[TensorDictPrimer], *, seed: int, changes: dict[str, Any]
 ) -> EnvBase:
     """Build the environment of a worker process of a TorchRL collector, and seed the process.
 
@@ -45,20 +51,20 @@ def build_worker_env(
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.manual_seed(seed)
-    return with_recurrent_states(build_env(cfg, seed=seed, **changes), shapes)
+    return with_recurrent_states(build_env(cfg, seed=seed, **changes), primers)
 
 
 def build_torchrl_collector(
     cfg: DictConfig, env: EnvBase, policy: Any, rank: int, frames_per_batch: int
 ) -> RolloutLoader:
     """Build a TorchRL collector. It steps `env` or makes an environment in each worker process."""
-    shapes, workers = recurrent_state_shapes(policy), num_workers(cfg)
+    primers, workers = state_primers(policy), num_workers(cfg)
     if workers is None:
-        create_env_fn: Any = with_recurrent_states(env, shapes)
+        create_env_fn: Any = with_recurrent_states(env, primers)
     else:
         changes = {"num_envs": env.batch_size.numel() // workers}
         seeds = [seed_for_rank(seed_for_rank(cfg.seed, rank), worker) for worker in range(workers)]
-        create_env_fn = [partial(build_worker_env, cfg, shapes, seed=seed, changes=changes) for seed in seeds]
+        create_env_fn = [partial(build_worker_env, cfg, primers, seed=seed, changes=changes) for seed in seeds]
     own_keys = [str(key) for key in cfg.collector if key not in ("frames_per_env", "frames_per_batch")]
     collector = call(
         OmegaConf.masked_copy(cfg.collector, own_keys),

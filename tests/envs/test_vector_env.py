@@ -15,10 +15,11 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit, TransformReward
 from tensordict import TensorDict
+from torchrl.envs import FrameSkipTransform, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from torchppo.envs import SerialVectorEnv, VectorEnv, make_env
-from torchppo.errors import EnvironmentFailure
+from torchppo.errors import ConfigurationError, EnvironmentFailure
 
 ACTION_SPACES: dict[str, spaces.Space[Any]] = {
     "discrete": spaces.Discrete(3),
@@ -133,6 +134,13 @@ class TestResets:
 
     def test_no_environment_is_stepped_after_the_end_of_an_episode(self, make: Make) -> None:
         rollout_of(make(1, 2, 3, 5), 30)  # asserted by `CountingEnv.step`
+
+    def test_a_step_after_the_end_of_an_episode_raises(self, make: Make) -> None:
+        env = TransformedEnv(make(4, 6), FrameSkipTransform(2))
+        assert column(rollout_of(env, 4), "next", "step_count") == [[2, 4, 2, 4], [2, 4, 6, 2]]
+        env = TransformedEnv(make(4, 5), FrameSkipTransform(2))
+        with pytest.raises(ConfigurationError, match="environment 1 .*FrameSkipTransform"):
+            rollout_of(env, 4)
 
 
 class TestSeeds:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
+from torchrl.modules.utils import get_env_transforms_from_module
 from torchrl.objectives import ClipPPOLoss as TorchRLClipPPOLoss
 
 import torchppo
@@ -117,6 +119,18 @@ class TestEvaluation:
         assert evaluation.mean == expected["eval_return_mean"]
         assert evaluation.std == expected["eval_return_std"]
         assert np.mean(evaluation.lengths) == expected["eval_length_mean"]
+
+    def test_torchrl_adds_the_recurrent_states_of_a_rollout(self, checkpoint_of: Callable[..., Path]) -> None:
+        policy = load_policy(checkpoint_of("recall"))
+        env = policy.make_env(num_envs=1, seed=5)
+        returns = evaluate(policy.actor, env, episodes=1).returns
+        env.set_seed(5)
+        env = TransformedEnv(env, get_env_transforms_from_module(policy.actor), auto_unwrap=True)
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            rollout = env.rollout(100, policy.actor)
+        env.close()
+        assert not rollout["actor_memory"][0, 0].any() and rollout["actor_memory"][0, -1].any()
+        assert [float(rollout["next", "episode_reward"][0, -1])] == returns
 
     @pytest.mark.parametrize("name", ["cartpole", "hopper", "lunarlander", "recall"])
     def test_an_own_loop_with_the_same_seeds_has_the_same_returns(

@@ -22,7 +22,7 @@ from torchppo.envs.vector.serial import SerialVectorEnv
 from torchppo.errors import ConfigurationError, EnvironmentFailure, NumericalError
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
-from torchppo.modules.features.extractor import memory_keys, recurrent_state_shapes
+from torchppo.modules.features.extractor import memory_keys
 from torchppo.modules.features.recurrent import GRU, LSTM, Memory
 from torchppo.modules.features.transformer import Transformer
 from torchppo.modules.objectives.clip import ClipPPOLoss
@@ -31,7 +31,7 @@ from torchppo.pipelines.collectors.rollout_buffer import require_finite
 from torchppo.pipelines.collectors.rollout_loader import RolloutLoader
 from torchppo.pipelines.collectors.skipped_steps import SkippedStep, discard_failed
 from torchppo.pipelines.collectors.vector import VectorRollouts
-from torchppo.pipelines.components.torchrl_collectors import with_recurrent_states
+from torchppo.pipelines.components.torchrl_collectors import state_primers, with_recurrent_states
 from torchppo.pipelines.step_factory import Compile
 
 
@@ -289,7 +289,7 @@ class TestRecurrentPolicy:
             env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]), memory=MEMORIES[name]
         )
         frames: dict[str, int] = {"frames_per_batch": 160, "total_frames": 320}
-        tracked = with_recurrent_states(env, recurrent_state_shapes(actor))
+        tracked = with_recurrent_states(env, state_primers(actor))
         for rollout in (
             Collector(env, actor, double_buffer=True, **frames)
             if double

@@ -63,7 +63,7 @@ def test_transforms_and_torchrls_collectors_receive_success() -> None:
     cfg = config({})
     with closing(build_env(cfg, seed=0)) as env:
         assert "episode_info" not in env.observation_spec.keys()  # noqa: SIM118 - Composite does not implement `in`
-        assert {*with_recurrent_states(env, {}).observation_spec["episode_info"].keys()} == {"is_success", "success"}
+        assert {*with_recurrent_states(env, []).observation_spec["episode_info"].keys()} == {"is_success", "success"}
     cfg.transforms = [{"_target_": "torchrl.envs.RewardScaling", "loc": 0.0, "scale": 1.0}]
     with closing(build_env(cfg, seed=0)) as env:
         assert {*env.observation_spec["episode_info"].keys()} == {"is_success", "success"}
