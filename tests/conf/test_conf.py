@@ -13,6 +13,7 @@ import pytest
 from hydra import initialize_config_module
 from hydra.utils import get_object
 from omegaconf import OmegaConf
+from torch.utils.tensorboard import SummaryWriter
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(CONF.glob("*/*.yaml"))
@@ -83,6 +84,8 @@ class TestEveryFile:
             known = parameters(get_object(component["_target_"]))
             if "frames_per_batch" in known:
                 known.add("frames_per_env")  # `build_collector` multiplies it by the number of environments
+            if component["_target_"].endswith(".TensorBoardLogger"):
+                known |= parameters(SummaryWriter)
             unknown = set(component) - HYDRA_KEYS - known
             assert not unknown, component["_target_"]
 

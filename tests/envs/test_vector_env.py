@@ -139,7 +139,7 @@ class TestResets:
         env = TransformedEnv(make(4, 6), FrameSkipTransform(2))
         assert column(rollout_of(env, 4), "next", "step_count") == [[2, 4, 2, 4], [2, 4, 6, 2]]
         env = TransformedEnv(make(4, 5), FrameSkipTransform(2))
-        with pytest.raises(ConfigurationError, match="environment 1 .*FrameSkipTransform"):
+        with pytest.raises(ConfigurationError, match=r"environment 1 .*FrameSkipTransform"):
             rollout_of(env, 4)
 
 

@@ -140,6 +140,7 @@ FIELDS: dict[str, Field] = {
     "logger.tensorboard.save_dir": TEXT,
     "logger.tensorboard.name": TEXT,
     "logger.tensorboard.version": TEXT,
+    "logger.tensorboard.max_queue": COUNT,
     "logger.mlflow.experiment_name": TEXT,
     "logger.mlflow.tracking_uri": TEXT._replace(nullable=True),
     "logger.wandb.project": TEXT._replace(nullable=True),
