@@ -170,8 +170,7 @@ class PPO(MonitoredModule):
         if not is_same:
             self.coefficients.move(self.frames / self.total_frames, {}, self.optimizer)
         start_training(self)
-        self._has_frozen_objects = False
-        self._published_at = time.perf_counter()
+        self._has_frozen_objects, self._published_at = False, time.perf_counter()
 
     def training_step(self, rollout: TensorDictBase) -> None:
         """Learn from one rollout `[num_envs, time]`."""
@@ -182,6 +181,7 @@ class PPO(MonitoredModule):
             self.reward_normalizer.update(reward, rollout["is_init"], reduce_at_once)
             rollout["next", "reward"] = self.reward_normalizer(reward)
         batch = self.make_batch(rollout)
+        self.update.check(*rollout.shape, in_sequences=batch.in_sequences)
         batch.estimate()
         estimated = time.perf_counter()
         results = {**self.coefficients.values(self.optimizer), **critic_metrics(batch), **self.update(batch)}

@@ -91,9 +91,6 @@ class MinibatchUpdate:
         Returns:
             The result of `means`, and `num_epochs`, the passes over the rollout. Skipped steps are left out.
 
-        Raises:
-            ConfigurationError: if minibatches do not fill the rollout.
-
         """
         learner = self.learner
         metrics: list[Mapping[str, Tensor]] = []
@@ -116,11 +113,9 @@ class MinibatchUpdate:
 
     def _draw(self, rows: TensorDictBase, num_epochs: int) -> list[Minibatches]:
         """Draw the minibatches of epochs, and normalize their advantages over all ranks if the learner does so."""
-        num_rows, advantage = len(rows), rows["advantage"]
-        frames = advantage.numel()
-        self._check_size(frames, frames // num_rows)
-        orders = [torch.randperm(num_rows).to(advantage.device) for _ in range(num_epochs)]
-        parts = [order.reshape(frames // self.minibatch_size, -1) for order in orders]
+        advantage = rows["advantage"]
+        orders = [torch.randperm(len(rows)).to(advantage.device) for _ in range(num_epochs)]
+        parts = [order.reshape(advantage.numel() // self.minibatch_size, -1) for order in orders]
         if self.learner.normalize_advantage != "minibatch":
             return [Minibatches(part, None) for part in parts]
         return [*map(Minibatches, parts, normalized(advantage[torch.cat(parts)]).chunk(num_epochs))]
@@ -166,10 +161,7 @@ class MinibatchUpdate:
                 f"update.sequence_length={length} does not divide collector.frames_per_env={frames_per_env}; "
                 f"use {nearest_divisors(length, frames_per_env, 1)}"
             )
-        self._check_size(num_envs * frames_per_env, length)
-
-    def _check_size(self, frames: int, length: int) -> None:
-        size = self.minibatch_size
+        size, frames = self.minibatch_size, num_envs * frames_per_env
         if size > frames or frames % size:
             problem = f"{'is larger than' if size > frames else 'does not divide'} the rollout ({frames} frames)"
         elif size % length:

@@ -28,6 +28,7 @@ from torchrl.objectives.value import VTrace
 from torchppo.errors import ConfigurationError, GraphError, NumericalError
 from torchppo.modules.controllers import Linear
 from torchppo.modules.features.bodies import mlp
+from torchppo.modules.features.recurrent import GRU
 from torchppo.modules.intrinsic.count import CountBonus
 from torchppo.modules.normalizers import ObservationNormalizer, RewardNormalizer
 from torchppo.modules.objectives.clip import ClipPPOLoss
@@ -247,6 +248,14 @@ class TestTraining:
         assert scaler.get_scale() < 2.0**40
         assert math.isfinite(trainer.callback_metrics["train/grad_norm"])
         assert all(param.isfinite().all() for param in ppo.parameters())
+
+    @pytest.mark.parametrize("options", [{"minibatch_size": 5}, {"minibatch_size": 8, "sequence_length": 5}])
+    def test_minibatches_and_sequences_that_do_not_fill_a_rollout_are_refused(
+        self, options: dict[str, int], make: Make, fit: Fit
+    ) -> None:
+        training = make(update=MinibatchUpdate(epochs=1, **options), memory=partial(GRU, width=4))
+        with pytest.raises(ConfigurationError, match=r"=5 does not divide .*; use 4 or 8"):
+            fit(*training)
 
     def test_float64_weights_are_refused(self, make: Make, fit: Fit) -> None:
         ppo, collector = make()

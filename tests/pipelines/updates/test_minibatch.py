@@ -120,11 +120,6 @@ class TestErrors:
         with pytest.raises(ConfigurationError, match=message):
             MinibatchUpdate(1, size).check(4, 64, in_sequences=False)
 
-    @pytest.mark.parametrize("size", [5, 16])
-    def test_rollout_that_does_not_fit_is_refused_by_the_update(self, size: int) -> None:
-        with pytest.raises(ConfigurationError, match=f"minibatch_size={size}"):
-            run(MinibatchUpdate(1, size), Batch(12))
-
     @pytest.mark.parametrize(
         ("options", "message"),
         [
