@@ -254,7 +254,7 @@ class TestTraining:
         self, options: dict[str, int], make: Make, fit: Fit
     ) -> None:
         training = make(update=MinibatchUpdate(epochs=1, **options), memory=partial(GRU, width=4))
-        with pytest.raises(ConfigurationError, match=r"=5 does not divide .*; use 4 or 8"):
+        with pytest.raises(ConfigurationError, match="=5 does not divide"):
             fit(*training)
 
     def test_float64_weights_are_refused(self, make: Make, fit: Fit) -> None:
