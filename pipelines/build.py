@@ -27,7 +27,7 @@ from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
 from ..modules.normalizers import ObservationNormalizer
 from ..modules.objectives.ppo_loss import PPOLoss
 from ..modules.symmetry import check_symmetry
-from .collectors.rollouts import check_memory, length_of_rollout
+from .collectors.rollouts import check_fits_into_ram, length_of_rollout
 from .components.instantiate import (
     HYDRA_KEYS,
     build_env,
@@ -105,7 +105,7 @@ def build_collector(cfg: DictConfig, env: EnvBase, ppo: PPO, rank: int, num_rank
     is_torchrl = "create_env_fn" in parameter_names(node := cfg.collector)
     num_envs = num_envs_of_workers(cfg, env) if is_torchrl else int(env.batch_size.numel())
     num_steps = length_of_rollout(node.get("frames_per_env"), node.get("frames_per_batch"), num_envs)
-    check_memory(env, size := num_envs * num_steps)
+    check_fits_into_ram(env, size := num_envs * num_steps)
     ppo.update.check(num_envs, num_steps, in_sequences=is_recurrent(ppo.actor))
     if cfg.total_frames < size:
         logger.warning("torchppo: total_frames=%d is below a rollout; training for %d frames", cfg.total_frames, size)

@@ -19,7 +19,7 @@ from tensordict import TensorDictBase
 from ..errors import ConfigurationError, NumericalError
 from .distributed import num_ranks
 from .distributed.ddp import prepare_ddp
-from .metrics.monitors import (
+from .metrics.callbacks import (
     EVALUATION_METRICS,
     check_early_stopping,
     check_monitors,

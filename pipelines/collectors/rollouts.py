@@ -50,7 +50,7 @@ def length_of_rollout(frames_per_env: int | None, frames_per_batch: int | None, 
     return value // num_envs
 
 
-def check_memory(env: EnvBase, num_frames: int) -> None:
+def check_fits_into_ram(env: EnvBase, num_frames: int) -> None:
     """Raise a ConfigurationError if the observations of a rollout do not fit into the memory of this machine."""
     leaves = env.observation_spec.values(include_nested=True, leaves_only=True)
     num_bytes = num_frames * sum(leaf.shape.numel() * leaf.dtype.itemsize for leaf in leaves) // env.batch_size.numel()
