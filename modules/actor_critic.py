@@ -23,6 +23,7 @@ from torchrl.modules import ProbabilisticActor
 from torchrl.objectives.utils import distance_loss
 
 from ..errors import ConfigurationError
+from .features.bodies import require_base, require_builders
 from .features.extractor import (
     Body,
     FeatureExtractor,
@@ -94,6 +95,7 @@ def make_actor_critic(
         ConfigurationError: If a spec has no encoder or head, or an option does not fit it.
 
     """
+    require_builders({**(encoders or {}), "body": body, "critic_body": critic_body, "memory": memory, "critic": critic})
     entries, num_batch = split_observation_spec(observation_spec), len(observation_spec.shape)
     of_actor, of_critic = select_both(observation_spec, entries, actor_observations, critic_observations)
     build = FeatureExtractorBuilder(of_actor | of_critic, num_batch, normalize_observation, encoders or {}, memory)
@@ -143,7 +145,7 @@ def _make_value_module(
     critic: Callable[[int], ValueHead], extractor: FeatureExtractor, action_spec: TensorSpec, head: Head
 ) -> TensorDictModule:
     """Build a value head for the features of an extractor and the actions of a head."""
-    value_head = critic(extractor.num_features)
+    value_head = require_base("critic", critic(extractor.num_features), ValueHead)
     value_head.setup(action_spec, head)
     return TensorDictModule(value_head, [extractor.key], value_head.out_keys)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torchrl.modules import MLP
 
 from ...errors import ConfigurationError
+
+Module = TypeVar("Module", bound=nn.Module)
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU}
 
@@ -139,6 +141,26 @@ def require_positive(group: str, **sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ConfigurationError(f"{group}.{name}={size} must be at least 1")
+
+
+def require_builders(builders: Mapping[str, Any]) -> None:
+    """Raise a ConfigurationError for a module in the place of the function or class that builds it."""
+    for name, builder in builders.items():
+        if isinstance(builder, nn.Module):
+            kind = type(builder).__name__
+            raise ConfigurationError(
+                f"{name} is a module of the class {kind}; pass the function or class that builds it, not the module"
+            )
+
+
+def require_base(group: str, module: Any, base: type[Module]) -> Module:
+    """Return a module that a component has built. Raise a ConfigurationError if it is not derived from `base`."""
+    if not isinstance(module, base):
+        raise ConfigurationError(
+            f"{group} builds an object of the class {type(module).__name__}; derive the class from "
+            f"{base.__module__}.{base.__name__}"
+        )
+    return module
 
 
 def to_float(observation: Tensor) -> Tensor:

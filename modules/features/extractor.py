@@ -15,7 +15,7 @@ from torchrl.modules import GRUModule, LSTMModule
 
 from ...errors import ConfigurationError
 from ..normalizers import ObservationNormalizer
-from .bodies import flattens_images
+from .bodies import flattens_images, require_base
 from .encoders import ConcatEncoders, make_encoder
 from .images import is_image, scale_image
 from .recurrent import Memory, MemoryModule, RecurrentModule
@@ -198,7 +198,7 @@ class FeatureExtractorBuilder:
         modules.append(TensorDictModule(network, modules[-1].out_keys if modules else list(specs), [key]))
         if self.memory is None:
             return FeatureExtractor(modules, key, num_features)
-        memory = MemoryModule(self.memory(num_features), f"{name}_memory")
+        memory = MemoryModule(require_base("policy.memory", self.memory(num_features), Memory), f"{name}_memory")
         modules.append(TensorDictModule(memory, [key, "is_init", memory.key], [key, ("next", memory.key)]))
         return FeatureExtractor(modules, key, memory.memory.num_features)
 

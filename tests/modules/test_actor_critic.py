@@ -538,6 +538,11 @@ class TestDifferentObservations:
             ({"critic_observations": ["speed"]}, r"policy\.critic_observations=\['speed'\].*image, state, privileged"),
             ({"actor_observations": []}, r"policy\.actor_observations=\[\]"),
             ({"actor_observations": ["step_count"]}, r"'step_count' is not an entry"),
+            ({"body": nn.Linear(4, 8)}, "body is a module of the class Linear"),
+            ({"encoders": {"image": nn.Flatten()}}, "image is a module of the class Flatten"),
+            ({"memory": GRU(4, width=8)}, "memory is a module of the class GRU"),
+            ({"memory": partial(nn.GRUCell, hidden_size=8)}, r"policy\.memory builds .* GRUCell; .*\.Memory"),
+            ({"critic": partial(nn.Linear, out_features=1)}, r"critic builds .* Linear; .*\.ValueHead"),
         ],
     )
     def test_contradictions_raise(self, options: dict[str, Any], message: str) -> None:
