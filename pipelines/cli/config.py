@@ -243,5 +243,7 @@ def one_line_errors(*others: type[Exception]) -> Iterator[None]:
     except RecursionError as error:
         raise ConfigurationError("a YAML file includes itself or is nested too deeply; correct it") from error
     except (HydraException, OmegaConfBaseException, YAMLError, *others) as error:
-        text = str(error) or str(error.__cause__ or type(error).__name__)  # Hydra's own errors may have no text
+        cause = str(error.__cause__ or type(error).__name__)
+        text = str(error) or cause  # Hydra's own errors may have no text
+        text += f": {cause}" if text.startswith("Error merging override") else ""  # which has no reason
         raise ConfigurationError(text.split("See https", maxsplit=1)[0]) from error

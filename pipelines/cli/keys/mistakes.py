@@ -68,7 +68,9 @@ def check_keys(overrides: Iterable[Override], cfg: DictConfig, known: list[str])
         if override.is_add() or override.is_force_add() or key in existing:
             continue
         name = re.sub(r"^controller\.[^.]+", "controller.*", key)
-        if owners := [one.choice for one in reference() if one.key == name and one.choice]:
+        parts = [one for one in reference() if one.choice and one.key in (name, f"policy.{name}")]
+        if owners := [one.choice for one in parts if one.choice]:
+            key = key if parts[0].key == name else f"policy.{key}"  # such as memory.width
             place = ".".join(key.split(".")[:2])
             owners = [re.sub("^controller=", f"controller@{place}=", owner) for owner in owners]
             has_own_target = f"{key.partition('.')[0]}._target_" in overridden

@@ -58,6 +58,8 @@ MISTAKES = [  # command, and two texts of its error message
     ("train +critic.body.num_cells=[8]", "'critic.body.num_cells'", "policy.body.num_cells="),
     ("train +policy.memory.width=8", "policy.memory", "_target_"),
     ("train policy.memory.width=8", "policy.memory.width", "memory=gru"),
+    ("train memory.width=8", "policy.memory.width", "memory=gru"),
+    ("train transforms={}", "transforms={}", "ListConfig"),
     ("train env=Ant-v5", "env=Ant-v5", "env.id=Ant-v5"),
     ("train --learning-rate 0.1", "--learning-rate", "optimizer.lr=0.1"),
     ("train --env-id=Ant-v5", "--env-id", "env.id=Ant-v5"),
