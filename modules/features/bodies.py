@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchrl.modules import MLP
 
 from ...errors import ConfigurationError
-
-Module = TypeVar("Module", bound=nn.Module)
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU}
 
@@ -153,7 +151,7 @@ def require_builders(builders: Mapping[str, Any]) -> None:
             )
 
 
-def require_base(group: str, module: Any, base: type[Module]) -> Module:
+def require_base(group: str, module: Any, base: type[Any]) -> Any:
     """Return a module that a component has built. Raise a ConfigurationError if it is not derived from `base`."""
     if not isinstance(module, base):
         raise ConfigurationError(
