@@ -69,8 +69,7 @@ NAMES = {
     "logger=[csv,tensorboard]": "tensorboard tensorboard_log tb_log",
     "eval.video=*": "capture_video record_video video save_video",
     "eval.every_frames=*": "eval_freq eval_interval eval_frequency evaluation_interval eval_every",
-    "eval.every_frames=... (each evaluation saves a checkpoint)": "save_freq save_interval checkpoint_freq save_every "
-    "save_model",
+    "checkpoint.every_frames=...": "save_freq save_interval checkpoint_freq save_every save_model",
     "eval.episodes=*": "n_eval_episodes eval_episodes num_eval_episodes evaluation_num_episodes evaluation_duration",
     "run_dir=*": "log_dir logdir log_folder output_dir save_path save_dir out_dir exp_dir results_dir",
     "run_dir=runs/*": "exp_name run_name experiment_name tb_log_name",
