@@ -12,7 +12,7 @@ from torchrl.envs import EnvBase
 
 from ..errors import ConfigurationError
 from .actor_critic import value_heads
-from .features.extractor import is_recurrent
+from .features.extractor import is_recurrent, recurrent_state_shapes
 
 
 class Symmetry:
@@ -58,7 +58,7 @@ class Symmetry:
                 shape.
 
         """
-        mirrored = self.mirror(data.copy())
+        mirrored = self.mirror(data.clone())
         if not isinstance(mirrored, TensorDictBase):
             raise ConfigurationError(
                 f"ppo.symmetry.mirror returns {type(mirrored).__name__}, not a TensorDict; return the mirrored data"
@@ -128,7 +128,8 @@ class SymmetricObjective(nn.Module):
                 "ppo.symmetry.augment=true does not work with critic=quadratic_advantage, because the distribution at "
                 "collection is not mirrored; set it to false, or use critic=mse"
             )
-        self.inputs = list(dict.fromkeys([*actor.in_keys, *critic.in_keys]))
+        others = {"is_init", *recurrent_state_shapes(actor)}  # the noise of gSDE is a recurrent state
+        self.inputs = [key for key in dict.fromkeys([*actor.in_keys, *critic.in_keys]) if key not in others]
         self._dist_params = [key for key in actor.dist_params_keys if key not in self.inputs]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -16,7 +16,7 @@ from torchppo.envs import make_env
 from torchppo.errors import ConfigurationError
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
-from torchppo.modules.heads.continuous import gaussian, tanh_gaussian
+from torchppo.modules.heads.continuous import gaussian, gsde, tanh_gaussian
 from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.modules.symmetry import SymmetricObjective, Symmetry
 from torchppo.pipelines.build import build_training
@@ -32,6 +32,12 @@ def mirror(data: TensorDictBase) -> TensorDictBase:
     """Mirror a pendulum."""
     data["observation"] = data["observation"] * SIGNS
     data["action"] = -data["action"]
+    return data
+
+
+def mirror_in_place(data: TensorDictBase) -> TensorDictBase:
+    data["observation"].mul_(SIGNS)
+    data["action"].neg_()
     return data
 
 
@@ -61,6 +67,22 @@ def test_augmented_losses_are_those_of_both_halves(make: Make) -> None:
         assert losses[name].item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert halves[0]["loss_objective"].item() != pytest.approx(halves[1]["loss_objective"].item(), abs=1e-4)
     assert rows["observation"].shape[0] == len(rows), "the rows are unchanged"
+
+
+def test_a_function_may_change_its_argument(make: Make) -> None:
+    ppo, rows = minibatch(make)
+    pure, in_place = (SymmetricObjective(ppo.objective, Symmetry(one)) for one in (mirror, mirror_in_place))
+    for name, value in pure(rows.copy()).items():
+        assert torch.equal(in_place(rows.copy())[name], value), name
+
+
+def test_persistent_noise_is_not_mirrored(make: Make, fit: Fit) -> None:
+    def checked(data: TensorDictBase) -> TensorDictBase:
+        assert {*data.keys()} == {"observation", "action"}
+        return mirror(data)
+
+    ppo, collector = make("Pendulum-v1", symmetry=Symmetry(checked), head=gsde)
+    assert float(fit(ppo, collector).callback_metrics["train/grad_norm"]) > 0
 
 
 def test_mirror_loss_equals_numpy_and_has_no_gradient_through_its_target(make: Make) -> None:
