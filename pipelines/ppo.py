@@ -101,7 +101,7 @@ class PPO(MonitoredModule):
         self.normalize_advantage, self.compile_mode = normalize_advantage, check_compile(compile)
         self.critic_estimator, self.critic_optimizer = critic_estimator, dict(critic_optimizer or {})
         self.value_pretraining, self.config, self.episodes = value_pretraining, config or {}, EpisodeStatistics()
-        self.frames, self.num_rollouts, self.exchange = 0, 0, Exchange()
+        self.frames, self.num_rollouts, self.trains_policy, self.exchange = 0, 0, True, Exchange()
         self.seconds = {"estimate": 0.0, "update": 0.0}
         self.grad_norm = torch.zeros(())  # of the last step; set by `on_before_optimizer_step`
         self.skipped = SkippedSteps(max_skipped_steps)
@@ -214,13 +214,13 @@ class PPO(MonitoredModule):
         """Take one optimizer step; see `EagerStep`."""
         if (metrics := self._step(rows, indices)) is not None:
             self.skipped.add(metrics)
-            for hook in self.after_step:
+            for hook in self.after_step if self.trains_policy else ():
                 hook()
         return metrics
 
     def set_trainable(self, *, policy: bool, critic: bool) -> bool:
         """Freeze policy or critic; a frozen part keeps its optimizer state. Return whether anything is trainable."""
-        policy = policy and self.num_rollouts >= self.value_pretraining
+        self.trains_policy = policy = policy and self.num_rollouts >= self.value_pretraining
         if self._uses_param_groups:
             self.loss_weights.policy.fill_(float(policy))
             self.loss_weights.critic.fill_(float(critic))

@@ -86,10 +86,13 @@ class NaturalGradientUpdate(MinibatchUpdate):
         """Find the parameters of the policy.
 
         Raises:
-            ConfigurationError: if policy and critic share parameters, which the epochs of the critic would change.
+            ConfigurationError: if policy and critic share parameters, which the epochs of the critic would change, or
+                if there is a symmetry, which the step of the policy does not use.
 
         """
         super().setup(learner)
+        if learner.symmetry is not None:
+            raise ConfigurationError("update=natural_gradient does not use the symmetry for the policy; remove it")
         actor, critic = learner.objective.actor_network, learner.objective.critic_network
         policy, valued = policy_parameters(actor), {*critic.parameters()}  # type: ignore[union-attr]
         if policy & valued:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchrl.modules import set_recurrent_mode
 
 from ...errors import ConfigurationError
+from ...modules.actor_critic import value_heads
 from ..advantages import RolloutBatch, compare_with_collection
 from ..distributed import averaged, gathered, num_ranks, rank
 from .eager_step import total_loss
@@ -76,10 +77,14 @@ class PhasicUpdate(MinibatchUpdate):
         """Find the features that the action head reads.
 
         Raises:
-            ConfigurationError: if the action head reads the observation itself.
+            ConfigurationError: if the action head reads the observation itself, or the critic needs the distribution
+                at collection, which the auxiliary phase replaces.
 
         """
         super().setup(learner)
+        critic: Any = learner.objective.critic_network
+        if any(head.collected_keys for head in value_heads(critic)):
+            raise ConfigurationError("update=ppg does not work with critic=quadratic_advantage; use another critic")
         if self._head is not None:  # of an earlier training
             self._saved, self._head = self._own_state(), None
         actor: Any = learner.objective.actor_network
@@ -102,6 +107,8 @@ class PhasicUpdate(MinibatchUpdate):
 
         """
         results = super().__call__(batch)
+        if not self.learner.trains_policy:  # value pretraining
+            return results
         self._rollouts.append(batch.rows.clone())  # rows may be views of a buffer of the collector
         if len(self._rollouts) >= self.num_rollouts:
             with torch.autocast(batch.rows["advantage"].device.type, enabled=False):
@@ -126,8 +133,9 @@ class PhasicUpdate(MinibatchUpdate):
 
     @torch.no_grad()
     def _store_policy(self, rows: TensorDictBase) -> None:
-        """Replace the distribution parameters and log-probabilities by those of the current policy."""
+        """Replace distribution parameters, log-probabilities and values by those of the current networks."""
         actor: Any = self.learner.objective.actor_network
+        critic: Any = self.learner.objective.critic_network
         for indices in self._minibatches(rows):
             data = rows[indices]
             distribution = actor.get_dist(data)
@@ -135,6 +143,7 @@ class PhasicUpdate(MinibatchUpdate):
                 rows[key][indices] = data[key]
             key = actor.log_prob_keys[0]
             rows[key][indices] = distribution.log_prob(data[actor.dist_sample_keys[0]])
+            rows["state_value"][indices] = critic(rows[indices])["state_value"]
 
     def _auxiliary_step(self, rows: TensorDictBase) -> dict[str, Tensor]:
         compared = compare_with_collection(self.learner.objective.actor_network, rows)

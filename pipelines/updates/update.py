@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...modules.symmetry import Symmetry
 from ..advantages import RolloutBatch
 from .eager_step import LossWeights
 from .skipped import SkippedSteps
@@ -22,7 +23,9 @@ class Learner(Protocol):
         normalize_advantage: whether the update normalizes the advantages of each minibatch.
         loss_weights: weights of the losses of policy and critic, which `set_trainable` sets.
         skipped: counts steps that are not finite. An update that does not use `step` adds the metrics of its own steps.
-        after_step: functions that run after every optimizer step, for example to average the weights.
+        symmetry: the symmetry that the losses use, or `None`.
+        trains_policy: whether the policy is trainable now.
+        after_step: functions that run after every step that trains the policy, for example to average its weights.
 
     """
 
@@ -30,6 +33,8 @@ class Learner(Protocol):
     normalize_advantage: Literal["rollout", "minibatch"] | None
     loss_weights: LossWeights
     skipped: SkippedSteps
+    symmetry: Symmetry | None
+    trains_policy: bool
     after_step: list[Callable[[], None]]
 
     @property

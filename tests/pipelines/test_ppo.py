@@ -311,6 +311,17 @@ class TestTraining:
         assert all(torch.equal(value, actor[name]) for name, value in weights(ppo.actor).items())
         assert any(not torch.equal(value, critic[name]) for name, value in weights(ppo.critic).items())
 
+    @pytest.mark.parametrize(("critic_epochs", "pretraining", "expected"), [(4, 0, [4, 4]), (2, 1, [0, 4])])
+    def test_hooks_run_only_after_steps_of_the_policy(
+        self, critic_epochs: int, pretraining: int, expected: list[int], make: Make, fit: Fit
+    ) -> None:
+        update = MinibatchUpdate(epochs=1, critic_epochs=critic_epochs, minibatch_size=8)
+        ppo, collector = make(update=update, value_pretraining=pretraining)
+        hooks: list[int] = []
+        ppo.after_step.append(lambda: hooks.append(ppo.num_rollouts))
+        fit(ppo, collector)
+        assert [hooks.count(0), hooks.count(1)] == expected
+
     @pytest.mark.parametrize("compile_", [False, "trace"])
     @pytest.mark.parametrize(("epochs", "critic_epochs"), [(1, 4), (4, 1)])
     def test_part_with_fewer_epochs_stays_while_the_other_continues(

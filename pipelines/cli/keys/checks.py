@@ -188,6 +188,7 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
 
     """
     epochs, target = OmegaConf.select(cfg, "update.epochs"), OmegaConf.select(cfg, "policy._target_")
+    is_once = epochs == 1 and OmegaConf.select(cfg, "critic.epochs") in (None, 1)
     has_memory = OmegaConf.select(cfg, "policy.memory") is not None or target != BUILT_IN_POLICY  # may have a memory
     only_once, no_memory = f"update.epochs={epochs}", "memory=none"
     every, total = cfg.eval.every_frames, cfg.total_frames
@@ -198,8 +199,8 @@ def check_effects(cfg: DictConfig, chosen: Collection[str]) -> None:
         "collector.double_buffer": not is_atari(cfg.env) and "other environments than Atari games",
         "env.max_restarts": cfg.env.get("on_failure") == "raise" and "env.on_failure=raise",
         "update.sequence_length": not has_memory and no_memory,
-        "update.burn_in": (not has_memory and no_memory) or (epochs == 1 and only_once),
-        "update.recompute_advantage": epochs == 1 and only_once,
+        "update.burn_in": (not has_memory and no_memory) or (is_once and only_once),
+        "update.recompute_advantage": is_once and only_once,
         "trainer.log_every_n_steps": "torchppo train, which logs every rollout",
         "trainer.use_distributed_sampler": "torchppo train, where each rank collects its own rollouts",
     }

@@ -41,6 +41,18 @@ REFUSED: tuple[tuple[str, dict[str, tuple[Any, ...]]], ...] = (
         {"update._target_": (NATURAL_GRADIENT,), "objective._target_": ("torchrl.objectives.KLPENPPOLoss",)},
     ),
     (
+        "update=natural_gradient does not use the symmetry for the policy; set symmetry=none, or use update=minibatch",
+        {"update._target_": (NATURAL_GRADIENT,), "ppo.symmetry": (SET,)},
+    ),
+    (
+        "controller.lr=kl_adaptive has no effect on the KL divergence of update=natural_gradient, whose learning rate "
+        "is that of the critic; set controller@controller.lr=constant",
+        {
+            "update._target_": (NATURAL_GRADIENT,),
+            "controller.lr._target_": ("torchppo.modules.adaptive_controllers.KLAdaptive",),
+        },
+    ),
+    (
         "update.target_kl has no effect with objective=espo, which has its own stopping rule; set "
         "update.target_kl=null",
         {

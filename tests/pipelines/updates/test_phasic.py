@@ -20,6 +20,7 @@ from torchppo.errors import ConfigurationError
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.features.recurrent import GRU
+from torchppo.modules.heads.quadratic_advantage import QuadraticAdvantageValue
 from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.pipelines.advantages import RolloutBatch
 from torchppo.pipelines.cli.main import main
@@ -40,6 +41,7 @@ class Learner:
         self.normalize_advantage = "rollout"
         self.loss_weights = LossWeights()
         self.skipped = SkippedSteps(20)
+        self.trains_policy = True
         self.after_step: list[Callable[[], None]] = []
 
     def step(self, rows: TensorDictBase, indices: Tensor) -> dict[str, Tensor]:
@@ -118,6 +120,18 @@ class TestAuxiliaryPhase:
         metrics, _ = phase(objective, rows, auxiliary_epochs=30, auxiliary_lr=1e-2)
         assert metrics["auxiliary_value"] < 0.5 * float(rows["value_target"].square().mean())
 
+    def test_values_are_clipped_around_those_before_the_phase(self) -> None:
+        errors = []
+        for offset in (0.0, 100.0):  # of the values at collection, whose clipped errors would have no gradient
+            objective, rows = objective_and_rows()
+            objective.clip_value = torch.tensor(0.5)
+            rows["state_value"] += offset
+            phase(objective, rows, auxiliary_epochs=1, auxiliary_lr=1e-2)
+            with torch.no_grad():
+                values = objective.critic_network(rows.copy())["state_value"]
+            errors.append(float((values - rows["value_target"]).square().mean()))
+        assert errors[0] == errors[1]
+
     def test_a_step_that_is_not_finite_is_skipped(self) -> None:
         objective, rows = objective_and_rows()
         rows["value_target"][0] = float("inf")
@@ -139,6 +153,12 @@ class TestTraining:
         assert hooks == [0, 0, *[1] * (2 + 12), 2, 2, *[3] * (2 + 12), 4, 4]
         assert trainer.callback_metrics["train/auxiliary_value"] > 0
 
+    def test_value_pretraining_leaves_the_policy(self, make: Make, fit: Fit) -> None:
+        ppo, collector = make(update=PhasicUpdate(1, 16, num_rollouts=1), value_pretraining=2)
+        before = [param.clone() for param in ppo.actor.parameters()]
+        fit(ppo, collector)
+        assert all(torch.equal(*pair) for pair in zip(before, ppo.actor.parameters(), strict=True))
+
     def test_a_run_with_an_interruption_is_equal_bit_by_bit(self) -> None:
         words = ("env=cartpole", "env.num_envs=2", "collector.frames_per_env=16", "update.minibatch_size=16")
         update = ("update=ppg", "update.num_rollouts=2", "update.auxiliary_epochs=1")
@@ -150,6 +170,12 @@ def test_an_action_head_that_reads_the_observation_is_refused() -> None:
     actor = ProbabilisticActor(network, ["logits"], distribution_class=torch.distributions.Categorical)
     objective = ClipPPOLoss(actor, ValueOperator(nn.Linear(3, 1)))
     with pytest.raises(ConfigurationError, match=r"update=ppg .* observation"):
+        PhasicUpdate().setup(cast(Any, Learner(objective)))
+
+
+def test_a_critic_that_needs_the_distribution_at_collection_is_refused() -> None:
+    objective, _ = objective_and_rows(critic=QuadraticAdvantageValue)
+    with pytest.raises(ConfigurationError, match="critic=quadratic_advantage"):
         PhasicUpdate().setup(cast(Any, Learner(objective)))
 
 

@@ -56,6 +56,8 @@ class TestUserFiles:
         ("env=pendulum trust_region=kl head=beta", "trust_region"),
         ("update=natural_gradient policy.shared=true", "update=natural_gradient"),
         ("update=natural_gradient objective=torchrl_kl_penalty", "update=natural_gradient"),
+        ("symmetry=mirror ppo.symmetry.mirror._target_=abs update=natural_gradient", "update=natural_gradient"),
+        ("update=natural_gradient controller@controller.lr=kl_adaptive", "controller.lr=kl_adaptive"),
         ("objective=espo update.target_kl=0.03", "update.target_kl"),
         ("objective=a2c update.target_kl=0.03", "update.target_kl"),
         ("env=pendulum critic=quadratic_advantage update=ppg", "critic=quadratic_advantage"),
@@ -67,7 +69,13 @@ def test_components_that_do_not_work_together_are_refused(overrides: str, key: s
     assert str(raised.value).startswith(f"{key} ")
 
 
-@pytest.mark.parametrize("overrides", ["update=natural_gradient objective=espo", "objective=a2c", "trust_region=kl"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *("update=natural_gradient objective=espo", "objective=a2c", "trust_region=kl"),
+        "update.epochs=1 critic.epochs=4 update.recompute_advantage=true",
+    ],
+)
 def test_similar_combinations_are_accepted(overrides: str) -> None:
     compose([*overrides.split(), "run_dir=unused"])
 
