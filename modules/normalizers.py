@@ -158,7 +158,7 @@ class RewardNormalizer(nn.Module):
     def update(self, reward: Tensor, is_init: Tensor, reduce: Reduce = no_reduce) -> None:
         """Accumulate the discounted returns over one rollout and update their statistics.
 
-        Returns continue from the previous rollout, unless every environment begins an episode.
+        Returns continue from the previous rollout.
 
         Args:
             reward: Rewards, `[num_envs, time, 1]`.
@@ -169,7 +169,7 @@ class RewardNormalizer(nn.Module):
         rewards, is_first = reward.double().cpu().numpy()[..., 0].T, is_init.cpu().numpy()[..., 0].T
         returns = np.empty_like(rewards)
         current = self._current_returns
-        if current is None or len(current) != len(reward) or is_first[0].all():
+        if current is None or len(current) != len(reward):
             current = np.zeros(reward.shape[0])
         for step in range(len(rewards)):
             current = np.where(is_first[step], 0.0, current * self.gamma) + rewards[step]

@@ -91,7 +91,7 @@ def check_effects(overrides: Iterable[str], env: EnvBase, ppo: PPO) -> None:
     coefficients = {name: float(value.sum()) for name, value in ppo.objective.named_buffers()}
     is_normalized = any(isinstance(module, ObservationNormalizer) for module in ppo.actor.modules())
     for word in overrides:
-        if not is_continuous and word.lstrip("+").startswith(("head=", "policy.head.")):
+        if not is_continuous and word.lstrip("+").startswith(("head=", "policy.head.", "trust_region.cov_bound=")):
             raise ConfigurationError(f"{word} has no effect on discrete actions; remove it")
         name = word.partition("controller@controller.")[2].partition("=")[0]
         if name in PRESET_COEFFICIENTS and not (coefficients.get(name) or word.endswith("=constant")):

@@ -70,8 +70,8 @@ def split_observation_spec(spec: Composite) -> ObservationEntries:
     masks = [path for path in leaves if path[-1] == ACTION_MASK and path[0] in (ACTION_MASK, "observation")]
     if len(masks) > 1:
         raise ConfigurationError(
-            f"the observation has several masks, {' and '.join(map(entry_name, masks))}; use one {ACTION_MASK} that "
-            "concatenates the choices of all parts of the action"
+            f"the observation has several masks, {' and '.join(map(entry_name, masks))}; use a MultiDiscrete action "
+            f"and one {ACTION_MASK} that concatenates the choices of its parts"
         )
     keys = [path[0] if len(path) == 1 else path for path in (*observed, *masks)]
     return ObservationEntries({key: spec[key] for key in keys[: len(observed)]}, keys[-1] if masks else None)

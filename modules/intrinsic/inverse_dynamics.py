@@ -93,7 +93,9 @@ def make_code(spec: TensorSpec, num_batch: int) -> tuple[nn.Module, list[int]]:
 
 
 class ScaleToUnit(nn.Module):
-    """Maps numbers between finite bounds to [-1, 1]; other numbers stay unchanged.
+    """Clips numbers to finite bounds and maps them to [-1, 1]; other numbers stay unchanged.
+
+    The environment clips actions too, so numbers beyond the bounds cannot be predicted from what it does.
 
     Args:
         low: Lower bounds, `[n]`.
@@ -103,16 +105,18 @@ class ScaleToUnit(nn.Module):
 
     center: Tensor
     scale: Tensor
+    limit: Tensor
 
     def __init__(self, low: Tensor, high: Tensor) -> None:
         super().__init__()
         is_bounded = low.isfinite() & high.isfinite() & (high > low) & (high - low < 1e6)
         self.register_buffer("center", ((low + high) / 2).where(is_bounded, 0.0), persistent=False)
         self.register_buffer("scale", ((high - low) / 2).where(is_bounded, 1.0), persistent=False)
+        self.register_buffer("limit", torch.ones_like(low).where(is_bounded, torch.inf), persistent=False)
 
     def forward(self, value: Tensor) -> Tensor:
         """Shapes: `[*, n] -> float32 [*, n]`."""
-        return (value.float() - self.center) / self.scale
+        return ((value.float() - self.center) / self.scale).clamp(-self.limit, self.limit)
 
 
 class InverseDynamics(nn.Module):

@@ -132,8 +132,11 @@ class LossesWithRewardModels(nn.Module):
 def make_stream_critic(
     name: str, observation_spec: Composite, body: Body, encoders: Mapping[str, Body] | None = None
 ) -> TensorDictModuleBase:
-    """Build a critic that writes `state_value_<name>` from the observation; see `make_actor_critic` for `encoders`."""
+    """Build a critic that writes `state_value_<name>` from the observation; see `make_actor_critic` for `encoders`.
+
+    Entries of floats are normalized.
+    """
     specs, num_batch = split_observation_spec(observation_spec).specs, len(observation_spec.shape)
-    extractor = FeatureExtractorBuilder(specs, num_batch, False, encoders or {}, None)(name, specs, body)
+    extractor = FeatureExtractorBuilder(specs, num_batch, True, encoders or {}, None)(name, specs, body)
     value = TensorDictModule(last_layer(extractor.num_features, 1), [extractor.key], [f"state_value_{name}"])
     return TensorDictSequential(*extractor.modules, value)

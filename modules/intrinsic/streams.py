@@ -11,6 +11,7 @@ from torchrl.objectives.value import GAE
 
 from ...errors import ConfigurationError
 from ..normalizers import Reduce
+from .networks import update_normalizers
 from .reward_model import RewardModel
 
 
@@ -26,6 +27,7 @@ def write_rewards(rollout: TensorDictBase, models: Collection[RewardModel], redu
     """
     metrics = {}
     for model in models:
+        update_normalizers(model.critic, rollout, reduce)
         model.update(rollout, reduce)
         with torch.autocast(rollout["next", "done"].device.type, enabled=False):  # prediction errors may be small
             reward = model.reward(rollout)

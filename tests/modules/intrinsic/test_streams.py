@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.data import Categorical, Composite
+from torchrl.data import Categorical, Composite, Unbounded
 
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.intrinsic.count import CountBonus
 from torchppo.modules.intrinsic.reward_model import LossesWithRewardModels
+from torchppo.modules.intrinsic.rnd import RND
 from torchppo.modules.intrinsic.streams import add_advantages, write_rewards
 from torchppo.modules.normalizers import no_reduce
 
@@ -74,6 +75,21 @@ def test_weighted_advantages_of_a_stream_equal_a_loop(is_episodic: bool) -> None
     target = expected + values.squeeze(-1).numpy()[rollout["observation"].numpy()]
     np.testing.assert_allclose(rollout["value_target_count"].squeeze(-1).numpy(), target, atol=1e-6)
     assert metrics["rollout/reward_count"] == pytest.approx(rollout["next", "reward_count"].mean().item())
+
+
+def test_critic_of_a_stream_does_not_depend_on_the_scale_of_floats() -> None:
+    spec = Composite(observation=Unbounded((2, 3)), shape=(2,))
+    values = []
+    for scale in (1.0, 100.0):
+        torch.manual_seed(0)
+        model = RND(spec, body=partial(mlp, num_cells=(4,)))
+        rollout = make_rollout()
+        rollout["observation"] = scale * torch.randn(2, 8, 3)
+        rollout["next", "observation"] = scale * torch.randn(2, 8, 3)
+        write_rewards(rollout, [model], no_reduce)
+        with torch.no_grad():
+            values.append(model.critic(rollout.copy())["state_value_rnd"])
+    torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
 
 
 def test_loss_of_a_model_is_the_squared_error_of_its_critic() -> None:
