@@ -32,7 +32,7 @@ from .saving.state import has_same_end, load_training_state, start_training, tra
 from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates import param_groups
 from .updates.coefficients import Coefficients
-from .updates.eager_step import LossWeights, check_options, clip_gradients
+from .updates.eager_step import LossWeights, check_ppo_options, clip_gradients
 from .updates.skipped import SkippedSteps
 from .updates.update import Update
 
@@ -91,7 +91,7 @@ class PPO(MonitoredModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        check_options(
+        check_ppo_options(
             objective, estimator, reward_models, total_frames, max_grad_norm, normalize_advantage, value_pretraining
         )
         self.objective, self.estimator, self.update = objective, estimator, update

@@ -58,7 +58,7 @@ class PPOEWMALoss(ClipPPOLoss):
 
     @property
     def after_step(self) -> list[Callable[[], None]]:
-        """Functions that `PPO` calls after every optimizer step."""
+        """Functions that `PPO` calls after every step of the policy."""
         return [self.average.update]
 
     def _log_weight(

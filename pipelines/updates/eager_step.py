@@ -217,7 +217,7 @@ def check_connected(objective: Any, gradients: Mapping[nn.Parameter, Tensor | No
         )
 
 
-def check_options(
+def check_ppo_options(
     objective: Any,
     estimator: Any,
     reward_models: Collection[Any],

@@ -56,7 +56,7 @@ class TestUserFiles:
         ("env=pendulum trust_region=kl head=beta", "trust_region"),
         ("update=natural_gradient policy.shared=true", "update=natural_gradient"),
         ("update=natural_gradient objective=torchrl_kl_penalty", "update=natural_gradient"),
-        ("symmetry=mirror ppo.symmetry.mirror._target_=abs update=natural_gradient", "update=natural_gradient"),
+        ("symmetry=mirror ppo.symmetry.mirror._target_=math.cos update=natural_gradient", "update=natural_gradient"),
         ("update=natural_gradient controller@controller.lr=kl_adaptive", "controller.lr=kl_adaptive"),
         ("objective=espo update.target_kl=0.03", "update.target_kl"),
         ("objective=a2c update.target_kl=0.03", "update.target_kl"),
