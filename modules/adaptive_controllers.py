@@ -178,4 +178,6 @@ class TargetEntropy(AdaptiveController):
         self.rate = rate
 
     def adapted(self, metric: float, value: float) -> float:
+        if value == 0:
+            raise ConfigurationError("controller=target_entropy multiplies entropy_coeff, which is 0; set it above 0")
         return value * math.exp(self.rate * (self.target_entropy - metric))

@@ -153,7 +153,8 @@ class RolloutBatch:
         self.estimator(rollout)
         check_estimates(rollout, self.estimator)
         if self.critic_estimator is not None:
-            rollout["value_target"] = self.critic_estimator(rollout.copy())["value_target"]
+            self.critic_estimator(copy := rollout.copy())
+            rollout["value_target"] = copy["value_target"]
         if self.reward_models:
             add_advantages(rollout, self.reward_models)
         self.raw_advantage = rollout["advantage"]

@@ -16,18 +16,14 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
-from torchrl.objectives import LossModule
 from torchrl.objectives.value import TD1Estimator
 
 from ..errors import ConfigurationError, TorchPPOError, did_you_mean
 from ..modules.controllers import Controller
 from ..modules.features.extractor import is_recurrent
 from ..modules.heads.action_heads import has_continuous_head
-from ..modules.heads.value_heads import SquaredErrorValue, ValueHead
 from ..modules.normalizers import ObservationNormalizer
-from ..modules.objectives.ppo_loss import PPOLoss
 from ..modules.symmetry import check_symmetry
-from .collectors.rollouts import check_fits_into_ram, length_of_rollout
 from .components.instantiate import (
     HYDRA_KEYS,
     build_env,
@@ -39,6 +35,7 @@ from .components.instantiate import (
 )
 from .components.torchrl_collectors import build_torchrl_collector, num_envs_of_workers
 from .ppo import PPO
+from .requirements import check_fits_into_ram, check_trainer, length_of_rollout
 from .step_factory import Compile, check_compile
 
 logger = logging.getLogger("torchppo")
@@ -141,7 +138,7 @@ def build_objective(node: DictConfig, actor: Any, critic: Any) -> Any:
     """Build an objective. `functional` is false unless `node` sets it.
 
     Raises:
-        ConfigurationError: if a key is unknown (TorchRL's losses ignore it), or the objective ignores the value head.
+        ConfigurationError: if a key is unknown (TorchRL's losses ignore it).
 
     """
     names = parameter_names(node)
@@ -151,14 +148,7 @@ def build_objective(node: DictConfig, actor: Any, critic: Any) -> Any:
                 f"objective.{key!s} is not an option of {node._target_}{did_you_mean(str(key), names)}; correct it"
             )
     functional = {"functional": False} if "functional" in names and "functional" not in node else {}
-    objective = call(node, actor_network=actor, critic_network=critic, **functional)
-    heads = {type(module) for module in critic.modules() if isinstance(module, ValueHead)} - {SquaredErrorValue}
-    if isinstance(objective, LossModule) and not isinstance(objective, PPOLoss) and heads:
-        raise ConfigurationError(
-            f"objective={node._target_} does not use the loss of {heads.pop().__name__}; use critic=mse, or "
-            "objective=clip or kl_penalty"
-        )
-    return objective
+    return call(node, actor_network=actor, critic_network=critic, **functional)
 
 
 def build_estimator(node: DictConfig, actor: Any, critic: Any, *, critic_lmbda: float | None = None) -> Any:
@@ -232,6 +222,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
         raise ConfigurationError(
             f"trainer.strategy={options.strategy} starts ranks as copies of this process; use trainer.strategy=ddp"
         )
+    check_trainer(trainer)
     if zero := [key for key in ("max_epochs", "max_steps", "limit_train_batches") if getattr(trainer, key) == 0]:
         raise ConfigurationError(f"trainer.{zero[0]}=0 allows no rollout; remove it")
     if trainer.world_size > 1:

@@ -27,6 +27,7 @@ from .metrics.callbacks import (
     save_after_rollouts,
     wait_for_metrics,
 )
+from .requirements import check_trainer
 from .updates.skipped import SkippedSteps
 
 logger = logging.getLogger("torchppo")
@@ -64,6 +65,7 @@ class MonitoredModule(LightningModule):
     def on_fit_start(self) -> None:
         self._has_logged_hyperparameters = False
         self.trainer.log_every_n_steps = 1  # type: ignore[attr-defined] # Lightning sets it in another class
+        check_trainer(self.trainer)
         if has_monitors(self.trainer):
             wait_for_metrics(self.trainer, delayed_metrics(self.trainer))
         if self.trainer.checkpoint_callbacks:

@@ -22,17 +22,17 @@ from ..modules.intrinsic.streams import write_rewards
 from ..modules.normalizers import ObservationNormalizer, RewardTransform
 from ..modules.symmetry import SymmetricObjective, Symmetry
 from .advantages import RolloutBatch, require_entries
-from .collectors.rollouts import check_collector
 from .collectors.vector import failed_steps
 from .distributed import Exchange, num_ranks, reduce_at_once
 from .metrics.episode_statistics import EPISODE_KEYS, EpisodeStatistics
 from .metrics.learning import METRIC_NAMES, critic_metrics, learning_metrics
 from .monitoring import MonitoredModule
+from .requirements import check_collector, check_components, check_options, require_optimizer
 from .saving.state import has_same_end, load_training_state, start_training, training_state
 from .step_factory import Compile, check_compile, make_optimizer_step
 from .updates import param_groups
 from .updates.coefficients import Coefficients
-from .updates.eager_step import LossWeights, check_ppo_options, clip_gradients
+from .updates.eager_step import LossWeights, clip_gradients
 from .updates.skipped import SkippedSteps
 from .updates.update import Update
 
@@ -47,7 +47,7 @@ class PPO(MonitoredModule):
         optimizer: makes the optimizer from parameters or parameter groups.
         total_frames: environment steps of the training over all ranks. Training ends when no further rollout fits.
         controllers: controllers by coefficient: `lr`, or a buffer of the objective such as `clip_epsilon`. They set it
-            once per rollout. Callbacks may set coefficients without a controller.
+            once per rollout. Callbacks may change a coefficient without a controller in place, with `fill_`.
         reward_models: models of additional rewards, each with its own critic.
         reward_normalizer: transforms rewards before learning; `None` keeps them.
         max_grad_norm: limit of the global gradient norm; infinity disables clipping.
@@ -91,12 +91,11 @@ class PPO(MonitoredModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        check_ppo_options(
-            objective, estimator, reward_models, total_frames, max_grad_norm, normalize_advantage, value_pretraining
-        )
+        check_components(objective, estimator, update, reward_models)
+        check_options(total_frames, max_grad_norm, normalize_advantage, value_pretraining)
         self.objective, self.estimator, self.update = objective, estimator, update
         self.reward_models = nn.ModuleDict({model.name: model for model in reward_models})
-        self.total_frames, self._make_optimizer, self.symmetry = total_frames, optimizer, symmetry
+        self.total_frames, self._make_optimizer, self.symmetry = int(total_frames), optimizer, symmetry
         self.reward_normalizer, self.max_grad_norm = reward_normalizer, max_grad_norm
         self.normalize_advantage, self.compile_mode = normalize_advantage, check_compile(compile)
         self.critic_estimator, self.critic_optimizer = critic_estimator, dict(critic_optimizer or {})
@@ -150,7 +149,7 @@ class PPO(MonitoredModule):
         if self._uses_param_groups:
             params = param_groups.make_param_groups(self.objective, self.critic_optimizer, self.reward_models)
         try:
-            optimizer = self._make_optimizer(params)
+            optimizer = require_optimizer(self._make_optimizer(params))
         except Exception as error:
             raise ConfigurationError(f"optimizer: {type(error).__name__}: {error}; change optimizer.*") from error
         if self._uses_param_groups:
@@ -161,7 +160,7 @@ class PPO(MonitoredModule):
         """Choose how a step runs, now that devices, precision and optimizer are known."""
         collector = self.trainer.train_dataloader
         is_same = has_same_end(self)
-        fits = check_collector(collector, self.frames, self.total_frames, may_be_complete=is_same)
+        fits = check_collector(collector, self, self.frames, self.total_frames, may_be_complete=is_same)
         self.trainer.should_stop = self.trainer.should_stop or not fits  # only the last evaluation may be missing
         if act_under := getattr(collector, "act_under", None):
             act_under(self.trainer.precision_plugin.forward_context)

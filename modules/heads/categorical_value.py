@@ -42,7 +42,6 @@ class CategoricalValue(ValueHead):
     """
 
     out_keys: ClassVar[list[str]] = ["state_value", "value_logits"]
-    supports_clipping: ClassVar[bool] = False
 
     centers: Tensor
 

@@ -45,7 +45,6 @@ class QuadraticAdvantageValue(ValueHead):
     """
 
     out_keys: ClassVar[list[str]] = ["state_value", "best_action", "curvature"]
-    supports_clipping: ClassVar[bool] = False
     collected_keys: ClassVar[list[str]] = ["action", "loc", "scale"]
 
     def __init__(self, width: int, initial_curvature: float = 0.01) -> None:

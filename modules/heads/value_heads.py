@@ -29,7 +29,7 @@ class ValueHead(nn.Module, ABC):
     """
 
     out_keys: ClassVar[list[str]] = ["state_value"]
-    supports_clipping: ClassVar[bool] = True
+    supports_clipping: ClassVar[bool] = False
     collected_keys: ClassVar[list[str]] = []
 
     def setup(self, action_spec: TensorSpec, head: Head) -> None:
@@ -75,6 +75,8 @@ class ValueHead(nn.Module, ABC):
 class SquaredErrorValue(ValueHead):
     """Predicts the mean return by minimizing the squared error."""
 
+    supports_clipping = True
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layer = last_layer(width, 1)
@@ -103,6 +105,8 @@ class HuberValue(ValueHead):
         ConfigurationError: If `delta` is not positive.
 
     """
+
+    supports_clipping = True
 
     def __init__(self, width: int, delta: float = 1.0) -> None:
         super().__init__()
@@ -141,6 +145,7 @@ class PopArtValue(ValueHead):
 
     """
 
+    supports_clipping = True
     mean: Tensor
     std: Tensor
 

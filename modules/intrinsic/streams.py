@@ -31,6 +31,11 @@ def write_rewards(rollout: TensorDictBase, models: Collection[RewardModel], redu
         model.update(rollout, reduce)
         with torch.autocast(rollout["next", "done"].device.type, enabled=False):  # prediction errors may be small
             reward = model.reward(rollout)
+        if reward.shape != rollout["next", "done"].shape:
+            raise ConfigurationError(
+                f"intrinsic.{model.name}: reward returned the shape {tuple(reward.shape)}; return "
+                f"{tuple(rollout['next', 'done'].shape)}"
+            )
         metrics[f"rollout/reward_{model.name}"] = reward.mean().item()
         if model.normalizer is not None:
             done = rollout["next", "done"]

@@ -18,9 +18,10 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from ...envs import EPISODE_KEYS, VectorEnv
 from ...errors import ConfigurationError
 from ..distributed import num_ranks, raise_on_all_ranks, rank
+from ..requirements import length_of_rollout
 from ..step_factory import Compile
 from .rollout_buffer import require_finite
-from .rollouts import Rollouts, length_of_rollout
+from .rollouts import Rollouts
 from .torchrl import TorchRLRollouts
 from .vector import VectorRollouts
 
@@ -39,7 +40,7 @@ class SizedRollouts(ABC):
 
     def __init__(self, frames_per_batch: int, total_frames: int) -> None:
         self.frames_per_batch = frames_per_batch
-        self.total_frames = total_frames
+        self.total_frames = int(total_frames)
         self._acting_context: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._seconds = 0.0
         self._frames = 0
@@ -141,8 +142,8 @@ class Collector(SizedRollouts):
             )
         num_envs = int(env.batch_size.numel())
         self.frames_per_env = length_of_rollout(frames_per_env, frames_per_batch, num_envs)
-        if total_frames < 1:
-            raise ConfigurationError(f"total_frames={total_frames} must be at least 1")
+        if total_frames < 1 or total_frames != int(total_frames):
+            raise ConfigurationError(f"total_frames={total_frames} must be a whole number of at least 1")
         super().__init__(num_envs * self.frames_per_env, total_frames)
         self.env = env
         self.policy = policy

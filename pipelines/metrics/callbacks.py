@@ -42,11 +42,12 @@ def check_early_stopping(trainer: Trainer, names: Collection[str]) -> None:
 
 
 def check_monitors(trainer: Trainer) -> None:
-    """Raise a ConfigurationError if a callback monitors a torchppo metric that does not exist."""
+    """Raise a ConfigurationError if a callback monitors a torchppo metric that does not exist, or omits its group."""
     names = {*trainer.callback_metrics, *delayed_metrics(trainer)}
     for callback in (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks):
         monitor = getattr(callback, "monitor", None) or ""
-        if monitor.startswith(OWN_METRICS) and monitor not in names:
+        is_short = any(name.endswith(f"/{monitor}") for name in names)
+        if (is_short or monitor.startswith(OWN_METRICS)) and monitor not in names:
             raise ConfigurationError(
                 f"{type(callback).__name__} monitors {monitor}, which does not exist{did_you_mean(monitor, names)}; "
                 f"use one of {', '.join(sorted(names))}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,9 +32,10 @@ class Coefficients:
     """
 
     def __init__(self, controllers: Mapping[str, Controller], objective: nn.Module) -> None:
-        self._controllers: dict[str, Controller] = {**getattr(objective, "controllers", {}), **controllers}
+        given: dict[str, Controller] = {**getattr(objective, "controllers", {}), **controllers}
+        self._controllers = deepcopy(given)  # so that the same objects can start other trainings
         self._objective = objective
-        if len({*map(id, self._controllers.values())}) < len(self._controllers):
+        if len({*map(id, given.values())}) < len(given):
             raise ConfigurationError("controllers: one object controls two coefficients; create one for each of them")
         for name, controller in self._controllers.items():
             if not isinstance(controller, Controller):

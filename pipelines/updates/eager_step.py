@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
-from torchrl.objectives.value import VTrace
 
 from ...errors import ConfigurationError
-from ...modules.actor_critic import check_critic_memory
 from ..distributed import averaged
 from .skipped import StepMetrics
 
@@ -215,34 +213,3 @@ def check_connected(objective: Any, gradients: Mapping[nn.Parameter, Tensor | No
             "torchppo: the losses do not depend on %d of %d parameters, such as %s, which will not learn",
             *(len(unconnected), len(parameters), unconnected[0]),
         )
-
-
-def check_ppo_options(
-    objective: Any,
-    estimator: Any,
-    reward_models: Collection[Any],
-    frames: int,
-    max_norm: float,
-    normalize: str | None,
-    pretraining: int,
-) -> None:
-    """Raise a ConfigurationError for an option of `PPO` that cannot work."""
-    if type(estimator) is VTrace:
-        raise ConfigurationError(
-            "estimator=VTrace of TorchRL 0.14 uses the probability of a new action, not that of the action taken; use "
-            "estimator=vtrace, in Python torchppo.modules.estimators.vtrace.VTrace"
-        )
-    for name in ("actor_network", "critic_network"):
-        if not isinstance(getattr(objective, name, None), nn.Module):
-            raise ConfigurationError(f"objective={type(objective).__name__} needs an nn.Module as its attribute {name}")
-    check_critic_memory(objective.actor_network, objective.critic_network)
-    if len({model.name for model in reward_models}) < len(reward_models):
-        raise ConfigurationError("intrinsic: two reward models have the same name; remove or rename one")
-    if frames < 1:
-        raise ConfigurationError(f"total_frames={frames} must be at least 1")
-    if not max_norm > 0:
-        raise ConfigurationError(f"ppo.max_grad_norm={max_norm} must be positive; inf disables clipping")
-    if normalize not in ("rollout", "minibatch", None):
-        raise ConfigurationError(f"ppo.normalize_advantage={normalize} must be rollout, minibatch or null")
-    if pretraining < 0:
-        raise ConfigurationError(f"ppo.value_pretraining={pretraining} must not be negative")

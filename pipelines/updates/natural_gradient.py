@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.modules import set_recurrent_mode
+from torchrl.objectives import KLPENPPOLoss
 
 from ...errors import ConfigurationError
 from ..advantages import RolloutBatch
@@ -87,10 +88,15 @@ class NaturalGradientUpdate(MinibatchUpdate):
 
         Raises:
             ConfigurationError: if policy and critic share parameters, which the epochs of the critic would change, or
-                if there is a symmetry, which the step of the policy does not use.
+                if there is a symmetry, which the step of the policy does not use, or the objective changes its
+                weight at every evaluation of the line search.
 
         """
         super().setup(learner)
+        if type(learner.objective) is KLPENPPOLoss:
+            raise ConfigurationError(
+                "update=natural_gradient does not work with TorchRL's KLPENPPOLoss; use torchppo.KLPENPPOLoss"
+            )
         if learner.symmetry is not None:
             raise ConfigurationError("update=natural_gradient does not use the symmetry for the policy; remove it")
         actor, critic = learner.objective.actor_network, learner.objective.critic_network

@@ -79,6 +79,10 @@ class TestTargetEntropy:
         assert move(0.0, {"entropy": 0.7}, 0.01) == pytest.approx(0.01 * math.exp(-0.02), rel=1e-12)
         assert move(0.0, {"entropy": 0.5}, 0.01) == 0.01
 
+    def test_refuses_to_multiply_0(self) -> None:
+        with pytest.raises(ConfigurationError, match="entropy_coeff, which is 0"):
+            TargetEntropy()(0.5, {"entropy": 0.1}, 0.0)
+
     def test_stays_within_its_bounds_and_keeps_the_value_without_an_entropy(self) -> None:
         move = TargetEntropy(0.0, rate=100.0, minimum=0.1, maximum=0.5)
         assert [move(0.0, {"entropy": entropy}, 0.2) for entropy in (1.0, -1.0)] == [0.1, 0.5]

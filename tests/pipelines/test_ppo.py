@@ -157,7 +157,8 @@ class TestTraining:
         ppo, collector = make("Pendulum-v1", reward_normalizer=RewardNormalizer(GAMMA))
         fit(ppo, collector)
         ppo.total_frames *= 2
-        fit(ppo, make("Pendulum-v1", num_envs=4, frames_per_env=8)[1])
+        env = make("Pendulum-v1", num_envs=4)[1].env
+        fit(ppo, Collector(env, ppo.actor, frames_per_env=8, total_frames=ppo.total_frames))
         assert ppo.frames == ppo.total_frames
 
     def test_frames_and_optimizer_steps_are_counted(self, make: Make, fit: Fit) -> None:

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import Categorical, Composite, Unbounded
 
+from torchppo.errors import ConfigurationError
 from torchppo.modules.features.bodies import mlp
 from torchppo.modules.intrinsic.count import CountBonus
 from torchppo.modules.intrinsic.reward_model import LossesWithRewardModels
@@ -90,6 +91,14 @@ def test_critic_of_a_stream_does_not_depend_on_the_scale_of_floats() -> None:
         with torch.no_grad():
             values.append(model.critic(rollout.copy())["state_value_rnd"])
     torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+
+
+def test_a_reward_of_another_shape_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = Composite(observation=Categorical(NUM_STATES, (2,)), shape=(2,))
+    model = CountBonus(spec, body=partial(mlp, num_cells=(4,)))
+    monkeypatch.setattr(model, "reward", lambda rollout: torch.zeros(rollout.shape))
+    with pytest.raises(ConfigurationError, match=r"intrinsic\.count: .* \(2, 8\); return \(2, 8, 1\)"):
+        write_rewards(make_rollout(), [model], no_reduce)
 
 
 def test_loss_of_a_model_is_the_squared_error_of_its_critic() -> None:
