@@ -23,7 +23,6 @@ from ..modules.controllers import Controller
 from ..modules.features.extractor import is_recurrent
 from ..modules.heads.action_heads import has_continuous_head
 from ..modules.normalizers import ObservationNormalizer
-from ..modules.symmetry import check_symmetry
 from .components.instantiate import (
     HYDRA_KEYS,
     build_env,
@@ -72,8 +71,6 @@ def build_training(cfg: DictConfig, rank: int, overrides: Iterable[str] = (), *,
     try:
         ppo = build_ppo(cfg, env)
         check_effects(overrides, env, ppo)
-        if ppo.symmetry is not None:
-            check_symmetry(ppo.symmetry, ppo.objective, env)
         collector = build_collector(cfg, env, ppo, rank, num_ranks)
     except BaseException:  # also a signal
         env.close()  # ends its worker processes

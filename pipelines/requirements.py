@@ -20,6 +20,7 @@ from ..modules.actor_critic import check_critic_memory, value_heads
 from ..modules.heads.value_heads import SquaredErrorValue
 from ..modules.normalizers import ObservationNormalizer
 from ..modules.objectives.ppo_loss import PPOLoss
+from ..modules.symmetry import check_symmetry
 from .distributed import gathered, num_ranks
 
 UPDATE_MEMBERS = ("stop_above", "freezes", "setup", "num_steps", "frames_per_sequence", "check", "state_dict")
@@ -112,14 +113,13 @@ def check_fits_into_ram(env: EnvBase, num_frames: int) -> None:
         )
 
 
-def check_collector(
-    collector: Any, module: nn.Module, frames: int, total_frames: int, *, may_be_complete: bool
-) -> bool:
+def check_collector(collector: Any, module: Any, frames: int, total_frames: int, *, may_be_complete: bool) -> bool:
     """Return whether a rollout fits after `frames` trained frames.
 
     Raises:
         ConfigurationError: if Lightning would prefetch, if the collector acts with another policy than that of
-            `module`, or if no rollout fits and `may_be_complete` is false.
+            `module`, if the symmetry does not fit the environment, or if no rollout fits and `may_be_complete` is
+            false.
 
     """
     if not hasattr(collector, "__len__"):
@@ -134,6 +134,8 @@ def check_collector(
             "the collector acts with another policy than the one that is trained; make it with the actor of the "
             "objective"
         )
+    if module.symmetry is not None and (env := getattr(collector, "env", None)) is not None:
+        check_symmetry(module.symmetry, module.objective, env)
     next_frames = getattr(collector, "frames_per_batch", 1) * num_ranks()
     fits = not frames or frames + next_frames <= total_frames
     if not (fits or may_be_complete):

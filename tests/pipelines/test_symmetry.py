@@ -16,6 +16,7 @@ from torchppo.envs import make_env
 from torchppo.errors import ConfigurationError
 from torchppo.modules.actor_critic import make_actor_critic
 from torchppo.modules.features.bodies import mlp
+from torchppo.modules.features.recurrent import GRU
 from torchppo.modules.heads.continuous import gaussian, gsde, tanh_gaussian
 from torchppo.modules.objectives.clip import ClipPPOLoss
 from torchppo.modules.symmetry import SymmetricObjective, Symmetry
@@ -165,16 +166,19 @@ def forgotten(data: TensorDictBase) -> TensorDictBase:
 @pytest.mark.parametrize(
     ("function", "word"), [(shifted, "own inverse"), (misspelled, "writes obs"), (forgotten, "returns no action")]
 )
-def test_a_function_that_is_no_symmetry_is_refused(function: Callable[..., Any], word: str) -> None:
-    overrides = ["symmetry=mirror", f"ppo.symmetry.mirror._target_={__name__}.{function.__name__}"]
+def test_a_function_that_is_no_symmetry_is_refused(
+    function: Callable[..., Any], word: str, make: Make, fit: Fit
+) -> None:
+    ppo, collector = make(symmetry=Symmetry(function))
     with pytest.raises(ConfigurationError, match=word):
-        build_training(compose([*overrides, "logger=[]", "run_dir=unused"]), 0)
+        fit(ppo, collector)
+    assert ppo.num_rollouts == 0
 
 
-def test_a_policy_that_cannot_be_mirrored_is_refused_before_the_training() -> None:
-    overrides = ["symmetry=mirror", f"ppo.symmetry.mirror._target_={__name__}.mirror_cartpole", "policy=gru"]
+def test_a_policy_that_cannot_be_mirrored_is_refused_before_the_training(make: Make, fit: Fit) -> None:
+    ppo, collector = make(symmetry=Symmetry(mirror_cartpole), memory=partial(GRU, width=4))
     with pytest.raises(ConfigurationError, match="memory"):
-        build_training(compose([*overrides, "logger=[]", "run_dir=unused"]), 0)
+        fit(ppo, collector)
 
 
 def test_a_function_of_the_user_is_selected_from_the_command_line() -> None:
