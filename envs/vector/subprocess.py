@@ -27,6 +27,7 @@ from .worker import NO_SEED, RESET, STEP, LostWorker, SharedArrays, Worker, clos
 class SubprocessVectorEnv(SlicedVectorEnv):
     """Steps its environments in worker processes; returns the same data as `SerialVectorEnv`, bit for bit.
 
+    This holds for environments that do not use the global random generators, which every worker seeds differently.
     Every worker holds a slice of the environments and writes their results to memory that it shares with this
     process. A pair of semaphores per worker starts a step and signals its end. Gymnasium's `AsyncVectorEnv` sends
     `info` through pipes at every step and does not report that a worker died.

@@ -20,7 +20,7 @@ from ..spaces.specs import StepArrays
 from .forked_call import CRASH_HINT, acquire, exit_text, init_subprocess, shared_zeros, start_forked
 from .recovery import Restarts
 from .serial import EnvFn, SerialVectorEnv
-from .worker_envs import WorkerEnvs, seed_python
+from .worker_envs import WorkerEnvs, seed_worker
 
 STEP, RESET, CALL, CLOSE = range(4)
 NO_SEED = -1
@@ -198,7 +198,7 @@ def _run_worker(
 ) -> None:
     """Execute commands until `CLOSE`, or until the parent process is gone."""
     init_subprocess()
-    seed_python(env_slice.start)
+    seed_worker(env_slice.start)
     parent_pid = os.getppid()
     command, go, done, has_failed, pipe = signals
     vector = None
