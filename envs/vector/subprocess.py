@@ -190,7 +190,7 @@ class SubprocessVectorEnv(SlicedVectorEnv):
     def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> str:
         for worker in self._workers:  # the first one tests
             name = str(worker.call("set_resume_class", name, min(max_seconds, worker.step_timeout / 2)))
-            self.resume_class = name
+            self.resume_class = worker.resume_class = name
         return self.resume_class
 
     def own_resume_class(self, max_seconds: float = 20.0) -> str:
