@@ -31,8 +31,9 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
         resume_class: how episodes continue after a restart, one of `resume.resumability.RESUME_CLASSES`.
         last_seeds: the last seed of each environment.
         has_left_space: whether an observation outside of its space was reported.
-        num_restarts: number of failures after which each environment was recreated, `[num_envs]`. The step of the
-            failure is truncated: it has the last observation and the reward 0. `None`: failures are raised.
+        num_restarts: number of failures after which the episode of each environment was truncated, because it was
+            recreated, `[num_envs]`. The step of the failure has the last observation and the reward 0, except for
+            environments that had completed it before their worker died. `None`: failures are raised.
 
     """
 

@@ -146,7 +146,10 @@ class SubprocessVectorEnv(SlicedVectorEnv):
             first = own.start + max(0, int(worker.progress[0]))
             worker.restart()
             if command == STEP:
-                self.arrays.truncated[own.start : first] = ~self.arrays.terminated[own.start : first]
+                stepped = slice(own.start, first)
+                is_cut = ~(self.arrays.terminated[stepped] | self.arrays.truncated[stepped])
+                self.arrays.truncated[stepped] |= is_cut
+                self.num_restarts[stepped] += is_cut  # type: ignore[index]
                 self._truncate(in_slice(slice(first, own.stop), self.num_envs))
             else:
                 self._reset_all(worker, before)

@@ -303,7 +303,7 @@ class TestRestarts:
         assert observation.tolist() == [[1, 3], [1, 2]]
         assert (reward.tolist(), truncated.tolist()) == ([1, 0], [True, True])
         assert vector.num_restarts is not None
-        assert vector.num_restarts.tolist() == [0, 1]
+        assert vector.num_restarts.tolist() == [1, 1]
         assert vector.reset(options={"reset_mask": truncated.copy()})[0].tolist() == [[1, 0], [1, 0]]
         assert vector.step(zeros)[0].tolist() == [[1, 1], [1, 1]]
         vector.close()
