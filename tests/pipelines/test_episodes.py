@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.wrappers import TimeLimit
 from lightning import Trainer
 from torch import Tensor, nn
 from torchrl.envs import ExplorationType, RewardScaling, StepCounter, TransformedEnv, exploration_type
@@ -151,12 +153,14 @@ class TestEpisodes:
             ("CartPole-v1", {"max_episode_steps": 70_000, "num_workers": 1}, 70_000),
             ("torchppo.envs:torchppo/Recall-v0", {}, 5_000),
             ("ALE/Pong-v5", {}, 27_000),
+            (CartPoleEnv, {"max_episode_steps": 10_000}, 10_000),
+            (CartPoleEnv, {"wrappers": [partial(TimeLimit, max_episode_steps=70)], "num_workers": 1}, 70),
         ],
     )
     def test_have_the_time_limit_of_the_environment_by_default(
-        self, env_id: str, options: dict[str, Any], limit: int
+        self, env_id: Any, options: dict[str, Any], limit: int
     ) -> None:
-        if env_id.startswith("ALE/"):
+        if str(env_id).startswith("ALE/"):
             pytest.importorskip("ale_py")
         env = TransformedEnv(make_env(env_id, **options), StepCounter())
         assert default_max_steps(env) == limit
