@@ -224,7 +224,7 @@ def views(env: EnvBase, step: TensorDictBase, is_first: bool, is_over: bool) -> 
     if vector is not None and vector.render_mode is not None:
         collected = vector.envs[0] if isinstance(vector, SerialVectorEnv) else None
         if not isinstance(collected, CollectFrames):
-            return None, vector.render()[0]
+            return None, None if is_over else vector.render()[0]  # the environment has been reset
         return collected.starts.popleft() if is_first else None, collected.last
     if vector is not None:
         before, after = step.get("observation"), step["next"].get("observation")

@@ -19,7 +19,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.envs import GymEnv, PendulumEnv, SerialEnv
 
-from torchppo.envs import SerialVectorEnv, VectorEnv, batched
+from torchppo.envs import SerialVectorEnv, VectorEnv, batched, make_env
 from torchppo.envs.native.vector import NativeVectorEnv
 from torchppo.errors import EnvironmentFailure
 from torchppo.pipelines.episodes import rollout_episodes
@@ -230,6 +230,14 @@ def test_only_environments_with_vector_wrappers_are_native_in_videos() -> None:
         cfg = OmegaConf.create({"env": env, "transforms": [], "eval": {"env": {}}})
         with closing(build_rendering_env(cfg, 0)) as rendering:
             assert isinstance(rendering.vector, NativeVectorEnv) is bool(wrappers)
+
+
+def test_native_environments_show_no_image_of_the_next_episode() -> None:
+    env = make_env("CartPole-v1", 1, vectorization="native", max_episode_steps=3, render_mode="rgb_array")
+    steps = rollout_episodes(TensorDictModule(lambda obs: obs[..., 0].long(), ["observation"], ["action"]), env)
+    with closing(env), closing(steps):
+        texts = [text for _, text in episode_images(steps, env, 2, 10)]
+    assert [text.split("   ")[:2] for text in texts] == [[f"episode {n}", f"step {t}"] for n in (1, 2) for t in (1, 2)]
 
 
 def test_a_render_mode_of_eval_env_is_used() -> None:
