@@ -149,10 +149,10 @@ def is_native(id: Any, vectorization: str) -> bool:  # noqa: A002
     return is_vector_class(id) if spec is None else spec.entry_point is None
 
 
-def has_single_env(id: Any, vectorization: str) -> bool:  # noqa: A002
-    """Return whether `make_gymnasium_env` makes a single environment with the same id."""
+def has_single_env(id: Any, vectorization: str, wrappers: Sequence[Any] = ()) -> bool:  # noqa: A002
+    """Return whether `make_gymnasium_env`, which takes no vector wrappers, makes an environment with the same id."""
     if vectorization == "native" and not is_native(id, "auto"):
-        return registration(id) is not None  # otherwise, `id` makes only vector environments
+        return not wrappers and registration(id) is not None  # otherwise, `id` makes only vector environments
     return not is_native(id, vectorization)
 
 

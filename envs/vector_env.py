@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class VectorEnv(EnvBase):
     leaves; in a TensorDict they have keys such as `("observation", "image")`. Actions are clipped to the bounds of the
     action space before they reach the environment; the action in the data is the one the policy chose.
     `episode_reward` and `step_count` are those of TorchRL's `RewardSum` and `StepCounter`, except that
-    `episode_reward` sums the rewards of the environment before any wrapper changes them.
+    `episode_reward` sums rewards before wrappers change them, and that `step_count` is 0 in skipped and failed steps.
 
     `call`, `get_attr` and `set_attr` apply to the environments and their wrappers, also in worker processes, as in
     `gymnasium.vector`. They also work through TorchRL's `TransformedEnv`.
@@ -64,20 +64,17 @@ class VectorEnv(EnvBase):
     @property
     def info_keys(self) -> tuple[str, ...]:
         """Keys of the entries of `info` that are read at the end of an episode."""
-        keys: tuple[str, ...] = self.vector.info_keys
-        return keys
+        return cast(tuple[str, ...], self.vector.info_keys)
 
     @property
     def episode_info(self) -> NDArray[np.float64] | None:
         """Values of `info_keys` in the last step of every environment's last episode (see `SlicedVectorEnv`)."""
-        values: NDArray[np.float64] | None = self.vector.episode_info
-        return values
+        return cast(NDArray[np.float64] | None, self.vector.episode_info)
 
     @property
     def skipped(self) -> NDArray[np.bool_] | None:
         """Whether the last step of each environment was skipped (see `SlicedVectorEnv`)."""
-        skipped: NDArray[np.bool_] | None = self.vector.skipped
-        return skipped
+        return cast(NDArray[np.bool_] | None, self.vector.skipped)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every environment or its wrappers and return the results."""
@@ -200,6 +197,7 @@ class VectorEnv(EnvBase):
                 f"environment {self._has_ended.argmax()} received an action after the end of its episode; reset it "
                 "before, and replace transforms that repeat actions (FrameSkipTransform) by wrappers in env.wrappers"
             )
+        restarts = None if self.vector.num_restarts is None else self.vector.num_restarts.copy()
         if self._has_nested_actions:
             self.send({key: tensordict[key].numpy() for key in self.action_keys})
         else:
@@ -209,6 +207,8 @@ class VectorEnv(EnvBase):
         self._step_count = self._step_count + 1
         if self.skipped is not None:
             self._step_count[self.skipped] = 0
+        if restarts is not None:  # the episodes of environments that failed do not count
+            self._step_count[self.vector.num_restarts != restarts] = 0
         arrays: dict[NestedKey, NDArray[Any]] = {
             **leaf_arrays(observation),
             "reward": reward,

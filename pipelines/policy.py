@@ -24,7 +24,7 @@ from ..modules.actor_critic import without_critic
 from ..modules.features.extractor import recurrent_state_shapes
 from .checkpoint import load_actor, restore
 from .collectors.vector import as_array, is_action
-from .components.instantiate import build_evaluation_env, call, evaluation_config, single_env_config
+from .components.instantiate import build_evaluation_env, call, evaluation_config, is_single_env, single_env_config
 from .step_factory import device_of
 
 GymnasiumEnv = VectorEnv | gymnasium.Env[Any, Any] | GymnasiumVectorEnv[Any, Any, Any]
@@ -145,11 +145,12 @@ class Policy:
 
         Raises:
             CheckpointError: if the policy was loaded without a configuration.
-            ConfigurationError: if the training used Atari games or a TorchRL environment; use `make_env`.
+            ConfigurationError: if the training used Atari games, vector wrappers or a TorchRL environment; use
+                `make_env`.
 
         """
         node = evaluation_config(self._changed_config(changes)).env
-        if not str(node._target_).endswith("make_env") or str(node.get("id")).startswith("ALE/"):
+        if not is_single_env(node):
             raise ConfigurationError(
                 f"{node.get('id', node._target_)} is not a single Gymnasium environment; use policy.make_env()"
             )

@@ -20,12 +20,11 @@ class RawEpisodeReward(vector.VectorWrapper):
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        result = self.env.reset(seed=seed, options=options)
         if options is None:
             self.total = np.zeros(self.num_envs)
-        else:
+        else:  # before the reset, because `SyncVectorEnv` removes the mask from `options`
             self.total[options["reset_mask"]] = 0.0
-        return result
+        return self.env.reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         result = self.env.step(actions)

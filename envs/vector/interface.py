@@ -12,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from ...errors import ConfigurationError, EnvironmentFailure
@@ -31,8 +32,9 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
         resume_class: how episodes continue after a restart, one of `resume.resumability.RESUME_CLASSES`.
         last_seeds: the last seed of each environment.
         has_left_space: whether an observation outside of its space was reported.
-        num_restarts: number of failures after which each environment was recreated, `[num_envs]`. The step of the
-            failure is truncated: it has the last observation and the reward 0. `None`: failures are raised.
+        num_restarts: number of failures after which the episode of each environment was truncated, because it was
+            recreated, `[num_envs]`. The step of the failure has the last observation and the reward 0, except for
+            environments that had completed it before their worker died. `None`: failures are raised.
 
     """
 
@@ -162,8 +164,16 @@ class EnvDescription(NamedTuple):
 
 
 def describe_env(env: gymnasium.Env[Any, Any]) -> EnvDescription:
-    """Describe an environment. The spec has only the id and the time limit, because others may not be picklable."""
-    spec = None if env.spec is None else EnvSpec(env.spec.id, max_episode_steps=env.spec.max_episode_steps)
+    """Describe an environment. The spec has only the id and the time limit, because others may not be picklable.
+
+    An environment without a spec that has a `TimeLimit` gets one with the name of its class.
+    """
+    limits = [layer._max_episode_steps for layer in layers_of(env) if isinstance(layer, TimeLimit)]
+    spec = None
+    if env.spec is not None:
+        spec = EnvSpec(env.spec.id, max_episode_steps=env.spec.max_episode_steps)
+    elif limits:
+        spec = EnvSpec(type(env.unwrapped).__name__, max_episode_steps=limits[0])
     return EnvDescription(env.observation_space, env.action_space, env.render_mode, env.metadata, spec)
 
 

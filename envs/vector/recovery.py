@@ -35,7 +35,7 @@ class Restarts:
         allocate: allocates arrays in memory that workers share.
 
     Attributes:
-        counts: steps of each environment that failed, `[num_envs]`.
+        counts: `num_restarts` of `SlicedVectorEnv`.
         pending: seeds of the next reset, by environment.
 
     """

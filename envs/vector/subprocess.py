@@ -27,6 +27,7 @@ from .worker import NO_SEED, RESET, STEP, LostWorker, SharedArrays, Worker, clos
 class SubprocessVectorEnv(SlicedVectorEnv):
     """Steps its environments in worker processes; returns the same data as `SerialVectorEnv`, bit for bit.
 
+    This holds for environments that do not use the global random generators, which every worker seeds differently.
     Every worker holds a slice of the environments and writes their results to memory that it shares with this
     process. A pair of semaphores per worker starts a step and signals its end. Gymnasium's `AsyncVectorEnv` sends
     `info` through pipes at every step and does not report that a worker died.
@@ -145,7 +146,10 @@ class SubprocessVectorEnv(SlicedVectorEnv):
             first = own.start + max(0, int(worker.progress[0]))
             worker.restart()
             if command == STEP:
-                self.arrays.truncated[own.start : first] = ~self.arrays.terminated[own.start : first]
+                stepped = slice(own.start, first)
+                is_cut = ~(self.arrays.terminated[stepped] | self.arrays.truncated[stepped])
+                self.arrays.truncated[stepped] |= is_cut
+                self.num_restarts[stepped] += is_cut  # type: ignore[index]
                 self._truncate(in_slice(slice(first, own.stop), self.num_envs))
             else:
                 self._reset_all(worker, before)
@@ -189,7 +193,7 @@ class SubprocessVectorEnv(SlicedVectorEnv):
     def set_resume_class(self, name: str | None = None, max_seconds: float = 20.0) -> str:
         for worker in self._workers:  # the first one tests
             name = str(worker.call("set_resume_class", name, min(max_seconds, worker.step_timeout / 2)))
-            self.resume_class = name
+            self.resume_class = worker.resume_class = name
         return self.resume_class
 
     def own_resume_class(self, max_seconds: float = 20.0) -> str:

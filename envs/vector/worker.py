@@ -20,7 +20,7 @@ from ..spaces.specs import StepArrays
 from .forked_call import CRASH_HINT, acquire, exit_text, init_subprocess, shared_zeros, start_forked
 from .recovery import Restarts
 from .serial import EnvFn, SerialVectorEnv
-from .worker_envs import WorkerEnvs, seed_python
+from .worker_envs import WorkerEnvs, seed_worker
 
 STEP, RESET, CALL, CLOSE = range(4)
 NO_SEED = -1
@@ -56,8 +56,11 @@ class Worker:
 
     Attributes:
         progress: see `SerialVectorEnv`.
+        resume_class: the `resume_class` of the environments of the next process (see `SlicedVectorEnv`).
 
     """
+
+    resume_class = "inexact"
 
     def __init__(
         self,
@@ -84,7 +87,9 @@ class Worker:
         self._go, self._done = context.Semaphore(0), context.Semaphore(0)
         self._pipe, pipe = context.Pipe()
         signals = WorkerSignals(self._command, self._go, self._done, self._has_failed, pipe)
-        self._process = context.Process(target=_run_worker, args=(*self._arguments, signals), daemon=True)
+        self._process = context.Process(
+            target=_run_worker, args=(*self._arguments, self.resume_class, signals), daemon=True
+        )
         self._pipe_of_worker = pipe
 
     def launch(self) -> None:
@@ -194,17 +199,19 @@ def _run_worker(
     info_keys: Sequence[str],
     restarts: Restarts | None,
     progress: NDArray[np.int64],
+    resume_class: str,
     signals: WorkerSignals,
 ) -> None:
     """Execute commands until `CLOSE`, or until the parent process is gone."""
     init_subprocess()
-    seed_python(env_slice.start)
+    seed_worker(env_slice.start)
     parent_pid = os.getppid()
     command, go, done, has_failed, pipe = signals
     vector = None
     try:
         outputs = (shared.step.select(env_slice), info_keys, shared.episode_info[env_slice])
         vector = WorkerEnvs(env_fns, *outputs, restarts=restarts, progress=progress, first_env=env_slice.start)
+        vector.set_resume_class(resume_class)
         while True:
             while not acquire(go, POLL_SECONDS):
                 if os.getppid() != parent_pid:

@@ -58,11 +58,11 @@ class CheckRollout(Callback):
 def small(cfg: DictConfig, *, has_time_limit: bool) -> DictConfig:
     """Return the configuration of a training with one rollout and one optimizer step, in this process."""
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
-    sizes = {"num_envs": NUM_ENVS, "num_workers": 0, "vectorization": "auto"}
+    sizes = {"num_envs": NUM_ENVS, "num_workers": 0}
     env: dict[str, Any] = {name: value for name, value in sizes.items() if name in cfg.env}
     if has_time_limit:
         recorder = {"_target_": f"{__name__}.RecordFinalObservations", "_partial_": True}
-        env |= {"max_episode_steps": TIME_LIMIT, "wrappers": [*cfg.env.wrappers, recorder]}
+        env |= {"max_episode_steps": TIME_LIMIT, "wrappers": [*cfg.env.wrappers, recorder], "vectorization": "auto"}
     length = cfg["update"].get("sequence_length") or NUM_STEPS
     num_steps = length * max(1, NUM_STEPS // length)
     num_envs = env.get("num_envs", cfg.env.get("num_envs", 1))

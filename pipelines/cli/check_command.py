@@ -10,13 +10,12 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 
-from ...envs.make import has_single_env
 from ...errors import EnvironmentFailure
 from ..check.advice import is_done
 from ..check.environment import examine
 from ..check.findings import Finding, error, worst
 from ..check.training import check_training
-from ..components.instantiate import call, single_env_config
+from ..components.instantiate import call, is_single_env, single_env_config
 from .eval_command import stdout_to_stderr
 
 
@@ -47,8 +46,7 @@ def check(cfg: DictConfig, overrides: Sequence[str], *, as_json: bool = False) -
 
 def find_all(cfg: DictConfig) -> list[Finding]:
     """Return all findings about the environment; those about the training follow if there is no error."""
-    vectorization = cfg.env.get("vectorization", "auto")
-    is_single = str(cfg.env._target_).endswith("make_env") and has_single_env(cfg.env.get("id"), vectorization)
+    is_single = is_single_env(cfg.env)
     findings: list[Finding] = []
     if is_single:
         node = single_env_config(cfg.env)

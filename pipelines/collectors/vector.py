@@ -16,6 +16,7 @@ from ...envs import ALL_ENVS, VectorEnv
 from ...envs.resume.plain_data import load_array, save_array
 from ...envs.vector_env import vector_of
 from ...errors import ConfigurationError, EnvironmentFailure
+from ...modules.features.extractor import is_recurrent
 from ..metrics.episode_statistics import EpisodeInfo, write_episode_info
 from ..step_factory import Compile, PolicyFunction, warn_once
 from .recurrent_context import RecurrentContext
@@ -33,7 +34,8 @@ class VectorRollouts:
         double_buffer: let the policy act for one half of the environments while the other half steps (Atari only).
 
     Raises:
-        ConfigurationError: if the environment does not support `double_buffer`, or a policy with a memory.
+        ConfigurationError: if the environment does not support `double_buffer`, or skips steps and the policy has a
+            memory.
 
     """
 
@@ -50,6 +52,7 @@ class VectorRollouts:
         self.env = env
         self.num_steps = num_steps
         self.policy = PolicyFunction(policy, compile, num_policy_steps)
+        self._has_memory = is_recurrent(policy)
         # With double buffering, only the waiting time can be measured, not the time of the environment.
         self._stepping = "waiting" if double_buffer else "environment"
         self.seconds = {self._stepping: 0.0, "policy": 0.0}
@@ -75,7 +78,7 @@ class VectorRollouts:
         self._failed: list[SkippedStep] = []
         self._restarts = self.env.vector.num_restarts.copy() if self._may_fail else None
         device, states = self.policy.device, self.policy.state_shapes
-        if states and self._may_skip:
+        if self._has_memory and self._may_skip:  # a sequence cannot contain a step of another environment
             raise ConfigurationError(
                 "policies with a memory need environments that reset on request; make the vector environment with "
                 "AutoresetMode.SAME_STEP or DISABLED, or use its id"

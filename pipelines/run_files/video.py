@@ -33,7 +33,7 @@ from ...envs.vector.forked_call import signals_blocked
 from ...envs.vector_env import vector_of
 from ...errors import EnvironmentFailure, TorchPPOError
 from ..build import evaluation_compile
-from ..components.instantiate import build_evaluation_env, evaluation_config
+from ..components.instantiate import build_evaluation_env, evaluation_config, is_single_env
 from ..episodes import rollout_episodes
 from ..step_factory import Compile
 from ..stopping.signals import Stopped
@@ -76,7 +76,7 @@ def build_rendering_env(cfg: DictConfig, seed: int) -> EnvBase:
     """Build one evaluation environment that renders, or that has pixels in its observations."""
     node = evaluation_config(cfg).env
     options: dict[str, Any] = {"seed": seed, "num_envs": 1, "num_workers": 0}
-    if "vectorization" in node:
+    if is_single_env(node):
         options["vectorization"] = "auto"  # a single environment renders all states
     if "render_mode" in node:
         mode = node.render_mode if str(node.render_mode).startswith("rgb_array") else "rgb_array"
@@ -224,7 +224,7 @@ def views(env: EnvBase, step: TensorDictBase, is_first: bool, is_over: bool) -> 
     if vector is not None and vector.render_mode is not None:
         collected = vector.envs[0] if isinstance(vector, SerialVectorEnv) else None
         if not isinstance(collected, CollectFrames):
-            return None, vector.render()[0]
+            return None, None if is_over else vector.render()[0]  # the environment has been reset
         return collected.starts.popleft() if is_first else None, collected.last
     if vector is not None:
         before, after = step.get("observation"), step["next"].get("observation")

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.wrappers import TimeLimit
 from lightning import Trainer
 from torch import Tensor, nn
-from torchrl.envs import ExplorationType, StepCounter, TransformedEnv, exploration_type
+from torchrl.envs import ExplorationType, RewardScaling, StepCounter, TransformedEnv, exploration_type
 
 from torchppo.envs import SerialVectorEnv, VectorEnv, make_env
 from torchppo.errors import ConfigurationError, EnvironmentFailure
@@ -151,16 +153,38 @@ class TestEpisodes:
             ("CartPole-v1", {"max_episode_steps": 70_000, "num_workers": 1}, 70_000),
             ("torchppo.envs:torchppo/Recall-v0", {}, 5_000),
             ("ALE/Pong-v5", {}, 27_000),
+            (CartPoleEnv, {"max_episode_steps": 10_000}, 10_000),
+            (CartPoleEnv, {"wrappers": [partial(TimeLimit, max_episode_steps=70)], "num_workers": 1}, 70),
         ],
     )
     def test_have_the_time_limit_of_the_environment_by_default(
-        self, env_id: str, options: dict[str, Any], limit: int
+        self, env_id: Any, options: dict[str, Any], limit: int
     ) -> None:
-        if env_id.startswith("ALE/"):
+        if str(env_id).startswith("ALE/"):
             pytest.importorskip("ale_py")
         env = TransformedEnv(make_env(env_id, **options), StepCounter())
         assert default_max_steps(env) == limit
         env.close()
+
+    @pytest.mark.parametrize("has_transform", [False, True])
+    def test_in_which_the_environment_fails_do_not_count(
+        self, has_transform: bool, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        failures: list[int] = []
+
+        class FailsOnce(ConstantReward):
+            def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+                if self.steps == 4 and not failures:
+                    failures.append(1)
+                    raise ValueError("broken")
+                return super().step(action)
+
+        env = make_env(FailsOnce, 1, on_failure="restart", length=10, reward=1.0, action_space=spaces.Discrete(4))
+        actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]))
+        evaluated = TransformedEnv(env, RewardScaling(0.0, 2.0)) if has_transform else env
+        assert evaluate(actor, evaluated, 2).lengths == [10, 10]
+        assert failures
+        capfd.readouterr()
 
     def test_with_a_reward_that_is_not_finite_are_rejected_at_that_step(
         self, make_actor_and_env: Callable[..., ActorAndEnv]

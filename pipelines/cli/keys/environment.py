@@ -44,7 +44,8 @@ def check_environment(cfg: DictConfig, overrides: Sequence[str], policy: str) ->
             raise ConfigurationError(
                 f"env.render_mode={mode} is not a mode of {cfg.env.id}; use one of {', '.join(modes)}"
             )
-        check_wrappers(env, cfg.env.get("wrappers") or ())
+        if cfg.env.get("vectorization") != "native":  # otherwise, the wrappers are vector wrappers
+            check_wrappers(env, cfg.env.get("wrappers") or ())
         if cfg.transforms or cfg.env.get("wrappers"):  # they may change the spaces
             return
         for word in words:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 
 from torchppo import Collector, make_actor_critic, mlp
 from torchppo.envs import VectorEnv, make_env
 from torchppo.envs.native.autoreset import NextStepReset
-from torchppo.errors import EnvironmentFailure
+from torchppo.errors import ConfigurationError, EnvironmentFailure
+from torchppo.modules.features.recurrent import GRU
+from torchppo.modules.heads.continuous import gsde
 from torchppo.pipelines.episodes import evaluate
 from torchppo.pipelines.metrics.episode_statistics import EpisodeStatistics
 
@@ -35,8 +39,8 @@ def make_vector(env: Callable[..., Any], mode: AutoresetMode, lengths: tuple[int
     return VectorEnv(Native(vector) if native else vector)
 
 
-def collect(env: VectorEnv, steps: int) -> Any:
-    actor, _ = make_actor_critic(env.observation_spec, env.full_action_spec["action"], body=mlp)
+def collect(env: VectorEnv, steps: int, **options: Any) -> Any:
+    actor, _ = make_actor_critic(env.observation_spec, env.full_action_spec["action"], body=mlp, **options)
     collector = Collector(env, actor, frames_per_env=steps, total_frames=steps * env.num_envs)
     return next(iter(collector))
 
@@ -100,6 +104,19 @@ class TestSkippedSteps:
         assert sorted(statistics.episodes) == [(2.0, 2), (2.0, 2), (4.0, 4), (4.0, 4)]
         actor, _ = make_actor_critic(env.observation_spec, env.full_action_spec["action"], body=mlp)
         assert sorted(evaluate(actor, env, 6).lengths) == [2, 2, 4, 4, 4, 4]
+
+    def test_are_replaced_for_persistent_noise_but_not_for_a_memory(self, counting_env: Callable[..., Any]) -> None:
+        box = partial(counting_env, action_space=spaces.Box(-1.0, 1.0, (1,)))
+        env = make_vector(box, AutoresetMode.NEXT_STEP, (2, 4, 4), native=True)
+        make = partial(make_actor_critic, env.observation_spec, env.full_action_spec["action"], body=mlp)
+        actor, _ = make(head=gsde)
+        rollout = next(iter(Collector(env, actor, frames_per_env=4, total_frames=12)))
+        for key in ("observation", "action", "action_log_prob"):
+            torch.testing.assert_close(rollout[0, 2][key], rollout[1, 2][key], rtol=0, atol=0)
+        log_prob = actor.get_dist(rollout.select("observation", "is_init")).log_prob(rollout["action"])
+        torch.testing.assert_close(rollout["action_log_prob"], log_prob)
+        with pytest.raises(ConfigurationError, match="policies with a memory need"):
+            collect(env, 4, memory=partial(GRU, width=6))
 
     def test_have_no_length_for_torchrl_collectors(self, env: VectorEnv) -> None:
         rollout = env.rollout(4, break_when_any_done=False)

@@ -50,6 +50,7 @@ def test_single_environments_with_the_same_id_are_found(vector_id: str, counting
         (lambda: gymnasium.make("CartPole-v1"), "auto", True),
     ]:
         assert has_single_env(name, vectorization) is has_single
+    assert not has_single_env("CartPole-v1", "native", [gymnasium.wrappers.vector.ClipReward])
 
 
 def test_arguments_reach_the_vector_environment(vector_id: str) -> None:

@@ -29,6 +29,17 @@ def test_wrappers_see_final_observations_and_do_not_change_the_return(counting_v
     assert rollout["next", "episode_reward"].squeeze(-1).tolist() == [[1, 2, 1, 2], [1, 2, 3, 1]]
 
 
+def test_environments_that_remove_the_reset_mask_can_be_wrapped() -> None:
+    def make(num_envs: int) -> Any:
+        options: Any = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}
+        return gymnasium.make_vec("CartPole-v1", num_envs, vectorization_mode="sync", vector_kwargs=options)
+
+    env = make_env(make, 2, vectorization="native", wrappers=[partial(vector.ClipReward, max_reward=0.5)])
+    rewards = env.rollout(100, break_when_any_done=False)["next"]
+    assert rewards["done"].any()
+    assert rewards["episode_reward"].equal(rewards["step_count"].float())
+
+
 WRONG: dict[str, tuple[Any, str]] = {
     "single": (gymnasium.wrappers.FrameStackObservation, r"env\.wrappers\[0\]=FrameStackObservation.*remove it"),
     "other": (partial(gymnasium.wrappers.ClipReward, max_reward=1), r"gymnasium\.wrappers\.vector\.ClipReward"),

@@ -303,7 +303,7 @@ class TestRestarts:
         assert observation.tolist() == [[1, 3], [1, 2]]
         assert (reward.tolist(), truncated.tolist()) == ([1, 0], [True, True])
         assert vector.num_restarts is not None
-        assert vector.num_restarts.tolist() == [0, 1]
+        assert vector.num_restarts.tolist() == [1, 1]
         assert vector.reset(options={"reset_mask": truncated.copy()})[0].tolist() == [[1, 0], [1, 0]]
         assert vector.step(zeros)[0].tolist() == [[1, 1], [1, 1]]
         vector.close()
@@ -321,6 +321,22 @@ class TestRestarts:
         vector.reset(options={"reset_mask": truncated.copy()})
         assert vector.step(zeros)[0].tolist() == [[2, 1], [1, 2]]
         vector.close()
+
+    @pytest.mark.parametrize("resume_class", ["snapshot", "replay"])
+    def test_environments_of_a_replaced_worker_continue_their_episodes(self, resume_class: str, tmp_path: Path) -> None:
+        die = partial(FailingEnv, lambda _: os._exit(3), once=tmp_path / "failed")
+        vector = SubprocessVectorEnv([die], 1, on_failure="restart")
+        vector.set_resume_class(resume_class)
+        vector.reset(seed=7)
+        take_steps(vector, 3)
+        vector.reset()
+        take_steps(vector, 2)
+        resumed = SubprocessVectorEnv([die], 1)
+        resumed.set_resume_class(resume_class)
+        resumed.load_env_states(vector.env_states())
+        assert resumed.step(zeros[:1])[0].tolist() == [[1, 3]]
+        vector.close()
+        resumed.close()
 
     def test_stepping_goes_on_after_ten_kills(self) -> None:
         env = make_env("CartPole-v1", 4, num_workers=2, on_failure="restart")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -103,6 +104,27 @@ class TestData:
         assert arrays.reward.tolist() == [100.0, 100.0]
         assert arrays.raw_episode_reward.tolist() == [1.0, 1.0]
         env.close()
+
+    def test_workers_have_other_global_random_numbers_that_the_seed_determines(self) -> None:
+        class RandomEnv(FailingEnv):
+            """Observes numbers of the global random generators."""
+
+            observation_space = gymnasium.spaces.Box(0.0, 1.0, (3,), np.float32)
+
+            def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+                return np.array([random.random(), np.random.random(), torch.rand(()).item()], np.float32), {}
+
+        def first_observations(seed: int) -> np.ndarray:
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            vector = SubprocessVectorEnv([partial(RandomEnv, "raises")] * 2, 2)
+            observation = vector.reset()[0].copy()
+            vector.close()
+            return observation
+
+        first, other = first_observations(0), first_observations(1)
+        np.testing.assert_array_equal(first, first_observations(0))
+        assert len(np.unique([*first, *other])) == 12
 
     @pytest.mark.usefixtures("garbage_at_fork")
     def test_workers_do_not_collect_the_garbage_of_their_parent(self) -> None:

@@ -65,6 +65,12 @@ def test_a_broken_environment_has_the_exit_code_3_and_json_is_one_object(capsys:
     assert report["overrides"] == []
 
 
+def test_vector_wrappers_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    wrapper = "env.wrappers=[{_target_: gymnasium.wrappers.vector.ClipReward, _partial_: true, max_reward: 0.5}]"
+    assert main(["check", "env.vectorization=native", wrapper, *SMALL]) == 0
+    assert "error" not in capsys.readouterr().out
+
+
 def test_a_training_prints_advice_without_other_environments(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:

@@ -19,7 +19,8 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.envs import GymEnv, PendulumEnv, SerialEnv
 
-from torchppo.envs import SerialVectorEnv, VectorEnv, batched
+from torchppo.envs import SerialVectorEnv, VectorEnv, batched, make_env
+from torchppo.envs.native.vector import NativeVectorEnv
 from torchppo.errors import EnvironmentFailure
 from torchppo.pipelines.episodes import rollout_episodes
 from torchppo.pipelines.run_files import video
@@ -219,6 +220,24 @@ def test_atari_games_show_their_observations(tmp_path: Path) -> None:
     cfg = OmegaConf.create({"env": env, "transforms": [], "eval": {"env": {}}, "compile": False})
     actor = TensorDictModule(lambda image: torch.zeros(len(image), dtype=torch.int64), ["observation"], ["action"])
     assert try_to_record_video(cfg, actor, tmp_path / "one.mp4", 0, episodes=1) == tmp_path / "one.mp4"
+
+
+def test_only_environments_with_vector_wrappers_are_native_in_videos() -> None:
+    wrapper = {"_target_": "gymnasium.wrappers.vector.ClipReward", "_partial_": True, "max_reward": 0.5}
+    node = {"_target_": "torchppo.envs.make_env", "id": "CartPole-v1", "num_envs": 3, "vectorization": "native"}
+    for wrappers in ([], [wrapper]):
+        env = node | {"wrappers": wrappers, "render_mode": None}
+        cfg = OmegaConf.create({"env": env, "transforms": [], "eval": {"env": {}}})
+        with closing(build_rendering_env(cfg, 0)) as rendering:
+            assert isinstance(rendering.vector, NativeVectorEnv) is bool(wrappers)
+
+
+def test_native_environments_show_no_image_of_the_next_episode() -> None:
+    env = make_env("CartPole-v1", 1, vectorization="native", max_episode_steps=3, render_mode="rgb_array")
+    steps = rollout_episodes(TensorDictModule(lambda obs: obs[..., 0].long(), ["observation"], ["action"]), env)
+    with closing(env), closing(steps):
+        texts = [text for _, text in episode_images(steps, env, 2, 10)]
+    assert [text.split("   ")[:2] for text in texts] == [[f"episode {n}", f"step {t}"] for n in (1, 2) for t in (1, 2)]
 
 
 def test_a_render_mode_of_eval_env_is_used() -> None:

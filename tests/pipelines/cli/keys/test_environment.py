@@ -14,6 +14,7 @@ from torchppo.pipelines.cli.keys.environment import has_box
 
 OWN = "env.id=my_package.MyEnv"
 OF_ANOTHER_PACKAGE = "{_target_: torchppo.envs.wrappers.ObservationEntries, _partial_: true, indices: [0, 2]}"
+OF_VECTORS = "{_target_: gymnasium.wrappers.vector.ClipReward, _partial_: true, max_reward: 0.5}"
 
 
 @pytest.mark.parametrize(
@@ -36,9 +37,10 @@ def test_boxes_are_found_in_any_space(space: spaces.Space[object], expected: boo
         ["env=pendulum", "head=beta", "env.render_mode=rgb_array"],
         ["head=beta", OWN],
         ["head=beta", f"env.wrappers=[{OF_ANOTHER_PACKAGE}]"],
+        ["env.vectorization=native", f"env.wrappers=[{OF_VECTORS}]"],
         ["policy=cnn", "transforms=[{_target_: torchrl.envs.UnsqueezeTransform, dim: -1}]"],
     ],
-    ids=["fits", "other environment", "wrapper", "transform"],
+    ids=["fits", "other environment", "wrapper", "vector wrapper", "transform"],
 )
 def test_what_may_fit_is_not_refused(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
