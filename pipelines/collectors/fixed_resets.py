@@ -71,8 +71,10 @@ class FixedResets:
         return {"resume_class": "reset", **{name: getattr(self, f"_{name}") for name in names}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._every_frames, self._frames, self._seed = state["every_frames"], state["frames"], state["seed"]
+        """Continue after `state_dict`; an empty state only starts new episodes."""
         self._started_at = None
+        if state:
+            self._every_frames, self._frames, self._seed = state["every_frames"], state["frames"], state["seed"]
 
 
 def follows_seed(env: EnvBase, max_seconds: float = 10.0) -> bool | None:

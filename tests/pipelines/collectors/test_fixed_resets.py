@@ -55,8 +55,9 @@ def arrays(rollout: Any) -> list[Any]:
     return [value.numpy() for _, value in data.items(include_nested=True, leaves_only=True)]
 
 
+@pytest.mark.parametrize("keeps_episodes", [True, False])  # false if another number of ranks continues
 @pytest.mark.parametrize("name", ENVS)
-def test_episodes_start_at_fixed_frames_with_and_without_a_restart(name: str) -> None:
+def test_episodes_start_at_fixed_frames_with_and_without_a_restart(name: str, keeps_episodes: bool) -> None:
     collector = collector_of(ENVS[name](num_envs=2))
     assert follows_seed(collector.env)
     collector.reset_every(32)
@@ -71,6 +72,8 @@ def test_episodes_start_at_fixed_frames_with_and_without_a_restart(name: str) ->
     assert may_save == [False, True] * 3
     other = collector_of(ENVS[name](num_envs=2))
     other.load_state_dict(state)
+    if not keeps_episodes:
+        other.load_state_dict({**other.state_dict(), "rollouts": {}})
     torch.set_rng_state(random_state)
     assert other.resume_class == "reset"
     assert are_equal([arrays(rollout) for rollout in other], expected[4:])
