@@ -206,7 +206,7 @@ def load_collector(trainer: Any) -> None:
     Lightning skips it there, because the checkpoint says that its only epoch is complete. Tested with Lightning 2.6.
     """
     loop = trainer.fit_loop
-    if states := loop._combined_loader_states_to_load:
+    if (states := loop._combined_loader_states_to_load) and hasattr(trainer.train_dataloader, "load_state_dict"):
         loop._combined_loader._load_state_dicts(states)
         loop._combined_loader_states_to_load = []
 
