@@ -6,12 +6,14 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from tensordict import TensorDictBase
 from torchrl.collectors import BaseCollector
 
 from ...errors import ConfigurationError
 from .collector import SizedRollouts
 from .rollout_buffer import require_finite
+from .rollouts import seed_at
 
 
 class RolloutLoader(SizedRollouts):
@@ -19,7 +21,8 @@ class RolloutLoader(SizedRollouts):
 
     TorchRL's `Collector` and `MultiSyncCollector` are supported, with any options that return whole rollouts. The
     collector receives the current weights before each rollout. It is shut down with its worker processes when the
-    iteration ends, after an error or Ctrl-C, and at the latest when Python exits.
+    iteration ends, after an error or Ctrl-C, and at the latest when Python exits. A training that continues begins new
+    episodes.
 
     The environments must write `episode_reward` and `step_count`, which `torchppo.batched` adds. Recurrent policies and
     normalized rewards also need `is_init`, which `torchrl.envs.InitTracker` adds.
@@ -51,6 +54,9 @@ class RolloutLoader(SizedRollouts):
     def __iter__(self) -> Iterator[TensorDictBase]:
         if not self.shutdown.alive:
             raise ConfigurationError("TorchRL's collector has been shut down; make a new one for another training")
+        if self._is_resumed:
+            self.collector.set_seed(seed_at(torch.initial_seed(), self._frames))
+            self.collector.reset()
         self._iterator = iter(self.collector)
         try:
             yield from super().__iter__()

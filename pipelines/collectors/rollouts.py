@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any, Protocol
 
+import numpy as np
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from ...errors import ConfigurationError
-from ..distributed import num_ranks
+from ..distributed import num_ranks, rank
 
 
 class Rollouts(Protocol):
@@ -48,6 +49,11 @@ def length_of_rollout(frames_per_env: int | None, frames_per_batch: int | None, 
             f"{' or '.join(nearest)}"
         )
     return value // num_envs
+
+
+def seed_at(seed: int, frames: int) -> int:
+    """Return the seed of the episodes that this rank starts after `frames` frames of a run with `seed`."""
+    return int(np.random.SeedSequence([seed % 2**32, frames, rank()]).generate_state(1)[0])
 
 
 def check_fits_into_ram(env: EnvBase, num_frames: int) -> None:

@@ -34,6 +34,12 @@ def make_loader(total_frames: int | None = None, *, frames_in_total: int = 240) 
     return RolloutLoader(collector, total_frames)
 
 
+def make_collector() -> Collector:
+    env = make_env("CartPole-v1", 3)
+    actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]))
+    return Collector(env, actor, frames_per_env=40, total_frames=240)
+
+
 def test_rollouts_follow_the_contract() -> None:
     loader = make_loader()
     env, actor = loader.collector.env, loader.collector._orig_policy
@@ -61,6 +67,20 @@ def test_every_rollout_sees_new_weights() -> None:
         with torch.no_grad():
             for param in actor.parameters():
                 param.mul_(2.0).add_(0.1)
+
+
+def test_trainings_that_continue_begin_episodes_with_new_seeds() -> None:
+    """The seeds depend on the frames and on the seed of the run, also with our own collector."""
+    for make in (make_loader, make_collector):
+        first = []
+        for seed, frames in ((0, 0), (0, 120), (1, 120), (1, 120)):
+            loader = make()
+            torch.manual_seed(seed)
+            if frames:
+                loader.load_state_dict({**loader.state_dict(), "frames": frames})
+            first.append(next(iter(loader))["observation"][:, 0].flatten().tolist())
+        assert len({*map(tuple, first)}) == 3
+        assert first[2] == first[3]
 
 
 def interrupted() -> None:
