@@ -48,6 +48,7 @@ class RolloutLoader(SizedRollouts):
             )
         super().__init__(collector.requested_frames_per_batch, int(frames))
         self.collector = collector
+        self.env = getattr(collector, "env", None)  # worker processes have their own
         self._iterator: Iterator[TensorDictBase | None] = iter(())
         self.shutdown = weakref.finalize(self, _shut_down, collector)
 

@@ -20,6 +20,7 @@ from torchppo.modules.features.bodies import mlp
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.collectors.rollout_loader import RolloutLoader, as_rollout
 from torchppo.pipelines.ppo import PPO
+from torchppo.pipelines.saving.state import environment_of
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
 
@@ -81,6 +82,13 @@ def test_trainings_that_continue_begin_episodes_with_new_seeds() -> None:
             first.append(next(iter(loader))["observation"][:, 0].flatten().tolist())
         assert len({*map(tuple, first)}) == 3
         assert first[2] == first[3]
+
+
+def test_callbacks_and_checkpoints_find_the_environment() -> None:
+    loader = make_loader()
+    loader.env.set_attr("x_threshold", 0.5)
+    assert loader.env.get_attr("x_threshold") == (0.5,) * 3
+    assert environment_of(loader)["id"] == "CartPole-v1"
 
 
 def interrupted() -> None:
