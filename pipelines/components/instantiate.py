@@ -79,13 +79,15 @@ def describe_spaces(env: EnvBase) -> str:
     parts = []
     for spec in (env.observation_spec, env.full_action_spec):
         leaves = {
-            (key,) if isinstance(key, str) else key: leaf
+            (key,) if isinstance(key, str) else key: (tuple(leaf.shape[num_dims:]), leaf_type(leaf))
             for key, leaf in spec.items(include_nested=True, leaves_only=True)
         }
-        texts = {
-            path: f"{'.'.join(path)} {[*leaf.shape[num_dims:]]} {leaf_type(leaf)}" for path, leaf in leaves.items()
-        }
-        parts.append(", ".join(text for path, text in texts.items() if not is_bookkeeping(path[0])))
+        texts = [
+            f"{'.'.join(path)} {[*shape]} {kind}"
+            for path, (shape, kind) in leaves.items()
+            if not is_bookkeeping(path[0])
+        ]
+        parts.append(", ".join(texts))
     return f"{parts[0]} and {parts[1]}"
 
 
