@@ -21,6 +21,7 @@ from torchppo.pipelines.build import Training, build_trainer, build_training
 from torchppo.pipelines.cli.config import compose
 from torchppo.pipelines.episodes import EvaluateAndSave, Evaluation
 from torchppo.pipelines.resume.verify import different
+from torchppo.pipelines.saving.plain_checkpoints import ENTRIES
 from torchppo.pipelines.saving.state import environment_of, raise_on_misfit, start_training, versions
 from torchppo.pipelines.step_factory import warn_once
 
@@ -105,6 +106,10 @@ LOSSES: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Training, dict[int, dict[str, float]]]:
     path = tmp_path_factory.mktemp("interrupted") / "middle.ckpt"
     return path, *fit(SETUPS["gru"], path, resume=False)
+
+
+def test_all_entries_of_the_state_are_required(interrupted: tuple[Path, Any, Any]) -> None:
+    assert {*torch.load(interrupted[0], weights_only=True)["torchppo"]} == {*ENTRIES}
 
 
 @pytest.mark.parametrize("item", [*LOSSES, "returns of the reward normalizer"])
