@@ -91,6 +91,13 @@ def test_callbacks_and_checkpoints_find_the_environment() -> None:
     assert environment_of(loader)["id"] == "CartPole-v1"
 
 
+def test_a_policy_that_was_moved_to_another_device_is_refused() -> None:
+    loader = make_loader()
+    loader.collector.policy.to("meta")
+    with pytest.raises(ConfigurationError, match=r"on cpu to a policy on meta; set trainer.accelerator=cpu"):
+        next(iter(loader))
+
+
 def interrupted() -> None:
     raise KeyboardInterrupt
 
