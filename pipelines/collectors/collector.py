@@ -204,6 +204,11 @@ class Collector(SizedRollouts):
         """Whether a checkpoint of this moment continues as `resume_class` says; see `FixedResets`."""
         return getattr(self._rollouts, "may_save", True)
 
+    @property
+    def may_reset(self) -> bool:
+        """Whether `reset_every` works."""
+        return hasattr(self._rollouts, "restart")
+
     def reset_every(self, frames: int) -> None:
         """Start new episodes at fixed numbers of frames; see `FixedResets`."""
         from .fixed_resets import FixedResets

@@ -14,7 +14,10 @@ from ..distributed import num_ranks, rank
 
 
 class Rollouts(Protocol):
-    """Collects one rollout `[num_envs, time]` in every call."""
+    """Collects one rollout `[num_envs, time]` in every call.
+
+    An optional method `restart` lets the next rollout begin with a reset. The resume class `reset` needs it.
+    """
 
     @property
     def seconds(self) -> dict[str, float]:

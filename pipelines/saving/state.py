@@ -234,7 +234,7 @@ def describe_resume(collector: Any, name: str | None, found: str | None, cfg: Di
         if set_class := getattr(collector, "set_resume_class", None):
             set_class(found)
         name = resume_class_of(collector)
-        may_reset = require_exact and every_frames and hasattr(collector, "reset_every")
+        may_reset = require_exact and every_frames and getattr(collector, "may_reset", False)
         if name == "inexact" and may_reset and follows_seed(collector.env):
             collector.reset_every(every_frames)
             name = "reset"
