@@ -79,14 +79,10 @@ def describe_spaces(env: EnvBase) -> str:
     parts = []
     for spec in (env.observation_spec, env.full_action_spec):
         leaves = {
-            (key,) if isinstance(key, str) else key: (tuple(leaf.shape[num_dims:]), leaf_type(leaf))
+            (key,) if isinstance(key, str) else key: f"{[*leaf.shape[num_dims:]]} {leaf_type(leaf)}"
             for key, leaf in spec.items(include_nested=True, leaves_only=True)
         }
-        texts = [
-            f"{'.'.join(path)} {[*shape]} {kind}"
-            for path, (shape, kind) in leaves.items()
-            if not is_bookkeeping(path[0])
-        ]
+        texts = [f"{'.'.join(path)} {text}" for path, text in leaves.items() if not is_bookkeeping(path[0])]
         parts.append(", ".join(texts))
     return f"{parts[0]} and {parts[1]}"
 
