@@ -26,7 +26,7 @@ from .distributed import on_rank_zero
 from .metrics.episode_statistics import add_infos, ended_infos, mean_infos
 from .saving.files import save_checkpoint
 from .saving.last_checkpoint import LastCheckpoint
-from .saving.state import has_same_end, restore_random_state
+from .saving.state import has_same_end, load_collector, restore_random_state
 from .step_factory import EVALUATION_STEPS, Compile
 
 MAX_STEPS = 5_000
@@ -191,6 +191,7 @@ class EvaluateAndSave(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Repeat the evaluation if it was interrupted after the checkpoint had been saved."""
+        load_collector(trainer)  # `start_training` would do it only after the checkpoints are saved again
         restore_random_state(pl_module)  # environments may use it
         self.last_checkpoint.start(trainer, pl_module.frames)
         trainer.should_stop |= has_same_end(pl_module) and self.stop_at is not None and self.best >= self.stop_at

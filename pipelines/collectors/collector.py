@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
-import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -17,11 +16,11 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from ...envs import EPISODE_KEYS, VectorEnv
 from ...errors import ConfigurationError
-from ..distributed import num_ranks, raise_on_all_ranks, rank
+from ..distributed import num_ranks, raise_on_all_ranks
 from ..requirements import length_of_rollout
 from ..step_factory import Compile
 from .rollout_buffer import require_finite
-from .rollouts import Rollouts
+from .rollouts import Rollouts, seed_at
 from .torchrl import TorchRLRollouts
 from .vector import VectorRollouts
 
@@ -206,6 +205,11 @@ class Collector(SizedRollouts):
         """Whether a checkpoint of this moment continues as `resume_class` says; see `FixedResets`."""
         return getattr(self._rollouts, "may_save", True)
 
+    @property
+    def may_reset(self) -> bool:
+        """Whether `reset_every` works."""
+        return hasattr(self._rollouts, "restart")
+
     def reset_every(self, frames: int) -> None:
         """Start new episodes at fixed numbers of frames; see `FixedResets`."""
         from .fixed_resets import FixedResets
@@ -220,7 +224,7 @@ class Collector(SizedRollouts):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the collection of `state_dict`, with environments that were made in the same way."""
         super().load_state_dict(state_dict)
-        self.env.set_seed(int(np.random.SeedSequence([self._frames, rank()]).generate_state(1)[0]))  # if episodes start
+        self.env.set_seed(seed_at(torch.initial_seed(), self._frames))  # for new episodes
         rollouts = state_dict["rollouts"]
         if rollouts.get("resume_class") == "reset" and self.resume_class != "reset":
             self.reset_every(rollouts["every_frames"])

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from ...envs.resume.plain_data import are_equal, load_random_state, save_random_state
-from ..distributed import num_ranks, rank
+from ..distributed import num_ranks
+from .rollouts import seed_at
 
 
 class FixedResets:
@@ -57,8 +57,7 @@ class FixedResets:
 
     def __call__(self) -> TensorDictBase:
         if self.is_due:
-            words = [self._seed % 2**32, self._frames, rank()]
-            self._env.set_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+            self._env.set_seed(seed_at(self._seed, self._frames))
             self._rollouts.restart()
             self._started_at = self._frames
         rollout: TensorDictBase = self._rollouts()
@@ -71,8 +70,10 @@ class FixedResets:
         return {"resume_class": "reset", **{name: getattr(self, f"_{name}") for name in names}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._every_frames, self._frames, self._seed = state["every_frames"], state["frames"], state["seed"]
+        """Continue after `state_dict`; an empty state only starts new episodes."""
         self._started_at = None
+        if state:
+            self._every_frames, self._frames, self._seed = state["every_frames"], state["frames"], state["seed"]
 
 
 def follows_seed(env: EnvBase, max_seconds: float = 10.0) -> bool | None:

@@ -6,12 +6,16 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from tensordict import TensorDictBase
+from torch import nn
 from torchrl.collectors import BaseCollector
 
 from ...errors import ConfigurationError
+from ..step_factory import device_of
 from .collector import SizedRollouts
 from .rollout_buffer import require_finite
+from .rollouts import seed_at
 
 
 class RolloutLoader(SizedRollouts):
@@ -19,7 +23,8 @@ class RolloutLoader(SizedRollouts):
 
     TorchRL's `Collector` and `MultiSyncCollector` are supported, with any options that return whole rollouts. The
     collector receives the current weights before each rollout. It is shut down with its worker processes when the
-    iteration ends, after an error or Ctrl-C, and at the latest when Python exits.
+    iteration ends, after an error or Ctrl-C, and at the latest when Python exits. A training that continues begins new
+    episodes.
 
     The environments must write `episode_reward` and `step_count`, which `torchppo.batched` adds. Recurrent policies and
     normalized rewards also need `is_init`, which `torchrl.envs.InitTracker` adds.
@@ -30,7 +35,7 @@ class RolloutLoader(SizedRollouts):
 
     Raises:
         ConfigurationError: if the number of frames is unlimited, or, while iterating, if the collector is shut down,
-            ends too early, or does not return a rollout.
+            ends too early, does not return a rollout, or has its policy on another device than Lightning.
 
     """
 
@@ -45,17 +50,34 @@ class RolloutLoader(SizedRollouts):
             )
         super().__init__(collector.requested_frames_per_batch, int(frames))
         self.collector = collector
+        self.env = getattr(collector, "env", None)  # worker processes have their own
         self._iterator: Iterator[TensorDictBase | None] = iter(())
         self.shutdown = weakref.finalize(self, _shut_down, collector)
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         if not self.shutdown.alive:
             raise ConfigurationError("TorchRL's collector has been shut down; make a new one for another training")
+        self._check_device()
+        if self._is_resumed:
+            self.collector.set_seed(seed_at(torch.initial_seed(), self._frames))
+            self.collector.reset()
         self._iterator = iter(self.collector)
         try:
             yield from super().__iter__()
         finally:
             self.shutdown()
+
+    def _check_device(self) -> None:
+        """Raise a ConfigurationError if Lightning has moved the policy after the collector was made."""
+        policy, collector = getattr(self.collector, "policy", None), self.collector
+        if self.env is None or not isinstance(policy, nn.Module):
+            return
+        found, expected = device_of(policy), collector.policy_device or self.env.device or torch.device("cpu")
+        if found.type != expected.type:
+            raise ConfigurationError(
+                f"TorchRL's collector passes observations on {expected} to a policy on {found}; set "
+                "trainer.accelerator=cpu, or use collector=vector"
+            )
 
     def _collect(self) -> TensorDictBase:
         self.collector.update_policy_weights_()

@@ -18,6 +18,7 @@ from ...envs import VectorEnv, batched
 from ...envs.failures import described, environment_failure, is_raised_by_package
 from ...envs.make import BATCH_ARGUMENTS, has_single_env, make_gymnasium_env
 from ...errors import ConfigurationError, EnvironmentFailure, TorchPPOError
+from ...modules.features.extractor import is_bookkeeping
 from .transforms import check_kinds, with_transforms
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # `call` reports its errors in one line
@@ -73,15 +74,16 @@ def check_same_spaces(env: EnvBase, training_env: EnvBase, place: str) -> None:
 
 
 def describe_spaces(env: EnvBase) -> str:
-    """Return the shapes and types of observations and actions in one line."""
+    """Return the shapes and types of observations and actions in one line, without entries of the episode."""
     num_dims = len(env.batch_size)
     parts = []
     for spec in (env.observation_spec, env.full_action_spec):
         leaves = {
-            key if isinstance(key, str) else ".".join(key): (tuple(leaf.shape[num_dims:]), leaf)
+            (key,) if isinstance(key, str) else key: f"{[*leaf.shape[num_dims:]]} {leaf_type(leaf)}"
             for key, leaf in spec.items(include_nested=True, leaves_only=True)
         }
-        parts.append(", ".join(f"{key} {[*shape]} {leaf_type(leaf)}" for key, (shape, leaf) in leaves.items()))
+        texts = [f"{'.'.join(path)} {text}" for path, text in leaves.items() if not is_bookkeeping(path[0])]
+        parts.append(", ".join(texts))
     return f"{parts[0]} and {parts[1]}"
 
 

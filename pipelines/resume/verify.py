@@ -86,6 +86,10 @@ def verify_resume(cfg: DictConfig, num_rollouts: int) -> int:
 def run(cfg: DictConfig, stop: SaveAndStop, checkpoint: Path | None = None) -> dict[str, dict[str, Any]]:
     """Train from the start or from a checkpoint until `stop` ends it; return the metrics."""
     trainer = build_trainer(cfg, [stop])
+    if trainer.world_size > 1:
+        raise ConfigurationError(
+            f"torchppo verify-resume uses one device, not {trainer.world_size}; set trainer.devices=1"
+        )
     seed_everything(seed_for_rank(cfg.seed, trainer.global_rank), verbose=False)
     with closing(build_training(cfg, trainer.global_rank)) as training:
         if checkpoint is None:

@@ -20,8 +20,8 @@ from .files import PREVIOUS, verify_checksum
 
 ENTRIES: dict[str, type] = {
     **dict.fromkeys(("config", "versions", "environment", "seconds", "update", "coefficients", "metrics"), dict),
-    **dict.fromkeys(("frames", "num_rollouts", "num_episodes"), int),
-    **{"resume_class": str, "ranks": list, "episodes": list, "episode_infos": dict},
+    **dict.fromkeys(("frames", "total_frames", "num_rollouts", "num_episodes"), int),
+    **{"resume_class": str, "ranks": list, "episodes": list, "episode_infos": dict, "truncated_episodes": dict},
 }
 """Entries of `checkpoint["torchppo"]` that are read, and their types; see `state.training_state`."""
 

@@ -206,7 +206,7 @@ def load_collector(trainer: Any) -> None:
     Lightning skips it there, because the checkpoint says that its only epoch is complete. Tested with Lightning 2.6.
     """
     loop = trainer.fit_loop
-    if states := loop._combined_loader_states_to_load:
+    if (states := loop._combined_loader_states_to_load) and hasattr(trainer.train_dataloader, "load_state_dict"):
         loop._combined_loader._load_state_dicts(states)
         loop._combined_loader_states_to_load = []
 
@@ -234,7 +234,7 @@ def describe_resume(collector: Any, name: str | None, found: str | None, cfg: Di
         if set_class := getattr(collector, "set_resume_class", None):
             set_class(found)
         name = resume_class_of(collector)
-        may_reset = require_exact and every_frames and hasattr(collector, "reset_every")
+        may_reset = require_exact and every_frames and getattr(collector, "may_reset", False)
         if name == "inexact" and may_reset and follows_seed(collector.env):
             collector.reset_every(every_frames)
             name = "reset"

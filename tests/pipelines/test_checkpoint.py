@@ -208,6 +208,7 @@ class TestLoadFromCheckpoint:
         assert all(torch.equal(value, saved["state_dict"][name]) for name, value in ppo.state_dict().items())
         assert (ppo.frames, ppo.num_rollouts) == (512, 2)
         assert ppo.config == saved["torchppo"]["config"]
+        assert ppo._resumed is None, "a training without `ckpt_path` restores no random numbers"
 
     def test_loads_a_training_from_python_into_its_components(self, make: Any, fit: Any, tmp_path: Path) -> None:
         ppo, collector = make()
@@ -220,6 +221,7 @@ class TestLoadFromCheckpoint:
         assert loaded.objective is other.objective
         assert all(torch.equal(value, ppo.state_dict()[name]) for name, value in loaded.state_dict().items())
         assert loaded.frames == ppo.frames > 0
+        assert loaded._resumed is None
 
     def test_without_configuration_or_components_raises(self, make: Any, fit: Any, tmp_path: Path) -> None:
         fit(*make()).save_checkpoint(tmp_path / "python.ckpt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -13,7 +14,10 @@ from torchrl.envs import EnvBase, RewardScaling, TransformedEnv
 
 from torchppo import Collector, batched, make_actor_critic, make_env, mlp
 from torchppo.envs.resume.plain_data import are_equal
+from torchppo.errors import ConfigurationError
+from torchppo.pipelines.cli.config import compose
 from torchppo.pipelines.collectors.fixed_resets import follows_seed
+from torchppo.pipelines.saving.state import describe_resume
 
 
 class Stream(gymnasium.Env[Any, Any]):
@@ -55,8 +59,9 @@ def arrays(rollout: Any) -> list[Any]:
     return [value.numpy() for _, value in data.items(include_nested=True, leaves_only=True)]
 
 
+@pytest.mark.parametrize("keeps_episodes", [True, False])  # false if another number of ranks continues
 @pytest.mark.parametrize("name", ENVS)
-def test_episodes_start_at_fixed_frames_with_and_without_a_restart(name: str) -> None:
+def test_episodes_start_at_fixed_frames_with_and_without_a_restart(name: str, keeps_episodes: bool) -> None:
     collector = collector_of(ENVS[name](num_envs=2))
     assert follows_seed(collector.env)
     collector.reset_every(32)
@@ -71,11 +76,23 @@ def test_episodes_start_at_fixed_frames_with_and_without_a_restart(name: str) ->
     assert may_save == [False, True] * 3
     other = collector_of(ENVS[name](num_envs=2))
     other.load_state_dict(state)
+    if not keeps_episodes:
+        other.load_state_dict({**other.state_dict(), "rollouts": {}})
     torch.set_rng_state(random_state)
     assert other.resume_class == "reset"
     assert are_equal([arrays(rollout) for rollout in other], expected[4:])
     for one in (collector, other):
         one.shutdown()
+
+
+def test_rollouts_without_restart_are_not_reset_at_fixed_frames() -> None:
+    collector = collector_of(make_env("CartPole-v1", num_envs=2))
+    assert collector.may_reset
+    rollouts = partial(SimpleNamespace, seconds={})
+    own = Collector(collector.env, collector.policy, frames_per_env=8, total_frames=96, rollouts=lambda *_: rollouts())
+    cfg = compose(["resume.require_exact=true", "checkpoint.every_frames=32", "run_dir=unused"])
+    with pytest.raises(ConfigurationError, match=r"resume.require_exact=true"):
+        describe_resume(own, None, None, cfg)
 
 
 def test_environments_that_ignore_seeds_are_found() -> None:

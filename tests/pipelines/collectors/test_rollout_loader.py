@@ -20,6 +20,7 @@ from torchppo.modules.features.bodies import mlp
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.collectors.rollout_loader import RolloutLoader, as_rollout
 from torchppo.pipelines.ppo import PPO
+from torchppo.pipelines.saving.state import environment_of
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
 
@@ -32,6 +33,12 @@ def make_loader(total_frames: int | None = None, *, frames_in_total: int = 240) 
     tracked = TransformedEnv(env, Compose(InitTracker()))
     collector = TorchRLCollector(tracked, actor, frames_per_batch=120, total_frames=frames_in_total, trust_policy=True)
     return RolloutLoader(collector, total_frames)
+
+
+def make_collector() -> Collector:
+    env = make_env("CartPole-v1", 3)
+    actor, _ = make_actor_critic(env.observation_spec, env.action_spec, body=partial(mlp, num_cells=[8]))
+    return Collector(env, actor, frames_per_env=40, total_frames=240)
 
 
 def test_rollouts_follow_the_contract() -> None:
@@ -61,6 +68,34 @@ def test_every_rollout_sees_new_weights() -> None:
         with torch.no_grad():
             for param in actor.parameters():
                 param.mul_(2.0).add_(0.1)
+
+
+def test_trainings_that_continue_begin_episodes_with_new_seeds() -> None:
+    """The seeds depend on the frames and on the seed of the run, also with our own collector."""
+    for make in (make_loader, make_collector):
+        first = []
+        for seed, frames in ((0, 0), (0, 120), (1, 120), (1, 120)):
+            loader = make()
+            torch.manual_seed(seed)
+            if frames:
+                loader.load_state_dict({**loader.state_dict(), "frames": frames})
+            first.append(next(iter(loader))["observation"][:, 0].flatten().tolist())
+        assert len({*map(tuple, first)}) == 3
+        assert first[2] == first[3]
+
+
+def test_callbacks_and_checkpoints_find_the_environment() -> None:
+    loader = make_loader()
+    loader.env.set_attr("x_threshold", 0.5)
+    assert loader.env.get_attr("x_threshold") == (0.5,) * 3
+    assert environment_of(loader)["id"] == "CartPole-v1"
+
+
+def test_a_policy_that_was_moved_to_another_device_is_refused() -> None:
+    loader = make_loader()
+    loader.collector.policy.to("meta")
+    with pytest.raises(ConfigurationError, match=r"on cpu to a policy on meta; set trainer.accelerator=cpu"):
+        next(iter(loader))
 
 
 def interrupted() -> None:

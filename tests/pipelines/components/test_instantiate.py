@@ -10,7 +10,13 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from torchppo.errors import ConfigurationError
-from torchppo.pipelines.components.instantiate import build_env, build_evaluation_env, build_node, evaluation_config
+from torchppo.pipelines.components.instantiate import (
+    build_env,
+    build_evaluation_env,
+    build_node,
+    check_same_spaces,
+    evaluation_config,
+)
 from torchppo.pipelines.components.torchrl_collectors import with_recurrent_states
 
 
@@ -67,6 +73,13 @@ def test_transforms_and_torchrls_collectors_receive_success() -> None:
     cfg.transforms = [{"_target_": "torchrl.envs.RewardScaling", "loc": 0.0, "scale": 1.0}]
     with closing(build_env(cfg, seed=0)) as env:
         assert {*env.observation_spec["episode_info"].keys()} == {"is_success", "success"}
+
+
+def test_entries_of_the_episode_do_not_count_as_spaces() -> None:
+    cfg = config({})
+    with closing(build_env(cfg, seed=0)) as own, closing(build_env(cfg, seed=0)) as other:
+        check_same_spaces(own, with_recurrent_states(other, []), "eval.env")
+        assert own.observation_spec.keys() != other.observation_spec.keys()
 
 
 def test_a_target_in_a_module_that_ends_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,6 +216,11 @@ def test_verify_resume_compares_both_ways(
     assert text in capsys.readouterr().out
 
 
+def test_verify_resume_refuses_several_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify-resume", *RUN, "trainer.devices=2", "trainer.strategy=ddp"]) == 2
+    assert "uses one device, not 2; set trainer.devices=1" in capsys.readouterr().err
+
+
 def test_clocks_of_wrappers_are_not_compared() -> None:
     wrappers = [RecordEpisodeStatistics(gymnasium.make("CartPole-v1")) for _ in range(2)]
     for env in wrappers:

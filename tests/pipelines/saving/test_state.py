@@ -19,7 +19,9 @@ from torchppo.envs.resume.plain_data import are_equal
 from torchppo.errors import CheckpointError
 from torchppo.pipelines.build import Training, build_trainer, build_training
 from torchppo.pipelines.cli.config import compose
-from torchppo.pipelines.episodes import EvaluateAndSave
+from torchppo.pipelines.episodes import EvaluateAndSave, Evaluation
+from torchppo.pipelines.resume.verify import different
+from torchppo.pipelines.saving.plain_checkpoints import ENTRIES
 from torchppo.pipelines.saving.state import environment_of, raise_on_misfit, start_training, versions
 from torchppo.pipelines.step_factory import warn_once
 
@@ -106,6 +108,10 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trainin
     return path, *fit(SETUPS["gru"], path, resume=False)
 
 
+def test_all_entries_of_the_state_are_required(interrupted: tuple[Path, Any, Any]) -> None:
+    assert {*torch.load(interrupted[0], weights_only=True)["torchppo"]} == {*ENTRIES}
+
+
 @pytest.mark.parametrize("item", [*LOSSES, "returns of the reward normalizer"])
 def test_each_item_of_the_state_is_needed(
     item: str, interrupted: tuple[Path, Training, dict[int, dict[str, float]]], tmp_path: Path
@@ -157,11 +163,48 @@ def test_new_episodes_start_with_another_number_of_ranks(caplog: pytest.LogCaptu
 
 def test_a_run_that_stop_at_has_ended_continues_only_to_more_frames(tmp_path: Path) -> None:
     callback = EvaluateAndSave(None, tmp_path, None, 10.0)
-    trainer: Any = SimpleNamespace(should_stop=False)
+    fit_loop = SimpleNamespace(_combined_loader_states_to_load=[])
+    trainer: Any = SimpleNamespace(should_stop=False, fit_loop=fit_loop)
     resumed = {"ranks": [{}, {}], "total_frames": 128}
     for callback.best, total_frames, should_stop in ((9.0, 128, False), (12.0, 256, False), (12.0, 128, True)):
         callback.on_train_start(trainer, SimpleNamespace(frames=64, _resumed=resumed, total_frames=total_frames))
         assert trainer.should_stop == should_stop
+
+
+class Interrupted:
+    """An evaluation that a signal interrupts. The next one records the episodes in the last checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trainer: Any = None
+        self.episodes: list[dict[str, Any]] = []
+
+    def read(self) -> dict[str, Any]:
+        state = torch.load(self.path, weights_only=True)["loops"]["fit_loop"]["state_dict"]
+        rollouts: dict[str, Any] = state["combined_loader"][0]["rollouts"]
+        return rollouts
+
+    def __call__(self, actor: Any) -> Evaluation | None:
+        if self.trainer is not None:
+            self.trainer.should_stop = True
+            return None
+        self.episodes.append(self.read())
+        return Evaluation([1.0], [1])
+
+
+def test_a_repeated_evaluation_keeps_the_episodes_of_the_checkpoint(tmp_path: Path) -> None:
+    evaluation, cfg = Interrupted(tmp_path / "last.ckpt"), compose([*SMALL, *SETUPS["cartpole"]])
+    for checkpoint in (None, evaluation.path):
+        trainer = build_trainer(cfg, [EvaluateAndSave(evaluation, tmp_path, 64, None)])
+        evaluation.trainer = trainer if checkpoint is None else None
+        training = build_training(cfg, 0)
+        trainer.fit(training.ppo, train_dataloaders=training.collector, ckpt_path=checkpoint)
+        training.close()
+        if checkpoint is None:
+            saved = evaluation.read()
+    assert training.ppo.frames == 256
+    assert saved["envs"]
+    assert not list(different(evaluation.episodes[0], saved, "episodes"))
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
