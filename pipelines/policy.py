@@ -24,7 +24,8 @@ from ..modules.actor_critic import without_critic
 from ..modules.features.extractor import recurrent_state_shapes
 from .checkpoint import load_actor, restore
 from .collectors.vector import as_array, is_action
-from .components.instantiate import build_evaluation_env, call, evaluation_config, is_single_env, single_env_config
+from .components.instantiate import build_evaluation_env, call, evaluation_config
+from .components.single_env import is_single_env, single_env_config
 from .step_factory import device_of
 
 GymnasiumEnv = VectorEnv | gymnasium.Env[Any, Any] | GymnasiumVectorEnv[Any, Any, Any]

@@ -63,14 +63,18 @@ def check_components(objective: Any, estimator: Any, update: Any, reward_models:
 
 def check_options(frames: float, max_norm: float, normalize: str | None, pretraining: int) -> None:
     """Raise a ConfigurationError for an option of `PPO` that is out of range."""
-    if frames < 1 or frames != int(frames):
-        raise ConfigurationError(f"total_frames={frames} must be a whole number of at least 1")
+    check_total_frames(frames)
     if not max_norm > 0:
         raise ConfigurationError(f"ppo.max_grad_norm={max_norm} must be positive; inf disables clipping")
     if normalize not in ("rollout", "minibatch", None):
         raise ConfigurationError(f"ppo.normalize_advantage={normalize} must be rollout, minibatch or null")
     if pretraining < 0:
         raise ConfigurationError(f"ppo.value_pretraining={pretraining} must not be negative")
+
+
+def check_total_frames(frames: float) -> None:
+    if frames < 1 or frames != int(frames):
+        raise ConfigurationError(f"total_frames={frames} must be a whole number of at least 1")
 
 
 def length_of_rollout(frames_per_env: int | None, frames_per_batch: int | None, num_envs: int) -> int:

@@ -15,7 +15,8 @@ from ..check.advice import is_done
 from ..check.environment import examine
 from ..check.findings import Finding, error, worst
 from ..check.training import check_training
-from ..components.instantiate import call, is_single_env, single_env_config
+from ..components.instantiate import call
+from ..components.single_env import is_single_env, single_env_config
 from .eval_command import stdout_to_stderr
 
 

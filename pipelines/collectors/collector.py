@@ -17,7 +17,7 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from ...envs import EPISODE_KEYS, VectorEnv
 from ...errors import ConfigurationError
 from ..distributed import num_ranks, raise_on_all_ranks
-from ..requirements import length_of_rollout
+from ..requirements import check_total_frames, length_of_rollout
 from ..step_factory import Compile
 from .rollout_buffer import require_finite
 from .rollouts import Rollouts, seed_at
@@ -141,8 +141,7 @@ class Collector(SizedRollouts):
             )
         num_envs = int(env.batch_size.numel())
         self.frames_per_env = length_of_rollout(frames_per_env, frames_per_batch, num_envs)
-        if total_frames < 1 or total_frames != int(total_frames):
-            raise ConfigurationError(f"total_frames={total_frames} must be a whole number of at least 1")
+        check_total_frames(total_frames)
         super().__init__(num_envs * self.frames_per_env, total_frames)
         self.env = env
         self.policy = policy

@@ -16,7 +16,6 @@ from torchrl.envs import EnvBase
 
 from ...envs import VectorEnv, batched
 from ...envs.failures import described, environment_failure, is_raised_by_package
-from ...envs.make import BATCH_ARGUMENTS, has_single_env, make_gymnasium_env
 from ...errors import ConfigurationError, EnvironmentFailure, TorchPPOError
 from ...modules.features.extractor import is_bookkeeping
 from .transforms import check_kinds, with_transforms
@@ -91,19 +90,6 @@ def leaf_type(leaf: Any) -> str:
     """Return the type of a leaf, with the number of values of a categorical one."""
     number = getattr(leaf.space, "n", None) if leaf.space is not None else None
     return str(leaf.dtype).removeprefix("torch.") + ("" if number is None else f" below {number}")
-
-
-def is_single_env(node: DictConfig) -> bool:
-    """Return whether `single_env_config` makes one of the environments of a batch."""
-    options = node.get("id"), node.get("vectorization", "auto"), node.get("wrappers") or ()
-    return str(node._target_).endswith("make_env") and has_single_env(*options)
-
-
-def single_env_config(node: DictConfig) -> DictConfig:
-    """Return the configuration of one Gymnasium environment of a batch that `make_env` makes."""
-    unset = {"render_mode"} if node.get("render_mode") is None else set()
-    keys = {str(key): node[key] for key in node if key not in BATCH_ARGUMENTS | unset}
-    return OmegaConf.create({**keys, "_target_": f"{make_gymnasium_env.__module__}.make_gymnasium_env"})
 
 
 def build_evaluation_env(cfg: DictConfig, *, seed: int, episodes: int = 1, **changes: Any) -> EnvBase:

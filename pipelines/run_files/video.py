@@ -33,7 +33,8 @@ from ...envs.vector.forked_call import signals_blocked
 from ...envs.vector_env import vector_of
 from ...errors import EnvironmentFailure, TorchPPOError
 from ..build import evaluation_compile
-from ..components.instantiate import build_evaluation_env, evaluation_config, is_single_env
+from ..components.instantiate import build_evaluation_env, evaluation_config
+from ..components.single_env import is_single_env
 from ..episodes import rollout_episodes
 from ..step_factory import Compile
 from ..stopping.signals import Stopped
