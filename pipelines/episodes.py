@@ -83,8 +83,7 @@ def evaluate(
 
     Args:
         actor: the policy.
-        env: a batched environment that writes `episode_reward` and `step_count`. During a training, use another one
-            than that of the collector, whose episodes would be interrupted.
+        env: a batched environment that writes `episode_reward` and `step_count`; not that of a collector in use.
         episodes: number of episodes.
         max_steps: maximum number of steps of an episode; `None` uses `default_max_steps`.
         deterministic: whether actions are the `deterministic_sample` (mode, mean or median) or random samples.

@@ -21,7 +21,7 @@ FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "hydra", "om
 
 LAYERS = (
     {"distributed", "health", "metrics", "stopping"},
-    {"step_factory", "updates", "advantages", "monitoring", "compiled"},
+    {"step_factory", "updates", "advantages", "requirements", "monitoring", "compiled"},
     {"collectors", "ppo", "saving"},
     {"build", "components", "episodes"},
     {"run_files", "checkpoint"},

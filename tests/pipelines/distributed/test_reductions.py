@@ -49,6 +49,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     for function in (summed, stacked, gathered):
         monkeypatch.setattr(distributed, function.__name__, function)
     monkeypatch.setattr("torchppo.pipelines.metrics.episode_statistics.gathered", gathered)
+    monkeypatch.setattr("torchppo.pipelines.requirements.gathered", lambda seeds: [*seeds, None])  # different seeds
     return counts
 
 
