@@ -173,7 +173,7 @@ def describe_env(env: gymnasium.Env[Any, Any]) -> EnvDescription:
     if env.spec is not None:
         spec = EnvSpec(env.spec.id, max_episode_steps=env.spec.max_episode_steps)
     elif limits:
-        spec = EnvSpec(type(env.unwrapped).__name__, max_episode_steps=limits[0])
+        spec = EnvSpec(type(env.unwrapped).__name__, max_episode_steps=min(limits))
     return EnvDescription(env.observation_space, env.action_space, env.render_mode, env.metadata, spec)
 
 
