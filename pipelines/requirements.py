@@ -73,7 +73,7 @@ def check_options(frames: float, max_norm: float, normalize: str | None, pretrai
 
 
 def check_total_frames(frames: float) -> None:
-    if frames < 1 or frames != int(frames):
+    if not (frames >= 1 and float(frames).is_integer()):
         raise ConfigurationError(f"total_frames={frames} must be a whole number of at least 1")
 
 
@@ -132,7 +132,8 @@ def check_collector(collector: Any, module: Any, frames: int, total_frames: int,
             "with old weights; add __len__, the number of rollouts"
         )
     own = {param.data_ptr() for param in module.parameters()}
-    acting = {param.data_ptr() for param in getattr(collector, "policy", nn.Module()).parameters()}
+    policy = getattr(collector, "policy", None)
+    acting = {param.data_ptr() for param in policy.parameters()} if isinstance(policy, nn.Module) else set()
     if acting and not acting & own:
         raise ConfigurationError(
             "the collector acts with another policy than the one that is trained; make it with the actor of the "
