@@ -40,7 +40,7 @@ def check_components(objective: Any, estimator: Any, update: Any, reward_models:
             raise ConfigurationError(f"objective={name} needs an nn.Module as its attribute {member}")
     check_critic_memory(objective.actor_network, objective.critic_network)
     for member in UPDATE_MEMBERS:
-        if not hasattr(update, member):
+        if not (hasattr(type(update), member) or hasattr(update, member)):  # a property may need `setup`
             raise ConfigurationError(
                 f"update={type(update).__name__} has no {member}; implement the protocol "
                 "torchppo.pipelines.updates.update.Update"
@@ -170,6 +170,6 @@ def check_trainer(trainer: Trainer) -> None:
         raise ConfigurationError(f"trainer.overfit_batches={fraction} has no effect on rollouts; remove it")
     if num_ranks() > 1 and len({*gathered([torch.initial_seed()])}) == 1:
         raise ConfigurationError(
-            "all ranks have the same random seed and would collect the same data; call seed_everything(seed + rank), "
-            "and env.set_seed with the same number"
+            "all ranks have the same random seed and would collect the same data; call seed_everything(seed + rank) "
+            "and env.set_seed(seed + rank)"
         )

@@ -21,6 +21,7 @@ from torchppo.modules.heads.value_heads import HuberValue
 from torchppo.pipelines import requirements
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.ppo import PPO
+from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 from torchppo.pipelines.updates.natural_gradient import NaturalGradientUpdate
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
@@ -53,6 +54,19 @@ def test_an_update_without_the_protocol_is_refused(make: Make) -> None:
     ppo, _ = make()
     with pytest.raises(ConfigurationError, match="update=GAE has no stop_above"):
         with_objective(ppo, ppo.objective, update=ppo.estimator)
+
+
+def test_a_property_of_an_update_may_need_setup(make: Make) -> None:
+    class LimitOfObjective(MinibatchUpdate):
+        @property
+        def stop_above(self) -> Any:
+            return self.learner.objective.limit
+
+        @stop_above.setter
+        def stop_above(self, value: Any) -> None: ...
+
+    ppo, _ = make()
+    with_objective(ppo, ppo.objective, update=LimitOfObjective(1, 16))
 
 
 def test_numbers_of_frames_are_whole_numbers(make: Make) -> None:
