@@ -199,9 +199,9 @@ class VectorEnv(EnvBase):
             )
         restarts = None if self.vector.num_restarts is None else self.vector.num_restarts.copy()
         if self._has_nested_actions:
-            self.send({key: tensordict[key].numpy() for key in self.action_keys})
+            self.send({key: tensordict[key].detach().numpy() for key in self.action_keys})
         else:
-            self.send(tensordict["action"].numpy())
+            self.send(tensordict["action"].detach().numpy())
         observation, reward, terminated, truncated, raw_episode_reward = self.receive()
         self._episode_reward = np.where(np.isnan(raw_episode_reward), self._episode_reward + reward, raw_episode_reward)
         self._step_count = self._step_count + 1

@@ -40,7 +40,7 @@ def check_components(objective: Any, estimator: Any, update: Any, reward_models:
             raise ConfigurationError(f"objective={name} needs an nn.Module as its attribute {member}")
     check_critic_memory(objective.actor_network, objective.critic_network)
     for member in UPDATE_MEMBERS:
-        if not hasattr(update, member):
+        if not (hasattr(type(update), member) or hasattr(update, member)):  # a property may need `setup`
             raise ConfigurationError(
                 f"update={type(update).__name__} has no {member}; implement the protocol "
                 "torchppo.pipelines.updates.update.Update"
@@ -73,7 +73,7 @@ def check_options(frames: float, max_norm: float, normalize: str | None, pretrai
 
 
 def check_total_frames(frames: float) -> None:
-    if frames < 1 or frames != int(frames):
+    if not (frames >= 1 and float(frames).is_integer()):
         raise ConfigurationError(f"total_frames={frames} must be a whole number of at least 1")
 
 
@@ -132,7 +132,8 @@ def check_collector(collector: Any, module: Any, frames: int, total_frames: int,
             "with old weights; add __len__, the number of rollouts"
         )
     own = {param.data_ptr() for param in module.parameters()}
-    acting = {param.data_ptr() for param in getattr(collector, "policy", nn.Module()).parameters()}
+    policy = getattr(collector, "policy", None)
+    acting = {param.data_ptr() for param in policy.parameters()} if isinstance(policy, nn.Module) else set()
     if acting and not acting & own:
         raise ConfigurationError(
             "the collector acts with another policy than the one that is trained; make it with the actor of the "
@@ -169,6 +170,6 @@ def check_trainer(trainer: Trainer) -> None:
         raise ConfigurationError(f"trainer.overfit_batches={fraction} has no effect on rollouts; remove it")
     if num_ranks() > 1 and len({*gathered([torch.initial_seed()])}) == 1:
         raise ConfigurationError(
-            "all ranks have the same random seed and would collect the same data; call seed_everything(seed + rank), "
-            "and env.set_seed with the same number"
+            "all ranks have the same random seed and would collect the same data; call seed_everything(seed + rank) "
+            "and env.set_seed(seed + rank)"
         )

@@ -32,8 +32,8 @@ class SlicedVectorEnv(GymnasiumVectorEnv[Any, Any, Any]):
         resume_class: how episodes continue after a restart, one of `resume.resumability.RESUME_CLASSES`.
         last_seeds: the last seed of each environment.
         has_left_space: whether an observation outside of its space was reported.
-        num_restarts: number of failures after which the episode of each environment was truncated, because it was
-            recreated, `[num_envs]`. The step of the failure has the last observation and the reward 0, except for
+        num_restarts: number of episodes of each environment that were truncated because it was recreated after a
+            failure, `[num_envs]`. The step of the failure has the last observation and the reward 0, except for
             environments that had completed it before their worker died. `None`: failures are raised.
 
     """
@@ -173,7 +173,7 @@ def describe_env(env: gymnasium.Env[Any, Any]) -> EnvDescription:
     if env.spec is not None:
         spec = EnvSpec(env.spec.id, max_episode_steps=env.spec.max_episode_steps)
     elif limits:
-        spec = EnvSpec(type(env.unwrapped).__name__, max_episode_steps=limits[0])
+        spec = EnvSpec(type(env.unwrapped).__name__, max_episode_steps=min(limits))
     return EnvDescription(env.observation_space, env.action_space, env.render_mode, env.metadata, spec)
 
 

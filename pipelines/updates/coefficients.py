@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
+from copy import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class Coefficients:
 
     def __init__(self, controllers: Mapping[str, Controller], objective: nn.Module) -> None:
         given: dict[str, Controller] = {**getattr(objective, "controllers", {}), **controllers}
-        self._controllers = deepcopy(given)  # so that the same objects can start other trainings
+        self._controllers = {name: copy(one) for name, one in given.items()}  # other trainings may use the same objects
         self._objective = objective
         if len({*map(id, given.values())}) < len(given):
             raise ConfigurationError("controllers: one object controls two coefficients; create one for each of them")

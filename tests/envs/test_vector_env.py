@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit, TransformReward
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torchrl.envs import FrameSkipTransform, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
@@ -114,6 +115,12 @@ class TestFinalObservation:
         for key in ("terminated", "truncated", "done"):
             assert column(rollout, "next", key) == [[False, True]]
 
+    def test_the_smallest_time_limit_of_an_environment_without_a_spec_is_known(
+        self, counting_env: Callable[..., Any]
+    ) -> None:
+        env = VectorEnv(SerialVectorEnv([lambda: TimeLimit(TimeLimit(counting_env(length=9), 2), 5)]))
+        assert env.vector.spec.max_episode_steps == 2
+
 
 class TestResets:
     def test_a_masked_reset_keeps_the_other_environments(self, make: Make) -> None:
@@ -134,6 +141,10 @@ class TestResets:
 
     def test_no_environment_is_stepped_after_the_end_of_an_episode(self, make: Make) -> None:
         rollout_of(make(1, 2, 3, 5), 30)  # asserted by `CountingEnv.step`
+
+    def test_actions_may_have_a_gradient(self) -> None:
+        policy = TensorDictModule(torch.nn.Linear(3, 1), ["observation"], ["action"])
+        assert make_env("Pendulum-v1", num_envs=1).rollout(2, policy)["action"].requires_grad
 
     def test_a_step_after_the_end_of_an_episode_raises(self, make: Make) -> None:
         env = TransformedEnv(make(4, 6), FrameSkipTransform(2))

@@ -21,6 +21,7 @@ from torchppo.modules.heads.value_heads import HuberValue
 from torchppo.pipelines import requirements
 from torchppo.pipelines.collectors.collector import Collector
 from torchppo.pipelines.ppo import PPO
+from torchppo.pipelines.updates.minibatch import MinibatchUpdate
 from torchppo.pipelines.updates.natural_gradient import NaturalGradientUpdate
 
 Make, Fit = Callable[..., tuple[PPO, Collector]], Callable[..., Trainer]
@@ -55,18 +56,33 @@ def test_an_update_without_the_protocol_is_refused(make: Make) -> None:
         with_objective(ppo, ppo.objective, update=ppo.estimator)
 
 
+def test_a_property_of_an_update_may_need_setup(make: Make) -> None:
+    class LimitOfObjective(MinibatchUpdate):
+        @property
+        def stop_above(self) -> Any:
+            return self.learner.objective.limit
+
+        @stop_above.setter
+        def stop_above(self, value: Any) -> None: ...
+
+    ppo, _ = make()
+    with_objective(ppo, ppo.objective, update=LimitOfObjective(1, 16))
+
+
 def test_numbers_of_frames_are_whole_numbers(make: Make) -> None:
     ppo, collector = make()
     assert with_objective(ppo, ppo.objective, total_frames=1e6).total_frames == 1_000_000
     assert len(Collector(collector.env, ppo.actor, frames_per_env=8, total_frames=1e3)) == 62  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match=r"total_frames=1\.5"):
-        with_objective(ppo, ppo.objective, total_frames=1.5)
+    for frames in (1.5, float("inf"), float("nan")):
+        with pytest.raises(ConfigurationError, match=f"total_frames={frames}"):
+            with_objective(ppo, ppo.objective, total_frames=frames)
 
 
 def test_a_collector_with_another_policy_is_refused(make: Make, fit: Fit) -> None:
     (ppo, collector), (_, other) = make(), make()
     with pytest.raises(ConfigurationError, match="another policy"):
         fit(ppo, other)
+    collector.policy = lambda data: data  # type: ignore[assignment] # its parameters are unknown
     fit(ppo, collector)
 
 
@@ -113,6 +129,18 @@ def test_a_controller_can_be_used_for_several_trainings(make: Make, fit: Fit) ->
         ppo, collector = make(controllers=controllers, optimizer=partial(torch.optim.Adam, lr=lr))
         fit(ppo, collector)
         assert ppo.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * lr)
+
+
+def test_a_controller_may_refer_to_the_trained_networks(make: Make) -> None:
+    class Reader(Linear):
+        network: Any = None
+
+    controller = Reader()
+    ppo, _ = make()
+    controller.network = ppo.actor
+    copied = with_objective(ppo, ppo.objective, controllers={"lr": controller}).coefficients._controllers["lr"]
+    assert copied is not controller
+    assert getattr(copied, "network", None) is ppo.actor
 
 
 def test_natural_gradients_refuse_a_loss_that_changes_in_the_line_search(make: Make, fit: Fit) -> None:
