@@ -23,7 +23,10 @@ from ..modules.objectives.ppo_loss import PPOLoss
 from ..modules.symmetry import check_symmetry
 from .distributed import gathered, num_ranks
 
-UPDATE_MEMBERS = ("stop_above", "freezes", "setup", "num_steps", "frames_per_sequence", "check", "state_dict")
+UPDATE_MEMBERS = (
+    *("stop_above", "freezes", "setup", "num_steps", "frames_per_sequence", "check"),
+    *("state_dict", "load_state_dict"),
+)
 """Members of the protocol `Update` that a training reads."""
 
 
@@ -45,10 +48,11 @@ def check_components(objective: Any, estimator: Any, update: Any, reward_models:
                 f"update={type(update).__name__} has no {member}; implement the protocol "
                 "torchppo.pipelines.updates.update.Update"
             )
-    heads = {type(head).__name__ for head in value_heads(objective.critic_network)} - {SquaredErrorValue.__name__}
+    heads = [head for head in value_heads(objective.critic_network) if not isinstance(head, SquaredErrorValue)]
     if isinstance(objective, LossModule) and not isinstance(objective, PPOLoss) and heads:
         raise ConfigurationError(
-            f"objective={name} does not use the loss of {heads.pop()}; use critic=mse, or objective=clip or kl_penalty"
+            f"objective={name} does not use the loss of {type(heads[0]).__name__}; use critic=mse, or objective=clip or "
+            "kl_penalty"
         )
     networks = nn.ModuleList([objective.actor_network, objective.critic_network])
     is_normalized = any(isinstance(module, ObservationNormalizer) for module in networks.modules())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Collection
@@ -13,6 +14,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from ...errors import ConfigurationError, did_you_mean
 from .episode_statistics import NAMES
+
+logger = logging.getLogger("torchppo")
 
 EVALUATION_METRICS = ("eval/mean_reward", "eval/std_reward", "eval/mean_ep_len")
 SAMPLED_METRICS = ("train/kl", "train/max_kl", "train/std", "train/surrogate_improvement", "train/improvement_bound")
@@ -42,16 +45,21 @@ def check_early_stopping(trainer: Trainer, names: Collection[str]) -> None:
 
 
 def check_monitors(trainer: Trainer) -> None:
-    """Raise a ConfigurationError if a callback monitors a torchppo metric that does not exist, or omits its group."""
+    """Raise a ConfigurationError if a callback monitors a torchppo metric that does not exist.
+
+    Warn about the name of a metric without its group, which a callback of the user may still log.
+    """
     names = {*trainer.callback_metrics, *delayed_metrics(trainer)}
     for callback in (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks):
-        monitor = getattr(callback, "monitor", None) or ""
-        is_short = any(name.endswith(f"/{monitor}") for name in names)
-        if (is_short or monitor.startswith(OWN_METRICS)) and monitor not in names:
+        kind, monitor = type(callback).__name__, getattr(callback, "monitor", None) or ""
+        if monitor.startswith(OWN_METRICS) and monitor not in names:
             raise ConfigurationError(
-                f"{type(callback).__name__} monitors {monitor}, which does not exist{did_you_mean(monitor, names)}; "
-                f"use one of {', '.join(sorted(names))}"
+                f"{kind} monitors {monitor}, which does not exist{did_you_mean(monitor, names)}; use one of "
+                f"{', '.join(sorted(names))}"
             )
+        full = sorted(name for name in names if name.endswith(f"/{monitor}"))
+        if monitor and full and monitor not in names:
+            logger.warning("torchppo: %s monitors %s; the metric of torchppo is %s", kind, monitor, " or ".join(full))
 
 
 def wait_for_metrics(trainer: Trainer, names: Collection[str]) -> None:

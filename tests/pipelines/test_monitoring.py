@@ -115,6 +115,13 @@ class TestHyperparameters:
 
 
 class TestEarlyStopping:
+    def test_a_metric_without_its_group_is_a_warning(
+        self, make: Make, fit: Fit, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ppo, collector = make(rollouts=1)
+        fit(ppo, collector, callbacks=[EarlyStopping("ep_len_mean", strict=False)])
+        assert "rollout/ep_len_mean" in caplog.text
+
     @pytest.mark.parametrize(
         ("monitor", "options", "frames"),
         [
