@@ -48,10 +48,10 @@ def check_components(objective: Any, estimator: Any, update: Any, reward_models:
                 f"update={type(update).__name__} has no {member}; implement the protocol "
                 "torchppo.pipelines.updates.update.Update"
             )
-    heads = [head for head in value_heads(objective.critic_network) if not isinstance(head, SquaredErrorValue)]
+    heads = {type(head) for head in value_heads(objective.critic_network)} - {SquaredErrorValue}
     if isinstance(objective, LossModule) and not isinstance(objective, PPOLoss) and heads:
         raise ConfigurationError(
-            f"objective={name} does not use the loss of {type(heads[0]).__name__}; use critic=mse, or objective=clip or "
+            f"objective={name} does not use the loss of {heads.pop().__name__}; use critic=mse, or objective=clip or "
             "kl_penalty"
         )
     networks = nn.ModuleList([objective.actor_network, objective.critic_network])
