@@ -195,7 +195,7 @@ class VectorEnv(EnvBase):
         if self._has_ended.any() and "_step" not in tensordict:  # TorchRL replaces the steps outside the mask `_step`
             raise ConfigurationError(
                 f"environment {self._has_ended.argmax()} received an action after the end of its episode; reset it "
-                "before, and replace transforms that repeat actions (FrameSkipTransform) by wrappers in env.wrappers"
+                "first, and use env.wrappers instead of transforms that repeat actions, such as FrameSkipTransform"
             )
         restarts = None if self.vector.num_restarts is None else self.vector.num_restarts.copy()
         if self._has_nested_actions:

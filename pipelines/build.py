@@ -219,7 +219,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
         raise ConfigurationError(
             f"trainer.strategy={options.strategy} starts ranks as copies of this process; use trainer.strategy=ddp"
         )
-    check_trainer(trainer)
+    check_trainer(trainer)  # before the ranks start; a training from Python checks it in `on_fit_start`
     if zero := [key for key in ("max_epochs", "max_steps", "limit_train_batches") if getattr(trainer, key) == 0]:
         raise ConfigurationError(f"trainer.{zero[0]}=0 allows no rollout; remove it")
     if trainer.world_size > 1:

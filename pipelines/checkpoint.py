@@ -104,14 +104,13 @@ def load_module(
     if not components:
         ppo, _, env = restore(path, seed=0, num_workers=0, trust=trust)
         env.close()
-        ppo._resumed = None
-        return ppo
-    if trust:
+    elif trust:
         raise ConfigurationError(f"trust={trust} has no effect with components; remove it")
-    checkpoint = load_checkpoint(Path(path))
-    ppo = make(**components)
-    load_weights(ppo, checkpoint["state_dict"], f"{path} does not fit the components", BUILD_HINT)
-    ppo.on_load_checkpoint(checkpoint)
+    else:
+        checkpoint = load_checkpoint(Path(path))
+        ppo = make(**components)
+        load_weights(ppo, checkpoint["state_dict"], f"{path} does not fit the components", BUILD_HINT)
+        ppo.on_load_checkpoint(checkpoint)
     ppo._resumed = None  # a training continues from the checkpoint only with `ckpt_path`
     return ppo
 

@@ -77,6 +77,7 @@ def check_options(frames: float, max_norm: float, normalize: str | None, pretrai
 
 
 def check_total_frames(frames: float) -> None:
+    """Raise a ConfigurationError if `frames` is not a whole number of at least 1."""
     if not (frames >= 1 and float(frames).is_integer()):
         raise ConfigurationError(f"total_frames={frames} must be a whole number of at least 1")
 
@@ -158,7 +159,7 @@ def check_collector(collector: Any, module: Any, frames: int, total_frames: int,
 def require_optimizer(made: Any) -> Optimizer:
     """Return an optimizer, or raise a TypeError for anything else, such as Lightning's dictionary with a scheduler."""
     if not isinstance(made, Optimizer):
-        raise TypeError(f"made a {type(made).__name__}, not an Optimizer; pass schedules as controllers")
+        raise TypeError(f"it returned a {type(made).__name__}, not an Optimizer; pass schedules as controllers")
     return made
 
 

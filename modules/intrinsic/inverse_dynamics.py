@@ -95,7 +95,7 @@ def make_code(spec: TensorSpec, num_batch: int) -> tuple[nn.Module, list[int]]:
 class ScaleToUnit(nn.Module):
     """Clips numbers to finite bounds and maps them to [-1, 1]; other numbers stay unchanged.
 
-    The environment clips actions too, so numbers beyond the bounds cannot be predicted from what it does.
+    The environment clips actions too, so the next observation does not tell how far they were beyond the bounds.
 
     Args:
         low: Lower bounds, `[n]`.

@@ -245,5 +245,5 @@ def one_line_errors(*others: type[Exception]) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException, YAMLError, *others) as error:
         cause = str(error.__cause__ or type(error).__name__)
         text = str(error) or cause  # Hydra's own errors may have no text
-        text += f": {cause}" if text.startswith("Error merging override") else ""  # which has no reason
+        text += f": {cause}" if text.startswith("Error merging override") else ""  # Hydra omits the reason
         raise ConfigurationError(text.split("See https", maxsplit=1)[0]) from error

@@ -77,12 +77,9 @@ def describe_spaces(env: EnvBase) -> str:
     num_dims = len(env.batch_size)
     parts = []
     for spec in (env.observation_spec, env.full_action_spec):
-        leaves = {
-            (key,) if isinstance(key, str) else key: f"{[*leaf.shape[num_dims:]]} {leaf_type(leaf)}"
-            for key, leaf in spec.items(include_nested=True, leaves_only=True)
-        }
-        texts = [f"{'.'.join(path)} {text}" for path, text in leaves.items() if not is_bookkeeping(path[0])]
-        parts.append(", ".join(texts))
+        leaves = [((key,) if isinstance(key, str) else key, leaf) for key, leaf in spec.items(True, True)]
+        own = [(".".join(path), leaf) for path, leaf in leaves if not is_bookkeeping(path[0])]
+        parts.append(", ".join(f"{name} {[*leaf.shape[num_dims:]]} {leaf_type(leaf)}" for name, leaf in own))
     return f"{parts[0]} and {parts[1]}"
 
 

@@ -69,10 +69,10 @@ def check_keys(overrides: Iterable[Override], cfg: DictConfig, known: list[str])
             continue
         name = re.sub(r"^controller\.[^.]+", "controller.*", key)
         parts = [one for one in reference() if one.choice and one.key in (name, f"policy.{name}")]
-        if owners := [one.choice for one in parts if one.choice]:
+        if parts:
             key = key if parts[0].key == name else f"policy.{key}"  # such as memory.width
             place = ".".join(key.split(".")[:2])
-            owners = [re.sub("^controller=", f"controller@{place}=", owner) for owner in owners]
+            owners = [re.sub("^controller=", f"controller@{place}=", str(one.choice)) for one in parts]
             has_own_target = f"{key.partition('.')[0]}._target_" in overridden
             instead = f"add +{key}=..." if has_own_target else "remove this key"
             raise ConfigurationError(f"{key} belongs to {' or '.join(owners)}; choose it, or {instead}")
